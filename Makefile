@@ -1,0 +1,32 @@
+# The four doors: `make quickstart`, `make test`, `make check`, `make bench`. Each sets up by itself.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+EXTRAS := tts,data,train,eval,serve,dev
+OUT    ?= runs/quickstart
+SPEECH ?=
+
+.PHONY: quickstart test check bench clean
+quickstart: $(VENV)/.ready
+	$(BIN)/llaso quickstart --out $(OUT) $(if $(SPEECH),--speech $(SPEECH))
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.ready
+	$(BIN)/python -m benchmarks $(ARGS)
+
+# torch goes first, by itself: whatever depends on it then finds it and downloads no second build.
+$(VENV)/.ready: setup.cfg constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,1 @@
+"""LLaSO's corpora: sources in, typed Parquet out (Align, Instruct and Eval)."""

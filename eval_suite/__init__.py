@@ -1,0 +1,1 @@
+"""LLaSO-Eval: generate predictions, score them under a stated protocol, compare and report."""

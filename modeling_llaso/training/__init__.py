@@ -1,0 +1,1 @@
+"""Both training stages: recipes, collator, sampler and the Trainer that reads them."""
