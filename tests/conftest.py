@@ -1,0 +1,47 @@
+"""Shared by all tests: where extra fixtures lie, and an environment without network or progress bars."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
+"""Extra fixtures beside the checkout; never part of the project."""
+
+
+def shared_fixture(name: str) -> Path:
+    """The folder `name` of the extra fixtures; skips the test, with the reason, where it is absent."""
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"extra fixtures are not beside this checkout: ../shared/fixtures/{name}")
+    return path
+
+
+@pytest.fixture
+def official_parity() -> Path:
+    """The tiny checkpoint in the released format, with expected ids, embeddings, logits and losses."""
+    return shared_fixture("official_parity")
+
+
+@pytest.fixture
+def official_outputs() -> Path:
+    """The published answers of six systems on LLaSO-Eval."""
+    return shared_fixture("official_outputs")
+
+
+@pytest.fixture
+def golden() -> Path:
+    """Metric values computed with the authors' scripts."""
+    return shared_fixture("golden")
+
+
+@pytest.fixture
+def fsdd() -> Path:
+    """3,000 recordings of spoken digits."""
+    return shared_fixture("fsdd")
