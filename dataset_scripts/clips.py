@@ -1,0 +1,159 @@
+"""The store of made clips: each is synthesized once, kept under the hash of what it says, and found again.
+
+A clip's address is the SHA-256 of its sound (text, voice, rate, pitch, room and noise) and of what made it. Files
+are written beside their place and renamed into it, so that a killed worker leaves no half clip and two workers may make
+the same one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from . import acoustics, notes
+from .schema import SAMPLE_RATE
+from .sources.base import Note, Recording, Sound, Speech
+from .synthesize import Backend, backend
+
+PAUSE_S = 0.35
+"""Silence between the sounds of one clip, seconds."""
+NOTES_VERSION = 1
+"""Part of a note's address; raise it when `notes.play` sounds different."""
+
+
+class ClipStore:
+    """Makes sounds, and keeps those that had to be synthesized.
+
+    Args:
+        root: folder of the kept clips.
+        speech: name of the speech backend, see `synthesize.backend`. It is loaded when first needed.
+    """
+
+    def __init__(self, root: str | Path, speech: str = "espeak") -> None:
+        self.root = Path(root)
+        self._speech_name = speech
+        self._backend: Backend | None = None
+
+    def prepare(self, sounds: Iterable[Sound]) -> None:
+        """Synthesize all speech that is not in the store yet, in batches."""
+        wanted = {self._address(sound): sound for sound in sounds if isinstance(sound, Speech)}
+        missing = [sound for address, sound in wanted.items() if not self._file(address).exists()]
+        for start in range(0, len(missing), 32):
+            batch = missing[start : start + 32]
+            for sound, samples in zip(batch, self._speaker.speak(batch), strict=True):
+                self._keep(sound, samples)
+
+    def flac(self, sounds: tuple[Sound, ...]) -> bytes:
+        """One clip as 16 kHz mono FLAC; several sounds are joined with a short pause.
+
+        Raises:
+            ValueError: a recording is missing, empty, not readable or silent.
+        """
+        if len(sounds) == 1 and not isinstance(sounds[0], Recording):
+            return self._made(sounds[0])
+        parts: list[np.ndarray] = []
+        for sound in sounds:
+            if parts:
+                parts.append(np.zeros(int(PAUSE_S * SAMPLE_RATE), np.float32))
+            parts.append(read_recording(sound) if isinstance(sound, Recording) else decode(self._made(sound)))
+        return encode(np.concatenate(parts))
+
+    @property
+    def _speaker(self) -> Backend:
+        if self._backend is None:
+            self._backend = backend(self._speech_name)
+        return self._backend
+
+    def _made(self, sound: Speech | Note) -> bytes:
+        """A synthesized sound as FLAC, from the store or made now."""
+        file = self._file(self._address(sound))
+        try:
+            return file.read_bytes()
+        except FileNotFoundError:
+            samples = notes.play(sound) if isinstance(sound, Note) else self._speaker.speak([sound])[0]
+            return self._keep(sound, samples)
+
+    def _keep(self, sound: Speech | Note, samples: np.ndarray) -> bytes:
+        """Put a clip into its place; safe beside other workers doing the same."""
+        if sound.acoustics:
+            samples = acoustics.apply(samples, sound.acoustics)
+        data, file = encode(samples), self._file(self._address(sound))
+        write_atomically(file, data)
+        return data
+
+    def _address(self, sound: Speech | Note) -> str:
+        maker = f"notes {NOTES_VERSION}" if isinstance(sound, Note) else self._speaker.name
+        return sha256(json.dumps([maker, asdict(sound)], sort_keys=True).encode()).hexdigest()
+
+    def _file(self, address: str) -> Path:
+        return self.root / address[:2] / address[2:4] / f"{address}.flac"
+
+
+def write_atomically(file: Path, data: bytes) -> None:
+    """Write a whole file or nothing: beside its place, then renamed.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; nothing is left behind.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=".", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(data)
+        os.replace(name, file)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+
+
+def encode(samples: np.ndarray) -> bytes:
+    """float32 mono at 16 kHz to 16-bit FLAC."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, acoustics.limit(samples), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def decode(data: bytes) -> np.ndarray:
+    """FLAC bytes as written by `encode` to float32 samples, shape (n,)."""
+    samples, rate = soundfile.read(io.BytesIO(data), dtype="float32")
+    assert rate == SAMPLE_RATE and samples.ndim == 1
+    return samples
+
+
+def read_recording(recording: Recording) -> np.ndarray:
+    """A stretch of a file as float32 mono at 16 kHz.
+
+    Raises:
+        ValueError: the file is missing, empty or not readable, or the stretch lies outside it.
+    """
+    try:
+        with soundfile.SoundFile(recording.path) as file:
+            rate = file.samplerate
+            first = round(recording.start * rate)
+            count = -1 if recording.end is None else round(recording.end * rate) - first
+            file.seek(first)
+            samples = file.read(count, dtype="float32", always_2d=True)
+    except FileNotFoundError as error:
+        raise ValueError("no such audio file") from error
+    except soundfile.LibsndfileError as error:
+        if not os.path.exists(recording.path):
+            raise ValueError("no such audio file") from error
+        empty = os.path.getsize(recording.path) == 0
+        raise ValueError("empty audio file" if empty else f"unreadable audio: {error.error_string}") from error
+    if samples.size == 0:
+        raise ValueError("no audio in this stretch")
+    mono = samples.mean(axis=1)
+    heard = soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ").astype(np.float32)
+    return acoustics.apply(heard, recording.acoustics) if recording.acoustics else heard

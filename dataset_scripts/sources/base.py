@@ -1,0 +1,279 @@
+"""What a corpus module hands to the build: sounds, facts about them, and a declaration of the corpus.
+
+A module under `sources/` holds one `SOURCE = Source(...)` whose `read(root)` walks the corpus's public layout on disk
+and yields an `Item` for each recording (or text to speak), or a `Reject` for each one that cannot be used. Nothing is
+decoded here, nothing is drawn at random and no prompt is written: that is the plan's part.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import itertools
+import json
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+# --- sounds ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Acoustics:
+    """The room and the noise a sound is heard in; `acoustics.apply` turns it into samples.
+
+    Args:
+        seed: seed of the noise and of the room's echo.
+        snr_db: signal-to-noise ratio in dB; None adds no noise.
+        reverb_s: reverberation time RT60 in seconds; 0 is a dry sound.
+        gain_db: change of level in dB.
+    """
+
+    seed: int
+    snr_db: float | None = None
+    reverb_s: float = 0.0
+    gain_db: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A stretch of an audio file: seconds `start` to `end` (None: to its end)."""
+
+    path: str
+    start: float = 0.0
+    end: float | None = None
+    acoustics: Acoustics | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """Words to be spoken by the build's synthesizer.
+
+    Args:
+        text: what is said.
+        voice: a voice of the synthesizer, e.g. "en-us+f3"; "" lets the plan draw one of the split's voices.
+        rate: words per minute.
+        pitch: 0 to 99, 50 being the voice's own.
+        acoustics: the room and the noise.
+    """
+
+    text: str
+    voice: str = ""
+    rate: int = 165
+    pitch: int = 50
+    acoustics: Acoustics | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A musical note to be synthesized: a timbre of `notes.TIMBRES`, a MIDI pitch and velocity, and seconds."""
+
+    timbre: str
+    pitch: int
+    velocity: int
+    seconds: float = 1.0
+    acoustics: Acoustics | None = None
+
+
+Sound = Recording | Speech | Note
+
+# --- items ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One thing known of an item: the answer to one task. Each fact becomes one row.
+
+    Args:
+        task: code of `tasks.TASKS`.
+        target: the reference answer; for a closed set, one of `choices`.
+        choices: the closed set, in its natural order; empty for open answers.
+        granularity: which variant of the task, e.g. "coarse", "fine", "number"; also picks the instruction file
+            `TASK.granularity.txt` where there is one.
+        instruction: what is asked, where the item brings its own question (AQA); "" draws a template.
+        input: the text to work on: what the spoken question is about (AQA), or the sentence of the recording where
+            the task can also be asked of text. It makes the format `audio_text` possible.
+        modality: the only format this fact may take; "" draws one of those possible.
+        corpora: the corpora it goes into; empty follows the rule in `plan.corpora_of`.
+    """
+
+    task: str
+    target: str
+    choices: tuple[str, ...] = ()
+    granularity: str = ""
+    instruction: str = ""
+    input: str = ""
+    modality: str = ""
+    corpora: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One recording, or one text to speak, with everything the corpus says about it.
+
+    Args:
+        id: unique within the source and stable over rebuilds; letters, digits and `._-/`.
+        facts: the tasks it can serve.
+        sound: what is heard; several sounds are joined with a short pause. Empty for text-only items, whose
+            instruction and input are spoken by the build.
+        speaker: who speaks, unique within the source; for a synthetic voice leave it empty.
+        sentence: what is said, or asked; items with equal sentences never stand in both training and evaluation
+            (unless the source says `closed_prompts`).
+        split: "train", "validation" or "test" where the corpus or the source decides it; "" lets the plan draw by
+            speaker.
+    """
+
+    id: str
+    facts: tuple[Fact, ...]
+    sound: tuple[Sound, ...] = ()
+    speaker: str = ""
+    sentence: str = ""
+    split: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Something in the corpus that cannot be used: where it is and why. Counted and listed, never hidden."""
+
+    where: str
+    reason: str
+
+
+# --- sources --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Source:
+    """The declaration of one corpus.
+
+    Args:
+        name: short name, also the module's.
+        title: the corpus's full name.
+        license: SPDX id, or the corpus's own name for its terms.
+        redistributable: whether its audio may be published again.
+        homepage: where it comes from.
+        tasks: codes of the tasks it serves.
+        layout: its public folder layout, as a person would draw it; shown when a folder does not fit.
+        needs: glob patterns, each of which must match something below the root.
+        read: yields the items of a root folder.
+        expected: instances the paper (or the corpus itself) counts, by task.
+        closed_prompts: True where everybody says the same few sentences, so that no sentence can be held out.
+        eval_share: the part of the speakers held out for evaluation where the corpus names no test split.
+        synthetic: True where the source itself is made by synthesis.
+        root: the folder it lies in; set by `at`.
+    """
+
+    name: str
+    title: str
+    license: str
+    redistributable: bool
+    homepage: str
+    tasks: tuple[str, ...]
+    layout: str
+    needs: tuple[str, ...]
+    read: Callable[[Path], Iterator[Item | Reject]]
+    expected: Mapping[str, int] = field(default_factory=dict)
+    closed_prompts: bool = False
+    eval_share: float = 0.05
+    synthetic: bool = False
+    root: Path | None = None
+
+    def at(self, root: str | Path) -> Source:
+        """The same source, reading the folder `root`."""
+        return replace(self, root=Path(root))
+
+    def items(self) -> Iterator[Item | Reject]:
+        """Everything below the root.
+
+        Raises:
+            ValueError: the folder is missing or laid out otherwise; the message shows both layouts.
+        """
+        if self.root is None:
+            yield from self.read(Path())
+            return
+        self.check_layout()
+        yield from self.read(self.root)
+
+    def check_layout(self) -> None:
+        """Raise ValueError unless everything in `needs` is found below the root."""
+        assert self.root is not None
+        if not self.root.is_dir():
+            raise ValueError(
+                f"{self.name}: no such folder: {self.root}. Expected {self.title}, laid out as\n{self.layout}"
+            )
+        missing = [pattern for pattern in self.needs if next(self.root.glob(pattern), None) is None]
+        if missing:
+            found = sorted(path.name + "/" * path.is_dir() for path in itertools.islice(self.root.iterdir(), 12))
+            raise ValueError(
+                f"{self.name}: {self.root} has another layout: nothing matches {', '.join(missing)}.\n"
+                f"Expected {self.title}, laid out as\n{self.layout}\nFound: {', '.join(found) or 'an empty folder'}"
+            )
+
+
+def names() -> list[str]:
+    """The sources there are, one module each."""
+    package = importlib.import_module("dataset_scripts.sources")
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name != "base")
+
+
+def load(name: str) -> Source:
+    """The declaration in `sources/<name>.py`.
+
+    Raises:
+        ValueError: there is no such source; the message lists those there are.
+    """
+    if name not in names():
+        raise ValueError(f"no source {name!r}; there are {', '.join(names())}")
+    return importlib.import_module(f"dataset_scripts.sources.{name}").SOURCE
+
+
+# --- reading the usual kinds of files ---------------------------------------------------------------------------------
+
+
+def lines(path: Path) -> Iterator[tuple[int, str | Reject]]:
+    """Numbered lines (from 1) of a text file, without line ends; a line that is not UTF-8 comes as a `Reject`."""
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            try:
+                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError:
+                yield number, Reject(f"{path}:{number}", "text is not UTF-8")
+
+
+def table(path: Path, delimiter: str = ",", columns: Iterable[str] = ()) -> Iterator[dict[str, str] | Reject]:
+    """Rows of a table with a header line; quotes are honoured for commas and taken literally for tabs.
+
+    Raises:
+        ValueError: a column of `columns` is not in the header.
+    """
+    quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.DictReader(file, delimiter=delimiter, quoting=quoting)
+        absent = [column for column in columns if column not in (reader.fieldnames or ())]
+        if absent:
+            raise ValueError(
+                f"{path}: no column {', '.join(absent)}; its header is {', '.join(reader.fieldnames or ())}"
+            )
+        for row in reader:
+            cells = {key: value or "" for key, value in row.items() if key is not None}
+            if any(
+                "\udc80" <= char <= "\udcff" for value in cells.values() if isinstance(value, str) for char in value
+            ):
+                yield Reject(f"{path}:{reader.line_num}", "text is not UTF-8")
+            else:
+                yield cells
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict | Reject]]:
+    """Numbered objects of a JSON-lines file; a broken line comes as a `Reject`."""
+    for number, line in lines(path):
+        if isinstance(line, Reject):
+            yield number, line
+        elif line.strip():
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError as error:
+                yield number, Reject(f"{path}:{number}", f"not JSON: {error.msg}")
+                continue
+            yield number, value if isinstance(value, dict) else Reject(f"{path}:{number}", "not a JSON object")
