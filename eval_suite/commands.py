@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -67,4 +68,80 @@ def _score(arguments: argparse.Namespace) -> None:
 # Measuring and showing -----------------------------------------------------------------------------------------
 
 
-COMMANDS = (_add_score,)
+def _add_generate(steps) -> None:
+    parser = steps.add_parser(
+        "generate",
+        help="ask a model every row of a corpus and write its answers",
+        description="Ask a model every row of a corpus. Stop it at any moment and start it again, with any number of "
+        "processes (`accelerate launch -m modeling_llaso.cli eval generate ...`): it goes on where it was.",
+    )
+    _generation_options(parser)
+    parser.add_argument("--out", type=Path, required=True, help="the predictions folder to write")
+    parser.set_defaults(run=_generate)
+
+
+def _generation_options(parser: argparse.ArgumentParser) -> None:
+    who = parser.add_mutually_exclusive_group(required=True)
+    who.add_argument("--model", help="checkpoint folder or Hub id; with --endpoint, the model's name there")
+    who.add_argument("--callable", metavar="MODULE:FUNCTION", help="a Python function from requests to texts")
+    parser.add_argument("--endpoint", metavar="URL", help="base of an OpenAI-compatible server that takes audio")
+    parser.add_argument("--data", required=True, help="corpus folder or Hub id, in the row schema")
+    parser.add_argument("--config", help="config of the data, e.g. a modality format; its default one by default")
+    parser.add_argument("--split", default="test", help="split of the data (default: %(default)s)")
+    parser.add_argument("--limit", type=int, help="answer only so many rows, spread over the data")
+    parser.add_argument("--batch-size", type=int, default=16, help="rows at once (default: %(default)s)")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="of one answer (default: %(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of sampling (default: %(default)s)")
+    parser.add_argument("--system", help="a system prompt in place of the rows' own")
+    parser.add_argument("--revision", help="of the model on the Hub, or a label for what the endpoint serves")
+    parser.add_argument("--dtype", default="auto", help="of the weights (default: as stored)")
+    parser.add_argument("--device", help="e.g. cuda:1; this process's accelerator, else the CPU, by default")
+    parser.add_argument("--attn-implementation", help="e.g. sdpa; the model's own choice by default")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that travels with the checkpoint")
+    parser.add_argument("--retry-errors", action="store_true", help="ask rows again that failed before")
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from .generate import generate
+
+    out = generate(
+        _function(arguments.callable) if arguments.callable else arguments.model,
+        arguments.data,
+        arguments.out,
+        split=arguments.split,
+        config=arguments.config,
+        limit=arguments.limit,
+        endpoint=arguments.endpoint,
+        batch_size=arguments.batch_size,
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        seed=arguments.seed,
+        system=arguments.system,
+        revision=arguments.revision,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        trust_remote_code=arguments.trust_remote_code,
+        attn_implementation=arguments.attn_implementation,
+        retry_errors=arguments.retry_errors,
+    )
+    if int(os.environ.get("RANK", "0")) != 0:
+        return 0  # the first process of `accelerate launch` speaks for all
+    made = json.loads((out / "generation.json").read_text(encoding="utf-8"))
+    print(f"{made['rows']} rows answered, {made['errors']} of them with an error: {out}")
+    return 1 if made["errors"] == made["rows"] else 0
+
+
+def _function(name: str):
+    """The function that MODULE:FUNCTION names."""
+    import importlib
+
+    module, _, function = name.partition(":")
+    try:
+        found = importlib.import_module(module)
+        return getattr(found, function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"--callable {name}: {error}; give it as MODULE:FUNCTION, importable from here") from None
+
+
+COMMANDS = (_add_score, _add_generate)

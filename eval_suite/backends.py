@@ -1,0 +1,338 @@
+"""Whoever can be asked: a transformers model, a chat server, a Python function. All take a batch of questions with
+their audio and return one answer each; what identifies their answers is a name, a revision and their settings.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import inspect
+import logging
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from .corpus import Row, encode_wav
+from .endpoint import ChatEndpoint, RequestRefusedError
+from .records import Answer
+
+logger = logging.getLogger(__name__)
+
+SAMPLE_RATE = 16_000
+"""Hz; what servers and Python functions are given. A transformers model gets the rate of its processor."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How answers are generated; part of the key of every record."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    """0 is greedy decoding."""
+    seed: int = 0
+    """Of sampling, together with the batch; greedy decoding ignores it."""
+    system: str | None = None
+    """A system prompt to use in place of the rows' own."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One row with its decoded clips, mono float32 `(n,)` at the backend's sampling rate."""
+
+    row: Row
+    audio: tuple[np.ndarray, ...]
+    messages: tuple[dict[str, Any], ...]
+
+
+class Backend(Protocol):
+    """What `generate` needs of somebody who answers."""
+
+    @property
+    def name(self) -> str:
+        """Who answers, as the report shows it."""
+
+    @property
+    def settings(self) -> Settings:
+        """How answers are generated."""
+
+    def revision(self) -> str:
+        """What tells two states of one name apart; cheap, loads no weights."""
+
+    def load(self) -> None:
+        """Get ready to answer: weights into memory. Called once, only where there is something to answer."""
+
+    def sampling_rate(self) -> int:
+        """Hz of the clips in a request."""
+
+    def prepare(self, requests: Sequence[Request]) -> Any:
+        """Whatever can be done ahead, in another thread, while an earlier batch is being answered."""
+
+    def answer(self, prepared: Any) -> list[Answer]:
+        """One answer a request. What it raises is the failure of the whole batch."""
+
+
+@dataclass
+class CallableBackend:
+    """Any Python function from a list of `Request`s to a list of texts."""
+
+    function: Callable[[Sequence[Request]], Sequence[str]]
+    settings: Settings = field(default_factory=Settings)
+
+    @property
+    def name(self) -> str:
+        if inspect.isroutine(self.function):
+            return f"{self.function.__module__}.{self.function.__qualname__}"
+        return f"{type(self.function).__module__}.{type(self.function).__qualname__}"
+
+    def revision(self) -> str:
+        source = self.function if inspect.isroutine(self.function) else type(self.function)
+        try:
+            return "source:" + hashlib.sha256(inspect.getsource(source).encode()).hexdigest()[:16]
+        except (OSError, TypeError):  # built in, or typed at a prompt
+            return "source:unknown"
+
+    def load(self) -> None:
+        return None
+
+    def sampling_rate(self) -> int:
+        return SAMPLE_RATE
+
+    def prepare(self, requests: Sequence[Request]) -> Sequence[Request]:
+        return requests
+
+    def answer(self, prepared: Sequence[Request]) -> list[Answer]:
+        texts = self.function(prepared)
+        if len(texts) != len(prepared):
+            raise ValueError(f"{self.name} returned {len(texts)} answers to {len(prepared)} requests")
+        return [Answer(text) for text in texts]
+
+
+@dataclass
+class EndpointBackend:
+    """An OpenAI-compatible chat server that takes audio; a batch is as many requests at once."""
+
+    endpoint: ChatEndpoint
+    settings: Settings = field(default_factory=Settings)
+    model_revision: str = "served"
+
+    @property
+    def name(self) -> str:
+        return self.endpoint.model
+
+    def revision(self) -> str:
+        return self.model_revision
+
+    def load(self) -> None:
+        return None
+
+    def sampling_rate(self) -> int:
+        return SAMPLE_RATE
+
+    def prepare(self, requests: Sequence[Request]) -> list[list[dict[str, Any]]]:
+        return [self._conversation(request) for request in requests]
+
+    @staticmethod
+    def _conversation(request: Request) -> list[dict[str, Any]]:
+        clips = iter(request.audio)
+        conversation = []
+        for message in request.messages:
+            parts: list[dict[str, Any]] = []
+            for part in message["content"]:
+                if part["type"] == "audio":
+                    data = base64.b64encode(encode_wav(next(clips), SAMPLE_RATE)).decode("ascii")
+                    parts.append({"type": "input_audio", "input_audio": {"data": data, "format": "wav"}})
+                else:
+                    parts.append(part)
+            only_text = len(parts) == 1 and parts[0]["type"] == "text"
+            conversation.append({"role": message["role"], "content": parts[0]["text"] if only_text else parts})
+        return conversation
+
+    def answer(self, prepared: list[list[dict[str, Any]]]) -> list[Answer]:
+        with ThreadPoolExecutor(max_workers=max(1, len(prepared))) as pool:
+            return list(pool.map(self._ask, prepared))
+
+    def _ask(self, conversation: list[dict[str, Any]]) -> Answer:
+        try:
+            text = self.endpoint.complete(
+                conversation,
+                max_tokens=self.settings.max_new_tokens,
+                temperature=self.settings.temperature,
+                seed=self.settings.seed,
+            )
+        except RequestRefusedError as error:
+            return Answer("", str(error))
+        return Answer(text)
+
+
+class TransformersBackend:
+    """Any model of `AutoModelForMultimodalLM` whose processor's chat template takes audio.
+
+    Args:
+        model: a folder or an id on the Hub.
+        settings: how to generate.
+        hub_revision: branch, tag or commit on the Hub.
+        dtype: of the weights; as stored by default.
+        device: e.g. "cuda:1"; by default this process's accelerator, else the CPU.
+        trust_remote_code: run the model code that travels with the checkpoint.
+        attn_implementation: e.g. "sdpa"; the model's own choice by default.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        settings: Settings | None = None,
+        *,
+        hub_revision: str | None = None,
+        dtype: str = "auto",
+        device: str | None = None,
+        trust_remote_code: bool = False,
+        attn_implementation: str | None = None,
+    ):
+        self.name = str(model)
+        self.settings = settings or Settings()
+        self._from: dict[str, Any] = {"revision": hub_revision, "trust_remote_code": trust_remote_code}
+        self._weights = {"dtype": dtype, "attn_implementation": attn_implementation}
+        self._device = device
+        self.processor: Any = None
+        self.model: Any = None
+
+    def revision(self) -> str:
+        """The commit on the Hub, or a digest of every file of a local folder."""
+        folder = Path(self.name)
+        if folder.is_dir():
+            return "sha256:" + _folder_digest(folder)
+        from transformers import AutoConfig
+
+        commit = AutoConfig.from_pretrained(self.name, **self._from)._commit_hash
+        return f"commit:{commit}"
+
+    def load(self) -> None:
+        """Open processor and weights; the processor pads on the left, the model is in evaluation mode."""
+        import torch
+        from transformers import AutoProcessor
+
+        processor = AutoProcessor.from_pretrained(self.name, **self._from)
+        extractors = [name for name in ("audio_processor", "feature_extractor") if hasattr(processor, name)]
+        if not extractors or not hasattr(processor, "tokenizer"):
+            raise ValueError(
+                f"{self.name}: AutoProcessor gave a {type(processor).__name__}; generation needs a processor that "
+                "takes audio and writes prompts by a chat template"
+            )
+        processor.tokenizer.padding_side = "left"
+        if processor.tokenizer.pad_token is None:
+            processor.tokenizer.pad_token = processor.tokenizer.eos_token
+        self.processor, self._rate = processor, getattr(processor, extractors[0]).sampling_rate
+        model = self._auto_class().from_pretrained(self.name, **self._from, **self._weights)
+        if hasattr(model, "thinker"):
+            model = model.thinker  # an omni model: the half that writes; the half that speaks is let go
+        self.model = model.to(self._device or _own_device(torch)).eval()
+
+    def _auto_class(self) -> Any:
+        """`AutoModelForMultimodalLM`, or where transformers files an audio LLM (Audio Flamingo 3) otherwise, that."""
+        from transformers import AutoConfig, AutoModelForMultimodalLM, AutoModelForSeq2SeqLM
+        from transformers.models.auto.modeling_auto import (
+            MODEL_FOR_MULTIMODAL_LM_MAPPING,
+            MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+        )
+
+        kind = type(AutoConfig.from_pretrained(self.name, **self._from))
+        if kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MULTIMODAL_LM_MAPPING:
+            return AutoModelForSeq2SeqLM
+        return AutoModelForMultimodalLM
+
+    def sampling_rate(self) -> int:
+        return self._rate
+
+    def prepare(self, requests: Sequence[Request]) -> Any:
+        """The model's inputs, on the CPU: prompts written by the processor's chat template, padded on the left."""
+        processor = self.processor
+        conversations = [self._conversation(request) for request in requests]
+        inputs = processor.apply_chat_template(
+            conversations,
+            add_generation_prompt=not _is_mistral(processor),
+            tokenize=True,
+            return_dict=True,
+            # Nested: how clips are padded stays the processor's own affair.
+            processor_kwargs={"text_kwargs": {"padding": True}, "return_tensors": "pt"},
+        )
+        return inputs, requests
+
+    def _conversation(self, request: Request) -> list[dict[str, Any]]:
+        """Messages as chat templates of transformers want them: the clip sits in its content part."""
+        clips = iter(request.audio)
+        mistral = _is_mistral(self.processor)
+        conversation = []
+        for message in request.messages:
+            parts: list[dict[str, Any]] = []
+            for part in message["content"]:
+                if part["type"] != "audio":
+                    parts.append(dict(part))
+                elif mistral:  # mistral-common takes files, not samples
+                    wav = encode_wav(next(clips), self.sampling_rate())
+                    parts.append({"type": "audio", "base64": base64.b64encode(wav).decode("ascii")})
+                else:
+                    parts.append({"type": "audio", "audio": next(clips)})
+            conversation.append({"role": message["role"], "content": parts})
+        return conversation
+
+    def answer(self, prepared: Any) -> list[Answer]:
+        import torch
+
+        inputs, requests = prepared
+        model = self.model
+        inputs = inputs.to(model.device, dtype=model.dtype)
+        if self.settings.temperature > 0:
+            torch.manual_seed(_batch_seed(self.settings.seed, requests))
+        with torch.inference_mode():
+            output = model.generate(**inputs, **self._generation_arguments())
+        sequences = output if isinstance(output, torch.Tensor) else output.sequences
+        prompt = inputs["input_ids"]
+        width = prompt.shape[1]
+        if sequences.shape[1] >= width and torch.equal(sequences[:, :width], prompt):
+            sequences = sequences[:, width:]  # most models repeat the prompt; some return only what is new
+        texts = self.processor.batch_decode(sequences, skip_special_tokens=True)
+        return [Answer(text.strip()) for text in texts]
+
+    def _generation_arguments(self) -> dict[str, Any]:
+        settings = self.settings
+        arguments: dict[str, Any] = {"num_beams": 1, "pad_token_id": self.processor.tokenizer.pad_token_id}
+        if settings.temperature > 0:
+            arguments |= {"do_sample": True, "temperature": settings.temperature, "top_p": 1.0, "top_k": 0}
+        else:
+            arguments |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        return arguments | {"max_new_tokens": settings.max_new_tokens}
+
+
+def _is_mistral(processor: Any) -> bool:
+    """Whether prompts are written by mistral-common (Voxtral), which opens the answer's turn by itself."""
+    return type(processor.tokenizer).__name__ == "MistralCommonBackend"
+
+
+def _own_device(torch: Any) -> str:
+    if torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _batch_seed(seed: int, requests: Sequence[Request]) -> int:
+    """Sampling depends on the batch and the seed, never on when or in which process it is answered."""
+    joined = "\n".join([str(seed), *(request.row.digest for request in requests)])
+    return int.from_bytes(hashlib.sha256(joined.encode()).digest()[:8], "big") >> 1
+
+
+def _folder_digest(folder: Path) -> str:
+    """SHA-256 over the names and bytes of a checkpoint's files, shortened; training state beside them is left out."""
+    whole = hashlib.sha256()
+    endings = {".safetensors", ".bin", ".json", ".jinja", ".py", ".model", ".txt"}
+    names = sorted(path for path in folder.iterdir() if path.suffix in endings and path.name != "trainer_state.json")
+    if not names:
+        raise ValueError(f"{folder} holds no checkpoint (config.json, weights, tokenizer)")
+    for path in names:
+        with open(path, "rb") as stream:
+            whole.update(f"{path.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return whole.hexdigest()[:16]

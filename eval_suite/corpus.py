@@ -1,0 +1,194 @@
+"""The rows to be answered: a corpus folder (or Hub data set) in, `Row`s without audio and clips on demand out.
+
+Everything but the audio is read at once, so that rows can be ordered by length; a clip is read and decoded only
+when its batch comes up. Decoding is soundfile's, resampling soxr's: torchcodec is never needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+
+logger = logging.getLogger(__name__)
+
+REQUIRED_COLUMNS = ("id", "task", "category", "modality", "source", "messages", "audio", "target")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question to a model, with what scoring needs to know about it. `index` is its place in the data."""
+
+    index: int
+    id: str
+    file: str
+    task: str
+    category: str
+    modality: str
+    source: str
+    messages: tuple[dict[str, Any], ...]
+    """The conversation up to the answer: roles, and content parts typed "text" or "audio"."""
+    reference: str
+    choices: tuple[str, ...]
+    cluster: str
+    """Rows of one cluster share a recording and are resampled together: the digest of the audio, else the id."""
+    duration: float
+    digest: str
+    """SHA-256 of what the model is shown: messages and audio."""
+
+    @property
+    def instruction(self) -> str:
+        """What the user wrote, without the audio."""
+        return "\n".join(
+            part["text"]
+            for message in self.messages
+            if message["role"] == "user"
+            for part in message["content"]
+            if part["type"] == "text" and part["text"].strip()
+        )
+
+
+def digest(*values: Any) -> str:
+    """SHA-256 of JSON values, the same on every machine."""
+    canonical = json.dumps(values, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def decode_audio(encoded: bytes, sampling_rate: int) -> np.ndarray:
+    """Any file libsndfile reads, as mono float32 samples `(n,)` at `sampling_rate` Hz.
+
+    Raises:
+        ValueError: the bytes are no audio that libsndfile reads, or hold no sample.
+    """
+    try:
+        samples, rate = soundfile.read(io.BytesIO(encoded), dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"unreadable audio: {error}") from None
+    mono = samples.mean(axis=1)
+    if rate != sampling_rate:
+        mono = soxr.resample(mono, rate, sampling_rate, quality="HQ")
+    if not mono.size:
+        raise ValueError("the audio holds no sample")
+    return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def encode_wav(samples: np.ndarray, sampling_rate: int) -> bytes:
+    """Mono float samples `(n,)` as a 16-bit WAV file."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, sampling_rate, format="WAV", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+class Corpus:
+    """One split of a data set in the row schema of `dataset_scripts`.
+
+    Args:
+        data: a corpus folder, or the id of a data set on the Hub.
+        config: which of its configs, e.g. a modality format; its default one by default.
+        split: which split.
+        limit: keep this many rows only. They are picked by a digest of their id, so that a small sample is the
+            same everywhere and touches every task.
+
+    Raises:
+        ValueError: no such data, config or split; a column is missing; an id occurs twice.
+    """
+
+    def __init__(self, data: str | Path, config: str | None = None, split: str = "test", limit: int | None = None):
+        self.data, self.config, self.split, self.limit = str(data), config, split, limit
+        self._table = _load(self.data, config, split)
+        missing = [name for name in REQUIRED_COLUMNS if name not in self._table.column_names]
+        if missing:
+            raise ValueError(
+                f"{self.data}: column(s) {', '.join(missing)} missing; generation reads corpora in the row schema of "
+                "dataset_scripts/schema.py (`llaso data build` writes them)"
+            )
+        self.rows = self._read_rows()
+
+    def _read_rows(self) -> list[Row]:
+        light = self._table.remove_columns("audio").with_format("arrow")
+        columns = [batch.to_pylist() for batch in light.iter(batch_size=1024)]
+        records = [record for chunk in columns for record in chunk]
+        seen: dict[str, int] = {}
+        for index, record in enumerate(records):
+            first = seen.setdefault(record["id"], index)
+            if first != index:
+                raise ValueError(
+                    f"{self.data}: rows {first} and {index} share the id {record['id']!r}; ids are unique"
+                )
+        indices = list(range(len(records)))
+        if self.limit is not None and self.limit < len(records):
+            indices = sorted(sorted(indices, key=lambda index: digest(records[index]["id"]))[: self.limit])
+        return [self._row(index, records[index]) for index in indices]
+
+    def _row(self, index: int, record: dict[str, Any]) -> Row:
+        messages = tuple(_before_the_answer(record["messages"], f"{self.data}: row {index} ({record['id']})"))
+        sound = record.get("sha256") or hashlib.sha256(b"".join(self.clips(index))).hexdigest()
+        has_audio = any(part["type"] == "audio" for message in messages for part in message["content"])
+        return Row(
+            index=index,
+            id=record["id"],
+            file=re.sub(r"[^\w.-]+", "_", f"{record['source']}_{record['task']}_{record['modality']}"),
+            task=record["task"],
+            category=record["category"],
+            modality=record["modality"],
+            source=record["source"],
+            messages=messages,
+            reference=record["target"],
+            choices=tuple(record.get("choices") or ()),
+            cluster=sound if has_audio else record["id"],
+            duration=float(record.get("duration") or 0.0),
+            digest=digest(messages, sound),
+        )
+
+    def clips(self, index: int) -> list[bytes]:
+        """The encoded clips of the row at `index` of the data, in reading order."""
+        column = self._table.select_columns("audio").with_format("arrow")[index].column("audio")
+        clips = column.to_pylist()[0] or []
+        if isinstance(clips, dict):  # a data set with one clip a row, not a list of them
+            clips = [clips]
+        return [clip["bytes"] if clip["bytes"] is not None else Path(clip["path"]).read_bytes() for clip in clips]
+
+
+def _load(data: str, config: str | None, split: str) -> Any:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    if Path(data).exists() and not Path(data).is_dir():
+        raise ValueError(f"{data} is a file; give the corpus folder that holds README.md and data/")
+    try:
+        return load_dataset(data, config, split=split)
+    except DatasetNotFoundError as error:
+        raise ValueError(f"{data}: neither a folder here nor a data set that can be read from the Hub") from error
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"{data} (config {config or 'default'}, split {split}): {error}") from error
+
+
+def _before_the_answer(messages: Sequence[dict[str, Any]], where: str) -> list[dict[str, Any]]:
+    """The messages without the last answer, each part reduced to what its type needs."""
+    end = len(messages)
+    while end and messages[end - 1]["role"] == "assistant":
+        end -= 1
+    if not end:
+        raise ValueError(f"{where}: `messages` holds nothing to answer")
+    cleaned = []
+    for message in messages[:end]:
+        parts: list[dict[str, str]] = []
+        for part in message["content"]:
+            if part["type"] == "audio":
+                parts.append({"type": "audio"})
+            elif part["type"] == "text" and part["text"] is not None:
+                parts.append({"type": "text", "text": part["text"]})
+            else:
+                raise ValueError(f"{where}: a content part is {part}; parts are typed text (with text) or audio")
+        cleaned.append({"role": message["role"], "content": parts})
+    return cleaned

@@ -1,0 +1,316 @@
+"""Ask a model every row of a corpus and write the predictions folder that scoring reads.
+
+Rows are ordered by length and cut into batches once, by content alone; a batch is the unit of work, of recording
+and of recovery. Killed at any moment and started again, with any number of processes, the command asks only for what
+is missing and writes the same bytes an undisturbed run would have written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from .backends import Backend, CallableBackend, EndpointBackend, Request, Settings, TransformersBackend
+from .corpus import Corpus, Row, decode_audio, digest
+from .endpoint import ChatEndpoint
+from .records import Answer, Records, write_predictions
+
+logger = logging.getLogger(__name__)
+
+SAME_FAILURES = 64
+"""So many rows failing from the start, all for one reason, are the set-up's fault and stop the run."""
+
+
+def generate(
+    model: str | Path | Callable[[Sequence[Request]], Sequence[str]] | Backend,
+    data: str | Path,
+    out: str | Path,
+    *,
+    split: str = "test",
+    config: str | None = None,
+    limit: int | None = None,
+    endpoint: str | None = None,
+    batch_size: int = 16,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    seed: int = 0,
+    system: str | None = None,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+    retry_errors: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Answer every row of `data` and write the predictions folder `out`.
+
+    Args:
+        model: a checkpoint folder or Hub id for `AutoModelForMultimodalLM`; a function from a list of `Request`s to
+            a list of texts; a `Backend`; or, with `endpoint`, the name of the served model.
+        data: a corpus folder or Hub id in the row schema.
+        out: where predictions go; holds the append-only records as well.
+        split: which split of the data.
+        config: which config of the data, e.g. a modality format; the default one by default.
+        limit: answer only so many rows, picked by a digest of their id.
+        endpoint: base address of an OpenAI-compatible chat server with audio input.
+        batch_size: rows asked at once (requests in flight, for an endpoint). Halved where memory runs out.
+        max_new_tokens: of one answer.
+        temperature: 0 for greedy decoding.
+        seed: of sampling.
+        system: a system prompt in place of the rows' own.
+        revision: of the model on the Hub, or a label for what an endpoint serves.
+        dtype: of the weights, as stored by default.
+        device: where the model runs; by default this process's accelerator, else the CPU.
+        trust_remote_code: run model code that travels with the checkpoint.
+        attn_implementation: the model's own choice by default.
+        retry_errors: ask rows again that failed in an earlier run.
+        progress: show a bar with the time left.
+
+    Returns:
+        `out`. In a process of rank 1 or more it may still be on its way to being complete.
+
+    Raises:
+        ValueError: data or model cannot be used, or the first rows all fail for one reason.
+        ConnectionError: the endpoint cannot be reached.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    settings = Settings(max_new_tokens, temperature, seed, system)
+    backend: Backend
+    if endpoint is not None:
+        backend = EndpointBackend(ChatEndpoint(endpoint, str(model)), settings, revision or "served")
+    elif isinstance(model, (str, Path)):
+        backend = TransformersBackend(
+            model,
+            settings,
+            hub_revision=revision,
+            dtype=dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            attn_implementation=attn_implementation,
+        )
+    elif callable(model):
+        backend = CallableBackend(model, settings)
+    else:
+        backend = model
+    run = GenerationRun(backend, Corpus(data, config, split, limit), Path(out), batch_size, progress)
+    return run.complete(retry_errors)
+
+
+class GenerationRun:
+    """One backend, one corpus, one predictions folder; see `generate` for the arguments."""
+
+    def __init__(self, backend: Backend, corpus: Corpus, out: Path, batch_size: int = 16, progress: bool = True):
+        self.backend, self.corpus, self.out, self.progress = backend, corpus, out, progress
+        if not corpus.rows:
+            raise ValueError(f"{corpus.data}: split {corpus.split} holds no row")
+        self.rank, self.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        self.records = Records(out)
+        self.revision = backend.revision()
+        made_by = [backend.name, self.revision, dataclasses.asdict(backend.settings)]
+        self.keys = {row.id: digest(row.id, row.digest, made_by) for row in corpus.rows}
+        ordered = sorted(corpus.rows, key=lambda row: (-row.duration, -len(row.instruction), row.id))
+        self.batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+        self._failures: dict[str, int] = {}
+        self._successes = 0
+
+    def complete(self, retry_errors: bool = False) -> Path:
+        """Answer what is missing; write the predictions once nothing is."""
+        done = self.records.read(keep_errors=not retry_errors)
+        mine = [
+            batch
+            for number, batch in enumerate(self.batches)
+            if number % self.world == self.rank and any(self.keys[row.id] not in done for row in batch)
+        ]
+        self._wait_until_all_have_read()
+        try:
+            self._answer_all(mine)
+        finally:
+            self.records.close()
+        if self.rank == 0:
+            self._write(self._wait_for_the_others())
+        return self.out
+
+    def _wait_until_all_have_read(self) -> None:
+        """Nobody records anything before all processes have seen the same records and shared out the same work."""
+        if self.world > 1:
+            import torch
+            from accelerate import PartialState
+
+            PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
+
+    def _answer_all(self, batches: list[list[Row]]) -> None:
+        rows = sum(len(batch) for batch in batches)
+        if not rows:
+            return
+        self.backend.load()
+        hidden = not self.progress or self.rank != 0
+        with tqdm(total=rows, desc="generate", unit="row", disable=hidden, file=sys.stderr) as bar:
+            for batch, prepared in self._prepared(batches):
+                answers = self._answer_batch(prepared)
+                self.records.append([(self.keys[row.id], row, answers[row.id]) for row in batch])
+                bar.update(len(batch))
+                self._stop_if_hopeless(answers)
+
+    def _prepared(self, batches: list[list[Row]]) -> Iterator[tuple[list[Row], PreparedBatch]]:
+        """Each batch with its inputs, which a second thread makes while the batch before is being answered."""
+        with ThreadPoolExecutor(max_workers=1) as ahead:
+            coming: Future[PreparedBatch] = ahead.submit(self._prepare, batches[0])
+            for batch, following in zip(batches, [*batches[1:], None], strict=True):
+                prepared = coming.result()
+                if following is not None:
+                    coming = ahead.submit(self._prepare, following)
+                yield batch, prepared
+
+    def _prepare(self, batch: list[Row]) -> PreparedBatch:
+        """Decode the clips; a row whose audio does not decode is set aside with the reason."""
+        requests, failed = [], {}
+        rate = self.backend.sampling_rate()
+        for row in batch:
+            try:
+                audio = tuple(decode_audio(clip, rate) for clip in self.corpus.clips(row.index))
+                wanted = sum(part["type"] == "audio" for message in row.messages for part in message["content"])
+                if wanted != len(audio):
+                    raise ValueError(f"the messages name {wanted} clip(s), the row holds {len(audio)}")
+            except (ValueError, OSError) as error:
+                failed[row.id] = Answer("", str(error))
+                continue
+            requests.append(Request(row, audio, _with_system(row.messages, self.backend.settings.system)))
+        try:
+            return PreparedBatch(requests, failed, self.backend.prepare(requests) if requests else None)
+        except Exception as error:  # a processor may raise anything; rows are then tried in smaller batches
+            return PreparedBatch(requests, failed, None, error)
+
+    def _answer_batch(self, batch: PreparedBatch) -> dict[str, Answer]:
+        """Answers by row id, whatever happens: a batch that fails is halved until the row at fault stands alone."""
+        answers = dict(batch.failed)
+        if not batch.requests:
+            return answers
+        try:
+            if batch.error is not None:
+                raise batch.error
+            given = self.backend.answer(batch.inputs)
+            assert len(given) == len(batch.requests)
+            return answers | {
+                request.row.id: Answer(_storable(answer.prediction), answer.error)
+                for request, answer in zip(batch.requests, given, strict=True)
+            }
+        except Exception as error:  # a model may raise anything; `_reason` lets through what no smaller batch mends
+            reason = _reason(error)
+            out_of_memory = _is_out_of_memory(error)
+        batch.inputs = batch.error = None  # neither they nor the traceback may hold memory while we try again
+        if out_of_memory:
+            _free_memory()
+        if len(batch.requests) == 1:
+            return answers | {batch.requests[0].row.id: Answer("", reason)}
+        logger.info("a batch of %d failed (%s); trying its halves", len(batch.requests), reason)
+        middle = len(batch.requests) // 2
+        for half in (batch.requests[:middle], batch.requests[middle:]):
+            try:
+                prepared = PreparedBatch(half, {}, self.backend.prepare(half))
+            except Exception as error:  # as in `_prepare`
+                prepared = PreparedBatch(half, {}, None, error)
+            answers |= self._answer_batch(prepared)
+        return answers
+
+    def _stop_if_hopeless(self, answers: dict[str, Answer]) -> None:
+        for answer in answers.values():
+            if answer.error is None:
+                self._successes += 1
+            else:
+                self._failures[answer.error] = self._failures.get(answer.error, 0) + 1
+        if not self._successes and len(self._failures) == 1:
+            ((reason, count),) = self._failures.items()
+            if count >= SAME_FAILURES:
+                raise ValueError(
+                    f"the first {count} rows all failed: {reason}. Mend the cause and run the same command with "
+                    "--retry-errors"
+                )
+
+    def _wait_for_the_others(self) -> dict[str, Answer]:
+        """All answers, once every process has recorded its share."""
+        answers = self.records.read()
+        while missing := sum(key not in answers for key in self.keys.values()):
+            assert self.world > 1, f"{missing} rows were never answered"
+            time.sleep(1.0)
+            answers = self.records.read()
+        return answers
+
+    def _write(self, recorded: dict[str, Answer]) -> None:
+        answers = [recorded[self.keys[row.id]] for row in self.corpus.rows]
+        errors = sum(answer.error is not None for answer in answers)
+        if errors:
+            logger.warning("%d of %d rows could not be answered; their records say why", errors, len(answers))
+        generation = {
+            "schema": 1,
+            "model": self.backend.name,
+            "revision": self.revision,
+            "settings": dataclasses.asdict(self.backend.settings),
+            "data": {
+                "path": self.corpus.data,
+                "config": self.corpus.config,
+                "split": self.corpus.split,
+                "limit": self.corpus.limit,
+                "digest": digest([[row.id, row.digest] for row in self.corpus.rows]),
+            },
+            "rows": len(answers),
+            "errors": errors,
+        }
+        write_predictions(self.out, self.corpus.rows, answers, generation)
+
+
+@dataclasses.dataclass
+class PreparedBatch:
+    """Requests with what the backend made of them, and the rows that fell out before."""
+
+    requests: list[Request]
+    failed: dict[str, Answer]
+    inputs: Any
+    error: Exception | None = None
+
+
+def _with_system(messages: tuple[dict[str, Any], ...], system: str | None) -> tuple[dict[str, Any], ...]:
+    if system is None:
+        return messages
+    others = tuple(message for message in messages if message["role"] != "system")
+    return ({"role": "system", "content": [{"type": "text", "text": system}]}, *others)
+
+
+def _reason(error: Exception) -> str:
+    """A failure in one line; raises it again where it is not the batch's but everybody's."""
+    if isinstance(error, (ConnectionError, ImportError)):
+        raise error
+    if type(error).__name__ == "AcceleratorError":  # the device is lost for this process
+        raise error
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return (
+        type(error).__name__ == "OutOfMemoryError"
+        or isinstance(error, MemoryError)
+        or (isinstance(error, RuntimeError) and "not enough memory" in str(error).lower())
+    )
+
+
+def _free_memory() -> None:
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _storable(text: str) -> str:
+    """Text that UTF-8 can hold: lone surrogates, which a server's JSON may carry, become question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,131 @@
+"""Answers on disk while they are being made: append-only, keyed by content, safe to kill.
+
+Each process appends to a file of its own, one JSON object a line, a batch in one write. Whoever starts later reads
+all of them; a line torn by a kill is ignored. When every row has a record, the predictions folder is written from
+them in the order of the data, so that its bytes do not depend on who answered what when.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .corpus import Row
+
+logger = logging.getLogger(__name__)
+
+RECORDS = "records"
+GENERATION = "generation.json"
+
+
+class Answer(NamedTuple):
+    """What a model said to one row; `error` is the reason where it could not."""
+
+    prediction: str
+    error: str | None = None
+
+
+class Records:
+    """The append-only records below `out`.
+
+    Args:
+        out: the predictions folder.
+    """
+
+    def __init__(self, out: Path):
+        self.folder = out / RECORDS
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._sink: int | None = None
+
+    def read(self, keep_errors: bool = True) -> dict[str, Answer]:
+        """All answers so far by key. Among records of one key a success wins over an error, then the first."""
+        answers: dict[str, Answer] = {}
+        for path in sorted(self.folder.glob("part-*.jsonl")):
+            for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last newline was torn by a kill
+                record = json.loads(line)
+                answer = Answer(record["prediction"], record["error"])
+                held = answers.get(record["key"])
+                if held is None or (held.error is not None and answer.error is None):
+                    answers[record["key"]] = answer
+        if keep_errors:
+            return answers
+        return {key: answer for key, answer in answers.items() if answer.error is None}
+
+    def append(self, answers: Iterable[tuple[str, Row, Answer]]) -> None:
+        """Write a batch: all its lines at once, handed to the system before this returns."""
+        if self._sink is None:
+            self._sink = self._open_part()
+        lines = [
+            json.dumps({"key": key, "id": row.id, "prediction": answer.prediction, "error": answer.error})
+            for key, row, answer in answers
+        ]
+        remaining = memoryview("".join(line + "\n" for line in lines).encode("ascii"))
+        while remaining:
+            remaining = remaining[os.write(self._sink, remaining) :]
+
+    def _open_part(self) -> int:
+        """A new file for this process: never one that a kill may have left with a torn line."""
+        number = len(list(self.folder.glob("part-*.jsonl")))
+        while True:
+            try:
+                path = self.folder / f"part-{number:05d}.jsonl"
+                return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+            except FileExistsError:
+                number += 1
+
+    def close(self) -> None:
+        """Close this process's file."""
+        if self._sink is not None:
+            os.close(self._sink)
+            self._sink = None
+
+
+def prediction_record(row: Row, answer: Answer) -> dict[str, Any]:
+    """The line of the predictions folder for one row."""
+    return {
+        "id": row.id,
+        "file": row.file,
+        "task": row.task,
+        "category": row.category,
+        "modality": row.modality,
+        "source": row.source,
+        "instruction": row.instruction,
+        "prediction": answer.prediction,
+        "reference": row.reference,
+        "choices": list(row.choices),
+        "error": answer.error,
+        "cluster": row.cluster,
+        "duration": row.duration,
+    }
+
+
+def write_predictions(out: Path, rows: Sequence[Row], answers: Sequence[Answer], generation: dict[str, Any]) -> None:
+    """The predictions folder: one `<file>.jsonl` per file group in data order, then `generation.json`.
+
+    Each file is replaced in one step. Files of an earlier run over other data, as its `generation.json` names
+    them, are taken away, so that the folder never mixes two runs.
+    """
+    groups: dict[str, list[str]] = {}
+    for row, answer in zip(rows, answers, strict=True):
+        line = json.dumps(prediction_record(row, answer), ensure_ascii=False)
+        groups.setdefault(row.file, []).append(line)
+    for file, lines in groups.items():
+        replace_file(out / f"{file}.jsonl", "".join(line + "\n" for line in lines))
+    earlier = out / GENERATION
+    if earlier.exists():
+        for file in json.loads(earlier.read_text(encoding="utf-8"))["files"]:
+            if file not in groups:
+                (out / f"{file}.jsonl").unlink(missing_ok=True)
+    generation = {**generation, "files": {file: len(lines) for file, lines in sorted(groups.items())}}
+    replace_file(earlier, json.dumps(generation, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write `text` so that a reader sees the old file or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8", errors="surrogatepass", newline="\n")
+    os.replace(temporary, path)
