@@ -1,0 +1,152 @@
+"""What a LLaSO model is made of: a Whisper encoder, a projector and a causal language model, and how audio is padded.
+
+`count_audio_tokens` is the one formula from mel frames to audio tokens; the model, the processor and everything that
+sorts rows by length call it. This file travels with checkpoints, so it stands on transformers alone.
+"""
+
+from typing import Any, TypeVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig, WhisperConfig
+from transformers.configuration_utils import SubConfigSpec
+
+AUDIO_PADDINGS = ("full", "trim")
+POOLINGS = ("average", "concatenate")
+
+WHISPER_LARGE_V3: dict[str, Any] = {
+    "vocab_size": 51866,
+    "num_mel_bins": 128,
+    "d_model": 1280,
+    "encoder_layers": 32,
+    "encoder_attention_heads": 20,
+    "encoder_ffn_dim": 5120,
+    "decoder_layers": 32,
+    "decoder_attention_heads": 20,
+    "decoder_ffn_dim": 5120,
+}
+LLAMA_3_2_3B: dict[str, Any] = {
+    "vocab_size": 128261,  # 128,256 and the five tokens LLaSO adds
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+    "bos_token_id": 128000,
+    "eos_token_id": [128001, 128008, 128009],
+    "tie_word_embeddings": True,
+}
+
+Count = TypeVar("Count")
+"""An `int`, a NumPy array or a tensor of integers."""
+
+
+def count_audio_tokens(frames: Count, stride: int = 1) -> Count:
+    """Audio tokens of one window of mel frames.
+
+    The encoder's second convolution halves the frames, rounding up; the projector pools `stride` encoder vectors into
+    one token, rounding up, so that the last frames are never dropped.
+
+    Args:
+        frames: mel frames (10 ms each) that reach the encoder; one number, or an array or tensor of them.
+        stride: encoder vectors (20 ms each) pooled into one token.
+
+    Returns:
+        The number of tokens, in the type that came in.
+    """
+    vectors: Any = (frames + 1) // 2  # type: ignore[operator]
+    return (vectors + stride - 1) // stride
+
+
+@strict
+class LlasoConfig(PreTrainedConfig):
+    r"""Configuration of a LLaSO model. The defaults are LLaSO-Base: Whisper-large-v3 and Llama-3.2-3B-Instruct, 3.8 B.
+
+    Args:
+        audio_config (`dict` or `WhisperConfig`): the encoder. Any Whisper size; its decoder's numbers are not used.
+        text_config (`dict` or `PreTrainedConfig`): the language model. Any causal LM of transformers.
+        audio_token_id (`int`): the placeholder that audio embeddings replace. Where it is `vocab_size` or more, it has
+            no embedding row and no logit; where it is less, its logit is masked. Either way it is never generated.
+        projector_hidden_act (`str`): activation between the projector's two linear layers.
+        projector_stride (`int`): encoder vectors pooled into one audio token; 1 pools nothing, as released.
+        projector_pooling (`str`): `"average"` or `"concatenate"`, how `projector_stride` vectors become one.
+        audio_padding (`str`): `"full"` encodes whole windows of silence-padded audio, as released; `"trim"` encodes
+            and attends to the real frames only. Processor and model must agree.
+        tie_word_embeddings (`bool`): whether the head shares the input embeddings; by default as in `text_config`.
+
+    Raises:
+        ValueError: on a value outside the choices above.
+
+    Example:
+
+    ```python
+    >>> from modeling_llaso import LlasoConfig, LlasoForConditionalGeneration
+
+    >>> configuration = LlasoConfig(audio_padding="trim")
+    >>> model = LlasoForConditionalGeneration(configuration)
+    ```"""
+
+    model_type = "llaso"
+    sub_configs_defaults = {
+        "audio_config": SubConfigSpec(config_class=WhisperConfig, init_kwargs=WHISPER_LARGE_V3),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama", init_kwargs=LLAMA_3_2_3B),
+    }
+    _auto_class = "AutoConfig"
+
+    audio_config: Any = None
+    text_config: Any = None
+    audio_token_id: int = 128261
+    projector_hidden_act: str = "gelu"
+    projector_stride: int = 1
+    projector_pooling: str = "average"
+    audio_padding: str = "full"
+    tie_word_embeddings: bool | None = None
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.tie_word_embeddings is None:
+            self.tie_word_embeddings = self.text_config.tie_word_embeddings
+        if self.audio_padding not in AUDIO_PADDINGS:
+            raise ValueError(f"audio_padding is {self.audio_padding!r}; choose one of {AUDIO_PADDINGS}")
+        if self.projector_pooling not in POOLINGS:
+            raise ValueError(f"projector_pooling is {self.projector_pooling!r}; choose one of {POOLINGS}")
+        if self.projector_stride < 1:
+            raise ValueError(f"projector_stride is {self.projector_stride}; it counts encoder vectors, so 1 or more")
+
+    @property
+    def max_frames(self) -> int:
+        """Mel frames of one full window: 3000 for Whisper's 30 s."""
+        return 2 * self.audio_config.max_source_positions
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "llaso-base": {"audio_config": WHISPER_LARGE_V3, "text_config": LLAMA_3_2_3B, "audio_token_id": 128261},
+}
+"""Named models: keyword arguments of `LlasoConfig`."""
+
+
+def preset(name: str) -> LlasoConfig:
+    """The configuration of a named model.
+
+    Args:
+        name: a key of `PRESETS`, such as `"llaso-base"`.
+
+    Raises:
+        ValueError: no preset has this name.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"no preset is named {name!r}; there are: {', '.join(PRESETS)}")
+    return LlasoConfig(**PRESETS[name])
+
+
+__all__ = ["PRESETS", "LlasoConfig", "count_audio_tokens", "preset"]

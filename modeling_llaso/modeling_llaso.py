@@ -1,0 +1,445 @@
+"""The LLaSO network: log-mel windows → Whisper encoder → projector → a causal language model.
+
+`LlasoModel` is the network without a head; `LlasoForConditionalGeneration` adds the head, the loss and generation.
+The processor writes one placeholder token for every audio vector; `forward` puts the vectors in their place.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple, torch_compilable_check
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_llaso import LlasoConfig, count_audio_tokens
+
+IGNORED_LABEL = -100
+AUTO_MAP = {
+    "AutoModel": "modeling_llaso.LlasoModel",
+    "AutoModelForMultimodalLM": "modeling_llaso.LlasoForConditionalGeneration",
+}
+"""What a checkpoint's own code holds for each Auto class; transformers alone would name only the class that saves."""
+
+
+@dataclass
+class LlasoModelOutputWithPast(BaseModelOutputWithPast):
+    r"""
+    audio_hidden_states (`torch.Tensor` of shape `(audio_tokens, hidden_size)`, *optional*):
+        The projected audio vectors that took the placeholders' places, all rows one after another.
+    """
+
+    audio_hidden_states: torch.Tensor | None = None
+
+
+@dataclass
+class LlasoCausalLMOutputWithPast(ModelOutput):
+    r"""
+    loss (`torch.Tensor` of shape `(1,)`, *optional*, returned when `labels` is provided):
+        Next-token cross-entropy.
+    logits (`torch.Tensor` of shape `(batch_size, sequence_length, vocab_size)`):
+        Scores before the softmax; `(kept, vocab_size)` where `logits_to_keep` was a boolean mask.
+    past_key_values (`Cache`, *optional*):
+        Keys and values of the language model.
+    audio_hidden_states (`torch.Tensor` of shape `(audio_tokens, hidden_size)`, *optional*):
+        The projected audio vectors.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor] | None = None
+    attentions: tuple[torch.Tensor] | None = None
+    audio_hidden_states: torch.Tensor | None = None
+
+
+def encoded_vectors(mm_encoder_outputs: dict[str, Any]) -> torch.Tensor:
+    """The vectors of audio encoded before, `(audio_tokens, hidden_size)`, be they in one tensor or in a list."""
+    vectors = mm_encoder_outputs["audio"].pooler_output
+    vectors = vectors if isinstance(vectors, torch.Tensor) else torch.cat(list(vectors))
+    return vectors.flatten(0, -2)
+
+
+class LlasoEncoder(WhisperEncoder):
+    """Whisper's encoder, for windows of any length up to its own, with a mask over frames.
+
+    With all frames it computes what Whisper computes. A masked batch gives each window the vectors it would have
+    alone: padding is silenced between the convolutions and never attended to.
+    """
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_features: torch.Tensor,
+        input_features_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        r"""
+        Args:
+            input_features (`torch.Tensor` of shape `(windows, num_mel_bins, frames)`): log-mel, at most
+                `2 * max_source_positions` frames.
+            input_features_mask (`torch.Tensor` of shape `(windows, frames)`, *optional*): 1 for real frames, which
+                come first, 0 for padding.
+        """
+        hidden_states = nn.functional.gelu(self.conv1(input_features))
+        vector_mask = None
+        if input_features_mask is not None:
+            # Alone, a window's last frame would see zeros beyond its end, where the batch has the padding's response.
+            hidden_states = hidden_states * input_features_mask[:, None, :].to(hidden_states.dtype)
+            vector_mask = input_features_mask[:, ::2]
+        hidden_states = nn.functional.gelu(self.conv2(hidden_states)).permute(0, 2, 1)
+
+        hidden_states = hidden_states + self.embed_positions.weight[: hidden_states.shape[1]]
+        hidden_states = nn.functional.dropout(hidden_states, p=self.dropout, training=self.training)
+        attention_mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=hidden_states, attention_mask=vector_mask
+        )
+        for layer in self.layers:
+            if self.training and self.layerdrop > 0.0 and torch.rand([]) < self.layerdrop:
+                continue
+            hidden_states = layer(hidden_states, attention_mask, **kwargs)
+        return BaseModelOutputWithPooling(last_hidden_state=self.layer_norm(hidden_states))
+
+
+class LlasoMultiModalProjector(nn.Module):
+    """Pools encoder vectors where the configuration says so, then two linear layers into the LLM's embedding space."""
+
+    def __init__(self, config: LlasoConfig):
+        super().__init__()
+        self.stride = config.projector_stride
+        self.pooling = config.projector_pooling
+        width = config.audio_config.d_model * (self.stride if self.pooling == "concatenate" else 1)
+        self.linear_1 = nn.Linear(width, config.text_config.hidden_size)
+        self.act = ACT2FN[config.projector_hidden_act]
+        self.linear_2 = nn.Linear(config.text_config.hidden_size, config.text_config.hidden_size)
+
+    def pool(self, vectors: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """`(windows, T, d_model)`, `(windows, T)` → `(windows, ceil(T / stride), width)`. Padding does not count."""
+        if self.stride == 1:
+            return vectors
+        if mask is None:
+            mask = vectors.new_ones(vectors.shape[:2])
+        mask = mask.to(vectors.dtype)[..., None]
+        missing = -vectors.shape[1] % self.stride
+        vectors = nn.functional.pad(vectors * mask, (0, 0, 0, missing)).unflatten(1, (-1, self.stride))
+        if self.pooling == "concatenate":
+            return vectors.flatten(2)
+        members = nn.functional.pad(mask, (0, 0, 0, missing)).unflatten(1, (-1, self.stride)).sum(2)
+        return vectors.sum(2) / members.clamp(min=1)
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Pooled vectors `(…, width)` → `(…, hidden_size)`."""
+        return self.linear_2(self.act(self.linear_1(vectors)))
+
+
+@auto_docstring
+class LlasoPreTrainedModel(PreTrainedModel):
+    config: LlasoConfig
+    base_model_prefix = "model"
+    input_modalities = ("audio", "text")  # type: ignore[assignment]
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["WhisperEncoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As everywhere in transformers; the checkpoint names both classes, so that every Auto class finds its own."""
+        self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+
+@auto_docstring(custom_intro="The LLaSO network without a language-modelling head.")
+class LlasoModel(LlasoPreTrainedModel):
+    _auto_class = "AutoModel"
+
+    def __init__(self, config: LlasoConfig):
+        super().__init__(config)
+        self.audio_tower = LlasoEncoder(config.audio_config)
+        self.multi_modal_projector = LlasoMultiModalProjector(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def generate(self, *args, **kwargs):
+        """Not here: the head that writes text is in `LlasoForConditionalGeneration`."""
+        raise ValueError(
+            "LlasoModel has no language-modelling head, so it cannot generate. Load the checkpoint with "
+            "AutoModelForMultimodalLM (or LlasoForConditionalGeneration) instead of AutoModel."
+        )
+
+    @can_return_tuple
+    @auto_docstring(custom_intro="Encodes and projects audio: log-mel windows to vectors the language model reads.")
+    def get_audio_features(
+        self,
+        input_features: torch.Tensor,
+        input_features_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | BaseModelOutputWithPooling:
+        r"""
+        input_features (`torch.Tensor` of shape `(windows, num_mel_bins, frames)`):
+            Log-mel windows, those of one audio after another.
+        input_features_mask (`torch.Tensor` of shape `(windows, frames)`, *optional*):
+            1 for real frames, which come first. With `audio_padding="full"` padding counts as sound, as released, and
+            the mask is not read.
+
+        Returns:
+            `last_hidden_state` is the encoder's, padding included; `pooler_output` of shape `(audio_tokens,
+            hidden_size)` holds the projected vectors of real frames only, window after window. Pass the whole output
+            back as `mm_encoder_outputs={"audio": output}` to ask about the same audio again.
+        """
+        frames = input_features.shape[-1]
+        if self.config.audio_padding == "full":
+            input_features_mask = None
+            if frames != self.config.max_frames:
+                raise ValueError(
+                    f'this model\'s config says audio_padding="full", so it takes windows of {self.config.max_frames} '
+                    f'frames, not {frames}. Use a processor with audio_padding="full", or set it to "trim" in both.'
+                )
+        elif frames > self.config.max_frames:
+            raise ValueError(
+                f"a window of {frames} frames is longer than the encoder's {self.config.max_frames}; the processor "
+                "cuts long audio into windows"
+            )
+        if input_features_mask is not None:
+            input_features_mask = input_features_mask.bool()
+
+        # A frozen encoder needs no graph: none is recorded, whatever the rest of the model trains.
+        learns = input_features.requires_grad or any(p.requires_grad for p in self.audio_tower.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
+            output = self.audio_tower(
+                input_features.to(self.audio_tower.conv1.weight.dtype), input_features_mask, return_dict=True, **kwargs
+            )
+        vectors = output.last_hidden_state
+        stride = self.config.projector_stride
+        if input_features_mask is None:
+            pooled = self.multi_modal_projector.pool(vectors, None).flatten(0, 1)
+        else:
+            pooled = self.multi_modal_projector.pool(vectors, input_features_mask[:, ::2])
+            counts = count_audio_tokens(input_features_mask.sum(-1), stride)
+            pooled = pooled[torch.arange(pooled.shape[1], device=pooled.device) < counts[:, None]]
+        output.pooler_output = self.multi_modal_projector(pooled)
+        return output
+
+    def get_placeholder_mask(self, input_ids: torch.Tensor, audio_embeds: torch.Tensor) -> torch.Tensor:
+        """Where the audio goes, `(batch, length)`; as many places as `audio_embeds` has vectors, or a `ValueError`."""
+        mask = input_ids.eq(self.config.audio_token_id)
+        torch_compilable_check(
+            mask.sum() == audio_embeds.shape[0],
+            lambda: (
+                f"input_ids hold {int(mask.sum())} audio placeholders, but the audio gives {audio_embeds.shape[0]} "
+                "vectors. Text and audio must come from one processor call, and processor and model must agree on "
+                f"audio_padding (here {self.config.audio_padding!r}) and projector_stride "
+                f"(here {self.config.projector_stride})."
+            ),
+        )
+        return mask
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        input_features: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | LlasoModelOutputWithPast:
+        r"""
+        input_features_mask (`torch.Tensor` of shape `(windows, frames)`, *optional*):
+            1 for real frames of `input_features`.
+        mm_encoder_outputs (`dict[str, BaseModelOutputWithPooling]`, *optional*):
+            Audio encoded before, in place of `input_features`: `{"audio": model.get_audio_features(…)}`. Only its
+            `pooler_output` is read: a tensor `(audio_tokens, hidden_size)`, or a list of them, in reading order.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass either input_ids or inputs_embeds")
+        audio_embeds = None
+        if mm_encoder_outputs:
+            if input_features is not None:
+                raise ValueError("pass either input_features or mm_encoder_outputs: the audio is one or the other")
+            audio_embeds = encoded_vectors(mm_encoder_outputs)
+        elif input_features is not None:
+            audio_embeds = self.get_audio_features(input_features, input_features_mask, return_dict=True).pooler_output
+
+        if inputs_embeds is None:
+            # The placeholder need not have an embedding row; what is looked up in its place is overwritten.
+            assert input_ids is not None
+            is_audio = input_ids.eq(self.config.audio_token_id)
+            inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_audio, 0))
+            if audio_embeds is not None:
+                mask = self.get_placeholder_mask(input_ids, audio_embeds)
+                inputs_embeds = inputs_embeds.masked_scatter(
+                    mask[..., None].to(inputs_embeds.device),
+                    audio_embeds.to(inputs_embeds.device, inputs_embeds.dtype),
+                )
+        elif audio_embeds is not None:
+            raise ValueError("audio is placed by the placeholders in input_ids; pass input_ids, not inputs_embeds")
+
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        return LlasoModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            audio_hidden_states=audio_embeds,
+        )
+
+
+@auto_docstring(custom_intro="LLaSO: a Whisper encoder, a projector and a language model that answers about audio.")
+class LlasoForConditionalGeneration(LlasoPreTrainedModel, GenerationMixin):
+    _auto_class = "AutoModelForMultimodalLM"
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: LlasoConfig):
+        super().__init__(config)
+        self.model = LlasoModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        # Gemma 2 squashes its logits; the other families have no such field.
+        self.logit_softcap = getattr(config.text_config, "final_logit_softcapping", None)
+        self.post_init()
+
+    def get_audio_features(self, *args, **kwargs):
+        """See [`LlasoModel.get_audio_features`]."""
+        return self.model.get_audio_features(*args, **kwargs)
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`(…, hidden_size)` → `(…, vocab_size)`, where the audio placeholder can never win."""
+        logits = self.lm_head(hidden_states)
+        if self.logit_softcap is not None:
+            logits = torch.tanh(logits / self.logit_softcap) * self.logit_softcap
+        if self.config.audio_token_id < logits.shape[-1]:
+            placeholder = torch.tensor([self.config.audio_token_id], device=logits.device)
+            logits = logits.index_fill(-1, placeholder, torch.finfo(logits.dtype).min)
+        return logits
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        input_features: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | LlasoCausalLMOutputWithPast:
+        r"""
+        input_features_mask (`torch.Tensor` of shape `(windows, frames)`, *optional*):
+            1 for real frames of `input_features`.
+        mm_encoder_outputs (`dict[str, BaseModelOutputWithPooling]`, *optional*):
+            Audio encoded before, in place of `input_features`: `{"audio": model.get_audio_features(…)}`.
+        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Tokens to be predicted, -100 elsewhere. They are shifted here.
+        logits_to_keep (`int` or `torch.Tensor`, *optional*):
+            Positions whose logits are computed, as everywhere in transformers; 0 keeps all. By default all, except
+            in training with `labels`, where only the positions that predict a label are: the loss is the same, and
+            the logits of prompt and audio, most of the memory of a large vocabulary, are never made.
+
+        Example:
+
+        ```python
+        >>> from transformers import AutoModelForMultimodalLM, AutoProcessor
+
+        >>> processor = AutoProcessor.from_pretrained("runs/quickstart/llaso-tiny")
+        >>> model = AutoModelForMultimodalLM.from_pretrained("runs/quickstart/llaso-tiny")
+        >>> inputs = processor.apply_transcription_request("speech.wav")
+        >>> processor.decode(model.generate(**inputs)[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        ```"""
+        outputs = self.model(
+            input_ids=input_ids,
+            input_features=input_features,
+            input_features_mask=input_features_mask,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            mm_encoder_outputs=mm_encoder_outputs,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        if labels is not None and logits_to_keep is None and self.training and "shift_labels" not in kwargs:
+            shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL).to(hidden_states.device)
+            logits_to_keep = shift_labels != IGNORED_LABEL
+            kwargs["shift_labels"] = shift_labels[logits_to_keep]
+        logits = self.compute_logits(
+            hidden_states if logits_to_keep is None else slice_logits_to_keep(hidden_states, logits_to_keep)
+        )
+
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+            )
+        return LlasoCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            audio_hidden_states=outputs.audio_hidden_states,
+        )
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.LongTensor | None = None,
+        **model_kwargs,
+    ):
+        """Beams and samples of one row share its audio, which is encoded once, before the rows are repeated.
+
+        Windows and vectors are counted over the whole batch, not row by row, so they cannot be repeated as rows are.
+        """
+        features = model_kwargs.pop("input_features", None) if expand_size > 1 else None
+        encoded = model_kwargs.pop("mm_encoder_outputs", None) if expand_size > 1 else None
+        if features is not None:
+            mask = model_kwargs.pop("input_features_mask", None)
+            encoded = {"audio": self.get_audio_features(features, mask, return_dict=True)}
+        audio_embeds = None
+        if encoded:
+            vectors = encoded_vectors(encoded)
+            places = self.model.get_placeholder_mask(input_ids, vectors)
+            rows = vectors.split(places.sum(-1).tolist())
+            audio_embeds = torch.cat([row for row in rows for _ in range(expand_size)])
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(  # type: ignore[misc]
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
+        )
+        if audio_embeds is not None:
+            model_kwargs["mm_encoder_outputs"] = {"audio": BaseModelOutputWithPooling(pooler_output=audio_embeds)}
+        return input_ids, model_kwargs
+
+
+__all__ = ["LlasoEncoder", "LlasoForConditionalGeneration", "LlasoModel", "LlasoPreTrainedModel"]

@@ -1,0 +1,527 @@
+"""From conversations and waveforms to what the model reads: the prompt, log-mel windows and one placeholder a vector.
+
+The prompt is the released one to the token, for Llama 3; other language models keep their own turn marks. All audio
+arithmetic is here: windows, frames, tokens. This file travels with checkpoints.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from transformers.audio_utils import AudioInput, make_audio_chat_template_content, make_list_of_audio_chat_template
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.processing_utils import MultiModalData, ProcessorMixin
+
+from .configuration_llaso import AUDIO_PADDINGS, count_audio_tokens
+
+SYSTEM_PROMPT = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant is able to understand the "
+    "audio content that the user provides, and assist the user with a variety of tasks using natural language."
+    "The audio content will be provided with the following format: <Audio>audio content</Audio>."
+)
+AUDIO_TAGS = ("<Audio>", "</Audio>", "<audio_start>", "<audio_end>")
+AUDIO_TOKEN = "<audio>"
+UNK_TOKEN = "<unk>"
+TRANSCRIPTION_PROMPT = "Transcribe the spoken words from the following audio clip."
+
+RELEASED_SLICE_GAP = 1
+"""Samples the released code drops between two slices of long audio; kept in `full` only."""
+MAX_WINDOWS = 20
+"""Windows of one audio at most: ten minutes of 30 s windows, as released."""
+
+
+class TurnMarks(NamedTuple):
+    """The text a language model's chat puts round each message: what opens and what closes it."""
+
+    system: tuple[str, str] | None  # None: the system text opens the first user message
+    user: tuple[str, str]
+    assistant: tuple[str, str]  # what closes it is learnt: it ends the answer
+    after_assistant: str = ""
+
+
+LLAMA_3 = TurnMarks(
+    system=("<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>"),
+    user=("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"),
+    assistant=("<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"),
+)
+CHATML = TurnMarks(
+    system=("<|im_start|>system\n", "<|im_end|>\n"),
+    user=("<|im_start|>user\n", "<|im_end|>\n"),
+    assistant=("<|im_start|>assistant\n", "<|im_end|>"),
+    after_assistant="\n",
+)
+GEMMA = TurnMarks(
+    system=None,
+    user=("<start_of_turn>user\n", "<end_of_turn>\n"),
+    assistant=("<start_of_turn>model\n", "<end_of_turn>"),
+    after_assistant="\n",
+)
+INST = TurnMarks(system=None, user=("[INST] ", " [/INST]"), assistant=(" ", "</s>"))
+TURN_MARKS = {"<|start_header_id|>": LLAMA_3, "<|im_start|>": CHATML, "<start_of_turn>": GEMMA, "</s>": INST}
+"""Turn marks by the token that tells them: Llama 3, Qwen, Gemma, and Mistral with Llama 2."""
+
+# The released rule for a user's text: strip it; then every audio becomes its tag, on lines of its own where text
+# precedes the first audio, else followed by one line break.
+CHAT_TEMPLATE = r"""
+{%- macro write(content) -%}
+    {%- if content is string -%}
+        {{- content.strip() -}}
+    {%- else -%}
+        {%- set ns = namespace(texts=[], text='') -%}
+        {%- for part in content -%}
+            {%- if part['type'] == 'audio' -%}
+                {%- set ns.texts = ns.texts + [ns.text] -%}
+                {%- set ns.text = '' -%}
+            {%- else -%}
+                {%- set ns.text = ns.text ~ part['text'] -%}
+            {%- endif -%}
+        {%- endfor -%}
+        {%- set ns.texts = ns.texts + [ns.text] -%}
+        {%- set text_first = ns.texts[0].strip() != '' -%}
+        {%- for text in ns.texts -%}
+            {%- set text = text.lstrip() if loop.first else text -%}
+            {{- text.rstrip() if loop.last else text -}}
+            {%- if not loop.last -%}
+                {{- '\n' if text_first -}}
+                {{- '<Audio><audio_start>@AUDIO@<audio_end></Audio>' -}}
+                {{- '\n\n' if text_first else '\n' -}}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+{%- endmacro -%}
+{%- if messages[0]['role'] == 'system' -%}
+    {%- set system = write(messages[0]['content']) -%}
+    {%- set messages = messages[1:] -%}
+{%- else -%}
+    {%- set system = @SYSTEM_PROMPT@ -%}
+{%- endif -%}
+@SYSTEM_TURN@
+{%- for message in messages -%}
+    {%- if message['role'] == 'user' -%}
+        {{- @USER_OPEN@ -}}
+        @SYSTEM_IN_USER@
+        {{- write(message['content']) -}}
+        {{- @USER_CLOSE@ -}}
+    {%- else -%}
+        {{- @ASSISTANT_OPEN@ -}}
+        {%- generation -%}
+            {{- write(message['content']) ~ @ASSISTANT_CLOSE@ -}}
+        {%- endgeneration -%}
+        {{- @ASSISTANT_AFTER@ -}}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- @ASSISTANT_OPEN@ -}}
+{%- endif -%}
+""".strip()
+
+
+def add_audio_tokens(tokenizer) -> None:
+    """Give a language model's tokenizer LLaSO's tokens, in the released order, and the placeholder after them.
+
+    `<unk>` becomes pad and unk where the tokenizer has no pad token. What is there already is left alone.
+
+    Args:
+        tokenizer: any fast tokenizer; changed in place.
+    """
+    if tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": UNK_TOKEN, "unk_token": UNK_TOKEN})
+    tokenizer.add_tokens([*AUDIO_TAGS, AUDIO_TOKEN], special_tokens=True)
+
+
+def chat_template(tokenizer, audio_token: str = AUDIO_TOKEN) -> str:
+    """The chat template for a tokenizer's own turn marks.
+
+    Raises:
+        ValueError: the vocabulary has the turn marks of no family known here.
+    """
+    vocabulary = tokenizer.get_vocab()
+    marks = next((marks for token, marks in TURN_MARKS.items() if token in vocabulary), None)
+    if marks is None:
+        raise ValueError(
+            f"the tokenizer has none of the turn marks {', '.join(TURN_MARKS)}; pass chat_template to LlasoProcessor"
+        )
+    system_turn, system_in_user = "", "{{- system ~ '\\n\\n' if loop.first and system -}}"
+    if marks.system is not None:
+        opening, closing = (repr(mark) for mark in marks.system)
+        system_turn, system_in_user = f"{{{{- {opening} ~ system ~ {closing} -}}}}", ""
+    replacements = {
+        "@AUDIO@": audio_token,
+        "@SYSTEM_PROMPT@": repr(SYSTEM_PROMPT),
+        "@SYSTEM_TURN@": system_turn,
+        "@SYSTEM_IN_USER@": system_in_user,
+        "@USER_OPEN@": repr(marks.user[0]),
+        "@USER_CLOSE@": repr(marks.user[1]),
+        "@ASSISTANT_OPEN@": repr(marks.assistant[0]),
+        "@ASSISTANT_CLOSE@": repr(marks.assistant[1]),
+        "@ASSISTANT_AFTER@": repr(marks.after_assistant),
+    }
+    template = CHAT_TEMPLATE
+    for name, value in replacements.items():
+        template = template.replace(name, value)
+    return template
+
+
+class LlasoProcessor(ProcessorMixin):
+    r"""Prompts, audio windows and placeholders for LLaSO.
+
+    Args:
+        feature_extractor (`WhisperFeatureExtractor`): the encoder's; its sizes are used, its padding is not.
+        tokenizer (`PreTrainedTokenizerFast`): the language model's, after `add_audio_tokens`. Set to pad on the left,
+            for generation; pass `padding_side="right"` for training.
+        chat_template (`str`, *optional*): Jinja; by default the released prompt in the tokenizer's own turn marks.
+        audio_token (`str`): the placeholder.
+        audio_padding (`str`): `"full"` or `"trim"`, as in the model's configuration.
+        projector_stride (`int`): as in the model's configuration.
+        max_windows (`int`): windows of one audio at most. Longer audio is an error, never cut.
+        transcription_prompt (`str`): the instruction of `apply_transcription_request`.
+
+    Raises:
+        ValueError: a token is missing from the tokenizer, or a setting is unknown.
+    """
+
+    _auto_class = "AutoProcessor"
+    text_kwargs = {"padding": True, "return_tensors": "pt"}
+    audio_kwargs = {"sampling_rate": 16_000}
+
+    def __init__(
+        self,
+        feature_extractor,
+        tokenizer,
+        chat_template: str | None = None,
+        audio_token: str = AUDIO_TOKEN,
+        audio_padding: str = "full",
+        projector_stride: int = 1,
+        max_windows: int = MAX_WINDOWS,
+        transcription_prompt: str = TRANSCRIPTION_PROMPT,
+    ):
+        if audio_padding not in AUDIO_PADDINGS:
+            raise ValueError(f"audio_padding is {audio_padding!r}; choose one of {AUDIO_PADDINGS}")
+        if feature_extractor.dither != 0.0:
+            raise ValueError("the feature extractor dithers; LLaSO's log-mel is exact, so set its dither to 0")
+        missing = [token for token in (audio_token, *AUDIO_TAGS) if token not in tokenizer.get_vocab()]
+        if missing:
+            raise ValueError(f"the tokenizer lacks {', '.join(missing)}; call add_audio_tokens(tokenizer) first")
+        if chat_template is None:
+            chat_template = _default_template(tokenizer, audio_token)
+        super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
+        tokenizer.padding_side = "left"
+        self.audio_token = audio_token
+        self.audio_token_id = tokenizer.convert_tokens_to_ids(audio_token)
+        self.audio_padding = audio_padding
+        self.projector_stride = projector_stride
+        self.max_windows = max_windows
+        self.transcription_prompt = transcription_prompt
+
+    # ---- Audio arithmetic: samples → windows → frames → tokens ----
+
+    def audio_windows(self, num_samples: int) -> list[tuple[int, int]]:
+        """Where an audio is cut: `(start, stop)` sample positions of its windows.
+
+        `trim` loses nothing. `full` cuts as the released code does, which drops one sample at each boundary.
+
+        Raises:
+            ValueError: the audio is empty, or needs more than `max_windows` windows.
+        """
+        size = self.feature_extractor.n_samples
+        step = size + RELEASED_SLICE_GAP if self.audio_padding == "full" else size
+        count = -(-num_samples // step)
+        rate = self.feature_extractor.sampling_rate
+        if count == 0:
+            raise ValueError("the audio is empty")
+        if count > self.max_windows:
+            raise ValueError(
+                f"the audio lasts {num_samples / rate:.1f} s, and at most {self.max_windows} windows of "
+                f"{size / rate:.0f} s ({self.max_windows * size / rate:.0f} s) are taken. Cut it, or raise max_windows"
+            )
+        return [(i * step, min(i * step + size, num_samples)) for i in range(count)]
+
+    def window_frames(self, num_samples: int) -> list[int]:
+        """Mel frames of every window of an audio: whole windows in `full`, real frames in `trim`."""
+        whole, hop = self.feature_extractor.nb_max_frames, self.feature_extractor.hop_length
+        windows = self.audio_windows(num_samples)
+        return [whole if self.audio_padding == "full" else -(-(stop - start) // hop) for start, stop in windows]
+
+    def count_audio_tokens(self, num_samples: int) -> int:
+        """Tokens that an audio of so many samples becomes, without the audio."""
+        return sum(count_audio_tokens(frames, self.projector_stride) for frames in self.window_frames(num_samples))
+
+    def expanded_length(self, messages: list[dict[str, Any]], durations: Sequence[float] = ()) -> int:
+        """Tokens of a conversation after audio expansion, from its text and durations alone.
+
+        Args:
+            messages: one conversation, its audio parts without audio.
+            durations: seconds of each audio, in reading order.
+
+        Raises:
+            ValueError: there are more or fewer durations than audio parts.
+        """
+        text = self.apply_chat_template(messages, tokenize=False)
+        placeholders = text.count(self.audio_token)
+        if placeholders != len(durations):
+            raise ValueError(f"the conversation has {placeholders} audio parts, but {len(durations)} durations came")
+        rate = self.feature_extractor.sampling_rate
+        audio = sum(self.count_audio_tokens(round(duration * rate)) for duration in durations)
+        return len(self.tokenizer(text)["input_ids"]) - placeholders + audio
+
+    def expand_text(self, text: str | Sequence[str], num_audio_tokens: Sequence[int]) -> list[str]:
+        """Prompts with every placeholder repeated for audio that was encoded before.
+
+        Args:
+            text: prompts, one placeholder an audio.
+            num_audio_tokens: tokens of each audio, in reading order over all prompts.
+
+        Raises:
+            ValueError: there are more or fewer numbers than placeholders.
+        """
+        prompts = [text] if isinstance(text, str) else list(text)
+        placeholders = sum(prompt.count(self.audio_token) for prompt in prompts)
+        if placeholders != len(num_audio_tokens):
+            raise ValueError(
+                f"the text has {placeholders} placeholders, but {len(num_audio_tokens)} audios were named"
+            )
+        return self.get_text_with_replacements(
+            prompts, audio_replacements=[self.audio_token * count for count in num_audio_tokens]
+        )[0]
+
+    def _get_num_multimodal_tokens(self, audio_lengths: Sequence[int] | None = None, **kwargs) -> MultiModalData:
+        """Tokens of audios of these many samples; the hook inference engines call."""
+        if audio_lengths is None:
+            return MultiModalData()
+        return MultiModalData(num_audio_tokens=[self.count_audio_tokens(length) for length in audio_lengths])
+
+    def log_mel(self, windows: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        """Whisper's log-mel of each window, computed on its real frames only, all windows in one transform.
+
+        Padding with silence is known without computing it, so `full` costs no more than `trim`.
+
+        Args:
+            windows: mono float32 samples, at most one window's worth each.
+
+        Returns:
+            One `(num_mel_bins, frames)` tensor a window: whole windows in `full`, real frames in `trim`.
+        """
+        extractor = self.feature_extractor
+        n_fft, hop, half = extractor.n_fft, extractor.hop_length, extractor.n_fft // 2
+        counts, pieces, starts, start = [], [], [], 0
+        for window in windows:
+            frames = -(-len(window) // hop)
+            if self.audio_padding == "full":
+                frames = min(frames + half // hop + 1, extractor.nb_max_frames)  # the last samples ring on
+            # The samples under these frames, as if the window were padded with silence and reflected at both ends.
+            piece = np.zeros(-(-((frames - 1) * hop + n_fft) // hop) * hop, dtype=np.float32)
+            piece[half : half + len(window)] = window[: len(piece) - half]
+            piece[:half] = piece[half + 1 : n_fft + 1][::-1]
+            beyond = len(piece) - half - extractor.n_samples
+            if beyond > 0:
+                piece[-beyond:] = piece[-2 * beyond - 1 : -beyond - 1][::-1]
+            counts.append(frames)
+            pieces.append(piece)
+            starts.append(start)
+            start += len(piece) // hop
+        signal = torch.from_numpy(np.concatenate(pieces))
+        spectrum = torch.fft.rfft(signal.unfold(0, n_fft, hop) * torch.hann_window(n_fft))
+        power = spectrum.real.square() + spectrum.imag.square()
+        log_spec = (power @ torch.from_numpy(extractor.mel_filters).float()).clamp(min=1e-10).log10()
+
+        whole = extractor.nb_max_frames
+        features = []
+        for start, frames in zip(starts, counts, strict=True):
+            mel = log_spec[start : start + frames].T
+            if self.audio_padding == "full":
+                mel = torch.nn.functional.pad(mel, (0, whole - frames), value=-10.0)  # log10 of the 1e-10 floor
+            mel = torch.maximum(mel, mel.max() - 8.0)
+            features.append((mel + 4.0) / 4.0)
+        return features
+
+    def _process_audio(self, audio: AudioInput, **kwargs) -> tuple[dict[str, Any], list[str]]:
+        rate = self.feature_extractor.sampling_rate
+        if kwargs.get("sampling_rate") != rate:
+            raise ValueError(
+                f"the audio's sampling rate is {kwargs.get('sampling_rate')} Hz, but the encoder hears {rate} Hz. "
+                "Resample it, or pass a path: files are resampled as they are read"
+            )
+        windows: list[np.ndarray] = []
+        counts = []
+        for index, clip in enumerate(audio):
+            clip = _checked_clip(clip, index)
+            try:
+                cuts = self.audio_windows(len(clip))
+            except ValueError as error:
+                raise ValueError(f"audio {index}: {error}") from None
+            windows += [clip[start:stop] for start, stop in cuts]
+            counts.append(self.count_audio_tokens(len(clip)))
+        mels = self.log_mel(windows)
+        features = torch.zeros(len(mels), self.feature_extractor.feature_size, max(mel.shape[1] for mel in mels))
+        mask = torch.zeros(len(mels), features.shape[-1], dtype=torch.long)
+        for row, mel in enumerate(mels):
+            features[row, :, : mel.shape[1]] = mel
+            mask[row, : mel.shape[1]] = 1
+        inputs = {"input_features": features, "input_features_mask": mask, "num_audio_tokens": counts}
+        return inputs, [self.replace_audio_token(inputs, audio_idx=index) for index in range(len(counts))]
+
+    def replace_audio_token(self, audio_inputs: dict[str, Any], audio_idx: int, **kwargs) -> str:
+        return self.audio_token * audio_inputs["num_audio_tokens"][audio_idx]
+
+    # ---- Text ----
+
+    def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs) -> None:
+        super().validate_inputs(images=images, text=text, videos=videos, audio=audio, **kwargs)
+        for row, sample in enumerate(text or []):
+            if not sample.strip():
+                raise ValueError(f"text {row} is empty; a prompt needs at least an audio placeholder")
+
+    def check_messages(self, conversations: list[list[dict[str, Any]]]) -> None:
+        """Refuse what would break a prompt: special tokens typed as text, empty messages, unknown parts.
+
+        Raises:
+            ValueError: naming the conversation, the message and what is wrong with it.
+        """
+        special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        typed = re.compile("|".join(re.escape(token) for token in sorted(special | {self.audio_token})))
+        for row, conversation in enumerate(conversations):
+            for turn, message in enumerate(conversation):
+                place = f"conversation {row}, message {turn} ({message['role']})"
+                if message["role"] not in ("system", "user", "assistant") or (message["role"] == "system" and turn):
+                    raise ValueError(
+                        f"{place}: the roles are user and assistant, with at most one system message first"
+                    )
+                content = message["content"]
+                parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+                for part in parts:
+                    if part["type"] == "audio" and message["role"] == "user":
+                        continue
+                    if part["type"] != "text":
+                        raise ValueError(f"{place}: a {part['type']!r} part; only a user's message may hold audio")
+                    if found := typed.search(part["text"]):
+                        raise ValueError(
+                            f"{place}: the text holds the special token {found.group()!r}, which would break the "
+                            'prompt. Write it differently; audio goes in a part {"type": "audio"}'
+                        )
+                if all(part["type"] == "text" and not part["text"].strip() for part in parts):
+                    raise ValueError(f"{place}: the message is empty")
+
+    def apply_chat_template(  # type: ignore[override]
+        self,
+        conversation: list[dict[str, Any]] | list[list[dict[str, Any]]],
+        chat_template: str | None = None,
+        audio: Sequence[Any] | None = None,
+        **kwargs,
+    ):
+        """As everywhere in transformers, with two additions: text is checked, and `audio` may come apart.
+
+        Args:
+            conversation: messages, or a batch of them. An audio part holds its audio (`{"type": "audio", "audio":
+                samples}`, or `"path"` or `"url"`), or takes the next item of `audio`.
+            chat_template: a template to use instead of the processor's.
+            audio: samples at the encoder's rate, or paths, for the audio parts without one, in reading order.
+            **kwargs: see `ProcessorMixin.apply_chat_template`: `tokenize`, `return_dict`, `add_generation_prompt`,
+                `return_assistant_tokens_mask`, `processor_kwargs` and others.
+
+        Raises:
+            ValueError: a special token typed as text, an empty message, too few or too many audios.
+        """
+        batched = not isinstance(conversation[0], dict)
+        conversations: list[Any] = list(conversation) if batched else [conversation]
+        if not kwargs.get("sanitize_control_tokens"):
+            self.check_messages(conversations)
+        if audio is not None:
+            conversations = _with_audio(conversations, audio)
+        if kwargs.get("return_assistant_tokens_mask") and "return_tensors" not in kwargs:
+            kwargs["return_tensors"] = "pt"  # as everything else that comes out
+        return super().apply_chat_template(
+            conversations if batched else conversations[0], chat_template=chat_template, **kwargs
+        )
+
+    def apply_transcription_request(
+        self, audio: str | list[str] | AudioInput, prompt: str | Sequence[str | None] | None = None, **kwargs
+    ) -> BatchFeature | list[str]:
+        """Inputs that ask for a transcription of each audio.
+
+        Args:
+            audio: one audio or several: paths, URLs, or samples at the encoder's rate.
+            prompt: an instruction for all, or one for each; `transcription_prompt` where None.
+            **kwargs: for `apply_chat_template`.
+
+        Raises:
+            ValueError: no audio, or not as many prompts as audios.
+        """
+        clips = [
+            clip.detach().cpu().numpy() if isinstance(clip, torch.Tensor) else clip
+            for clip in make_list_of_audio_chat_template(audio)
+        ]
+        prompts = [prompt] * len(clips) if prompt is None or isinstance(prompt, str) else list(prompt)
+        if not clips:
+            raise ValueError("there is no audio to transcribe")
+        if len(prompts) != len(clips):
+            raise ValueError(f"{len(prompts)} prompts came for {len(clips)} audios; give one for all, or one for each")
+        conversations = [
+            [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "text", "text": instruction or self.transcription_prompt},
+                        make_audio_chat_template_content(clip),
+                    ],
+                }
+            ]
+            for instruction, clip in zip(prompts, clips, strict=True)
+        ]
+        kwargs = {"tokenize": True, "add_generation_prompt": True, "return_dict": True, **kwargs}
+        return self.apply_chat_template(conversations, **kwargs)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [*super().model_input_names, "input_features_mask"]
+
+    @property
+    def unused_input_names(self) -> list[str]:
+        return ["num_audio_tokens"]
+
+
+_default_template = chat_template
+
+
+def _checked_clip(clip: Any, index: int) -> np.ndarray:
+    """Mono float32 samples, or a `ValueError` that says which audio is not."""
+    samples = clip.detach().cpu().numpy() if isinstance(clip, torch.Tensor) else np.asarray(clip)
+    if samples.ndim != 1:
+        raise ValueError(f"audio {index} has the shape {samples.shape}; average its channels to one row of samples")
+    if samples.size == 0:
+        raise ValueError(f"audio {index} is empty")
+    if not np.issubdtype(samples.dtype, np.floating):
+        raise ValueError(f"audio {index} holds {samples.dtype}; scale it to floats between -1 and 1")
+    samples = samples.astype(np.float32, copy=False)
+    if not np.isfinite(samples).all():
+        raise ValueError(f"audio {index} holds NaN or infinite samples")
+    return samples
+
+
+def _with_audio(conversations: list[list[dict[str, Any]]], audio: Sequence[Any]) -> list[list[dict[str, Any]]]:
+    """The conversations, with `audio` in their empty audio parts, in reading order."""
+    clips = iter(audio)
+    filled, needed = [], 0
+    for conversation in conversations:
+        messages = []
+        for message in conversation:
+            content = message["content"]
+            if not isinstance(content, str):
+                parts = []
+                for part in content:
+                    if part["type"] == "audio" and not any(
+                        part.get(key) is not None for key in ("audio", "path", "url")
+                    ):
+                        needed += 1
+                        part = {"type": "audio", "audio": next(clips, None)}
+                    parts.append(part)
+                content = parts
+            messages.append({**message, "content": content})
+        filled.append(messages)
+    if needed != len(audio):
+        raise ValueError(f"the conversations have {needed} audio parts to fill, but {len(audio)} audios came")
+    return filled
+
+
+__all__ = ["LlasoProcessor", "add_audio_tokens", "chat_template"]
