@@ -166,11 +166,26 @@ def _load(data: str, config: str | None, split: str) -> Any:
     if Path(data).exists() and not Path(data).is_dir():
         raise ValueError(f"{data} is a file; give the corpus folder that holds README.md and data/")
     try:
-        return load_dataset(data, config, split=split)
+        return load_dataset(data, config, split=split, cache_dir=_cache_for(Path(data)))
     except DatasetNotFoundError as error:
         raise ValueError(f"{data}: neither a folder here nor a data set that can be read from the Hub") from error
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"{data} (config {config or 'default'}, split {split}): {error}") from error
+
+
+def _cache_for(folder: Path) -> str | None:
+    """A cache folder that changes with the files of a local corpus.
+
+    datasets 5.2 tells local folders apart by their base name alone: a rebuilt corpus, or another one of the same
+    name elsewhere, would be answered from the cache of the first.
+    """
+    if not folder.is_dir():
+        return None
+    from datasets import config
+
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    state = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    return str(Path(config.HF_DATASETS_CACHE) / "llaso" / digest(state)[:16])
 
 
 def _before_the_answer(messages: Sequence[dict[str, Any]], where: str) -> list[dict[str, Any]]:

@@ -48,6 +48,7 @@ class Row:
     choices: tuple[str, ...]
     error: str | None
     cluster: str  # source recording, for the bootstrap
+    instruction: str = ""  # what the model was asked, for judges and readers
     judge_score: float | None = None
 
     @property
@@ -190,6 +191,7 @@ def _released_row(file: str, index: int, where: str, record: dict[str, Any], fac
         choices=tuple(facts.get("choices", ())),
         error=None,
         cluster=recording or f"{file}/{index}",
+        instruction=str(turns[0].get("value", "")) if isinstance(turns[0], dict) else "",
     )
 
 
@@ -229,6 +231,7 @@ def _own_row(where: str, record: dict[str, Any]) -> Row:
         choices=tuple(choices),
         error=error,
         cluster=str(record.get("cluster") or f"{file}/{row_id}"),
+        instruction=str(record.get("instruction", "")),
     )
 
 
