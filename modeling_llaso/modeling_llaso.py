@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_bidirectional_mask
@@ -156,6 +157,16 @@ class LlasoPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, LlasoMultiModalProjector):
+            # As PyTorch draws linear layers, and the released code with it: the scale follows the width.
+            for linear in (module.linear_1, module.linear_2):
+                bound = linear.in_features**-0.5
+                init.uniform_(linear.weight, -bound, bound)
+                init.uniform_(linear.bias, -bound, bound)
+
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As everywhere in transformers; the checkpoint names both classes, so that every Auto class finds its own."""
         self.config.auto_map = dict(AUTO_MAP)
@@ -249,7 +260,7 @@ class LlasoModel(LlasoPreTrainedModel):
 
     @can_return_tuple
     @auto_docstring
-    def forward(
+    def forward(  # type: ignore[misc]
         self,
         input_ids: torch.LongTensor | None = None,
         input_features: torch.Tensor | None = None,
@@ -340,7 +351,7 @@ class LlasoForConditionalGeneration(LlasoPreTrainedModel, GenerationMixin):
 
     @can_return_tuple
     @auto_docstring
-    def forward(
+    def forward(  # type: ignore[misc]
         self,
         input_ids: torch.LongTensor | None = None,
         input_features: torch.Tensor | None = None,

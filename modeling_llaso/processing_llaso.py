@@ -131,18 +131,24 @@ def add_audio_tokens(tokenizer) -> None:
     tokenizer.add_tokens([*AUDIO_TAGS, AUDIO_TOKEN], special_tokens=True)
 
 
-def chat_template(tokenizer, audio_token: str = AUDIO_TOKEN) -> str:
-    """The chat template for a tokenizer's own turn marks.
+def turn_marks(tokenizer) -> TurnMarks:
+    """The turn marks of a tokenizer's own chat, told by its vocabulary.
 
     Raises:
-        ValueError: the vocabulary has the turn marks of no family known here.
+        ValueError: it has the marks of no family known here.
     """
     vocabulary = tokenizer.get_vocab()
-    marks = next((marks for token, marks in TURN_MARKS.items() if token in vocabulary), None)
-    if marks is None:
-        raise ValueError(
-            f"the tokenizer has none of the turn marks {', '.join(TURN_MARKS)}; pass chat_template to LlasoProcessor"
-        )
+    for token, marks in TURN_MARKS.items():
+        if token in vocabulary:
+            return marks
+    raise ValueError(
+        f"the tokenizer has none of the turn marks {', '.join(TURN_MARKS)}; pass chat_template to LlasoProcessor"
+    )
+
+
+def default_chat_template(tokenizer, audio_token: str = AUDIO_TOKEN) -> str:
+    """The released prompt as a Jinja template, in the tokenizer's own turn marks."""
+    marks = turn_marks(tokenizer)
     system_turn, system_in_user = "", "{{- system ~ '\\n\\n' if loop.first and system -}}"
     if marks.system is not None:
         opening, closing = (repr(mark) for mark in marks.system)
@@ -205,7 +211,7 @@ class LlasoProcessor(ProcessorMixin):
         if missing:
             raise ValueError(f"the tokenizer lacks {', '.join(missing)}; call add_audio_tokens(tokenizer) first")
         if chat_template is None:
-            chat_template = _default_template(tokenizer, audio_token)
+            chat_template = default_chat_template(tokenizer, audio_token)
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
         tokenizer.padding_side = "left"
         self.audio_token = audio_token
@@ -481,9 +487,6 @@ class LlasoProcessor(ProcessorMixin):
         return ["num_audio_tokens"]
 
 
-_default_template = chat_template
-
-
 def _checked_clip(clip: Any, index: int) -> np.ndarray:
     """Mono float32 samples, or a `ValueError` that says which audio is not."""
     samples = clip.detach().cpu().numpy() if isinstance(clip, torch.Tensor) else np.asarray(clip)
@@ -524,4 +527,4 @@ def _with_audio(conversations: list[list[dict[str, Any]]], audio: Sequence[Any])
     return filled
 
 
-__all__ = ["LlasoProcessor", "add_audio_tokens", "chat_template"]
+__all__ = ["LlasoProcessor", "add_audio_tokens", "default_chat_template", "turn_marks"]

@@ -1,0 +1,433 @@
+"""Checkpoints in and out: the released format to ours and back, stage-1 projectors, and new models from two parts.
+
+Tensors only change their names, so a round trip is equal to the bit. A missing or unexpected tensor is an error that
+names it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperModel,
+)
+
+from .configuration_llaso import LlasoConfig
+from .modeling_llaso import LlasoForConditionalGeneration
+from .processing_llaso import LlasoProcessor, add_audio_tokens, turn_marks
+
+logger = logging.getLogger(__name__)
+
+RENAMED = (
+    ("model.audio_tower.audio_tower.", "model.audio_tower."),
+    ("model.mm_audio_aligner.projector.0.", "model.multi_modal_projector.linear_1."),
+    ("model.mm_audio_aligner.projector.2.", "model.multi_modal_projector.linear_2."),
+    ("model.", "model.language_model."),
+    ("lm_head.", "lm_head."),
+)
+"""Name prefixes of tensors, released and ours; the first that fits holds."""
+
+WHISPER_HEADS = {384: 6, 512: 8, 768: 12, 1024: 16, 1280: 20}
+"""Attention heads by width of the published Whispers: shapes of tensors do not tell them."""
+
+RELEASED_MAX_LENGTH = 2048
+RELEASED_ENCODER_FOLDER = "whisper"
+MAX_NEW_TOKENS = 256
+
+
+def our_name(released: str) -> str:
+    """Our name of a tensor of the released format."""
+    for theirs, ours in RENAMED:
+        if released.startswith(theirs):
+            return ours + released.removeprefix(theirs)
+    raise ValueError(f"no tensor of the released format is named {released!r}")
+
+
+def released_name(ours: str) -> str:
+    """The released name of one of our tensors."""
+    for theirs, prefix in RENAMED:
+        if ours.startswith(prefix):
+            return theirs + ours.removeprefix(prefix)
+    raise ValueError(f"no tensor of ours is named {ours!r}")
+
+
+# ---- Reading and writing tensors ----
+
+
+def read_tensors(folder: str | Path) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint folder: safetensors or `.bin`, in one file or in shards.
+
+    Raises:
+        ValueError: no weights are there, or a shard is missing.
+    """
+    folder = Path(folder)
+    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
+        index = folder / f"{stem}.{suffix}.index.json"
+        if index.is_file():
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        elif (folder / f"{stem}.{suffix}").is_file():
+            names = [f"{stem}.{suffix}"]
+        else:
+            continue
+        if missing := [name for name in names if not (folder / name).is_file()]:
+            raise ValueError(f"{folder}: the index names {', '.join(missing)}, which is not there")
+        tensors: dict[str, torch.Tensor] = {}
+        for name in names:
+            tensors |= _read_file(folder / name)
+        return tensors
+    raise ValueError(f"{folder}: neither model.safetensors nor pytorch_model.bin is there, nor an index of shards")
+
+
+def _read_file(path: Path) -> dict[str, torch.Tensor]:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _check_names(found: Iterable[str], expected: Iterable[str], where: str | Path) -> None:
+    found, expected = set(found), set(expected)
+    if missing := sorted(expected - found):
+        raise ValueError(f"{where}: {len(missing)} tensors are missing: {_few(missing)}")
+    if unexpected := sorted(found - expected):
+        raise ValueError(f"{where}: {len(unexpected)} tensors belong to no part of the model: {_few(unexpected)}")
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
+
+
+def _filled(
+    config: LlasoConfig, tensors: Mapping[str, torch.Tensor], where: str | Path
+) -> LlasoForConditionalGeneration:
+    """A model that holds these very tensors; nothing is initialised, nothing copied."""
+    with torch.device("meta"):
+        model = LlasoForConditionalGeneration(config)
+    expected = set(model.state_dict())
+    if config.tie_word_embeddings:
+        head = tensors.get("lm_head.weight")
+        embeddings = tensors.get("model.language_model.embed_tokens.weight")
+        if head is not None and embeddings is not None and not torch.equal(head, embeddings):
+            raise ValueError(f"{where}: the config ties the head to the embeddings, but the two tensors differ")
+        expected.discard("lm_head.weight")
+        tensors = {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
+    _check_names(tensors, expected, where)
+    for name, parameter in model.state_dict().items():
+        if name in tensors and tensors[name].shape != parameter.shape:
+            raise ValueError(
+                f"{where}: {released_name(name)} has the shape {tuple(tensors[name].shape)}, and the configuration "
+                f"asks for {tuple(parameter.shape)}"
+            )
+    model.load_state_dict(tensors, strict=False, assign=True)
+    model.tie_weights()
+    _fill_buffers(model)
+    return model.eval()
+
+
+def _fill_buffers(model: LlasoForConditionalGeneration) -> None:
+    """Buffers are in no checkpoint: rebuild the language model's rotary ones, which the meta device left empty."""
+    fresh = type(model.model.language_model.rotary_emb)(config=model.config.text_config)
+    model.model.language_model.rotary_emb = fresh
+
+
+# ---- The released format ----
+
+
+def from_official(
+    folder: str | Path, encoder: str | Path | None = None, *, audio_padding: str = "full"
+) -> tuple[LlasoForConditionalGeneration, LlasoProcessor]:
+    """Open a checkpoint in the released format.
+
+    Args:
+        folder: `config.json`, the tokenizer, and weights as safetensors or `.bin`, sharded or not.
+        encoder: the encoder's folder or Hub id, for its configuration; its weights are in the checkpoint. By default
+            the one the config names, if it is there; else what the tensors' shapes tell.
+        audio_padding: `"full"` computes what the released code computes.
+
+    Raises:
+        ValueError: tensors are missing, unexpected or misshapen, or the encoder cannot be told.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder}: there is no config.json")
+    released = json.loads((folder / "config.json").read_text())
+    if released.get("model_type") != "llava_llama":
+        raise ValueError(f"{folder}: model_type is {released.get('model_type')!r}, not the released 'llava_llama'")
+    tensors = {our_name(name): tensor for name, tensor in read_tensors(folder).items()}
+
+    encoder_folder = _encoder_folder(folder, released, encoder)
+    if encoder_folder is not None:
+        audio_config = WhisperConfig.from_pretrained(encoder_folder)
+        extractor = WhisperFeatureExtractor.from_pretrained(encoder_folder)
+    else:
+        audio_config = _encoder_from_shapes(tensors, folder)
+        extractor = WhisperFeatureExtractor(feature_size=audio_config.num_mel_bins)
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer.model_max_length = released["max_position_embeddings"]
+    add_audio_tokens(tokenizer)
+    processor = LlasoProcessor(extractor, tokenizer, audio_padding=audio_padding)
+    ours = {"model_type", "architectures", "_name_or_path", "transformers_version", "torch_dtype", "use_cache"}
+    text_fields = {key: value for key, value in released.items() if not key.startswith("mm_") and key not in ours}
+    for field in ("audio_projector_type", "use_mm_proj", "language", "task", "local_files_only"):
+        text_fields.pop(field, None)
+    config = LlasoConfig(
+        audio_config=audio_config.to_dict(),
+        text_config=LlamaConfig(**text_fields).to_dict(),
+        audio_token_id=processor.audio_token_id,
+        audio_padding=audio_padding,
+        dtype=tensors["model.language_model.embed_tokens.weight"].dtype,
+    )
+    model = _filled(config, tensors, folder)
+    model.generation_config = _generation_config(processor, released)
+    return model, processor
+
+
+def _encoder_folder(folder: Path, released: Mapping[str, Any], encoder: str | Path | None) -> str | Path | None:
+    if encoder is not None:
+        return encoder
+    named = Path(released.get("mm_audio_tower") or RELEASED_ENCODER_FOLDER)
+    for candidate in (folder / named, folder.parent / named, folder / named.name):
+        if (candidate / "config.json").is_file():
+            return candidate
+    return None
+
+
+def _encoder_from_shapes(tensors: Mapping[str, torch.Tensor], folder: Path) -> WhisperConfig:
+    tower = {name: tensor for name, tensor in tensors.items() if name.startswith("model.audio_tower.")}
+    _check_names(
+        [name for name in tower if name.split(".")[2] in ("conv1", "embed_positions")],
+        [f"model.audio_tower.{name}" for name in ("conv1.weight", "conv1.bias", "embed_positions.weight")],
+        folder,
+    )
+    width, mels, _ = tower["model.audio_tower.conv1.weight"].shape
+    if width not in WHISPER_HEADS:
+        raise ValueError(
+            f"{folder}: the encoder is {width} wide, which is no published Whisper, so its number of attention heads "
+            "cannot be told from its tensors; name the encoder's folder with --encoder"
+        )
+    layers = 1 + max(int(m[1]) for name in tower if (m := re.match(r"model\.audio_tower\.layers\.(\d+)\.", name)))
+    return WhisperConfig(
+        d_model=width,
+        num_mel_bins=mels,
+        encoder_layers=layers,
+        encoder_attention_heads=WHISPER_HEADS[width],
+        encoder_ffn_dim=tower["model.audio_tower.layers.0.fc1.weight"].shape[0],
+        max_source_positions=tower["model.audio_tower.embed_positions.weight"].shape[0],
+        decoder_layers=layers,
+        decoder_attention_heads=WHISPER_HEADS[width],
+    )
+
+
+def to_official(model: LlasoForConditionalGeneration, processor: LlasoProcessor, out: str | Path) -> Path:
+    """Write a model in the released format, with the encoder's folder that the released code asks for.
+
+    Raises:
+        ValueError: the model has what the released format cannot say: another language model, pooling, or `trim`.
+    """
+    config, text = model.config, model.config.text_config
+    wrong = []
+    if text.model_type != "llama":
+        wrong.append(f"a {text.model_type} language model")
+    if config.projector_stride != 1:
+        wrong.append(f"projector_stride={config.projector_stride}")
+    if config.audio_padding != "full":
+        wrong.append(f"audio_padding={config.audio_padding!r}")
+    if wrong:
+        raise ValueError(f"the released format knows neither {' nor '.join(wrong)}")
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+
+    tensors = {released_name(name): tensor for name, tensor in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        del tensors["lm_head.weight"]
+    save_torch_state_dict(tensors, out)
+
+    rope = dict(text.rope_parameters)
+    fields = {
+        key: value
+        for key, value in text.to_dict().items()
+        if key not in ("model_type", "rope_parameters", "dtype", "transformers_version", "head_dim")
+    }
+    fields |= {
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "model_type": "llava_llama",
+        "rope_theta": rope.pop("rope_theta"),
+        "rope_scaling": None if rope.get("rope_type", "default") == "default" else rope,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "torch_dtype": str(model.dtype).removeprefix("torch."),
+        "audio_projector_type": "mlp2x_gelu",
+        "mm_audio_hidden_size": config.audio_config.d_model,
+        "mm_audio_select_feature": "patch",
+        "mm_audio_select_layer": -1,
+        "mm_audio_tower": RELEASED_ENCODER_FOLDER,
+        "use_mm_proj": True,
+    }
+    (out / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+    model.generation_config.save_pretrained(out)
+
+    encoder = out / RELEASED_ENCODER_FOLDER
+    config.audio_config.save_pretrained(encoder)
+    processor.feature_extractor.save_pretrained(encoder)
+    tower = {f"encoder.{name}": tensor.contiguous() for name, tensor in model.model.audio_tower.state_dict().items()}
+    save_file(tower, encoder / "model.safetensors", metadata={"format": "pt"})
+
+    _without_placeholder(processor).save_pretrained(out)
+    return out
+
+
+def _without_placeholder(processor: LlasoProcessor) -> PreTrainedTokenizerFast:
+    """The tokenizer as the released code has it: the placeholder, always the last token, taken off again."""
+    state = json.loads(processor.tokenizer.backend_tokenizer.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] != processor.audio_token]
+    from tokenizers import Tokenizer
+
+    tokenizer = processor.tokenizer
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        bos_token=tokenizer.bos_token,
+        eos_token=tokenizer.eos_token,
+        pad_token=tokenizer.pad_token,
+        unk_token=tokenizer.unk_token,
+        model_max_length=RELEASED_MAX_LENGTH,
+        padding_side="right",
+    )
+
+
+def load_projector(model: LlasoForConditionalGeneration, path: str | Path) -> None:
+    """Load a stage-1 artefact of the released code, `mm_audio_aligner.bin`, onto a model.
+
+    Raises:
+        ValueError: the file is not there, is no such artefact, or is of another size.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: there is no such file")
+    prefix = "model.multi_modal_projector."
+    tensors = {our_name(_full_name(name)): tensor for name, tensor in _read_file(Path(path)).items()}
+    projector = model.model.multi_modal_projector
+    expected = {prefix + name: tensor for name, tensor in projector.state_dict().items()}
+    _check_names(tensors, expected, path)
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            raise ValueError(
+                f"{path}: {released_name(name)} has the shape {tuple(tensor.shape)}, and the model's projector "
+                f"{tuple(expected[name].shape)}"
+            )
+    projector.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+
+
+def _full_name(name: str) -> str:
+    """Training wrappers leave `base_model.` or nothing before `mm_audio_aligner`."""
+    return "model.mm_audio_aligner." + name.split("mm_audio_aligner.")[-1]
+
+
+# ---- A new model from two parts ----
+
+
+def new_model(
+    encoder: str | Path,
+    llm: str | Path,
+    *,
+    audio_padding: str = "full",
+    projector_stride: int = 1,
+    projector_pooling: str = "average",
+    projector: str | Path | None = None,
+    dtype: str = "auto",
+    seed: int = 0,
+) -> tuple[LlasoForConditionalGeneration, LlasoProcessor]:
+    """An untrained LLaSO: a Whisper's encoder, a causal language model, and a projector drawn between them.
+
+    Args:
+        encoder: folder or Hub id of any Whisper.
+        llm: folder or Hub id of a causal language model of the Llama, Qwen, Mistral or Gemma families.
+        audio_padding, projector_stride, projector_pooling: see `LlasoConfig`.
+        projector: a stage-1 artefact, `mm_audio_aligner.bin`, instead of a drawn projector.
+        dtype: `"auto"` keeps the language model's.
+        seed: of the projector.
+
+    Returns:
+        The model and its processor. New rows of the embeddings are the mean of the old, as released.
+    """
+    language_model = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype)
+    tokenizer = AutoTokenizer.from_pretrained(llm)
+    known = len(tokenizer)
+    add_audio_tokens(tokenizer)
+    extractor = WhisperFeatureExtractor.from_pretrained(encoder)
+    processor = LlasoProcessor(extractor, tokenizer, audio_padding=audio_padding, projector_stride=projector_stride)
+    grow_embeddings(language_model, known, processor.audio_token_id)
+
+    whisper_config = AutoConfig.from_pretrained(encoder)
+    if whisper_config.model_type != "whisper":
+        raise ValueError(f"{encoder}: the encoder is a {whisper_config.model_type!r}, not a Whisper")
+    whisper = WhisperModel.from_pretrained(encoder, dtype=language_model.dtype)
+    config = LlasoConfig(
+        audio_config=whisper_config.to_dict(),
+        text_config=language_model.config.get_text_config().to_dict(),
+        audio_token_id=processor.audio_token_id,
+        audio_padding=audio_padding,
+        projector_stride=projector_stride,
+        projector_pooling=projector_pooling,
+        dtype=language_model.dtype,
+    )
+    with torch.device("meta"):
+        model = LlasoForConditionalGeneration(config)
+    model.model.audio_tower.load_state_dict(whisper.encoder.state_dict(), assign=True)
+    model.model.language_model = language_model.base_model
+    model.lm_head = language_model.get_output_embeddings()
+    model.model.multi_modal_projector.to_empty(device="cpu")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model._init_weights(model.model.multi_modal_projector)
+    model.model.multi_modal_projector.to(language_model.dtype)
+    model.tie_weights()
+    model.generation_config = _generation_config(processor, language_model.generation_config.to_dict())
+    if projector is not None:
+        load_projector(model, projector)
+    return model.eval(), processor
+
+
+def grow_embeddings(language_model, known: int, rows: int) -> None:
+    """Give tokens from `known` up to `rows` an embedding, the mean of the known ones; spare rows are used first.
+
+    Args:
+        language_model: any causal LM of transformers; changed in place.
+        known: tokens its own tokenizer has.
+        rows: rows needed, which is the placeholder's id, as it needs none.
+    """
+    embeddings = language_model.get_input_embeddings()
+    if rows > embeddings.weight.shape[0]:
+        language_model.resize_token_embeddings(rows, mean_resizing=False)
+    for layer in {language_model.get_input_embeddings(), language_model.get_output_embeddings()}:
+        with torch.no_grad():
+            layer.weight[known:rows] = layer.weight[:known].mean(0)
+
+
+def _generation_config(processor: LlasoProcessor, source: Mapping[str, Any]) -> GenerationConfig:
+    """Greedy, 256 new tokens, as the released code generates; an answer ends where its turn does."""
+    ends = source.get("eos_token_id")
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    end_of_turn = processor.tokenizer.convert_tokens_to_ids(turn_marks(processor.tokenizer).assistant[1])
+    if end_of_turn not in ends:
+        ends = [*ends, end_of_turn]
+    return GenerationConfig(
+        bos_token_id=source.get("bos_token_id"),
+        eos_token_id=ends,
+        pad_token_id=processor.tokenizer.pad_token_id,
+        do_sample=False,
+        max_new_tokens=MAX_NEW_TOKENS,
+    )
