@@ -1,8 +1,8 @@
 """The store of made clips: each is synthesized once, kept under the hash of what it says, and found again.
 
-A clip's address is the SHA-256 of its sound (text, voice, rate, pitch, room and noise) and of what made it. Files
-are written beside their place and renamed into it, so that a killed worker leaves no half clip and two workers may make
-the same one.
+A clip's address is the SHA-256 of its sound (text, voice, rate, pitch, room and noise) and of what made it.
+Files are written beside their place and renamed into it, so that a killed worker leaves no half clip and two workers
+may make the same one.
 """
 
 from __future__ import annotations

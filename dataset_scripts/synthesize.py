@@ -58,7 +58,7 @@ def voices(accents: Sequence[str] = (), variants: Sequence[str] = FEMALE + MALE)
     return [f"{ACCENTS[accent]}+{variant}" for accent in accents or ACCENTS for variant in variants]
 
 
-# --- espeak-ng --------------------------------------------------------------------------------------------------------
+# --- espeak-ng -----------------------------------------------------------------------------------------------------
 
 _SYNCHRONOUS = 2  # espeak_AUDIO_OUTPUT: AUDIO_OUTPUT_SYNCHRONOUS
 _RATE, _PITCH = 1, 3  # espeak_PARAMETER
@@ -170,7 +170,7 @@ def phonemes(text: str, voice: str = "en-us") -> str:
     return _espeak().phonemes(text, voice)
 
 
-# --- transformers -----------------------------------------------------------------------------------------------------
+# --- transformers --------------------------------------------------------------------------------------------------
 
 
 class TextToAudio:
@@ -191,7 +191,7 @@ class TextToAudio:
         self.name = f"{model} {config._commit_hash or ''} {type(self._pipeline.model).__name__}"
 
     def speak(self, batch: Sequence[Speech]) -> list[np.ndarray]:
-        """Samples of each text; noise is seeded by the text and voice, so that a clip does not depend on the others."""
+        """Samples of each text; noise is seeded by text and voice, so that no clip depends on the others."""
         return [self._speak(speech) for speech in batch]
 
     def _speak(self, speech: Speech) -> np.ndarray:

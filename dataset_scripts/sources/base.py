@@ -15,8 +15,9 @@ import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-# --- sounds ---------------------------------------------------------------------------------------------------------
+# --- sounds --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class Note:
 
 Sound = Recording | Speech | Note
 
-# --- items ----------------------------------------------------------------------------------------------------------
+# --- items ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ class Item:
             instruction and input are spoken by the build.
         speaker: who speaks, unique within the source; for a synthetic voice leave it empty.
         sentence: what is said, or asked; items with equal sentences never stand in both training and evaluation
-            (unless the source says `closed_prompts`).
+            (unless the source declares sentences as `shared`).
         split: "train", "validation" or "test" where the corpus or the source decides it; "" lets the plan draw by
             speaker.
     """
@@ -140,7 +141,7 @@ class Reject:
     reason: str
 
 
-# --- sources --------------------------------------------------------------------------------------------------------
+# --- sources -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,10 @@ class Source:
         needs: glob patterns, each of which must match something below the root.
         read: yields the items of a root folder.
         expected: instances the paper (or the corpus itself) counts, by task.
-        closed_prompts: True where everybody says the same few sentences, so that no sentence can be held out.
+        options: further arguments of `read`.
+        shared: what training and evaluation share by the nature of the corpus: "sentence" where everybody says the
+            same few prompts, "speaker" where the task is to name speakers one knows.
+        benchmark: rows that the paper's benchmark takes from it, by task: the weights of the evaluation's quotas.
         eval_share: the part of the speakers held out for evaluation where the corpus names no test split.
         synthetic: True where the source itself is made by synthesis.
         root: the folder it lies in; set by `at`.
@@ -172,16 +176,18 @@ class Source:
     tasks: tuple[str, ...]
     layout: str
     needs: tuple[str, ...]
-    read: Callable[[Path], Iterator[Item | Reject]]
+    read: Callable[..., Iterator[Item | Reject]]
     expected: Mapping[str, int] = field(default_factory=dict)
-    closed_prompts: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    shared: tuple[str, ...] = ()
+    benchmark: Mapping[str, int] = field(default_factory=dict)
     eval_share: float = 0.05
     synthetic: bool = False
     root: Path | None = None
 
-    def at(self, root: str | Path) -> Source:
-        """The same source, reading the folder `root`."""
-        return replace(self, root=Path(root))
+    def at(self, root: str | Path, **options: Any) -> Source:
+        """The same source, reading the folder `root` with further arguments for `read`."""
+        return replace(self, root=Path(root), options={**self.options, **options})
 
     def items(self) -> Iterator[Item | Reject]:
         """Everything below the root.
@@ -190,10 +196,21 @@ class Source:
             ValueError: the folder is missing or laid out otherwise; the message shows both layouts.
         """
         if self.root is None:
-            yield from self.read(Path())
+            yield from self.read(Path(), **self.options)
             return
         self.check_layout()
-        yield from self.read(self.root)
+        yield from self.read(self.root, **self.options)
+
+    def card(self) -> dict[str, Any]:
+        """What a dataset card says of this source."""
+        return {
+            "title": self.title,
+            "license": self.license,
+            "redistributable": self.redistributable,
+            "homepage": self.homepage,
+            "synthetic": self.synthetic,
+            "expected": dict(self.expected),
+        }
 
     def check_layout(self) -> None:
         """Raise ValueError unless everything in `needs` is found below the root."""
@@ -228,7 +245,7 @@ def load(name: str) -> Source:
     return importlib.import_module(f"dataset_scripts.sources.{name}").SOURCE
 
 
-# --- reading the usual kinds of files ---------------------------------------------------------------------------------
+# --- reading the usual kinds of files ------------------------------------------------------------------------------
 
 
 def lines(path: Path) -> Iterator[tuple[int, str | Reject]]:

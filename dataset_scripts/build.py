@@ -1,0 +1,323 @@
+"""From a plan to a corpus folder: typed Parquet shards, their record, and a dataset card.
+
+One shard is one task of a datatrove executor: on this machine, a Slurm cluster or Ray. A shard is written beside its
+place and renamed into it with its record (digest, counts, what was set aside), so that a run may be killed anywhere
+and started again, with any number of workers, and gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import soundfile
+
+from . import card, draw, executors, leakage
+from .clips import ClipStore, write_atomically
+from .plan import PlannedRow, Settings, make_plan
+from .prompts import sound_from_json
+from .schema import CORPORA, FEATURES, SAMPLE_RATE
+from .sources.base import Sound, Source
+
+logger = logging.getLogger(__name__)
+
+ROW_GROUP = 100
+"""Rows a Parquet row group holds: what a reader takes into memory at once."""
+SILENCE = 1e-4
+"""Peak below which a clip is silent (-80 dB of full scale)."""
+KEYS = pa.schema(
+    [("id", pa.string()), ("split", pa.string()), ("sha256", pa.string())]
+    + [(kind, pa.list_(pa.string())) for kind in ("speaker", "sentence", "recording")]
+)
+"""What `leakage` compares, a file beside each shard's record."""
+
+
+def build(
+    corpus: str,
+    sources: Sequence[Source],
+    out: str | Path,
+    *,
+    clips: str | Path | None = None,
+    workers: int = 1,
+    executor: str = "local",
+    executor_options: Mapping[str, Any] | None = None,
+    against: Sequence[str | Path] = (),
+    progress: Callable[[int, int], None] | None = None,
+    **settings: Any,
+) -> Path:
+    """Build one corpus; go on where an earlier run stopped; do nothing where it is done.
+
+    Args:
+        corpus: align, instruct or eval.
+        sources: the corpora to read, each `at` its folder. Give the same sources, seed and row numbers to all three
+            corpora: what is held out is computed from them.
+        out: folder to make.
+        clips: folder of the synthesized clips, to be shared between corpora; `out`/.build/clips by default.
+        workers: processes at work. The result does not depend on it.
+        executor: local, slurm or ray.
+        executor_options: further arguments of the datatrove executor, e.g. Slurm's partition and time.
+        against: corpora already built that the leakage report is to be checked against.
+        progress: called now and then with the rows done and the rows there are.
+        **settings: further fields of `plan.Settings`: seed, eval_rows, validation_rows, limit, rows_per_shard,
+            speech, voices, max_seconds.
+
+    Returns:
+        The folder `out`.
+
+    Raises:
+        ValueError: bad settings, a source folder of another layout, or another build in `out`.
+        OSError: the disk is full or not writable; whole shards stay, and the next run goes on from them.
+    """
+    if corpus not in CORPORA:
+        raise ValueError(f"no corpus {corpus!r}; there are {', '.join(CORPORA)}")
+    out, work = Path(out), Path(out) / ".build"
+    chosen = Settings(corpus=corpus, **settings)
+    plan = make_plan(chosen, sources, work / "plan")
+    record = out / "build.json"
+    if not record.exists():
+        job = ShardJob(str(out), str(clips or work / "clips"), plan["speech"], plan["max_seconds"], chosen.seed)
+        with _watch(out, plan, progress):
+            executors.run(job, len(plan["shards"]), executor, workers, work / "logs", executor_options or {})
+        if missing := [shard["name"] for shard in plan["shards"] if not job.record(shard["name"]).exists()]:
+            logger.warning("%s: %d of %d shards are still being built", out, len(missing), len(plan["shards"]))
+            return out
+        _finish(out, plan)
+    if against or not (out / "leakage.json").exists():
+        report = leakage.compare(out, [Path(other) for other in against])
+        write_atomically(out / "leakage.json", json.dumps(report, indent=1).encode())
+    if progress:
+        progress(plan["rows"], plan["rows"])
+    return out
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """Builds the shard whose number is the rank: what a datatrove executor runs.
+
+    Args:
+        out: the corpus folder, with its plan.
+        clips: folder of the clip store.
+        speech: name of the speech backend.
+        max_seconds: longest row.
+        seed: of the order within a shard.
+    """
+
+    out: str
+    clips: str
+    speech: str
+    max_seconds: float
+    seed: int
+
+    def record(self, name: str) -> Path:
+        """The record of a finished shard."""
+        return Path(self.out) / ".build" / "shards" / f"{name}.json"
+
+    def __call__(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
+        """Build shard number `rank` of the plan, unless its record is there."""
+        plan = Path(self.out) / ".build" / "plan"
+        shard = json.loads((plan / "plan.json").read_text())["shards"][rank]
+        if self.record(shard["name"]).exists():
+            return
+        started = time.perf_counter()
+        rows = self._planned(plan / "rows" / f"{shard['name']}.jsonl")
+        built = _Shard(Path(self.out), shard["name"])
+        try:
+            for start in range(0, len(rows), ROW_GROUP):
+                self._build_group(rows[start : start + ROW_GROUP], built)
+            record = built.close()
+        except BaseException:
+            built.discard()
+            raise
+        record["seconds_to_build"] = round(time.perf_counter() - started, 3)
+        write_atomically(self.record(shard["name"]), json.dumps(record, indent=1).encode())
+
+    def _planned(self, file: Path) -> list[PlannedRow]:
+        """The shard's rows in their drawn order; the file is absent where a shard got none."""
+        lines = file.read_bytes().splitlines() if file.exists() else []
+        rows = [PlannedRow.parse(line) for line in lines]
+        return sorted(rows, key=lambda row: (draw.integer(self.seed, row.id, "order"), row.id))
+
+    def _build_group(self, rows: Sequence[PlannedRow], built: _Shard) -> None:
+        """Build the rows of one row group: first all speech that is missing, then row by row."""
+        store = _store(self.clips, self.speech)
+        recipes: list[tuple[PlannedRow, dict[str, Any], list[tuple[Sound, ...]]]] = []
+        for row in rows:
+            content = json.loads(row.json)
+            recipe = content.pop("clips")
+            recipes.append((row, content, [tuple(map(sound_from_json, clip)) for clip in recipe]))
+        store.prepare(sound for _, _, recipe in recipes for clip in recipe for sound in clip)
+        group: list[dict[str, Any]] = []
+        for row, content, recipe in recipes:
+            if row.id in built.seen:
+                built.set_aside(row, "duplicate id")
+                continue
+            built.seen.add(row.id)
+            try:
+                clips = [store.flac(clip) for clip in recipe]
+                lengths = [_length(clip) for clip in clips]
+            except ValueError as error:
+                built.set_aside(row, str(error))
+                continue
+            if sum(lengths) > self.max_seconds:
+                built.set_aside(row, f"longer than {self.max_seconds:g} s")
+                continue
+            names = [f"{row.id.replace('/', '_')}_{number}.flac" for number in range(len(clips))]
+            content["audio"] = [{"bytes": clip, "path": name} for clip, name in zip(clips, names, strict=True)]
+            content["duration"] = round(sum(lengths), 4)
+            content["length"] = 0
+            content["sha256"] = sha256(b"".join(clips)).hexdigest()
+            group.append(content)
+            built.count(row, content)
+        built.write(group)
+
+
+class _Shard:
+    """One Parquet file in the making, and its record."""
+
+    def __init__(self, out: Path, name: str) -> None:
+        modality, rest = name.split(".", 1)
+        self.file = out / "data" / modality / f"{rest}.parquet"
+        self.name = name
+        self.seen: set[str] = set()
+        self._part = self.file.with_name(f".{self.file.name}.part")
+        self._keys = out / ".build" / "shards" / f"{name}.keys.parquet"
+        self._rows: Counter[str] = Counter()
+        self._seconds: Counter[str] = Counter()
+        self._key_rows: list[dict[str, Any]] = []
+        self._rejects: list[dict[str, str]] = []
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self._keys.parent.mkdir(parents=True, exist_ok=True)
+        schema = FEATURES.arrow_schema
+        self._writer = pq.ParquetWriter(self._part, schema, compression="zstd", use_content_defined_chunking=True)
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        """Append one row group."""
+        if rows:
+            self._writer.write_table(pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema))
+
+    def count(self, row: PlannedRow, content: Mapping[str, Any]) -> None:
+        """Enter a built row in the record."""
+        name = "/".join((row.source, row.task, row.modality, row.split))
+        self._rows[name] += 1
+        self._seconds[name] += content["duration"]
+        self._key_rows.append({"id": row.id, "split": row.split, "sha256": content["sha256"], **row.keys})
+
+    def set_aside(self, row: PlannedRow, reason: str) -> None:
+        """Enter a row that could not be built, with its reason."""
+        logger.warning("%s set aside: %s", row.id, reason)
+        self._rejects.append({"source": row.source, "where": row.id, "reason": reason})
+
+    def close(self) -> dict[str, Any]:
+        """Put the file into its place and give its record."""
+        self._writer.close()
+        keys = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(self._key_rows, schema=KEYS), keys, compression="zstd")
+        write_atomically(self._keys, keys.getvalue().to_pybytes())
+        with self._part.open("rb") as file:
+            digest = sha256()
+            while block := file.read(1 << 20):
+                digest.update(block)
+        self._part.replace(self.file)
+        return {
+            "name": self.name,
+            "sha256": digest.hexdigest(),
+            "bytes": self.file.stat().st_size,
+            "rows": dict(sorted(self._rows.items())),
+            "seconds": {name: round(value, 3) for name, value in sorted(self._seconds.items())},
+            "rejects": self._rejects,
+        }
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        try:
+            self._writer.close()
+        except OSError:
+            logger.debug("%s: closing an unfinished shard failed", self.name)
+        self._part.unlink(missing_ok=True)
+
+
+_STORES: dict[tuple[str, str], ClipStore] = {}
+
+
+def _store(clips: str, speech: str) -> ClipStore:
+    """This process's clip store: a speech model is loaded once, not once a shard."""
+    if (clips, speech) not in _STORES:
+        _STORES[clips, speech] = ClipStore(clips, speech)
+    return _STORES[clips, speech]
+
+
+def _length(flac: bytes) -> float:
+    """Seconds of a clip.
+
+    Raises:
+        ValueError: the clip is empty or silent.
+    """
+    samples, _ = soundfile.read(io.BytesIO(flac), dtype="float32")
+    if not samples.size or float(np.max(np.abs(samples))) < SILENCE:
+        raise ValueError("silent audio" if samples.size else "empty audio")
+    return samples.size / SAMPLE_RATE
+
+
+@contextlib.contextmanager
+def _watch(out: Path, plan: Mapping[str, Any], progress: Callable[[int, int], None] | None) -> Iterator[None]:
+    """Report progress every second while shards are being built, by the records that have appeared."""
+    if progress is None:
+        yield
+        return
+    done, records = threading.Event(), out / ".build" / "shards"
+
+    def look() -> None:
+        while not done.wait(1.0):
+            progress(sum(s["rows"] for s in plan["shards"] if (records / f"{s['name']}.json").exists()), plan["rows"])
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _finish(out: Path, plan: Mapping[str, Any]) -> None:
+    """Sum up the records: rejects.jsonl, the dataset card and build.json; drop what was only needed to build."""
+    work = out / ".build"
+    records = [json.loads((work / "shards" / f"{shard['name']}.json").read_text()) for shard in plan["shards"]]
+    planned = (work / "plan" / "rejects.jsonl").read_text(encoding="utf-8")
+    late = "".join(json.dumps(reject) + "\n" for record in records for reject in record["rejects"])
+    write_atomically(out / "rejects.jsonl", (planned + late).encode())
+    rows, seconds = Counter[str](), Counter[str]()
+    for record in records:
+        rows.update(record["rows"])
+        seconds.update(record["seconds"])
+    summary = {
+        **{
+            key: plan[key]
+            for key in ("fingerprint", "corpus", "seed", "speech", "sources", "labels", "held_out", "dropped")
+        },
+        "rows": rows.total(),
+        "hours": round(seconds.total() / 3600, 4),
+        "bytes": sum(record["bytes"] for record in records),
+        "counts": {
+            name: {"rows": count, "hours": round(seconds[name] / 3600, 4)} for name, count in sorted(rows.items())
+        },
+        "rejects": Counter(json.loads(line)["reason"] for line in (planned + late).splitlines()),
+        "shards": {record["name"]: {"sha256": record["sha256"], "bytes": record["bytes"]} for record in records},
+    }
+    write_atomically(out / "README.md", card.write(summary, out).encode())
+    write_atomically(out / "build.json", json.dumps(summary, indent=1, ensure_ascii=False).encode())
+    shutil.rmtree(work / "plan" / "rows", ignore_errors=True)

@@ -1,0 +1,66 @@
+"""Hours and bytes of a corpus before it is built, from a sample of its rows.
+
+Speech still to be made is estimated from its letters, recordings from their headers: sixteen rows for each source and
+format, those whose hash is lowest.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections import defaultdict
+
+import soundfile
+
+from . import draw, prompts
+from .sources.base import Note, Recording, Sound
+
+SAMPLE = 16
+LETTERS_PER_SECOND = 14.0
+"""Letters that espeak-ng speaks in a second at 165 words a minute."""
+FLAC_BYTES_PER_SECOND = 18_000.0
+"""16 kHz 16-bit mono speech as FLAC."""
+
+
+class Estimate:
+    """Keeps a sample while rows go by; afterwards says how long and how large they are all together."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._sample: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
+        self._rows: dict[tuple[str, str], int] = defaultdict(int)
+
+    def add(self, id: str, source: str, modality: str, row_json: str) -> None:
+        """Let one row go by."""
+        kept = self._sample[source, modality]
+        self._rows[source, modality] += 1
+        point = -draw.integer(self._seed, id, "estimate")
+        if len(kept) < SAMPLE:
+            heapq.heappush(kept, (point, row_json))
+        elif point > kept[0][0]:
+            heapq.heapreplace(kept, (point, row_json))
+
+    def hours(self) -> dict[str, float]:
+        """Estimated hours by "source/format"."""
+        found = {}
+        for (source, modality), kept in sorted(self._sample.items()):
+            lengths = [
+                sum(seconds(prompts.sound_from_json(sound)) for clip in json.loads(line)["clips"] for sound in clip)
+                for _, line in kept
+            ]
+            found[f"{source}/{modality}"] = sum(lengths) / len(lengths) * self._rows[source, modality] / 3600
+        return found
+
+
+def seconds(sound: Sound) -> float:
+    """About how long a sound lasts; 0 for a recording that cannot be read (the build will set it aside)."""
+    if isinstance(sound, Note):
+        return sound.seconds
+    if not isinstance(sound, Recording):
+        return len(sound.text) / LETTERS_PER_SECOND * 165 / sound.rate
+    if sound.end is not None:
+        return sound.end - sound.start
+    try:
+        return soundfile.info(sound.path).duration - sound.start
+    except (soundfile.LibsndfileError, OSError):
+        return 0.0

@@ -1,0 +1,57 @@
+"""Where the shards are built: datatrove's executors, on this machine, a Slurm cluster or Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+NAMES = ("local", "slurm", "ray")
+
+
+def run(
+    job: Callable[..., None], tasks: int, executor: str, workers: int, logs: Path, options: Mapping[str, Any]
+) -> None:
+    """Run `job(data, rank, world_size)` for every rank.
+
+    Args:
+        job: what to run; it is pickled for the workers, and returns at once where its work is done already.
+        tasks: number of ranks.
+        executor: local (processes on this machine), slurm (submitted; returns at once) or ray.
+        workers: how many ranks at a time; -1 for no limit (slurm, ray).
+        logs: folder of datatrove's logs and completion marks.
+        options: further arguments of the datatrove executor.
+
+    Raises:
+        ValueError: there is no such executor, or Slurm was not told its partition and time.
+        ImportError: the extra `data` (for ray also the package `ray`) is not installed.
+    """
+    if executor not in NAMES:
+        raise ValueError(f"no executor {executor!r}; there are {', '.join(NAMES)}")
+    try:
+        from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
+        from datatrove.utils.logging import logger as datatrove_logger
+    except ImportError as error:
+        raise ImportError(f"the executor {executor} is not installed: pip install 'llaso[data]'") from error
+
+    class QuietLocal(LocalPipelineExecutor):
+        """The local executor, whose tasks write to their log files and leave the terminal alone."""
+
+        def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1):
+            return super()._run_for_rank(rank, local_rank + 1, node_rank)
+
+    common: dict[str, Any] = {"pipeline": [job], "tasks": tasks, "logging_dir": str(logs), **options}
+    datatrove_logger.disable("datatrove")
+    try:
+        if executor == "local":
+            # A shard's own record says that it is done, whatever datatrove's marks say.
+            QuietLocal(**common, workers=min(workers, tasks), skip_completed=False).run()
+        elif executor == "ray":
+            RayPipelineExecutor(**common, workers=workers).run()
+        else:
+            absent = {"partition", "time"} - set(options)
+            if absent:
+                raise ValueError(f"slurm: say {' and '.join(sorted(absent))} under `slurm:` in the sources file")
+            SlurmPipelineExecutor(**common, workers=workers).run()
+    finally:
+        datatrove_logger.enable("datatrove")

@@ -1,0 +1,51 @@
+"""The instruction texts, our own wording: one file a task, a line an instruction, under headings for the four styles.
+
+`TASK.txt` holds the twenty instructions of a task, `TASK.granularity.txt` those of a variant that needs other words
+(e.g. `AR.number.txt`), and `ASR.align.txt` the eighteen of LLaSO-Align, which have no styles. In tasks with a closed
+set, `{choices}` stands where the labels go.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+STYLES = ("standardised", "contextualised", "stylistic", "fine_grained")
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """One instruction: its id (e.g. "SGC/07"), its style and its text."""
+
+    id: str
+    style: str
+    text: str
+
+
+@functools.cache
+def templates(task: str, granularity: str = "") -> tuple[Template, ...]:
+    """The instructions of a task, in the order of their file.
+
+    Args:
+        task: code of a task.
+        granularity: variant; its own file is used where there is one, else the task's.
+
+    Raises:
+        ValueError: there is no file for the task.
+    """
+    name = f"{task}.{granularity}"
+    if not granularity or not (FOLDER / f"{name}.txt").exists():
+        name = task
+    file = FOLDER / f"{name}.txt"
+    if not file.exists():
+        raise ValueError(f"no instructions for task {task!r}: {file} is missing")
+    found: list[Template] = []
+    style = STYLES[0]
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if line.startswith("["):
+            style = line.strip("[]")
+        elif line.strip():
+            found.append(Template(f"{name}/{len(found) + 1:02d}", style, line))
+    return tuple(found)

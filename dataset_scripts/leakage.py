@@ -1,0 +1,75 @@
+"""The proof that evaluation and training share nothing: every built row's keys, compared with the held-out ones.
+
+Reads the key files that `build` writes beside each shard (audio digest, speakers and voices, sentences, recordings);
+gives the content of `leakage.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+KINDS = ("sha256", "speaker", "sentence", "recording")
+
+
+def compare(held_out: Path, others: Sequence[Path] = ()) -> dict[str, Any]:
+    """Compare the held-out rows of a corpus with the training rows of this and other corpora.
+
+    Args:
+        held_out: a built corpus; its rows outside `train` are the held-out ones.
+        others: further built corpora.
+
+    Returns:
+        `clean` (nothing is shared), `held_out` (distinct keys by kind), and for each corpus and split compared its
+        rows and the number of distinct keys it shares, by kind, with up to five of them.
+
+    Raises:
+        ValueError: a folder is no finished corpus.
+    """
+    held: dict[str, set[str]] = {kind: set() for kind in KINDS}
+    rows = 0
+    for split, key in _keys(held_out):
+        if split != "train":
+            rows += 1
+            for kind in KINDS:
+                held[kind].update(key[kind])
+    compared = {}
+    for corpus in dict.fromkeys((held_out, *others)):
+        checked = 0
+        shared: dict[str, set[str]] = {kind: set() for kind in KINDS}
+        for split, key in _keys(corpus):
+            if split == "train" or (corpus != held_out and split != "test"):
+                checked += 1
+                for kind in KINDS:
+                    shared[kind].update(held[kind].intersection(key[kind]))
+        compared[corpus.name] = {
+            "rows_checked": checked,
+            "shared": {kind: len(found) for kind, found in shared.items()},
+            "examples": {kind: sorted(found)[:5] for kind, found in shared.items() if found},
+        }
+    return {
+        "clean": not any(count for entry in compared.values() for count in entry["shared"].values()),
+        "held_out": {"rows": rows, **{kind: len(found) for kind, found in held.items()}},
+        "compared": compared,
+        "shared_by_nature": _summary(held_out).get("shared_by_nature", {}),
+    }
+
+
+def _summary(corpus: Path) -> dict[str, Any]:
+    try:
+        return json.loads((corpus / "build.json").read_text())
+    except FileNotFoundError as error:
+        raise ValueError(f"{corpus} is no finished corpus: it has no build.json") from error
+
+
+def _keys(corpus: Path) -> Iterator[tuple[str, dict[str, Sequence[str]]]]:
+    """Split and keys of every row."""
+    for name in _summary(corpus)["shards"]:
+        file = pq.ParquetFile(corpus / ".build" / "shards" / f"{name}.keys.parquet")
+        for batch in file.iter_batches():
+            for key in batch.to_pylist():
+                yield key["split"], {**key, "sha256": [key["sha256"]]}
