@@ -144,4 +144,29 @@ def _function(name: str):
         raise ValueError(f"--callable {name}: {error}; give it as MODULE:FUNCTION, importable from here") from None
 
 
-COMMANDS = (_add_score, _add_generate)
+def _add_report(steps) -> None:
+    parser = steps.add_parser("report", help="show one or several scores.json as a page, Markdown and a radar")
+    parser.add_argument("scores", type=Path, nargs="+", help="scores.json of one or several systems, either protocol")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--predictions", type=Path, nargs="+", help="folder(s) of answers, one a system, for examples")
+    parser.add_argument("--data", help="corpus folder or Hub id for the examples' sound")
+    parser.add_argument("--title", default="LLaSO-Eval", help="heading of the page (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the examples drawn at random")
+    parser.set_defaults(run=_report)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from .report import write_report
+
+    out = write_report(
+        arguments.scores,
+        arguments.out,
+        data=arguments.data,
+        predictions=arguments.predictions,
+        title=arguments.title,
+        seed=arguments.seed,
+    )
+    print(f"report: {out / 'index.html'}")
+
+
+COMMANDS = (_add_score, _add_generate, _add_report)

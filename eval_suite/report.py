@@ -1,0 +1,219 @@
+"""Shows scores: one self-contained page, the same in Markdown, its numbers as report.json, and the radar as a picture.
+
+In come one or several scores.json, and optionally the predictions and the corpus behind them for playable examples.
+Whatever a model said is data: it reaches the page escaped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .charts import bar_svg, radar_svg, write_radar_png
+from .examples import Sounds, choose_examples, find_corpus
+from .records import replace_file
+from .summary import Scores, summarize
+
+TEMPLATES = Path(__file__).parent / "templates"
+RADAR_AXES = 3
+"""Fewer tasks have no radar."""
+
+MODALITY_NAMES = {"text_audio": "text + audio", "audio_text": "audio + text", "audio": "audio only"}
+
+
+def write_report(
+    scores: Sequence[Scores | str | Path],
+    out: str | Path,
+    *,
+    data: str | Path | None = None,
+    predictions: str | Path | Sequence[str | Path] | Mapping[str, str | Path] | None = None,
+    title: str = "LLaSO-Eval",
+    seed: int = 0,
+) -> Path:
+    """Write `index.html`, `report.md`, `report.json` and `radar.png`.
+
+    Args:
+        scores: contents of scores.json, or their paths; one or several systems, one or both protocols.
+        out: the folder to write.
+        data: corpus folder or Hub id for the examples' sound; by default the folder that the predictions name.
+        predictions: folder(s) of answers for the examples: by system, or in the order of the systems.
+        title: heading of the page.
+        seed: of the examples drawn at random.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ValueError: the scores or the predictions cannot be read; the message names file and remedy.
+    """
+    contents = [read_scores(one) if isinstance(one, (str, Path)) else one for one in scores]
+    content = {"title": title, **summarize(contents)}
+    folders = _by_system(predictions, [system["name"] for system in content["systems"]])
+    content["examples"] = _examples(content, folders, data, seed)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    replace_file(out / "index.html", render("report.html", content))
+    replace_file(out / "report.md", render("report.md", content))
+    without_sound = [{key: example[key] for key in example if key != "audio"} for example in content["examples"]]
+    plain = json.dumps({**content, "examples": without_sound}, indent=1, ensure_ascii=False, allow_nan=False)
+    replace_file(out / "report.json", plain + "\n")
+    axes, series = radar_values(content)
+    names = [system["name"] for system in content["systems"]]
+    write_radar_png(out / "radar.png", axes, list(zip(names, series, strict=True)))
+    return out
+
+
+def read_scores(path: str | Path) -> Scores:
+    """The content of a scores.json.
+
+    Raises:
+        ValueError: the file is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{error.lineno}: {error.msg}; `llaso eval score --out` writes such files") from None
+
+
+def _by_system(predictions: Any, systems: Sequence[str]) -> dict[str, Path]:
+    if predictions is None:
+        return {}
+    if isinstance(predictions, Mapping):
+        unknown = [name for name in predictions if name not in systems]
+        if unknown:
+            raise ValueError(f"predictions of {', '.join(unknown)}, who is not among the scored {', '.join(systems)}")
+        return {name: Path(folder) for name, folder in predictions.items()}
+    folders = [predictions] if isinstance(predictions, (str, Path)) else list(predictions)
+    if len(folders) != len(systems):
+        raise ValueError(f"{len(folders)} folder(s) of predictions for {len(systems)} system(s); give one for each")
+    return {name: Path(folder) for name, folder in zip(systems, folders, strict=True)}
+
+
+def _examples(
+    content: Mapping[str, Any], folders: Mapping[str, Path], data: str | Path | None, seed: int
+) -> list[dict[str, Any]]:
+    """Chosen rows of every system whose answers are at hand, with their sound."""
+    if not folders:
+        return []
+    corpus = find_corpus(data, list(folders.values()))
+    sounds = Sounds(corpus) if corpus else None
+    examples = []
+    for number, system in enumerate(content["systems"]):
+        if system["name"] not in folders:
+            continue
+        directions = {
+            task["task"]: task["scores"][number].get("direction", "higher")
+            for task in content["tasks"]
+            if task["scores"][number]["n"]
+        }
+        few = 1 if len(folders) > 2 else 2
+        examples += choose_examples(
+            folders[system["name"]],
+            directions,
+            content["protocol"],
+            system=system["name"],
+            worst=few,
+            drawn=few,
+            seed=seed,
+        )
+    for example in examples:
+        example["audio"] = sounds.of(example["id"]) if sounds else []
+    return examples
+
+
+def radar_values(content: Mapping[str, Any]) -> tuple[list[str], list[list[float | None]]]:
+    """Axes and one line a system: skill by task, or the panel's scale where a protocol has no skill."""
+    scale = radar_scale(content)
+    tasks = [
+        task
+        for task in content["tasks"]
+        if scale and any(entry["normalized"][scale] is not None for entry in task["scores"])
+    ]
+    series = [
+        [task["scores"][number]["normalized"][scale] for task in tasks] for number in range(len(content["systems"]))
+    ]
+    values = [[None if value is None else value["value"] for value in line] for line in series]
+    return [task["task"] for task in tasks], values
+
+
+def radar_scale(content: Mapping[str, Any]) -> str | None:
+    """Which normalized score the radar shows."""
+    for scale in ("skill", "panel"):
+        if any(entry["normalized"][scale] for task in content["tasks"] for entry in task["scores"]):
+            return scale
+    return None
+
+
+# Rendering -----------------------------------------------------------------------------------------------------
+
+
+def number(value: float | None) -> str:
+    """A value at the precision a reader can use; "–" where there is none."""
+    if value is None:
+        return "–"
+    size = abs(value)
+    return f"{value:.3f}" if size < 10 else f"{value:.1f}" if size < 1000 else f"{value:,.0f}"
+
+
+def percent(share: float | None) -> str:
+    """A share in percent: "100 %" only where nothing is missing."""
+    if share is None:
+        return "–"
+    text = f"{100 * share:.1f}"
+    return ("99.9" if text == "100.0" and share < 1 else text).removesuffix(".0") + " %"
+
+
+def render(template: str, content: Mapping[str, Any]) -> str:
+    """One of the templates filled with a report's content. HTML is escaped, Markdown cells are kept in their cell."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=template.endswith(".html"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"number": number, "percent": percent, "cell": _markdown_cell}
+    axes, series = radar_values(content)
+    return environment.get_template(template).render(
+        **content,
+        css=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        script=(TEMPLATES / "report.js").read_text(encoding="utf-8"),
+        reasons=json.loads((TEMPLATES / "protocol_changes.json").read_text(encoding="utf-8")),
+        modality_names=MODALITY_NAMES,
+        radar=radar_svg(axes, series) if len(axes) >= RADAR_AXES else None,
+        radar_scale=radar_scale(content),
+        bar=_bar,
+        heat=_heat,
+        scale_of=_scale_of,
+    )
+
+
+def _scale_of(task: Mapping[str, Any]) -> float:
+    """The right edge of a task's bars: 1 where everything fits, else the largest number drawn."""
+    drawn = [entry[key] for entry in task["scores"] for key in ("value", "high", "baseline") if entry.get(key)]
+    return max([1.0, *drawn]) if drawn and max(drawn) <= 1.0 else 1.05 * max(drawn, default=1.0)
+
+
+def _bar(entry: Mapping[str, Any], scale: float, system: int) -> str:
+    if entry.get("value") is None:
+        return ""
+    return bar_svg(entry["value"], (entry["low"], entry["high"]), entry["baseline"], scale, system)
+
+
+def _heat(count: int, row: Sequence[int], unanswered: int) -> float:
+    """How full a cell of a confusion matrix is, as a share of its row."""
+    total = sum(row) + unanswered
+    return round(count / total, 3) if total else 0.0
+
+
+def _markdown_cell(text: Any) -> str:
+    """Text that stays in its table cell and starts no markup."""
+    line = " ".join(str(text).split())
+    for mark in "\\`*_{}[]<>|#":
+        line = line.replace(mark, "\\" + mark)
+    return line

@@ -1,0 +1,248 @@
+"""What a report says, as plain data: from one or several scores.json to the content of report.json.
+
+Nothing here knows a metric by name: a task's ranking metric, its direction, its baseline and its interval come with
+the scores. The page, the Markdown and report.json are three forms of this one content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Scores = Mapping[str, Any]
+
+SCHEMA = 1
+MAIN_PROTOCOL = "strict"
+NEEDED = ("schema", "protocol", "system", "n", "coverage", "outcomes", "normalized", "tasks", "modalities", "files")
+
+
+def check(scores: Sequence[Scores]) -> None:
+    """Hold the inputs to what a report needs.
+
+    Raises:
+        ValueError: nothing to show, a content that is not scores.json's, or one system twice under one protocol.
+    """
+    if not scores:
+        raise ValueError("nothing to report: give at least one scores.json (`llaso eval score` writes them)")
+    seen = set()
+    for number, one in enumerate(scores):
+        missing = [key for key in NEEDED if key not in one]
+        if missing:
+            raise ValueError(f"scores {number + 1}: no {', '.join(missing)}; not the content of a scores.json")
+        if one["schema"] != SCHEMA:
+            raise ValueError(f"scores {number + 1}: schema {one['schema']}; this version reads schema {SCHEMA}")
+        key = (one["system"], one["protocol"])
+        if key in seen:
+            raise ValueError(
+                f"system {key[0]!r} occurs twice under protocol {key[1]}; name them apart with "
+                "`llaso eval score --system NAME`"
+            )
+        seen.add(key)
+
+
+def summarize(scores: Sequence[Scores]) -> dict[str, Any]:
+    """The content of a report, without examples.
+
+    Args:
+        scores: contents of scores.json; systems in the order to show them. Where both protocols are there, strict
+            leads and paper is set beside it.
+
+    Returns:
+        The content of report.json.
+    """
+    check(scores)
+    protocols = list(dict.fromkeys(one["protocol"] for one in scores))
+    main = MAIN_PROTOCOL if MAIN_PROTOCOL in protocols else protocols[0]
+    leading = [one for one in scores if one["protocol"] == main]
+    tasks = [_task(task, leading) for task in _in_order(one["tasks"] for one in leading)]
+    content = {
+        "schema": SCHEMA,
+        "protocol": main,
+        "systems": [_system(one) for one in leading],
+        "tasks": tasks,
+        "modalities": _modalities(leading),
+        "confusions": _confusions(leading),
+        "protocols": _side_by_side(scores, main),
+    }
+    return {**content, "findings": _findings(content)}
+
+
+def _in_order(mappings: Any) -> list[str]:
+    """The keys of several mappings, each once, first come first."""
+    return list(dict.fromkeys(key for mapping in mappings for key in mapping))
+
+
+def _system(one: Scores) -> dict[str, Any]:
+    kept = {key: one["normalized"].get(key) for key in ("skill", "panel")}
+    return {
+        "name": one["system"],
+        "protocol": one["protocol"],
+        "n": one["n"],
+        "coverage": one["coverage"],
+        "outcomes": one["outcomes"],
+        "settings": one.get("settings", {}),
+        "skill": kept["skill"],
+        "panel": kept["panel"],
+        "categories": {
+            name: _normalized_value(category) | {"n": category["n"], "coverage": category["coverage"]}
+            for name, category in one.get("categories", {}).items()
+        },
+    }
+
+
+def _normalized_value(part: Mapping[str, Any]) -> dict[str, Any]:
+    """The skill of a category or format, or its panel score where there is no skill."""
+    for name in ("skill", "panel"):
+        value = part["normalized"].get(name)
+        if value is not None and value["value"] is not None:
+            return {"scale": name, "value": value["value"], "low": value["low"], "high": value["high"]}
+    return {"scale": None, "value": None, "low": None, "high": None}
+
+
+def verdict(primary: Mapping[str, Any] | None) -> str:
+    """Where a score lies against its trivial baseline: above, unclear, below, or unknown.
+
+    "above" means better: the whole 95 % interval lies on the better side.
+    """
+    if primary is None or primary["value"] is None:
+        return "unknown"
+    baseline, low, high = primary["baseline"]["value"], primary["low"], primary["high"]
+    if baseline is None or low is None or high is None:
+        return "unknown"
+    if primary["direction"] == "lower":
+        low, high, baseline = -high, -low, -baseline
+    return "above" if low > baseline else "below" if high < baseline else "unclear"
+
+
+def _task(task: str, scores: Sequence[Scores]) -> dict[str, Any]:
+    """One task in all systems."""
+    described = next(one["tasks"][task] for one in scores if task in one["tasks"])
+    entries = []
+    for one in scores:
+        found = one["tasks"].get(task)
+        primary = found["primary"] if found else None
+        entry: dict[str, Any] = {"system": one["system"], "n": found["n"] if found else 0}
+        if found:
+            entry |= {"coverage": found["coverage"], "outcomes": found["outcomes"], "metrics": found["metrics"]}
+        if primary:
+            entry |= {key: primary[key] for key in ("metric", "direction", "value", "low", "high")}
+            entry |= {"baseline": primary["baseline"]["value"], "baseline_metric": primary["baseline"]["metric"]}
+        entry["verdict"] = verdict(primary)
+        entry["normalized"] = {
+            scale: (one["normalized"].get(scale) or {"tasks": {}})["tasks"].get(task) for scale in ("skill", "panel")
+        }
+        entry["modalities"] = {
+            name: _in_format(format_["tasks"][task])
+            for name, format_ in one["modalities"].items()
+            if task in format_["tasks"]
+        }
+        entries.append(entry)
+    closed = any(file["task"] == task and "confusion" in file for one in scores for file in one["files"].values())
+    _mark_best(entries)
+    return {
+        "task": task,
+        "name": described["name"],
+        "category": described["category"],
+        "closed": closed,
+        "scores": entries,
+    }
+
+
+def _in_format(task: Mapping[str, Any]) -> dict[str, Any]:
+    primary = task["primary"]
+    values = {key: primary[key] if primary else None for key in ("metric", "value", "low", "high")}
+    return {**values, "n": task["n"], "coverage": task["coverage"], "verdict": verdict(primary)}
+
+
+def _mark_best(entries: Sequence[dict[str, Any]]) -> None:
+    """Mark the best of several systems that share a metric."""
+    valued = [entry for entry in entries if entry.get("value") is not None]
+    if len(valued) > 1 and len({entry["metric"] for entry in valued}) == 1:
+        pick = min if valued[0]["direction"] == "lower" else max
+        best = pick(entry["value"] for entry in valued)
+        for entry in valued:
+            entry["best"] = entry["value"] == best
+
+
+def _modalities(scores: Sequence[Scores]) -> list[dict[str, Any]]:
+    """Each format in all systems: the mean over its tasks, and over the tasks that all formats share."""
+    return [
+        {
+            "modality": name,
+            "systems": [
+                {"system": one["system"], "n": one["modalities"][name]["n"]}
+                | {"tasks": list(one["modalities"][name]["tasks"])}
+                | _normalized_value(one["modalities"][name])
+                for one in scores
+                if name in one["modalities"]
+            ],
+        }
+        for name in _in_order(one["modalities"] for one in scores)
+    ]
+
+
+def _confusions(scores: Sequence[Scores]) -> list[dict[str, Any]]:
+    return [
+        {"system": one["system"], "file": name, "task": file["task"], "n": file["n"], **file["confusion"]}
+        for one in scores
+        for name, file in one["files"].items()
+        if "confusion" in file
+    ]
+
+
+def _side_by_side(scores: Sequence[Scores], main: str) -> dict[str, Any] | None:
+    """Every task under both protocols, with each system's rank in both."""
+    others = [one for one in scores if one["protocol"] != main]
+    if not others:
+        return None
+    other = others[0]["protocol"]
+    by_key = {(one["system"], one["protocol"]): one for one in scores}
+    systems = [one["system"] for one in scores if one["protocol"] == main and (one["system"], other) in by_key]
+    rows = []
+    for task in _in_order(by_key[system, main]["tasks"] for system in systems):
+        found = {}
+        for protocol in (other, main):
+            primaries = {system: by_key[system, protocol]["tasks"].get(task, {}).get("primary") for system in systems}
+            found[protocol] = _ranked({system: primary for system, primary in primaries.items() if primary})
+        for system in systems:
+            if system in found[other] and system in found[main]:
+                rows.append({"task": task, "system": system, other: found[other][system], main: found[main][system]})
+    return {"other": other, "main": main, "systems": systems, "rows": rows}
+
+
+def _ranked(primaries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Metric, value and rank (1 is best) by system."""
+    valued = {system: primary for system, primary in primaries.items() if primary["value"] is not None}
+    ranks = {}
+    for system, primary in valued.items():
+        sign = 1 if primary["direction"] == "lower" else -1
+        better = sum(sign * rival["value"] < sign * primary["value"] for rival in valued.values())
+        ranks[system] = {"metric": primary["metric"], "value": primary["value"], "rank": better + 1}
+    return ranks
+
+
+def _findings(content: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before the numbers, in words."""
+    findings = []
+    for number, system in enumerate(content["systems"]):
+        who = "" if len(content["systems"]) == 1 else f"{system['name']}: "
+        entries = [(task, task["scores"][number]) for task in content["tasks"]]
+        compared = [(task, entry) for task, entry in entries if entry["verdict"] != "unknown"]
+        closed = [(task, entry) for task, entry in compared if task["closed"]]
+        if closed:
+            unclear = [task["task"] for task, entry in closed if entry["verdict"] != "above"]
+            findings.append(
+                f"{who}closed-set tasks whose interval is not clear of the majority baseline: "
+                f"{', '.join(unclear)} ({len(unclear)} of {len(closed)})."
+                if unclear
+                else f"{who}all {len(closed)} closed-set tasks lie above their majority baseline, intervals clear of it."
+            )
+        rest = [task["task"] for task, entry in compared if not task["closed"] and entry["verdict"] != "above"]
+        if rest:
+            findings.append(f"{who}other tasks not clear of their trivial baseline: {', '.join(rest)}.")
+        low = [task["task"] for task, entry in entries if entry["n"] and entry["coverage"] < 0.9]
+        if low:
+            findings.append(f"{who}fewer than 90 % of the rows could be read as an answer in {', '.join(low)}.")
+        if errors := system["outcomes"].get("error", 0):
+            findings.append(f"{who}{errors} of {system['n']} rows failed in generation; they count as wrong.")
+    return findings
