@@ -7,8 +7,6 @@ same samples; nothing depends on what was done before.
 from __future__ import annotations
 
 import numpy as np
-from scipy.fft import irfft, next_fast_len, rfft
-from scipy.signal import fftconvolve
 
 from . import draw
 from .schema import SAMPLE_RATE
@@ -33,7 +31,7 @@ def apply(samples: np.ndarray, acoustics: Acoustics) -> np.ndarray:
     random = np.random.default_rng(acoustics.seed)
     heard = samples.astype(np.float32)
     if acoustics.reverb_s > 0 and heard.size:
-        heard = fftconvolve(heard, _room(random, acoustics.reverb_s))[: samples.size].astype(np.float32)
+        heard = _convolve(heard, _room(random, acoustics.reverb_s))
     if acoustics.snr_db is not None and heard.size:
         heard = heard + _noise(random, heard, acoustics.snr_db)
     heard = heard * np.float32(10 ** (acoustics.gain_db / 20))
@@ -80,13 +78,25 @@ def _room(random: np.random.Generator, seconds: float) -> np.ndarray:
     return np.concatenate([[1.0], tail[1:]]).astype(np.float32)
 
 
+def _convolve(signal: np.ndarray, answer: np.ndarray) -> np.ndarray:
+    """The signal in a room, cut to its own length."""
+    size = _fast_size(signal.size + answer.size - 1)
+    product = np.fft.rfft(signal, size) * np.fft.rfft(answer, size)
+    return np.fft.irfft(product, size)[: signal.size].astype(np.float32)
+
+
+def _fast_size(size: int) -> int:
+    """The next power of two: the Fourier transform of an awkward length takes many times longer."""
+    return 1 << (size - 1).bit_length()
+
+
 def _noise(random: np.random.Generator, signal: np.ndarray, snr_db: float) -> np.ndarray:
     """Noise whose power is `snr_db` below the signal's, its spectrum drawn between white and pink (1/f)."""
-    size = next_fast_len(signal.size, real=True)
-    spectrum = rfft(random.standard_normal(size, dtype=np.float32))
+    size = _fast_size(signal.size)
+    spectrum = np.fft.rfft(random.standard_normal(size, dtype=np.float32))
     slope = random.uniform(0.0, 0.5)
     spectrum[1:] /= np.arange(1, spectrum.size, dtype=np.float32) ** np.float32(slope)
-    noise = irfft(spectrum, n=size)[: signal.size]
+    noise = np.fft.irfft(spectrum, n=size)[: signal.size]
     power = float(np.mean(np.square(noise))) or 1.0
     wanted = float(np.mean(np.square(signal))) / 10 ** (snr_db / 10)
     return (noise * np.sqrt(wanted / power)).astype(np.float32)

@@ -8,7 +8,6 @@ and started again, with any number of workers, and gives the same bytes.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import logging
 import shutil
@@ -21,24 +20,20 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import soundfile
 
 from . import card, draw, executors, leakage
-from .clips import ClipStore, write_atomically
+from .clips import ClipStore, seconds, write_atomically
 from .plan import PlannedRow, Settings, make_plan
 from .prompts import sound_from_json
-from .schema import CORPORA, FEATURES, SAMPLE_RATE
+from .schema import CORPORA, FEATURES
 from .sources.base import Sound, Source
 
 logger = logging.getLogger(__name__)
 
 ROW_GROUP = 100
 """Rows a Parquet row group holds: what a reader takes into memory at once."""
-SILENCE = 1e-4
-"""Peak below which a clip is silent (-80 dB of full scale)."""
 KEYS = pa.schema(
     [("id", pa.string()), ("split", pa.string()), ("sha256", pa.string())]
     + [(kind, pa.list_(pa.string())) for kind in ("speaker", "sentence", "recording")]
@@ -167,8 +162,8 @@ class ShardJob:
                 continue
             built.seen.add(row.id)
             try:
-                clips = [store.flac(clip) for clip in recipe]
-                lengths = [_length(clip) for clip in clips]
+                clips = [store.clip(clip) for clip in recipe]
+                lengths = [seconds(clip) for clip in clips]
             except ValueError as error:
                 built.set_aside(row, str(error))
                 continue
@@ -258,18 +253,6 @@ def _store(clips: str, speech: str) -> ClipStore:
     if (clips, speech) not in _STORES:
         _STORES[clips, speech] = ClipStore(clips, speech)
     return _STORES[clips, speech]
-
-
-def _length(flac: bytes) -> float:
-    """Seconds of a clip.
-
-    Raises:
-        ValueError: the clip is empty or silent.
-    """
-    samples, _ = soundfile.read(io.BytesIO(flac), dtype="float32")
-    if not samples.size or float(np.max(np.abs(samples))) < SILENCE:
-        raise ValueError("silent audio" if samples.size else "empty audio")
-    return samples.size / SAMPLE_RATE
 
 
 @contextlib.contextmanager

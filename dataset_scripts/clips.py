@@ -28,6 +28,8 @@ from .synthesize import Backend, backend
 
 PAUSE_S = 0.35
 """Silence between the sounds of one clip, seconds."""
+SILENCE = 1e-4
+"""Peak below which a sound is silent (-80 dB of full scale)."""
 NOTES_VERSION = 1
 """Part of a note's address; raise it when `notes.play` sounds different."""
 
@@ -54,11 +56,11 @@ class ClipStore:
             for sound, samples in zip(batch, self._speaker.speak(batch), strict=True):
                 self._keep(sound, samples)
 
-    def flac(self, sounds: tuple[Sound, ...]) -> bytes:
+    def clip(self, sounds: tuple[Sound, ...]) -> bytes:
         """One clip as 16 kHz mono FLAC; several sounds are joined with a short pause.
 
         Raises:
-            ValueError: a recording is missing, empty, not readable or silent.
+            ValueError: a recording is missing, empty, not readable or silent, or the speech backend said nothing.
         """
         if len(sounds) == 1 and not isinstance(sounds[0], Recording):
             return self._made(sounds[0])
@@ -88,6 +90,7 @@ class ClipStore:
         """Put a clip into its place; safe beside other workers doing the same."""
         if sound.acoustics:
             samples = acoustics.apply(samples, sound.acoustics)
+        check_heard(samples)
         data, file = encode(samples), self._file(self._address(sound))
         write_atomically(file, data)
         return data
@@ -132,6 +135,19 @@ def decode(data: bytes) -> np.ndarray:
     return samples
 
 
+def seconds(flac: bytes) -> float:
+    """Length of a clip written by `encode`, from its header (STREAMINFO: 36 bits of samples end at byte 26)."""
+    return (int.from_bytes(flac[18:26], "big") & (1 << 36) - 1) / SAMPLE_RATE
+
+
+def check_heard(samples: np.ndarray) -> None:
+    """Raise ValueError for an empty or silent sound."""
+    if not samples.size:
+        raise ValueError("empty audio")
+    if float(np.max(np.abs(samples))) < SILENCE:
+        raise ValueError("silent audio")
+
+
 def read_recording(recording: Recording) -> np.ndarray:
     """A stretch of a file as float32 mono at 16 kHz.
 
@@ -143,7 +159,8 @@ def read_recording(recording: Recording) -> np.ndarray:
             rate = file.samplerate
             first = round(recording.start * rate)
             count = -1 if recording.end is None else round(recording.end * rate) - first
-            file.seek(first)
+            if first:
+                file.seek(first)
             samples = file.read(count, dtype="float32", always_2d=True)
     except FileNotFoundError as error:
         raise ValueError("no such audio file") from error
@@ -155,5 +172,6 @@ def read_recording(recording: Recording) -> np.ndarray:
     if samples.size == 0:
         raise ValueError("no audio in this stretch")
     mono = samples.mean(axis=1)
+    check_heard(mono)
     heard = soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ").astype(np.float32)
     return acoustics.apply(heard, recording.acoustics) if recording.acoustics else heard

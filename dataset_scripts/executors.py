@@ -29,6 +29,7 @@ def run(
     if executor not in NAMES:
         raise ValueError(f"no executor {executor!r}; there are {', '.join(NAMES)}")
     try:
+        import multiprocess
         from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
         from datatrove.utils.logging import logger as datatrove_logger
     except ImportError as error:
@@ -37,6 +38,10 @@ def run(
     class QuietLocal(LocalPipelineExecutor):
         """The local executor, whose tasks write to their log files and leave the terminal alone."""
 
+        def _launch_run_for_rank(self, *arguments: Any, **named: Any):
+            datatrove_logger.disable("datatrove.executor.local")
+            return super()._launch_run_for_rank(*arguments, **named)
+
         def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1):
             return super()._run_for_rank(rank, local_rank + 1, node_rank)
 
@@ -44,6 +49,8 @@ def run(
     datatrove_logger.disable("datatrove")
     try:
         if executor == "local":
+            # Workers are forked from a server that has imported everything once.
+            multiprocess.set_forkserver_preload([type(job).__module__])
             # A shard's own record says that it is done, whatever datatrove's marks say.
             QuietLocal(**common, workers=min(workers, tasks), skip_completed=False).run()
         elif executor == "ray":
