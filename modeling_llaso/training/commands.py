@@ -2,6 +2,53 @@
 
 from __future__ import annotations
 
+import argparse
+
 
 def add_parser(commands) -> None:
     """Add this room's commands to the `llaso` parser."""
+    train = commands.add_parser(
+        "train",
+        help="train as a recipe says, resuming where an earlier run stopped",
+        description="Train as a recipe says. The same command goes on where a stopped or killed run was, and does "
+        "nothing where it is finished. Exit code 1: the gate's word error rate was not reached, or the loss diverged.",
+    )
+    train.add_argument("recipe", help="a YAML file, or one of the package's own: stage1_align, stage2_instruct, …")
+    train.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change one setting, e.g. --set batch.per_device=4; may be repeated",
+    )
+    train.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only show what the run would be: parameters, tokens, steps, memory, FLOPs; needs no weights or data",
+    )
+    train.set_defaults(run=run_train)
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    """`llaso train`."""
+    from .trainer import TrainingDiverged
+
+    if arguments.dry_run:
+        from .dry_run import dry_run
+
+        print(dry_run(arguments.recipe, arguments.overrides))
+        return 0
+    from .train import train
+
+    try:
+        result = train(arguments.recipe, arguments.overrides, report=lambda line: print(line, flush=True))
+    except TrainingDiverged as error:
+        print(f"llaso: training diverged: {error}")
+        return 1
+    if result.wer is not None:
+        print(f"held-out word error rate {result.wer:.3f} on {result.wer_words:,} words")
+    if result.gate_passed is False:
+        print(f"the gate is {result.gate_wer:.2f}: train longer, or see where transcriptions go wrong, before Stage 2")
+        return 1
+    return 0

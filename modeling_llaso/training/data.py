@@ -1,0 +1,227 @@
+"""Corpora as the trainer reads them: opened, checked, filtered, and numbered or streamed.
+
+Comes in: the recipe's data section. Goes out: rows of the one schema (docs/data.md) whose audio is still bytes, with
+the expanded length of each, so that batches are planned before anything is decoded.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import soundfile
+import soxr
+import torch
+
+from ..processing_llaso import LlasoProcessor
+from .config import DataChoice
+from .plan import BatchRule, shuffled_windows, stream_windows
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+Windows = Callable[[int], Iterator[list[tuple[Any, int]]]]
+"""From an epoch to its windows of `(row or row number, length)`."""
+
+NEEDED = ("id", "task", "messages", "audio")
+"""Columns without which a row cannot be learned from."""
+KEPT = (*NEEDED, "target", "modality", "duration", "length", "sha256")
+"""Columns that are read; the others stay on disk."""
+FRAMES_PER_SECOND, CHARACTERS_PER_TOKEN = 50, 4
+"""Whisper's frames, and a usual tokenizer's text: they estimate a row's length where no `length` is given."""
+
+
+@dataclass
+class NumberedCorpus:
+    """A corpus whose rows have numbers: first `audio_rows` rows, then text-only ones, some drawn each epoch."""
+
+    table: datasets.Dataset
+    lengths: np.ndarray  # (rows,) tokens after audio expansion
+    audio_rows: int
+    text_drawn: int = 0
+
+    def __getitem__(self, number: int) -> Row:
+        return self.table[number]
+
+    def windows(self, rule: BatchRule, seed: int) -> Windows:
+        """Every epoch's rows, shuffled, a window at a time."""
+        return shuffled_windows(self.lengths, rule, seed, self.audio_rows, self.text_drawn)
+
+
+@dataclass
+class StreamedCorpus:
+    """A corpus read from its beginning while training, shuffled in a buffer."""
+
+    stream: datasets.IterableDataset
+    buffer: int = 1000
+
+    def __getitem__(self, row: Row) -> Row:
+        """The row itself: a stream has no numbers, so its batches carry the rows."""
+        return row
+
+    def windows(self, rule: BatchRule, seed: int) -> Windows:
+        """The stream, a window at a time; each epoch shuffles its files and its buffer anew."""
+
+        def stream(epoch: int) -> datasets.IterableDataset:
+            shuffled = self.stream.shuffle(seed=seed, buffer_size=self.buffer)
+            shuffled.set_epoch(epoch)
+            return shuffled
+
+        return stream_windows(stream, row_length, rule)
+
+
+Corpus = NumberedCorpus | StreamedCorpus
+
+
+def open_corpus(choice: DataChoice, seed: int) -> Corpus:
+    """The training rows of a recipe.
+
+    Raises:
+        ValueError: a column is missing, or no row passes the recipe's filters.
+        FileNotFoundError: no such corpus.
+    """
+    admit = _task_filter(choice)
+    if choice.streaming:
+        stream = _load(choice.path, choice, choice.split, streaming=True)
+        if choice.tasks or choice.without_tasks:
+            stream = stream.filter(admit, input_columns="task")
+        if choice.text_path:
+            text = _load(choice.text_path, choice, choice.split, streaming=True, config="default")
+            shares = [1 - choice.text_share, choice.text_share]
+            stream = datasets.interleave_datasets(
+                [stream, text], shares, seed=seed, stopping_strategy="first_exhausted"
+            )
+        return StreamedCorpus(stream)
+
+    table = _admitted(_load(choice.path, choice, choice.split), admit, choice)
+    audio_rows, text_drawn = len(table), 0
+    if choice.text_path:
+        text = _load(choice.text_path, choice, choice.split, config="default")
+        text_drawn = min(len(text), round(audio_rows * choice.text_share / (1 - choice.text_share)))
+        table = datasets.concatenate_datasets([table, text.cast(table.features)])
+    return NumberedCorpus(table, _lengths(table), audio_rows, text_drawn)
+
+
+def open_held_out(choice: DataChoice, task: str, rows: int) -> list[Row]:
+    """The first `rows` held-out rows of one task, by id; empty where the corpus has no such split or task."""
+    try:
+        table = _load(choice.path, choice, choice.validation_split)
+    except ValueError as error:
+        if "Unknown split" in str(error) or "Bad split" in str(error):
+            logger.warning("%s has no split %s: nothing is held out", choice.path, choice.validation_split)
+            return []
+        raise
+    numbered = enumerate(zip(table["id"], table["task"], strict=True))
+    chosen = sorted((key, number) for number, (key, code) in numbered if code == task)
+    return [table[number] for _, number in chosen[:rows]]
+
+
+def row_length(row: Row) -> int:
+    """Tokens of a row after audio expansion: its `length`, or an estimate where none is given."""
+    if row.get("length"):
+        return int(row["length"])
+    characters = sum(len(part["text"] or "") for message in row["messages"] for part in message["content"])
+    return max(1, int((row.get("duration") or 0) * FRAMES_PER_SECOND) + characters // CHARACTERS_PER_TOKEN)
+
+
+def decode_audio(row: Row, sampling_rate: int) -> list[np.ndarray]:
+    """A row's clips as mono float32 samples.
+
+    Raises:
+        ValueError: a clip cannot be read; the message says which.
+    """
+    clips = []
+    for number, item in enumerate(row["audio"] or []):
+        try:
+            samples, rate = soundfile.read(
+                io.BytesIO(item["bytes"]) if item["bytes"] is not None else item["path"], dtype="float32"
+            )
+        except (soundfile.SoundFileError, TypeError, OSError) as error:
+            raise ValueError(f"clip {number} cannot be read: {error}") from error
+        if samples.ndim > 1:
+            samples = samples.mean(axis=1)
+        if rate != sampling_rate:
+            samples = soxr.resample(samples, rate, sampling_rate, quality="HQ")
+        if not len(samples):
+            raise ValueError(f"clip {number} holds no sample")
+        if not np.isfinite(samples).all():
+            raise ValueError(f"clip {number} holds NaN or infinite samples")
+        clips.append(samples)
+    return clips
+
+
+def log_mels(row: Row, processor: LlasoProcessor) -> list[tuple[int, list[torch.Tensor]]]:
+    """Of each of a row's clips: its audio tokens, and its windows of log-mel, `(mels, frames)` each."""
+    clips = []
+    for samples in decode_audio(row, processor.feature_extractor.sampling_rate):
+        cuts = processor.audio_windows(len(samples))
+        mels = processor.log_mel([samples[start:stop] for start, stop in cuts])
+        clips.append((processor.count_audio_tokens(len(samples)), mels))
+    return clips
+
+
+def _load(path: str, choice: DataChoice, split: str, streaming: bool = False, config: str | None = None) -> Any:
+    """One split with the columns that training reads."""
+    if not Path(path).exists() and path.startswith((".", "/", "runs/")):
+        raise FileNotFoundError(
+            f"no corpus at {path}; build it with `llaso build`, or name another: --set data.path=…"
+        )
+    try:
+        table = datasets.load_dataset(
+            path, config or choice.config, split=split, streaming=streaming, revision=choice.revision
+        )
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise FileNotFoundError(f"no corpus {path}: neither a folder here nor a data set on the Hub") from error
+    columns = table.column_names or []
+    if missing := [name for name in NEEDED if name not in columns]:
+        raise ValueError(
+            f"{path}, split {split}: no column {', '.join(missing)}; a corpus to train on has {', '.join(NEEDED)} "
+            "(the schema of dataset_scripts)"
+        )
+    table = table.select_columns([name for name in KEPT if name in columns])
+    clip = table.features["audio"].feature if table.features is not None else None
+    if not isinstance(clip, datasets.Audio) or clip.decode:
+        table = table.cast_column("audio", datasets.List(datasets.Audio(decode=False)))
+    return table
+
+
+def _task_filter(choice: DataChoice) -> Callable[[str], bool]:
+    wanted, unwanted = set(choice.tasks), set(choice.without_tasks)
+    return lambda task: (not wanted or task in wanted) and task not in unwanted
+
+
+def _admitted(table: datasets.Dataset, admit: Callable[[str], bool], choice: DataChoice) -> datasets.Dataset:
+    if not len(table):
+        raise ValueError(f"{choice.path}, split {choice.split}: no rows")
+    if not choice.tasks and not choice.without_tasks:
+        return table
+    tasks: Sequence[str] = table["task"]
+    numbers = [number for number, task in enumerate(tasks) if admit(task)]
+    if not numbers:
+        raise ValueError(
+            f"{choice.path}: no row of the tasks that data.tasks/data.without_tasks leave; it has "
+            f"{', '.join(sorted(set(tasks)))}"
+        )
+    return table.select(numbers)
+
+
+def _lengths(table: datasets.Dataset) -> np.ndarray:
+    """Expanded length of every row, read from the cheap columns alone."""
+    if "length" in table.column_names:
+        lengths = np.asarray(table["length"], dtype=np.int64)
+        if lengths.min() > 0:
+            return lengths
+    cheap = table.select_columns([name for name in ("messages", "duration", "length") if name in table.column_names])
+    return np.fromiter((row_length(row) for row in _rows(cheap)), dtype=np.int64, count=len(table))
+
+
+def _rows(table: datasets.Dataset) -> Iterable[Row]:
+    for batch in table.iter(batch_size=1000):
+        for values in zip(*batch.values(), strict=True):
+            yield dict(zip(batch, values, strict=True))

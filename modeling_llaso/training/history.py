@@ -1,0 +1,92 @@
+"""What happened at every step, on disk as it happens: `history.jsonl`, one record a line, and the curve drawn from it.
+
+A record of kind `step` holds loss, learning rate, tokens and the digest of the rows it saw; one of kind `held_out`
+the word error rate. A resumed run cuts the file back to its checkpoint, so that the file of a killed run ends up
+equal to that of an undisturbed one, wall times aside.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+
+class History:
+    """The records of one run, in memory and on disk.
+
+    Args:
+        path: of the file; it is read where it exists.
+        start_step: records after this step are dropped, since the run goes on from there.
+        write: whether this process writes; in a run of several, only the first does.
+    """
+
+    def __init__(self, path: Path, start_step: int = 0, write: bool = True) -> None:
+        self.path, self.write = path, write
+        self.records = [record for record in read_history(path) if record["step"] <= start_step]
+        if write:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
+
+    def add(self, record: Record) -> None:
+        """Keep one record; non-finite numbers are refused, as JSON has none."""
+        line = json.dumps(record, allow_nan=False) + "\n"
+        self.records.append(record)
+        if self.write:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line)
+
+    def steps(self, last: int | None = None) -> list[Record]:
+        """The records of steps, or the last few of them."""
+        steps = [record for record in self.records if record["kind"] == "step"]
+        return steps if last is None else steps[-last:]
+
+    def median_loss(self, last: int) -> float:
+        """Of the last steps."""
+        return statistics.median(record["loss"] for record in self.steps(last))
+
+    def task_losses(self, last: int) -> dict[str, float]:
+        """Mean loss of an answer token by task, over the last steps."""
+        sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        for record in self.steps(last):
+            for task, (total, tokens) in record["tasks"].items():
+                sums[task][0] += total
+                sums[task][1] += tokens
+        return {task: total / tokens for task, (total, tokens) in sorted(sums.items()) if tokens}
+
+
+def read_history(path: Path) -> list[Record]:
+    """The records of a file; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def plot_history(records: list[Record], path: Path, title: str) -> None:
+    """Draw loss, learning rate and word error rate over steps as a PNG."""
+    from matplotlib.figure import Figure
+
+    steps = [record for record in records if record["kind"] == "step"]
+    held_out = [record for record in records if record["kind"] == "held_out"]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([r["step"] for r in steps], [r["loss"] for r in steps], color="0.8", linewidth=1, label="loss of a step")
+    smooth, smoothed = steps[0]["loss"] if steps else 0.0, []
+    for record in steps:
+        smooth = 0.95 * smooth + 0.05 * record["loss"]
+        smoothed.append(smooth)
+    axes.plot([r["step"] for r in steps], smoothed, color="C0", label="its running mean")
+    axes.set(xlabel="step", ylabel="loss per answer token", title=title)
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="upper right")
+    if held_out:
+        right = axes.twinx()
+        right.plot([r["step"] for r in held_out], [r["wer"] for r in held_out], "o-", color="C1", markersize=4)
+        right.set_ylabel("held-out word error rate", color="C1")
+        right.set_ylim(0, max(1.0, *(r["wer"] for r in held_out)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)

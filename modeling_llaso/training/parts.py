@@ -1,0 +1,120 @@
+"""The three parts of a LLaSO model, and which of them learn.
+
+A frozen part stays in `eval()` while the rest trains, and where no gradient passes through it (the encoder), the
+model records no graph. Adapters (LoRA) are injected into the LLM and merged back when the model is exported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..modeling_llaso import LlasoForConditionalGeneration
+from .config import LoraChoice, Part
+
+PARTS: tuple[Part, ...] = ("encoder", "projector", "llm")
+
+
+@dataclass(frozen=True)
+class PartReport:
+    """What one part is doing.
+
+    Attributes:
+        name: encoder, projector or llm.
+        parameters: in all, tied ones once.
+        trainable: of them, those that learn.
+        graph: whether gradients pass through the part, so that its activations are kept.
+    """
+
+    name: Part
+    parameters: int
+    trainable: int
+    graph: bool
+
+
+def modules_of(model: LlasoForConditionalGeneration, part: Part) -> list[nn.Module]:
+    """The modules that make up a part; the LLM's head belongs to the LLM."""
+    return {
+        "encoder": [model.model.audio_tower],
+        "projector": [model.model.multi_modal_projector],
+        "llm": [model.model.language_model, model.lm_head],
+    }[part]
+
+
+def freeze_all_but(model: LlasoForConditionalGeneration, train: Iterable[Part]) -> list[nn.Module]:
+    """Let the named parts learn and nothing else.
+
+    Whisper's positions are a fixed table of sines: they stay as they are even where the encoder learns.
+
+    Returns:
+        The frozen modules, to be kept in `eval()`.
+    """
+    train = set(train)
+    frozen = []
+    for part in PARTS:
+        for module in modules_of(model, part):
+            module.requires_grad_(part in train)
+            if part not in train:
+                frozen.append(module)
+    model.model.audio_tower.embed_positions.requires_grad_(False)
+    return frozen
+
+
+def report_parts(model: LlasoForConditionalGeneration) -> list[PartReport]:
+    """Parameters of each part, and what becomes of them."""
+    reports = []
+    learns_before = False
+    for part in PARTS:
+        parameters = {id(p): p for module in modules_of(model, part) for p in module.parameters()}.values()
+        trainable = sum(p.numel() for p in parameters if p.requires_grad)
+        learns_before = learns_before or trainable > 0
+        reports.append(PartReport(part, sum(p.numel() for p in parameters), trainable, learns_before))
+    return reports
+
+
+def describe_parts(reports: Iterable[PartReport]) -> list[str]:
+    """One line a part, as `llaso train` prints them."""
+    lines = []
+    for part in reports:
+        if part.trainable:
+            state = f"trains {part.trainable:,}"
+        elif part.graph:
+            state = "frozen, in eval(); gradients pass through"
+        else:
+            state = "frozen, in eval() and no_grad()"
+        lines.append(f"{part.name:<10}{part.parameters:>15,} parameters   {state}")
+    return lines
+
+
+def add_lora(model: LlasoForConditionalGeneration, choice: LoraChoice) -> None:
+    """Freeze the LLM's weights and put low-rank adapters beside its linear layers, in place.
+
+    Raises:
+        ValueError: peft is not installed, or no layer of the LLM has one of the names.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ValueError("lora.rank needs peft: pip install 'llaso[train]'") from error
+    names = {name.rpartition(".")[2] for name, _ in model.model.language_model.named_modules()}
+    if not names.intersection(choice.targets):
+        raise ValueError(f"lora.targets: the LLM has no layer named {', '.join(choice.targets)}")
+    for module in modules_of(model, "llm"):
+        module.requires_grad_(False)
+    config = LoraConfig(
+        r=choice.rank, lora_alpha=choice.alpha, lora_dropout=choice.dropout, target_modules=list(choice.targets)
+    )
+    inject_adapter_in_model(config, model.model.language_model)
+
+
+def merge_lora(model: LlasoForConditionalGeneration) -> None:
+    """Add the adapters into the weights they stand beside and take them out, in place."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.get_base_layer())

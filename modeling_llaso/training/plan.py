@@ -1,0 +1,210 @@
+"""Which rows meet in which micro-batch, for the whole run, decided before any audio is read.
+
+Comes in: the rows' expanded lengths (or a stream of rows that carry theirs) and a seed. Goes out: micro-batches, in
+an order that is a function of the seed alone, not of workers, restarts or the number of processes. So a killed run
+resumes by skipping micro-batches unread, and two processes train on what one would have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from torch.utils.data import Sampler
+
+Row = TypeVar("Row")
+
+
+def seeded(*parts: object) -> np.random.Generator:
+    """A random generator that depends on the values of `parts` only."""
+    digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "little"))
+
+
+@dataclass(frozen=True)
+class BatchRule:
+    """How a window of rows is cut into micro-batches.
+
+    Attributes:
+        per_device: rows of a micro-batch, at most.
+        max_tokens: rows x longest row of a micro-batch, at most; 0 means no limit. A single row may exceed it.
+        group_by_length: sort a window by length before cutting it.
+        window: micro-batches' worth of rows that are sorted together.
+        parallel: micro-batches of one optimizer step, all processes together.
+    """
+
+    per_device: int
+    max_tokens: int = 0
+    group_by_length: bool = True
+    window: int = 64
+    parallel: int = 1
+
+    def cut(self, lengths: Sequence[int], random: np.random.Generator) -> list[list[int]]:
+        """Cut one window into micro-batches.
+
+        Args:
+            lengths: tokens of each row of the window, in the order the rows came.
+            random: shuffles the finished micro-batches, so that length does not follow time.
+
+        Returns:
+            Positions in the window, one list a micro-batch; every position once.
+        """
+        order = np.argsort(np.asarray(lengths), kind="stable") if self.group_by_length else range(len(lengths))
+        batches: list[list[int]] = []
+        batch: list[int] = []
+        longest = 0
+        for position in map(int, order):
+            longest = max(longest, lengths[position])
+            too_long = self.max_tokens > 0 and (len(batch) + 1) * longest > self.max_tokens
+            if batch and (len(batch) == self.per_device or too_long):
+                batches.append(batch)
+                batch, longest = [], lengths[position]
+            batch.append(position)
+        if batch:
+            batches.append(batch)
+        if self.group_by_length:
+            batches = [batches[i] for i in random.permutation(len(batches))]
+        return batches
+
+
+class Plan(Sampler[list[Row]], Generic[Row]):
+    """The micro-batches of this process, from `start_step` to the end of the run.
+
+    Every optimizer step holds exactly `accumulation` micro-batches for each of `world` processes. Within a step the
+    micro-batches are ordered by length, so that processes work side by side on equals.
+
+    Args:
+        windows: called with an epoch; yields windows of `(row, length)` in that epoch's order.
+        rule: how windows become micro-batches; `rule.parallel` is accumulation x world.
+        steps: optimizer steps of the run.
+        seed: of the run.
+        rank: this process.
+        world: processes.
+        start_step: steps already trained.
+    """
+
+    def __init__(
+        self,
+        windows: Callable[[int], Iterable[list[tuple[Row, int]]]],
+        rule: BatchRule,
+        steps: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        start_step: int = 0,
+    ) -> None:
+        assert rule.parallel % world == 0
+        self.windows, self.rule, self.steps, self.seed = windows, rule, steps, seed
+        self.rank, self.world, self.start_step = rank, world, start_step
+
+    def __len__(self) -> int:
+        """Micro-batches of this process, `start_step`'s included."""
+        return self.steps * self.rule.parallel // self.world
+
+    def __iter__(self) -> Iterator[list[Row]]:
+        for step in itertools.islice(self.global_steps(), self.start_step, self.steps):
+            yield from ([row for row, _ in batch] for batch in step[self.rank :: self.world])
+
+    def global_steps(self) -> Iterator[list[list[tuple[Row, int]]]]:
+        """Every step's micro-batches for all processes together, epoch after epoch, without end."""
+        for epoch in itertools.count():
+            step: list[list[tuple[Row, int]]] = []
+            seen = False
+            for number, window in enumerate(self.windows(epoch)):
+                seen = True
+                for batch in self.rule.cut([length for _, length in window], seeded(self.seed, epoch, number)):
+                    step.append([window[position] for position in batch])
+                    if len(step) == self.rule.parallel:
+                        yield sorted(step, key=padded_tokens)
+                        step = []
+            if step and (split := _split_to(step, self.rule.parallel)):
+                yield sorted(split, key=padded_tokens)
+            if not seen:
+                raise ValueError("the corpus has no row that the recipe's data section admits")
+
+
+def padded_tokens(batch: Sequence[tuple[Any, int]]) -> int:
+    """Tokens a micro-batch occupies once padded: rows x longest."""
+    return len(batch) * max(length for _, length in batch)
+
+
+def shuffled_windows(
+    lengths: Sequence[int] | np.ndarray, rule: BatchRule, seed: int, drawn_from: int | None = None, drawn: int = 0
+) -> Callable[[int], Iterator[list[tuple[int, int]]]]:
+    """Windows of a corpus whose rows are numbered, shuffled anew each epoch.
+
+    Args:
+        lengths: tokens of every row.
+        rule: tells how many rows a window holds.
+        seed: of the run.
+        drawn_from: rows from this number on are not all read each epoch; `drawn` of them are, drawn anew.
+        drawn: how many.
+
+    Returns:
+        A function from the epoch to its windows of `(row number, length)`.
+    """
+    table = np.asarray(lengths, dtype=np.int64)
+    always = len(table) if drawn_from is None else drawn_from
+    size = rule.per_device * rule.window
+
+    def windows(epoch: int) -> Iterator[list[tuple[int, int]]]:
+        random = seeded(seed, epoch, "order")
+        extra = always + random.permutation(len(table) - always)[:drawn]
+        order = random.permutation(np.concatenate([np.arange(always), extra]))
+        for start in range(0, len(order), size):
+            chosen = order[start : start + size]
+            yield list(zip(chosen.tolist(), table[chosen].tolist(), strict=True))
+
+    return windows
+
+
+def stream_windows(
+    stream: Callable[[int], Iterable[Row]], length_of: Callable[[Row], int], rule: BatchRule
+) -> Callable[[int], Iterator[list[tuple[Row, int]]]]:
+    """Windows of a streamed corpus: as many rows at a time as a window holds, in the stream's order of the epoch."""
+    size = rule.per_device * rule.window
+
+    def windows(epoch: int) -> Iterator[list[tuple[Row, int]]]:
+        rows = ((row, length_of(row)) for row in stream(epoch))
+        while window := list(itertools.islice(rows, size)):
+            yield window
+
+    return windows
+
+
+def steps_per_epoch(windows: Callable[[int], Iterable[list[tuple[Any, int]]]], rule: BatchRule, seed: int) -> int:
+    """Optimizer steps that the first epoch takes; a token budget makes later epochs differ by a few."""
+    batches = sum(
+        len(rule.cut([length for _, length in window], seeded(seed, 0, number)))
+        for number, window in enumerate(windows(0))
+    )
+    return max(1, -(-batches // rule.parallel))
+
+
+def padding_share(batches: Iterable[Sequence[tuple[Any, int]]]) -> float:
+    """Share of padded tokens that carry nothing, over micro-batches of `(row, length)`."""
+    used = padded = 0
+    for batch in batches:
+        used += sum(length for _, length in batch)
+        padded += padded_tokens(batch)
+    return 1 - used / padded if padded else 0.0
+
+
+def _split_to(step: list[list[tuple[Row, int]]], parallel: int) -> list[list[tuple[Row, int]]]:
+    """An epoch's last, shorter step cut finer, until every process has its micro-batches.
+
+    Empty where fewer rows are left than micro-batches are needed: these rows wait for the next epoch's shuffle.
+    """
+    step = list(step)
+    while len(step) < parallel:
+        step.sort(key=len)
+        largest = step.pop()
+        if len(largest) < 2:
+            return []
+        half = len(largest) // 2
+        step += [largest[:half], largest[half:]]
+    return step

@@ -1,0 +1,354 @@
+"""Both training stages. `train` reads from top to bottom what a run does; the recipe says what differs.
+
+Stage 1 trains the projector on ASR, Stage 2 the projector and the LLM on all tasks: the same code with other recipes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import yaml
+from transformers import TrainingArguments, set_seed
+
+from ..convert import new_model
+from ..modeling_llaso import LlasoForConditionalGeneration
+from ..processing_llaso import LlasoProcessor
+from .checkpoints import discard_all, remove_partial, whole_checkpoints
+from .collator import Collator, RowEncoder
+from .config import Recipe, load_recipe
+from .data import Corpus, NumberedCorpus, open_corpus, open_held_out
+from .encoder_cache import GIGABYTE, EncoderCache, fill, fingerprint
+from .held_out import HeldOut
+from .history import History, plot_history
+from .parts import add_lora, describe_parts, freeze_all_but, merge_lora, report_parts
+from .plan import BatchRule, steps_per_epoch
+from .trainer import LlasoTrainer, export
+from .watch import Progress, Report, StopOnSignal, WatchHeldOut, left_time
+
+logger = logging.getLogger(__name__)
+
+RESULT = "training.json"
+RECIPE = "recipe.yaml"
+HISTORY = "history.jsonl"
+CURVE = "loss.png"
+WER_TASK = "ASR"
+MAY_CHANGE = ("watch.", "compute.workers", "compute.encoder_cache", "out")
+"""Settings that may differ between a killed run and the one that resumes it."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run came to.
+
+    Attributes:
+        out: the model and its processor.
+        steps: optimizer steps.
+        loss: mean loss of an answer token over the last tenth of the run.
+        wer: word error rate on held-out rows after the last step; None where no row was held out.
+        wer_words: reference words it was counted on.
+        gate_wer: the rate to come under, as the recipe has it.
+        seconds: wall time of the last process that trained it; resumed runs do not add up.
+        skipped: rows left out because they could not be read, each time they were met.
+    """
+
+    out: str
+    steps: int
+    loss: float
+    wer: float | None
+    wer_words: int
+    gate_wer: float | None
+    seconds: float
+    skipped: int
+
+    @property
+    def gate_passed(self) -> bool | None:
+        """Whether the word error rate came under the gate; None where there is no gate or no held-out row."""
+        if self.gate_wer is None or self.wer is None:
+            return None
+        return self.wer < self.gate_wer
+
+
+def train(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    overrides: Iterable[str] | Mapping[str, Any] = (),
+    report: Report = logger.info,
+) -> TrainResult:
+    """Train as a recipe says, from wherever an earlier run of it stopped.
+
+    Args:
+        recipe: a YAML file, the name of one of the package's own, a mapping, or a `Recipe`.
+        overrides: `"key=value"` strings, or a mapping of dotted names.
+        report: takes a line at a time for whoever is watching.
+
+    Returns:
+        The result; read from disk where the run was finished before.
+
+    Raises:
+        ValueError: a mistake in the recipe or the data, or `out` holds a run of another recipe.
+        OSError: files that cannot be read or written.
+        TrainingDiverged: the loss became NaN or exploded.
+        KeyboardInterrupt, SystemExit: stopped by Ctrl-C or SIGTERM, after saving.
+    """
+    start = time.perf_counter()
+    settings = load_recipe(recipe, overrides)
+    out = Path(settings.out)
+    if finished := _finished(out, settings):
+        return finished
+    remove_partial(out)
+    checkpoints = whole_checkpoints(out)
+    start_step, checkpoint = checkpoints[-1] if checkpoints else (0, None)
+
+    # The model, and which of its parts learn.
+    set_seed(settings.seed)
+    model, processor = open_model(settings)
+    frozen = freeze_all_but(model, settings.train)
+    if settings.lora.rank:
+        add_lora(model, settings.lora)
+    for line in describe_parts(report_parts(model)):
+        report(line)
+
+    # The rows, and which of them meet.
+    corpus = open_corpus(settings.data, settings.seed)
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    rule = batch_rule(settings, world)
+    epoch_steps, steps = count_steps(settings, corpus, rule)
+    cache = open_cache(settings, model, processor)
+    collator = Collator(RowEncoder(processor, settings.data.max_length, cache), settings.data.bad_rows == "skip")
+    held_out = HeldOut(
+        open_held_out(settings.data, WER_TASK, max(settings.watch.final_rows, settings.watch.evaluate_rows)),
+        processor,
+        cache,
+    )
+
+    # The trainer, and who looks on.
+    main_process = int(os.environ.get("RANK", 0)) == 0
+    trainer = LlasoTrainer(
+        model,
+        training_arguments(settings, steps),
+        recipe=settings,
+        processor=processor,
+        corpus=corpus,
+        rule=rule,
+        collator=collator,
+        frozen=frozen,
+        history=History(out / HISTORY, start_step, write=main_process),
+        start_step=start_step,
+    )
+    say = report if main_process else logger.debug
+    stop = StopOnSignal()
+    trainer.add_callback(Progress(trainer, say, settings.watch.log_every, epoch_steps))
+    if held_out.rows:
+        trainer.add_callback(WatchHeldOut(trainer, held_out, say))
+    trainer.add_callback(stop)
+    if main_process:
+        (out / RECIPE).write_text(yaml.safe_dump(settings.to_dict(), sort_keys=False), encoding="utf-8")
+
+    if cache is not None:
+        fill_cache(cache, trainer, corpus, held_out, say)
+    say(
+        f"{steps:,} steps of {settings.batch.per_device} x {settings.batch.accumulation} x {world} rows"
+        + (f", going on from step {start_step:,}" if start_step else "")
+    )
+    with stop:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if stop.received is not None and trainer.state.global_step < steps:
+        say(f"stopped after step {trainer.state.global_step:,}, which is saved; the same command goes on from there")
+        raise KeyboardInterrupt if stop.received == signal.SIGINT else SystemExit(128 + stop.received)
+
+    # What is left behind.
+    export(trainer, out, merge_lora if settings.lora.rank else None)
+    result = _result(trainer.history, settings, steps, time.perf_counter() - start)
+    if main_process:
+        plot_history(trainer.history.records, out / CURVE, f"{out.name}: {', '.join(settings.train)}")
+        (out / RESULT).write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
+        discard_all(out)
+    say(f"done in {left_time(result.seconds)}: {out}")
+    return result
+
+
+def open_model(recipe: Recipe) -> tuple[LlasoForConditionalGeneration, LlasoProcessor]:
+    """The model and processor that a recipe starts from, in float32.
+
+    Raises:
+        ValueError: the checkpoint is of another architecture.
+    """
+    choice = recipe.model
+    if choice.checkpoint is None:
+        assert choice.encoder is not None and choice.llm is not None
+        model, processor = new_model(
+            choice.encoder, choice.llm, audio_padding=choice.audio_padding, dtype="float32", seed=recipe.seed
+        )
+        if recipe.compute.attention:
+            model.set_attn_implementation(recipe.compute.attention)
+    else:
+        config = transformers.AutoConfig.from_pretrained(choice.checkpoint, revision=choice.revision or "main")
+        if config.model_type != "llaso":
+            raise ValueError(
+                f"model.checkpoint {choice.checkpoint} is a {config.model_type} model, not a LLaSO one; to start from "
+                "an encoder and an LLM, set model.checkpoint=null and name model.encoder and model.llm"
+            )
+        model = LlasoForConditionalGeneration.from_pretrained(
+            choice.checkpoint,
+            revision=choice.revision or "main",
+            dtype=torch.float32,
+            attn_implementation=recipe.compute.attention,
+        )
+        processor = LlasoProcessor.from_pretrained(choice.checkpoint, revision=choice.revision or "main")
+    model.config.audio_padding = processor.audio_padding = choice.audio_padding
+    return model, processor
+
+
+def batch_rule(recipe: Recipe, world: int) -> BatchRule:
+    """How this recipe's rows become micro-batches on `world` processes."""
+    batch = recipe.batch
+    return BatchRule(
+        batch.per_device, batch.max_tokens, batch.group_by_length, batch.window, batch.accumulation * world
+    )
+
+
+def count_steps(recipe: Recipe, corpus: Corpus, rule: BatchRule) -> tuple[int, int]:
+    """Optimizer steps of one epoch and of the run; a stream's epoch is unknown, so its run counts as one."""
+    if recipe.data.streaming:
+        return recipe.optimizer.max_steps, recipe.optimizer.max_steps
+    epoch_steps = steps_per_epoch(corpus.windows(rule, recipe.seed), rule, recipe.seed)
+    return epoch_steps, recipe.optimizer.max_steps or max(1, round(recipe.optimizer.epochs * epoch_steps))
+
+
+def training_arguments(recipe: Recipe, steps: int) -> TrainingArguments:
+    """The recipe in transformers' words."""
+    optimizer, compute, watch = recipe.optimizer, recipe.compute, recipe.watch
+    reporters = list(watch.reporters)
+    if reporters == ["auto"]:
+        reporters = ["trackio"] if importlib.util.find_spec("trackio") else ["none"]
+    return TrainingArguments(
+        output_dir=recipe.out,
+        per_device_train_batch_size=recipe.batch.per_device,
+        gradient_accumulation_steps=recipe.batch.accumulation,
+        max_steps=steps,
+        learning_rate=optimizer.learning_rate,
+        warmup_steps=optimizer.warmup_ratio,
+        lr_scheduler_type=optimizer.schedule,
+        weight_decay=optimizer.weight_decay,
+        max_grad_norm=optimizer.clip,
+        bf16=compute.precision == "bf16",
+        activation_checkpointing=compute.gradient_checkpointing,
+        dataloader_num_workers=compute.workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        logging_steps=watch.log_every,
+        save_steps=watch.save_every,
+        report_to=reporters,
+        run_name=Path(recipe.out).name,
+        seed=recipe.seed,
+        remove_unused_columns=False,
+        ignore_data_skip=True,  # the plan skips by itself, without reading what it skips
+        logging_nan_inf_filter=False,  # a loss that is no number stops the run instead
+        disable_tqdm=True,
+    )
+
+
+def open_cache(recipe: Recipe, model: LlasoForConditionalGeneration, processor: LlasoProcessor) -> EncoderCache | None:
+    """The kept output of this recipe's frozen encoder, or None where the recipe keeps none."""
+    if recipe.encoder_cache_folder is None:
+        return None
+    return EncoderCache(
+        recipe.encoder_cache_folder,
+        fingerprint(model, processor, recipe.compute.precision),
+        model.config.audio_config.d_model,
+        int(recipe.compute.encoder_cache_gb * GIGABYTE),
+    )
+
+
+def fill_cache(cache: EncoderCache, trainer: LlasoTrainer, corpus: Corpus, held_out: HeldOut, report: Report) -> None:
+    """Encode every clip of training and validation that is not kept yet; the first process does, the others wait."""
+    if not isinstance(corpus, NumberedCorpus):
+        return
+    model, processor = trainer.model, trainer.processing_class
+    assert isinstance(model, LlasoForConditionalGeneration) and isinstance(processor, LlasoProcessor)
+    with trainer.accelerator.main_process_first():
+        cache.read_index()
+        if trainer.is_world_process_zero():
+            order = corpus.lengths.argsort(kind="stable").tolist()
+            rows = (row for part in (held_out.rows, map(corpus.__getitem__, order)) for row in part)
+            total = len(order) + len(held_out.rows)
+            model.eval()
+            fill(
+                cache,
+                model,
+                processor,
+                rows,
+                trainer.accelerator.autocast,
+                _every_few_seconds(report, total),
+            )
+            report(f"encoder output of {len(cache.entries):,} clips kept: {cache.bytes_used / 1e6:,.0f} MB")
+
+
+def _every_few_seconds(report: Report, total: int, seconds: float = 5.0) -> Callable[[int], None]:
+    """A progress function that says now and then how far the encoder is."""
+    start = last = time.perf_counter()
+
+    def progress(done: int) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        if now - last >= seconds and done:
+            last = now
+            report(f"encoding {done:,}/{total:,} rows  {left_time((now - start) / done * (total - done))} left")
+
+    return progress
+
+
+def _result(history: History, recipe: Recipe, steps: int, seconds: float) -> TrainResult:
+    records = history.steps(max(1, steps // 10))
+    held_out = [record for record in history.records if record["kind"] == "held_out"]
+    tokens = sum(record["answer_tokens"] for record in records)
+    return TrainResult(
+        out=recipe.out,
+        steps=steps,
+        loss=sum(record["loss"] * record["answer_tokens"] for record in records) / max(1, tokens),
+        wer=held_out[-1]["wer"] if held_out else None,
+        wer_words=held_out[-1]["words"] if held_out else 0,
+        gate_wer=recipe.watch.gate_wer,
+        seconds=seconds,
+        skipped=sum(record["skipped"] for record in history.steps()),
+    )
+
+
+def _finished(out: Path, recipe: Recipe) -> TrainResult | None:
+    """The result of this very recipe in `out`, if it is there.
+
+    Raises:
+        ValueError: `out` holds a run, finished or not, of another recipe.
+    """
+    if (out / RECIPE).exists():
+        earlier = _flat(yaml.safe_load((out / RECIPE).read_text(encoding="utf-8")))
+        now = _flat(recipe.to_dict())
+        changed = [
+            f"{name} was {earlier.get(name)!r}, is {now.get(name)!r}"
+            for name in sorted(earlier.keys() | now.keys())
+            if earlier.get(name) != now.get(name) and not name.startswith(MAY_CHANGE)
+        ]
+        if changed:
+            raise ValueError(
+                f"{out} holds a run of another recipe ({'; '.join(changed)}); name another folder with --set out=…, "
+                "or delete this one"
+            )
+    if not (out / RESULT).exists():
+        return None
+    return TrainResult(**json.loads((out / RESULT).read_text(encoding="utf-8")))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat

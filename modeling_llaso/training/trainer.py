@@ -1,0 +1,330 @@
+"""transformers' Trainer, taught what LLaSO needs: batches from the plan, answer-only loss, frozen parts, guards.
+
+One epoch of the Trainer is the whole run: the plan chains the corpus's epochs itself, so that a resumed run starts in
+the middle of the plan without reading what came before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from ..modeling_llaso import LlasoForConditionalGeneration
+from ..processing_llaso import LlasoProcessor
+from .checkpoints import mark_whole
+from .collator import IGNORED, Collator
+from .config import Recipe
+from .data import Corpus
+from .encoder_cache import encode_windows, project_windows, stack_windows
+from .history import History
+from .plan import BatchRule, Plan
+
+logger = logging.getLogger(__name__)
+
+CALM_STEPS = 20
+"""Steps before a jump of the loss counts as an explosion, and the steps its median is taken over."""
+NAMED_ROWS = 8
+"""Rows that are named when a run diverges."""
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is no number any more, or has exploded; the message names the rows of that step."""
+
+
+class LlasoTrainer(Trainer):
+    """One LLaSO training run.
+
+    Args:
+        model: with its parts frozen as the recipe says.
+        args: of transformers.
+        recipe: what else the run is told.
+        processor: saved with every checkpoint.
+        corpus: rows, numbered or streamed.
+        rule: how rows become batches.
+        collator: how batches become tensors.
+        frozen: modules kept in `eval()`.
+        history: takes a record of every step.
+        start_step: steps that earlier runs have done.
+        teacher: gives the distillation loss of a batch, or None.
+    """
+
+    def __init__(
+        self,
+        model: LlasoForConditionalGeneration,
+        args: TrainingArguments,
+        *,
+        recipe: Recipe,
+        processor: LlasoProcessor,
+        corpus: Corpus,
+        rule: BatchRule,
+        collator: Collator,
+        frozen: list[nn.Module],
+        history: History,
+        start_step: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        self.out = Path(recipe.out)
+        self.recipe, self.corpus, self.rule, self.frozen = recipe, corpus, rule, frozen
+        self.history, self.start_step = history, start_step
+        self.step_parts: list[dict[str, Any]] = []  # what each micro-batch of the step under way adds to its record
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=corpus,
+            data_collator=collator,
+            processing_class=processor,
+            **kwargs,
+        )
+        self.remove_callback(PrinterCallback)
+        self.loss_is_scaled_for_ga = recipe.optimizer.normalization == "token"
+
+    # ---- Data ----
+
+    def get_train_dataloader(self) -> DataLoader:
+        """This process's micro-batches; the loader draws nothing from the random state that training depends on."""
+        args = self.args
+        plan: Plan = Plan(
+            self.corpus.windows(self.rule, self.recipe.seed),
+            self.rule,
+            steps=args.max_steps,
+            seed=self.recipe.seed,
+            rank=args.process_index,
+            world=args.world_size,
+            start_step=self.start_step,
+        )
+        return DataLoader(
+            self.corpus,  # type: ignore[arg-type]
+            batch_sampler=plan,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            generator=torch.Generator(),
+        )
+
+    # ---- Loss ----
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """Cross-entropy of the answer tokens of one micro-batch.
+
+        Returns:
+            With token normalization, the sum over this micro-batch divided by the answer tokens of the whole step, of
+            all processes; with `paper`, the mean over this micro-batch.
+        """
+        for module in self.frozen:
+            module.eval()  # the Trainer has put the whole model in train()
+        inputs = dict(inputs)
+        ids, tasks, skipped = inputs.pop("ids"), inputs.pop("tasks"), inputs.pop("skipped")
+        targets = inputs.pop("shift_labels")
+        is_answer = targets != IGNORED
+        if "windows" in inputs:
+            inputs["mm_encoder_outputs"] = self._project(inputs.pop("windows"), inputs.pop("windows_encoded"))
+
+        if self.recipe.compute.answer_only_logits:
+            outputs = model(**inputs, logits_to_keep=is_answer, use_cache=False)
+            logits = outputs.logits
+        else:
+            outputs = model(**inputs, use_cache=False)
+            logits = outputs.logits[is_answer]
+        losses = nn.functional.cross_entropy(logits.float(), targets[is_answer], reduction="none")
+
+        row = is_answer.nonzero()[:, 0]
+        answer_tokens = is_answer.sum(1)
+        row_losses = losses.new_zeros(len(targets)).index_add(0, row, losses.detach())
+        self.step_parts.append(
+            {
+                "ids": ids,
+                "tasks": tasks,
+                "skipped": skipped,
+                "row_losses": row_losses,
+                "row_tokens": answer_tokens,
+                "loss": losses.detach().sum() / max(1, len(losses)),
+                "tokens": inputs["attention_mask"].sum(),
+                "padded": inputs["attention_mask"].numel(),
+            }
+        )
+        if self.recipe.optimizer.normalization == "paper":
+            loss = losses.sum() / max(1, len(losses))
+        else:
+            assert num_items_in_batch is not None
+            # Processes average their gradients, but the tokens are counted over all of them.
+            loss = losses.sum() / num_items_in_batch * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def _get_num_items_in_batch(
+        self, batch_samples: list[dict[str, Any]], device: torch.device
+    ) -> torch.Tensor | None:
+        """Answer tokens of a whole step, of all micro-batches and processes; `paper` does not count them."""
+        if self.recipe.optimizer.normalization == "paper" or not batch_samples:
+            return None
+        count = torch.stack([(batch["shift_labels"] != IGNORED).sum() for batch in batch_samples]).sum()
+        return self.accelerator.reduce(count.to(device), reduction="sum").clamp(min=1)
+
+    def _project(self, windows: list[torch.Tensor], encoded: list[bool]) -> dict[str, BaseModelOutputWithPooling]:
+        """Kept encoder output, and that of windows not kept yet, through the projector."""
+        model = self.accelerator.unwrap_model(self.model)
+        vectors = list(windows)
+        new = [number for number, done in enumerate(encoded) if not done]
+        with self.accelerator.autocast():
+            if new:
+                features, mask = stack_windows([windows[number] for number in new])
+                for number, output in zip(new, encode_windows(model, features, mask), strict=True):
+                    vectors[number] = output
+            projected = project_windows(model, [vector.float() for vector in vectors])
+        return {"audio": BaseModelOutputWithPooling(pooler_output=projected)}
+
+    # ---- What a step leaves behind ----
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Where the gradients of a step are complete and the weights not yet changed: the guards stand here."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        self._record_step(None if grad_norm is None else float(grad_norm))
+        return grad_norm
+
+    def _record_step(self, grad_norm: float | None) -> None:
+        """Sum the step up over its micro-batches and all processes, check it, and keep its record."""
+        parts, self.step_parts = self.step_parts, []
+        sums = torch.stack(
+            [
+                torch.stack([part["row_losses"].sum() for part in parts]).sum().double(),
+                torch.stack([part["row_tokens"].sum() for part in parts]).sum().double(),
+                torch.stack([part["loss"] for part in parts]).sum().double(),
+                torch.stack([part["tokens"] for part in parts]).sum().double(),
+                torch.tensor(float(sum(part["padded"] for part in parts)), device=self.args.device).double(),
+                torch.tensor(float(sum(len(part["skipped"]) for part in parts)), device=self.args.device).double(),
+                torch.tensor(float(len(parts)), device=self.args.device).double(),
+            ]
+        )
+        sums = self.accelerator.reduce(sums, reduction="sum")
+        loss_sum, answer_tokens, micro_losses, tokens, padded, skipped, micro_batches = sums.tolist()
+        if self.recipe.optimizer.normalization == "paper":
+            loss = micro_losses / micro_batches
+        else:
+            loss = loss_sum / max(1.0, answer_tokens)
+        self._check(loss, grad_norm, parts)
+        tasks: dict[str, list[float]] = {}
+        for part in parts:
+            for task, total, count in zip(
+                part["tasks"], part["row_losses"].tolist(), part["row_tokens"].tolist(), strict=True
+            ):
+                entry = tasks.setdefault(task, [0.0, 0])
+                entry[0] += total
+                entry[1] += count
+        self.history.add(
+            {
+                "kind": "step",
+                "step": self.state.global_step + 1,
+                "loss": loss,
+                "grad_norm": grad_norm,
+                "learning_rate": self._get_learning_rate(),
+                "answer_tokens": int(answer_tokens),
+                "tokens": int(tokens),
+                "padded": int(padded),
+                "skipped": int(skipped),
+                "rows": hashlib.sha256("\n".join(i for part in parts for i in part["ids"]).encode()).hexdigest()[:16],
+                "tasks": tasks,  # of this process's rows
+            }
+        )
+
+    def _check(self, loss: float, grad_norm: float | None, parts: list[dict[str, Any]]) -> None:
+        """Stop before the weights take a step that is no number, or that lost what was learned."""
+        step = self.state.global_step + 1
+        if math.isfinite(loss) and (grad_norm is None or math.isfinite(grad_norm)):
+            steps = self.history.steps()
+            if len(steps) < 2 * CALM_STEPS:
+                return
+            usual = self.history.median_loss(CALM_STEPS)
+            first = max(record["loss"] for record in steps[:CALM_STEPS])
+            if loss <= self.recipe.watch.max_loss_jump * usual or loss <= first:
+                return
+            what = f"the loss jumped to {loss:.3g}, from {usual:.3g}"
+        else:
+            norm = "none" if grad_norm is None else f"{grad_norm:.3g}"
+            what = f"the loss is {loss:.3g} and the gradient norm {norm}"
+        rows = [
+            (row_loss / max(1, tokens), row_id)
+            for part in parts
+            for row_loss, tokens, row_id in zip(
+                part["row_losses"].tolist(), part["row_tokens"].tolist(), part["ids"], strict=True
+            )
+        ]
+        broken = [row_id for row_loss, row_id in rows if not math.isfinite(row_loss)]
+        rows.sort(key=lambda item: -item[0] if math.isfinite(item[0]) else -math.inf)
+        named = broken or [row_id for _, row_id in rows]
+        raise TrainingDiverged(
+            f"step {step}: {what}. Weights are those of step {step - 1}. Rows of this step, worst first: "
+            f"{', '.join(named[:NAMED_ROWS])}. A lower optimizer.learning_rate, a longer optimizer.warmup_ratio or "
+            "data without these rows helps; the last checkpoint is kept"
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add to what reporters get: the exact mean loss, by task too, and the padding share."""
+        if "loss" in logs:
+            window = self.args.logging_steps
+            steps = self.history.steps(int(window))
+            logs["loss"] = sum(record["loss"] for record in steps) / len(steps)
+            logs["padding"] = 1 - sum(r["tokens"] for r in steps) / sum(r["padded"] for r in steps)
+            logs |= {f"loss_{task}": loss for task, loss in self.history.task_losses(int(window)).items()}
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted while training: `--dry-run` and the benchmarks do it exactly."""
+        return 0
+
+    # ---- Checkpoints ----
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint that counts only when it is whole.
+
+        Raises:
+            OSError: it cannot be written, on a full disk say; the one before is kept.
+        """
+        folder = self.out / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                mark_whole(folder, self.state.global_step, self.recipe.watch.keep)
+        except (OSError, RuntimeError) as error:  # safetensors and torch.save wrap a full disk in their own
+            shutil.rmtree(folder, ignore_errors=True)
+            raise OSError(
+                f"checkpoint {folder} could not be written: {error}. Earlier checkpoints are kept; make room and run "
+                "the same command again"
+            ) from error
+
+
+def export(trainer: LlasoTrainer, folder: Path, prepare: Callable[[Any], None] | None = None) -> None:
+    """Write model and processor as an ordinary checkpoint, whatever they were sharded over.
+
+    Args:
+        trainer: after training.
+        folder: to write to.
+        prepare: changes the whole, unsharded model first, e.g. merges adapters.
+    """
+    accelerator = trainer.accelerator
+    model = accelerator.unwrap_model(trainer.model)
+    state = (
+        accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled else None
+    )
+    if trainer.is_world_process_zero():
+        if prepare is not None:
+            prepare(model)
+        model.save_pretrained(folder, state_dict=state)
+        trainer.processing_class.save_pretrained(folder)  # type: ignore[union-attr]
+    accelerator.wait_for_everyone()

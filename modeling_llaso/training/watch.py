@@ -1,0 +1,142 @@
+"""Who looks on while a run trains: progress lines, held-out word error rates, and signals that ask it to stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .held_out import HeldOut
+from .trainer import LlasoTrainer
+
+Report = Callable[[str], None]
+"""Takes one line for the person watching."""
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Progress(TrainerCallback):
+    """Every few steps one line: loss, rate, tokens a second, padding share, time left.
+
+    Args:
+        trainer: whose history is read.
+        report: takes the line.
+        every: steps.
+        steps_per_epoch: turns steps into epochs.
+    """
+
+    def __init__(self, trainer: LlasoTrainer, report: Report, every: int, steps_per_epoch: float) -> None:
+        self.trainer, self.report, self.every, self.steps_per_epoch = trainer, report, every, steps_per_epoch
+        self.marks: list[tuple[int, float]] = []  # (step, seconds): ETA and speed are of the last few lines
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.marks = [(state.global_step, time.perf_counter())]
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        state.epoch = state.global_step / self.steps_per_epoch  # the Trainer takes the whole run for one epoch
+        if state.global_step % self.every and state.global_step != state.max_steps:
+            return
+        now = time.perf_counter()
+        done, seconds = state.global_step - self.marks[0][0], now - self.marks[0][1]
+        steps = self.trainer.history.steps(done)
+        tokens, padded = sum(r["tokens"] for r in steps), sum(r["padded"] for r in steps)
+        latest = steps[-self.every :]
+        left = (state.max_steps - state.global_step) * seconds / done
+        self.report(
+            f"step {state.global_step:>6,}/{state.max_steps:,}  epoch {state.epoch:.2f}  "
+            f"loss {sum(r['loss'] for r in latest) / len(latest):.4f}  lr {latest[-1]['learning_rate']:.2e}  "
+            f"{tokens / seconds:,.0f} tokens/s  padding {1 - tokens / padded:.1%}  {left_time(left)} left"
+        )
+        self.marks = [*self.marks[-4:], (state.global_step, now)]
+
+
+class WatchHeldOut(TrainerCallback):
+    """Every few steps, and after the last one, the word error rate on held-out rows.
+
+    Args:
+        trainer: whose model transcribes.
+        held_out: the rows.
+        report: takes a line for each evaluation.
+    """
+
+    def __init__(self, trainer: LlasoTrainer, held_out: HeldOut, report: Report) -> None:
+        self.trainer, self.held_out, self.report = trainer, held_out, report
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        watch = self.trainer.recipe.watch
+        last = state.global_step == state.max_steps
+        if not last and (not watch.evaluate_every or state.global_step % watch.evaluate_every):
+            return
+        accelerator = self.trainer.accelerator
+        model = accelerator.unwrap_model(self.trainer.model)
+        rows = watch.final_rows if last else watch.evaluate_rows
+        result = self.held_out.evaluate(model, rows, args.process_index, args.world_size)
+        counts = accelerator.reduce(
+            _tensor([result["errors"], result["words"], result["rows"]], args.device), reduction="sum"
+        )
+        errors, words, rows = (int(value) for value in counts.tolist())
+        wer = errors / max(1, words)
+        self.trainer.history.add(
+            {"kind": "held_out", "step": state.global_step, "wer": wer, "errors": errors, "words": words, "rows": rows}
+        )
+        self.report(f"held out: word error rate {wer:.3f} on {rows} rows ({result['seconds']:.1f} s)")
+        for said, heard in result["samples"][:2]:
+            self.report(f"    said  {said}\n    heard {heard}")
+        self.trainer.log({"held_out_wer": wer})
+
+
+class StopOnSignal(TrainerCallback):
+    """SIGTERM and Ctrl-C end the run after the step under way, with a checkpoint.
+
+    Used as a context: handlers are set inside it and put back after it. Outside the main thread, where no handler can
+    be set, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopOnSignal:
+        if threading.current_thread() is threading.main_thread():
+            self.previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt  # asked twice: at once, without a checkpoint
+        self.received = number
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.received is not None and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
+
+
+def left_time(seconds: float) -> str:
+    """A duration as people say it: `45 s`, `3 min 10 s`, `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def _tensor(values: list[int], device: Any) -> Any:
+    import torch
+
+    return torch.tensor(values, dtype=torch.long, device=device)
