@@ -36,10 +36,11 @@ def radar_svg(axes: Sequence[str], series: Sequence[Sequence[float | None]]) -> 
     Returns:
         An `<svg>` element.
     """
-    size, radius = 460.0, 165.0
+    size, radius, margin = 400.0, 165.0, 60.0
     centre, steps = size / 2, len(axes)
     assert steps >= 3
-    parts = [f'<svg class="radar" viewBox="0 0 {size:g} {size:g}" role="img" aria-label="Scores by task, 0 to 1">']
+    box = f"{-margin:g} 0 {size + 2 * margin:g} {size:g}"
+    parts = [f'<svg class="radar" viewBox="{box}" role="img" aria-label="Scores by task, 0 to 1">']
     for level in (0.25, 0.5, 0.75, 1.0):
         ring = " ".join("{:.1f},{:.1f}".format(*_on_circle(centre, radius * level, i, steps)) for i in range(steps))
         parts.append(f'<polygon class="ring{" outer" if level == 1 else ""}" points="{ring}"/>')
@@ -49,8 +50,6 @@ def radar_svg(axes: Sequence[str], series: Sequence[Sequence[float | None]]) -> 
         x, y = _on_circle(centre, radius + 16, i, steps)
         anchor = "middle" if abs(x - centre) < 12 else "start" if x > centre else "end"
         parts.append(f'<text x="{x:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}">{_escape(name)}</text>')
-    for level in (0.5, 1.0):
-        parts.append(f'<text class="tick" x="{centre + 4:g}" y="{centre - radius * level + 11:.1f}">{level:g}</text>')
     for number, values in enumerate(series):
         points = [(i, value) for i, value in enumerate(values) if value is not None]
         spots = [_on_circle(centre, radius * value, i, steps) for i, value in points]
@@ -62,6 +61,8 @@ def radar_svg(axes: Sequence[str], series: Sequence[Sequence[float | None]]) -> 
                 f'<circle class="dot {kind}" cx="{x:.1f}" cy="{y:.1f}" r="3">'
                 f"<title>{_escape(axes[i])} {value:.3f}</title></circle>"
             )
+    for level in (0.5, 1.0):
+        parts.append(f'<text class="tick" x="{centre + 4:g}" y="{centre - radius * level + 11:.1f}">{level:g}</text>')
     return "".join([*parts, "</svg>"])
 
 

@@ -149,12 +149,19 @@ def radar_scale(content: Mapping[str, Any]) -> str | None:
 # Rendering -----------------------------------------------------------------------------------------------------
 
 
-def number(value: float | None) -> str:
-    """A value at the precision a reader can use; "–" where there is none."""
+def number(value: float | None, like: float | None = None) -> str:
+    """A value at the precision a reader can use, or at that of another value; "–" where there is none."""
     if value is None:
         return "–"
-    size = abs(value)
+    size = abs(value if like is None else like)
     return f"{value:.3f}" if size < 10 else f"{value:.1f}" if size < 1000 else f"{value:,.0f}"
+
+
+def interval(entry: Mapping[str, Any]) -> str:
+    """The two ends of an entry's interval, as precise as its value."""
+    if entry.get("low") is None or entry.get("high") is None:
+        return "–"
+    return f"{number(entry['low'], entry['value'])} – {number(entry['high'], entry['value'])}"
 
 
 def percent(share: float | None) -> str:
@@ -177,7 +184,7 @@ def render(template: str, content: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"number": number, "percent": percent, "cell": _markdown_cell}
+    environment.filters |= {"number": number, "interval": interval, "percent": percent, "cell": _markdown_cell}
     axes, series = radar_values(content)
     return environment.get_template(template).render(
         **content,
@@ -194,9 +201,12 @@ def render(template: str, content: Mapping[str, Any]) -> str:
 
 
 def _scale_of(task: Mapping[str, Any]) -> float:
-    """The right edge of a task's bars: 1 where everything fits, else the largest number drawn."""
-    drawn = [entry[key] for entry in task["scores"] for key in ("value", "high", "baseline") if entry.get(key)]
-    return max([1.0, *drawn]) if drawn and max(drawn) <= 1.0 else 1.05 * max(drawn, default=1.0)
+    """The right edge of a task's bars: perfection where more is better, else what holds all that is drawn."""
+    entries = [entry for entry in task["scores"] if entry.get("value") is not None]
+    if entries and entries[0]["direction"] == "higher" and entries[0].get("perfect"):
+        return entries[0]["perfect"]
+    drawn = [entry[key] for entry in entries for key in ("value", "high", "baseline") if entry.get(key) is not None]
+    return max(drawn, default=1.0) * 1.02
 
 
 def _bar(entry: Mapping[str, Any], scale: float, system: int) -> str:

@@ -13,6 +13,8 @@ Scores = Mapping[str, Any]
 
 SCHEMA = 1
 MAIN_PROTOCOL = "strict"
+READABLE = 0.9
+"""A task with a smaller share of readable answers is named among the findings."""
 NEEDED = ("schema", "protocol", "system", "n", "coverage", "outcomes", "normalized", "tasks", "modalities", "files")
 
 
@@ -125,7 +127,7 @@ def _task(task: str, scores: Sequence[Scores]) -> dict[str, Any]:
         if found:
             entry |= {"coverage": found["coverage"], "outcomes": found["outcomes"], "metrics": found["metrics"]}
         if primary:
-            entry |= {key: primary[key] for key in ("metric", "direction", "value", "low", "high")}
+            entry |= {key: primary[key] for key in ("metric", "direction", "value", "low", "high", "perfect")}
             entry |= {"baseline": primary["baseline"]["value"], "baseline_metric": primary["baseline"]["metric"]}
         entry["verdict"] = verdict(primary)
         entry["normalized"] = {
@@ -165,20 +167,39 @@ def _mark_best(entries: Sequence[dict[str, Any]]) -> None:
 
 
 def _modalities(scores: Sequence[Scores]) -> list[dict[str, Any]]:
-    """Each format in all systems: the mean over its tasks, and over the tasks that all formats share."""
-    return [
-        {
-            "modality": name,
-            "systems": [
-                {"system": one["system"], "n": one["modalities"][name]["n"]}
-                | {"tasks": list(one["modalities"][name]["tasks"])}
-                | _normalized_value(one["modalities"][name])
-                for one in scores
-                if name in one["modalities"]
-            ],
-        }
-        for name in _in_order(one["modalities"] for one in scores)
-    ]
+    """Each format in all systems: the normalized mean over the tasks that were asked in every format.
+
+    Formats hold different tasks, so that a mean over all tasks of each would compare the tasks, not the formats.
+    """
+    names = _in_order(one["modalities"] for one in scores)
+    content = []
+    for name in names:
+        systems = []
+        for one in scores:
+            if name not in one["modalities"]:
+                continue
+            formats = [part["tasks"] for part in one["modalities"].values()]
+            common = [task for task in formats[0] if all(task in tasks for tasks in formats)]
+            systems.append(
+                {
+                    "system": one["system"],
+                    "n": one["modalities"][name]["n"],
+                    "tasks": list(one["modalities"][name]["tasks"]),
+                }
+                | {"shared_tasks": common, "shared": _mean_over(one["modalities"][name], common)}
+            )
+        content.append({"modality": name, "systems": systems})
+    return content
+
+
+def _mean_over(part: Mapping[str, Any], tasks: Sequence[str]) -> float | None:
+    """The mean skill (or panel score) of a format over some of its tasks."""
+    for scale in ("skill", "panel"):
+        found = (part["normalized"].get(scale) or {"tasks": {}})["tasks"]
+        values = [found[task]["value"] for task in tasks if task in found]
+        if values and len(values) == len(tasks):
+            return sum(values) / len(values)
+    return None
 
 
 def _confusions(scores: Sequence[Scores]) -> list[dict[str, Any]]:
@@ -221,28 +242,31 @@ def _ranked(primaries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, A
     return ranks
 
 
-def _findings(content: Mapping[str, Any]) -> list[str]:
-    """What a reader must know before the numbers, in words."""
-    findings = []
+def _findings(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a reader must know before the numbers: a statement, and by system the tasks or rows it is true of."""
+    unclear = "Closed-set tasks whose interval is not clear of the majority baseline"
+    clear = "Closed-set tasks above their majority baseline, interval clear of it"
+    other = "Other tasks not clear of their trivial baseline"
+    unread = "Tasks in which fewer than 90 % of the rows could be read as an answer"
+    failed = "Rows whose generation failed (they count as wrong)"
+    found: dict[str, list[dict[str, str]]] = {clear: [], unclear: [], other: [], unread: [], failed: []}
     for number, system in enumerate(content["systems"]):
-        who = "" if len(content["systems"]) == 1 else f"{system['name']}: "
+
+        def say(statement: str, what: str, system: str = system["name"]) -> None:
+            found[statement].append({"system": system, "what": what})
+
         entries = [(task, task["scores"][number]) for task in content["tasks"]]
         compared = [(task, entry) for task, entry in entries if entry["verdict"] != "unknown"]
         closed = [(task, entry) for task, entry in compared if task["closed"]]
-        if closed:
-            unclear = [task["task"] for task, entry in closed if entry["verdict"] != "above"]
-            findings.append(
-                f"{who}closed-set tasks whose interval is not clear of the majority baseline: "
-                f"{', '.join(unclear)} ({len(unclear)} of {len(closed)})."
-                if unclear
-                else f"{who}all {len(closed)} closed-set tasks lie above their majority baseline, intervals clear of it."
-            )
-        rest = [task["task"] for task, entry in compared if not task["closed"] and entry["verdict"] != "above"]
-        if rest:
-            findings.append(f"{who}other tasks not clear of their trivial baseline: {', '.join(rest)}.")
-        low = [task["task"] for task, entry in entries if entry["n"] and entry["coverage"] < 0.9]
-        if low:
-            findings.append(f"{who}fewer than 90 % of the rows could be read as an answer in {', '.join(low)}.")
+        behind = [task["task"] for task, entry in closed if entry["verdict"] != "above"]
+        if behind:
+            say(unclear, f"{', '.join(behind)} ({len(behind)} of {len(closed)})")
+        elif closed:
+            say(clear, f"all {len(closed)}")
+        if rest := [task["task"] for task, entry in compared if not task["closed"] and entry["verdict"] != "above"]:
+            say(other, ", ".join(rest))
+        if low := [task["task"] for task, entry in entries if entry["n"] and entry["coverage"] < READABLE]:
+            say(unread, ", ".join(low))
         if errors := system["outcomes"].get("error", 0):
-            findings.append(f"{who}{errors} of {system['n']} rows failed in generation; they count as wrong.")
-    return findings
+            say(failed, f"{errors} of {system['n']}")
+    return [{"statement": statement, "systems": systems} for statement, systems in found.items() if systems]
