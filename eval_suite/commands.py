@@ -65,6 +65,64 @@ def _score(arguments: argparse.Namespace) -> None:
     _write_json(scores, arguments.out)
 
 
+def _add_panel(steps) -> None:
+    parser = steps.add_parser("panel", help="build or show the frozen panel of systems behind the panel score")
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    build = actions.add_parser("build", help="measure folders of answers and write a panel file")
+    build.add_argument("folders", type=Path, nargs="*", help="folders of answers, one a system")
+    build.add_argument("--protocol", choices=("strict", "paper"), default="strict")
+    build.add_argument("--name", default="released", help="of the panel (default: %(default)s)")
+    build.add_argument("--panel-version", type=int, default=1, help="of the panel (default: %(default)s)")
+    build.add_argument("--values", type=Path, help="a table of values for systems whose answers are not at hand")
+    build.add_argument("--values-about", default="", help="what that table is, for the provenance")
+    build.add_argument("--exclude", nargs="+", default=(), help="systems of the table to leave out")
+    build.add_argument("--out", type=Path, required=True, help="panel file to write")
+    build.set_defaults(run=_build_panel)
+    show = actions.add_parser("show", help="print a panel's worst and best by task, and where its values came from")
+    show.add_argument("--protocol", choices=("strict", "paper"), default="strict")
+    show.add_argument("--panel", type=Path, help="panel file; the shipped one by default")
+    show.set_defaults(run=_show_panel)
+
+
+def _build_panel(arguments: argparse.Namespace) -> None:
+    from .panel_build import build_panel
+
+    panel = build_panel(
+        arguments.folders,
+        protocol=arguments.protocol,
+        name=arguments.name,
+        version=arguments.panel_version,
+        table=arguments.values,
+        table_about=arguments.values_about,
+        exclude=arguments.exclude,
+    )
+    _write_json(panel, arguments.out)
+
+
+def _show_panel(arguments: argparse.Namespace) -> None:
+    from .panel import load_panel
+
+    panel = load_panel(arguments.protocol, arguments.panel)
+    print(f"{panel.name} {panel.version}, protocol {panel.protocol}")
+    for system, source in panel.provenance["systems"].items():
+        print(f"  {system}: {len(panel.values[system])} tasks, from {source['from']}")
+    for task, (worst, best) in panel.bounds().items():
+        print(f"{task:>6} {panel.metrics[task]:<12} worst {worst:.4f}  best {best:.4f}")
+
+
+def _add_schema(steps) -> None:
+    parser = steps.add_parser("schema", help="print the JSON schema of scores.json")
+    parser.add_argument("--out", type=Path, help="file to write; printed where absent")
+    parser.set_defaults(run=_schema)
+
+
+def _schema(arguments: argparse.Namespace) -> None:
+    from importlib.resources import files
+
+    schema = (files(__package__) / "data" / "scores.schema.json").read_text(encoding="utf-8")
+    _write_json(json.loads(schema), arguments.out)
+
+
 # Measuring and showing -----------------------------------------------------------------------------------------
 
 
@@ -169,4 +227,4 @@ def _report(arguments: argparse.Namespace) -> None:
     print(f"report: {out / 'index.html'}")
 
 
-COMMANDS = (_add_score, _add_generate, _add_report)
+COMMANDS = (_add_score, _add_panel, _add_schema, _add_generate, _add_report)

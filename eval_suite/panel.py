@@ -97,7 +97,7 @@ def parse_panel(content: Any, where: str) -> Panel:
     )
 
 
-def load_panel(protocol: str, path: Path | str | None = None) -> Panel | None:
+def load_panel(protocol: str, path: Path | str | None = None) -> Panel:
     """The panel in `path`, or the shipped one of `protocol`.
 
     Raises:
@@ -105,8 +105,6 @@ def load_panel(protocol: str, path: Path | str | None = None) -> Panel | None:
     """
     if path is None:
         shipped = package_files(__package__) / "data" / SHIPPED[protocol]
-        if not shipped.is_file():
-            return None
         return parse_panel(json.loads(shipped.read_text(encoding="utf-8")), SHIPPED[protocol])
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from rapidfuzz.distance import Levenshtein
@@ -84,7 +85,7 @@ def _exchanged(answer: Sequence[str], label: Sequence[str]) -> tuple[int, int]:
 
 
 def phoneme_error_rate(answer: str, label: str) -> float:
-    """Edits over the mapped letters divided by the answer's; no letters at all count 0 if the label has none, else 1."""
+    """Edits over the mapped letters divided by the answer's; an empty one counts 0 if the label is empty, else 1."""
     given, wanted = paper_letters(answer), paper_letters(label)
     if not given:
         return 0.0 if not wanted else 1.0
@@ -162,17 +163,32 @@ def _numbers(table: Table, task: str, references: Sequence[str], answers: Sequen
     table.row_scores = errors
 
 
-_PAPER_SCORES = re.compile(r"accuracy\D*(\d+)\D*?prosod\w*\D*(\d+)\D*?fluency\D*(\d+)", re.IGNORECASE | re.DOTALL)
 PRONUNCIATION_DIMENSIONS = ("accuracy", "prosodic", "fluency")
+_PRONUNCIATION = tuple(
+    re.compile(rf"{name}\D{{0,30}}(?:is|of|[:=-])\D{{0,10}}(\d+)", re.IGNORECASE)
+    for name in ("accuracy", "prosod(?:ic|y)", "fluency")
+)
+
+
+def read_pronunciation(text: str) -> tuple[int, ...] | None:
+    """The three scores of a sentence, each searched by its name; None unless all are there."""
+    found = [pattern.search(text) for pattern in _PRONUNCIATION]
+    return tuple(int(match[1]) for match in found if match) if all(found) else None
 
 
 def _pronunciation(table: Table, references: Sequence[str], answers: Sequence[str]) -> None:
-    """Exact-match rate of each score over the rows where all three parse in both texts."""
+    """Exact-match rate of each score over the rows where all three parse in both texts; 0 where none does."""
     pairs = [
-        (_PAPER_SCORES.search(label), _PAPER_SCORES.search(answer))
+        (read_pronunciation(label), read_pronunciation(answer))
         for label, answer in zip(references, answers, strict=True)
     ]
     both = [label is not None and answer is not None for label, answer in pairs]
-    for group, dimension in enumerate(PRONUNCIATION_DIMENSIONS, start=1):
-        equal = [bool(label and answer and int(label[group]) == int(answer[group])) for label, answer in pairs]
-        metrics.add_mean(table, f"{dimension}_exact", equal, both)
+    table.add("both", both)
+    for index, dimension in enumerate(PRONUNCIATION_DIMENSIONS):
+        equal = [bool(label and answer and label[index] == answer[index]) for label, answer in pairs]
+        table.add(dimension, equal)
+        table.metrics[f"{dimension}_exact"] = metrics.Metric(partial(_rate_or_zero, dimension), sum(both))
+
+
+def _rate_or_zero(dimension: str, sums: metrics.Sums) -> metrics.Array:
+    return np.nan_to_num(metrics.divide(sums[dimension], sums["both"]), nan=0.0)

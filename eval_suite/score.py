@@ -201,17 +201,17 @@ def _group_entry(group: Group, protocol: str) -> dict[str, Any]:
 
 
 def _normalized(
-    groups: Mapping[str, Group], protocol: str, panel: Panel | None, modality: str | None = None
+    groups: Mapping[str, Group], protocol: str, panel: Panel, modality: str | None = None
 ) -> dict[str, Any]:
     """The panel and skill scores of a set of tasks."""
     estimates = {task: group.estimates for task, group in groups.items()}
     return {
-        "panel": normalize_panel(estimates, protocol, panel, modality) if panel else None,
+        "panel": normalize_panel(estimates, protocol, panel, modality),
         "skill": normalize_skill(estimates) if protocol == "strict" else None,
     }
 
 
-def _summary(groups: Mapping[str, Group], protocol: str, panel: Panel | None, modality: str | None) -> dict[str, Any]:
+def _summary(groups: Mapping[str, Group], protocol: str, panel: Panel, modality: str | None) -> dict[str, Any]:
     """A category or modality format: how much was answered and the normalized scores over its tasks."""
     outcomes: Counter[str] = Counter()
     for group in groups.values():
@@ -227,7 +227,7 @@ def _summary(groups: Mapping[str, Group], protocol: str, panel: Panel | None, mo
 
 
 def assemble(
-    answers: Answers, measured: Mapping[str, Measured], protocol: str, panel: Panel | None, settings: dict[str, Any]
+    answers: Answers, measured: Mapping[str, Measured], protocol: str, panel: Panel, settings: dict[str, Any]
 ) -> dict[str, Any]:
     """The content of scores.json from measured files."""
     groups = group_tasks(measured)
