@@ -39,7 +39,9 @@ def run(
         """The local executor, whose tasks write to their log files and leave the terminal alone."""
 
         def _launch_run_for_rank(self, *arguments: Any, **named: Any):
-            datatrove_logger.disable("datatrove.executor.local")
+            from datatrove.utils.logging import logger  # the worker's own, not the one pickled with this class
+
+            logger.disable("datatrove.executor.local")
             return super()._launch_run_for_rank(*arguments, **named)
 
         def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import re
+import shutil
+import tempfile
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -97,13 +99,26 @@ class Espeak:
 
     def phonemes(self, text: str, voice: str) -> str:
         """IPA of a text in the accent of a voice: words parted by blanks, without stress marks or punctuation."""
-        with _Loaded(self._library, self._data) as espeak:
-            self._set_voice(espeak, voice)
-            espeak.espeak_TextToPhonemes.restype = ctypes.c_char_p
-            rest, clauses = ctypes.c_char_p(text.encode()), []
-            while rest.value:
-                clauses.append(espeak.espeak_TextToPhonemes(ctypes.byref(rest), _UTF8, _IPA).decode())
+        espeak = self._reader
+        self._set_voice(espeak, voice)
+        rest, clauses = ctypes.c_char_p(text.encode()), []
+        while rest.value:
+            clauses.append(espeak.espeak_TextToPhonemes(ctypes.byref(rest), _UTF8, _IPA).decode())
         return " ".join(re.sub(r"[ˈˌ]|\([a-z-]+\)", "", " ".join(clauses)).split())
+
+    @functools.cached_property
+    def _reader(self) -> Any:
+        """The library once more, kept loaded for reading only: spelling to sound has no memory.
+
+        It is loaded from a copy, because one file is loaded but once: speech could not begin afresh beside it.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            copy = shutil.copy(self._library, folder)
+            espeak = ctypes.CDLL(copy)
+        if espeak.espeak_Initialize(_SYNCHRONOUS, 0, self._data.encode(), 0) <= 0:
+            raise OSError(f"espeak-ng found no data in {self._data}")
+        espeak.espeak_TextToPhonemes.restype = ctypes.c_char_p
+        return espeak
 
     def _speak(self, speech: Speech) -> np.ndarray:
         heard = bytearray()

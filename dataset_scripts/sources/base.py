@@ -294,3 +294,90 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict | Reject]]:
                 yield number, Reject(f"{path}:{number}", f"not JSON: {error.msg}")
                 continue
             yield number, value if isinstance(value, dict) else Reject(f"{path}:{number}", "not a JSON object")
+
+
+def stream_json(path: Path, prefix: str) -> Iterator[dict[str, Any]]:
+    """Objects of a large JSON file one by one, at an ijson prefix such as "audios.item".
+
+    Raises:
+        ValueError: the file is not JSON, or ends too early.
+    """
+    import ijson
+
+    with path.open("rb") as file:
+        try:
+            yield from ijson.items(file, prefix, use_float=True)
+        except ijson.JSONError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def stream_json_object(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Members of a large JSON object one by one.
+
+    Raises:
+        ValueError: the file is not JSON, or ends too early.
+    """
+    import ijson
+
+    with path.open("rb") as file:
+        try:
+            yield from ijson.kvitems(file, "", use_float=True)
+        except ijson.JSONError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+# --- questions in text ----------------------------------------------------------------------------------------------
+
+
+def read_questions(
+    root: Path,
+    pattern: str,
+    instruction: str = "instruction",
+    input: str = "input",
+    output: str = "output",
+    id: str = "",
+) -> Iterator[Item | Reject]:
+    """Items of question-and-answer files in Alpaca's shape: Parquet, JSON lines, or one JSON list.
+
+    Args:
+        root: the folder.
+        pattern: which files to read.
+        instruction, input, output: names of the fields; the input may be missing.
+        id: name of the id field; "" numbers the rows.
+    """
+    for file in sorted(root.glob(pattern)):
+        for number, row in _rows(file):
+            where = f"{file}:{number}"
+            if isinstance(row, Reject):
+                yield row
+            else:
+                name = str(row.get(id) or "") if id else f"{number:07d}"
+                yield question(name or f"{number:07d}", where, row.get(instruction), row.get(input), row.get(output))
+
+
+def question(id: str, where: str, instruction: Any, input: Any, output: Any) -> Item | Reject:
+    """An AQA item without a sound: the build speaks the question, the input or both."""
+    fields = [str(value or "").strip() for value in (instruction, input, output)]
+    asked, given, answer = fields
+    if given.casefold() in ("none", "<noinput>"):
+        given = ""
+    if not asked or not answer:
+        return Reject(where, "no question" if not asked else "no answer")
+    fact = Fact("AQA", answer, instruction=asked, input=given)
+    return Item(id.replace(" ", "_"), (fact,), sentence=f"{asked} {given}".strip())
+
+
+def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | Reject]]:
+    """Numbered rows of a Parquet, JSON-lines or JSON-list file, told apart by how they begin."""
+    if file.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        batches = pq.ParquetFile(file).iter_batches()
+        yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
+        return
+    with file.open("rb") as opened:
+        first = opened.read(64).lstrip(b"\xef\xbb\xbf \r\n\t")[:1]
+    if first == b"[":
+        yield from enumerate(stream_json(file, "item"), start=1)
+    else:
+        yield from json_lines(file)

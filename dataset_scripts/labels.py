@@ -1,0 +1,63 @@
+"""Label sets that several corpora share, and their coarse versions: ages and accents of English."""
+
+from __future__ import annotations
+
+from .sources.base import Fact
+
+GENDERS = ("female", "male")
+AGE_GROUPS = ("15-19", "20-24", "25-29", "30+")
+"""Fine age groups of VCTK's speakers, as in the paper."""
+DECADES = ("teens", "twenties", "thirties", "fourties", "fifties", "sixties", "seventies", "eighties", "nineties")
+"""Common Voice's ages, in its own spelling."""
+COARSE_AGES = ("young", "middle-aged", "senior")
+"""Under 30, 30 to 59, 60 and over."""
+REGIONS = {
+    "British Isles": "British, England English, Irish, Irish English, Northern Irish, Scottish, Scottish English, "
+    "Welsh, Welsh English",
+    "North America": "American, Canadian, Canadian English, United States English",
+    "Oceania": "Australian, Australian English, New Zealand, New Zealand English",
+    "Africa": "South African, South African accent",
+    "South Asia": "Bangla, Indian, Indian English, Malayalam, Odiya, Telugu",
+    "East and Southeast Asia": "Filipino, Hong Kong English, Malaysian English, Singaporean English",
+    "Continental Europe": "German English",
+}
+"""Coarse accents: where the fine ones are spoken."""
+_REGION_OF = {accent.strip(): region for region, accents in REGIONS.items() for accent in accents.split(",")}
+
+
+def gender(value: str) -> tuple[Fact, ...]:
+    """The SGC fact of a corpus's own way of writing a gender; nothing where it is neither female nor male."""
+    word = value.strip().casefold()
+    if word.startswith("f"):
+        return (Fact("SGC", "female", GENDERS),)
+    return (Fact("SGC", "male", GENDERS),) if word.startswith("m") else ()
+
+
+def accent(label: str, fine: tuple[str, ...]) -> tuple[Fact, ...]:
+    """The fine and the coarse AC fact of an accent; nothing where it is not one of `fine`."""
+    if label not in fine:
+        return ()
+    regions = tuple(dict.fromkeys(_REGION_OF[name] for name in fine))
+    coarse = (Fact("AC", _REGION_OF[label], regions, "coarse"),) if len(regions) > 1 else ()
+    return (Fact("AC", label, fine, "fine"), *coarse)
+
+
+def age_in_years(years: int) -> tuple[Fact, ...]:
+    """The AR facts of an age in years, by the groups that the paper uses for VCTK."""
+    if years < 15:
+        return ()
+    fine = AGE_GROUPS[min((years - 15) // 5, len(AGE_GROUPS) - 1)]
+    return (Fact("AR", fine, AGE_GROUPS, "fine"), Fact("AR", coarse_age(years), COARSE_AGES, "coarse"))
+
+
+def age_in_decades(decade: str) -> tuple[Fact, ...]:
+    """The AR facts of one of Common Voice's decades; nothing for any other word."""
+    if decade not in DECADES:
+        return ()
+    years = 10 * (DECADES.index(decade) + 1)
+    return (Fact("AR", decade, DECADES, "fine"), Fact("AR", coarse_age(years), COARSE_AGES, "coarse"))
+
+
+def coarse_age(years: int) -> str:
+    """One of COARSE_AGES."""
+    return COARSE_AGES[0 if years < 30 else 1 if years < 60 else 2]

@@ -1,0 +1,27 @@
+"""AlpacaDan: instructions in Alpaca's format, spoken by the build."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from .base import Item, Reject, Source, read_questions
+
+
+def read(root: Path) -> Iterator[Item | Reject]:
+    """One item a question."""
+    return read_questions(root, "*.json*")
+
+
+SOURCE = Source(
+    name="alpaca_dan",
+    title="AlpacaDan",
+    license="see home page",
+    redistributable=True,
+    homepage="https://huggingface.co/datasets?search=AlpacaDan",
+    tasks=("AQA",),
+    layout="*.json or *.jsonl",
+    needs=("*.json*",),
+    read=read,
+    benchmark={"AQA": 200},
+)

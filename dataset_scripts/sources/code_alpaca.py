@@ -1,0 +1,28 @@
+"""Code Alpaca 20k: instructions about code, spoken by the build."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from .base import Item, Reject, Source, read_questions
+
+
+def read(root: Path) -> Iterator[Item | Reject]:
+    """One item a question."""
+    return read_questions(root, "code_alpaca_20k.json")
+
+
+SOURCE = Source(
+    name="code_alpaca",
+    title="Code Alpaca 20k",
+    license="CC-BY-NC-4.0",
+    redistributable=True,
+    homepage="https://github.com/sahil280114/codealpaca",
+    tasks=("AQA",),
+    layout="code_alpaca_20k.json",
+    needs=("code_alpaca_20k.json",),
+    read=read,
+    expected={"AQA": 20_022},
+    benchmark={"AQA": 100},
+)

@@ -1,0 +1,28 @@
+"""Databricks Dolly 15k: questions written and answered by Databricks' staff, spoken by the build."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from .base import Item, Reject, Source, read_questions
+
+
+def read(root: Path) -> Iterator[Item | Reject]:
+    """One item a question."""
+    return read_questions(root, "databricks-dolly-15k.jsonl", input="context", output="response")
+
+
+SOURCE = Source(
+    name="dolly",
+    title="Databricks Dolly 15k",
+    license="CC-BY-SA-3.0",
+    redistributable=True,
+    homepage="https://huggingface.co/datasets/databricks/databricks-dolly-15k",
+    tasks=("AQA",),
+    layout="databricks-dolly-15k.jsonl",
+    needs=("databricks-dolly-15k.jsonl",),
+    read=read,
+    expected={"AQA": 15_011},
+    benchmark={"AQA": 200},
+)

@@ -1,0 +1,43 @@
+"""NSynth: single notes of a thousand instruments with pitch, velocity, family and source; JSON is streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..notes import VELOCITIES
+from .base import Fact, Item, Recording, Reject, Source, stream_json_object
+
+FAMILIES = ("bass", "brass", "flute", "guitar", "keyboard", "mallet", "organ", "reed", "string", "synth lead", "vocal")
+KINDS = ("acoustic", "electronic", "synthetic")
+SPLITS = {"train": "train", "valid": "validation", "test": "test"}
+
+
+def read(root: Path) -> Iterator[Item | Reject]:
+    """One item a note; the parts share no instruments, which stand here for speakers."""
+    for part, split in SPLITS.items():
+        file = root / f"nsynth-{part}" / "examples.json"
+        for name, note in stream_json_object(file) if file.exists() else ():
+            facts = (
+                Fact("IC", note["instrument_family_str"].replace("_", " "), FAMILIES),
+                Fact("ISC", note["instrument_source_str"], KINDS),
+                Fact("PP", str(note["pitch"])),
+                Fact("VC", str(note["velocity"]), tuple(map(str, VELOCITIES))),
+            )
+            sound = (Recording(str(file.parent / "audio" / f"{name}.wav")),)
+            yield Item(name, facts, sound, speaker=note["instrument_str"], split=split)
+
+
+SOURCE = Source(
+    name="nsynth",
+    title="NSynth",
+    license="CC-BY-4.0",
+    redistributable=True,
+    homepage="https://magenta.tensorflow.org/datasets/nsynth",
+    tasks=("IC", "ISC", "PP", "VC"),
+    layout="nsynth-{train,valid,test}/examples.json\nnsynth-{train,valid,test}/audio/{instrument}-{pitch}-{velocity}.wav",
+    needs=("nsynth-*/examples.json", "nsynth-*/audio"),
+    read=read,
+    expected={task: 305_979 for task in ("IC", "ISC", "PP", "VC")},
+    benchmark={"IC": 100, "ISC": 100, "PP": 112, "VC": 100},
+)

@@ -1,0 +1,28 @@
+"""OpenOrca, GPT-4 (1M): questions of the FLAN collection with answers of GPT-4, spoken by the build."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from .base import Item, Reject, Source, read_questions
+
+
+def read(root: Path) -> Iterator[Item | Reject]:
+    """One item a question."""
+    return read_questions(root, "1M-GPT4-Augmented.parquet", instruction="question", output="response", id="id")
+
+
+SOURCE = Source(
+    name="openorca_gpt4",
+    title="OpenOrca, GPT-4 (1M)",
+    license="MIT",
+    redistributable=True,
+    homepage="https://huggingface.co/datasets/Open-Orca/OpenOrca",
+    tasks=("AQA",),
+    layout="1M-GPT4-Augmented.parquet",
+    needs=("1M-GPT4-Augmented.parquet",),
+    read=read,
+    expected={"AQA": 994_896},
+    benchmark={"AQA": 100},
+)

@@ -1,0 +1,28 @@
+"""OrcaNo / orca_15k: fifteen thousand instructions in Alpaca's format, spoken by the build."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from .base import Item, Reject, Source, read_questions
+
+
+def read(root: Path) -> Iterator[Item | Reject]:
+    """One item a question."""
+    return read_questions(root, "*.json*")
+
+
+SOURCE = Source(
+    name="orca_15k",
+    title="OrcaNo / orca_15k",
+    license="see home page",
+    redistributable=True,
+    homepage="https://huggingface.co/datasets?search=orca_15k",
+    tasks=("AQA",),
+    layout="*.json or *.jsonl",
+    needs=("*.json*",),
+    read=read,
+    expected={"AQA": 15_000},
+    benchmark={"AQA": 200},
+)

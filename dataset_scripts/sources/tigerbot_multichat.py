@@ -1,0 +1,28 @@
+"""Tigerbot OIG multichat (English): conversations made from OIG, in Alpaca's format, spoken by the build."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from .base import Item, Reject, Source, read_questions
+
+
+def read(root: Path) -> Iterator[Item | Reject]:
+    """One item a question."""
+    return read_questions(root, "tigerbot-OIG-multichat-en-50k.json")
+
+
+SOURCE = Source(
+    name="tigerbot_multichat",
+    title="Tigerbot OIG multichat (English)",
+    license="Apache-2.0",
+    redistributable=True,
+    homepage="https://huggingface.co/datasets/TigerResearch/tigerbot-OIG-multichat-en-50k",
+    tasks=("AQA",),
+    layout="tigerbot-OIG-multichat-en-50k.json (a row a line)",
+    needs=("tigerbot-OIG-multichat-en-50k.json",),
+    read=read,
+    expected={"AQA": 50_000},
+    benchmark={"AQA": 200},
+)
