@@ -203,13 +203,7 @@ class TransformersBackend:
 
     def revision(self) -> str:
         """The commit on the Hub, or a digest of every file of a local folder."""
-        folder = Path(self.name)
-        if folder.is_dir():
-            return "sha256:" + _folder_digest(folder)
-        from transformers import AutoConfig
-
-        commit = AutoConfig.from_pretrained(self.name, **self._from)._commit_hash
-        return f"commit:{commit}"
+        return checkpoint_revision(self.name, **self._from)
 
     def load(self) -> None:
         """Open processor and weights; the processor pads on the left, the model is in evaluation mode."""
@@ -230,7 +224,7 @@ class TransformersBackend:
         model = self._auto_class().from_pretrained(self.name, **self._from, **self._weights)
         if hasattr(model, "thinker"):
             model = model.thinker  # an omni model: the half that writes; the half that speaks is let go
-        self.model = model.to(self._device or _own_device(torch)).eval()
+        self.model = model.to(self._device or own_device(torch)).eval()
 
     def _auto_class(self) -> Any:
         """`AutoModelForMultimodalLM`, or where transformers files an audio LLM (Audio Flamingo 3) otherwise, that."""
@@ -313,7 +307,8 @@ def _is_mistral(processor: Any) -> bool:
     return type(processor.tokenizer).__name__ == "MistralCommonBackend"
 
 
-def _own_device(torch: Any) -> str:
+def own_device(torch: Any) -> str:
+    """The accelerator of this process, as `accelerate launch` deals them out, else the CPU."""
     if torch.cuda.is_available():
         return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     return "mps" if torch.backends.mps.is_available() else "cpu"
@@ -323,6 +318,19 @@ def _batch_seed(seed: int, requests: Sequence[Request]) -> int:
     """Sampling depends on the batch and the seed, never on when or in which process it is answered."""
     joined = "\n".join([str(seed), *(request.row.digest for request in requests)])
     return int.from_bytes(hashlib.sha256(joined.encode()).digest()[:8], "big") >> 1
+
+
+def checkpoint_revision(model: str, **options: Any) -> str:
+    """The commit of a model on the Hub, or a digest of every file of a local folder; loads no weights.
+
+    Raises:
+        ValueError: the folder holds no checkpoint.
+    """
+    if Path(model).is_dir():
+        return "sha256:" + _folder_digest(Path(model))
+    from transformers import AutoConfig
+
+    return f"commit:{AutoConfig.from_pretrained(model, **options)._commit_hash}"
 
 
 def _folder_digest(folder: Path) -> str:

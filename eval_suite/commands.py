@@ -202,6 +202,93 @@ def _function(name: str):
         raise ValueError(f"--callable {name}: {error}; give it as MODULE:FUNCTION, importable from here") from None
 
 
+def _add_judge(steps) -> None:
+    parser = steps.add_parser(
+        "judge",
+        help="have a language model grade open answers from 1 to 5",
+        description="Have a language model grade answers from 1 to 5. Judgements lie in PREDICTIONS/judge, where "
+        "`llaso eval score` finds them. Replies are kept by content: nothing is asked twice.",
+    )
+    parser.add_argument("predictions", type=Path, help="a folder of answers, ours or released ones")
+    _judge_options(parser, required=True)
+    parser.add_argument("--out", type=Path, help="where judgements go (default: PREDICTIONS/judge)")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks to judge (default: those without a metric)")
+    parser.add_argument("--limit", type=int, help="judge only so many answers, picked by a digest")
+    parser.add_argument(
+        "--agree-with", type=Path, metavar="DIR", help="released judge texts (gpt_result) to compare with"
+    )
+    parser.add_argument("--prompt", default="judge_v1", help="prompt file (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=8, help="answers at once (default: %(default)s)")
+    parser.add_argument("--revision", help="of the judge")
+    parser.set_defaults(run=_judge)
+
+
+def _judge_options(parser: argparse.ArgumentParser, required: bool) -> None:
+    parser.add_argument(
+        "--judge-model", required=required, help="local folder or Hub id; with an endpoint, its name there"
+    )
+    parser.add_argument("--judge-endpoint", metavar="URL", help="base of an OpenAI-compatible chat server")
+
+
+def _judge(arguments: argparse.Namespace) -> int:
+    from .judge import judge
+
+    made = judge(
+        arguments.predictions,
+        arguments.judge_model,
+        endpoint=arguments.judge_endpoint,
+        out=arguments.out,
+        tasks=arguments.tasks,
+        limit=arguments.limit,
+        agree_with=arguments.agree_with,
+        prompt=arguments.prompt,
+        batch_size=arguments.batch_size,
+        revision=arguments.revision,
+    )
+    print(f"{made['judged']} of {made['rows']} answers judged by {made['judge']}, {made['missing']} missing")
+    for reason, count in made["reasons"].items():
+        print(f"  {count} x {reason}")
+    if agreement := made.get("agreement"):
+        shown = {name: value for name, value in agreement.items() if name not in ("counts", "with")}
+        print("agreement:", ", ".join(f"{name} {_short(value)}" for name, value in shown.items()))
+    return 0 if made["judged"] else 1
+
+
+def _short(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _add_run(steps) -> None:
+    parser = steps.add_parser("run", help="generate, judge where a judge is named, score and report, in one go")
+    _generation_options(parser)
+    _judge_options(parser, required=False)
+    parser.add_argument(
+        "--out", type=Path, required=True, help="holds predictions/, scores.json and report/ at the end"
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from .report import write_report
+    from .score import score
+
+    out = arguments.out
+    predictions = out / "predictions"
+    status = _generate(argparse.Namespace(**{**vars(arguments), "out": predictions}))
+    if status or int(os.environ.get("RANK", "0")) != 0:
+        return status
+    if arguments.judge_model:
+        from .judge import judge
+
+        judge(predictions, arguments.judge_model, endpoint=arguments.judge_endpoint)
+    system = Path(arguments.model or arguments.callable).name
+    scores = score(predictions, system=system, seed=arguments.seed)
+    _write_json(scores, out / "scores.json")
+    report = write_report([scores], out / "report", data=arguments.data, predictions=predictions)
+    print(f"report: {report / 'index.html'}")
+    return 0
+
+
 def _add_report(steps) -> None:
     parser = steps.add_parser("report", help="show one or several scores.json as a page, Markdown and a radar")
     parser.add_argument("scores", type=Path, nargs="+", help="scores.json of one or several systems, either protocol")
@@ -227,4 +314,4 @@ def _report(arguments: argparse.Namespace) -> None:
     print(f"report: {out / 'index.html'}")
 
 
-COMMANDS = (_add_score, _add_panel, _add_schema, _add_generate, _add_report)
+COMMANDS = (_add_score, _add_panel, _add_schema, _add_generate, _add_judge, _add_report, _add_run)

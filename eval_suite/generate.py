@@ -159,7 +159,7 @@ class GenerationRun:
         with tqdm(total=rows, desc="generate", unit="row", disable=hidden, file=sys.stderr) as bar:
             for batch, prepared in self._prepared(batches):
                 answers = self._answer_batch(prepared)
-                self.records.append([(self.keys[row.id], row, answers[row.id]) for row in batch])
+                self.records.append([(self.keys[row.id], row.id, answers[row.id]) for row in batch])
                 bar.update(len(batch))
                 self._stop_if_hopeless(answers)
 

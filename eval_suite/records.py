@@ -55,13 +55,13 @@ class Records:
             return answers
         return {key: answer for key, answer in answers.items() if answer.error is None}
 
-    def append(self, answers: Iterable[tuple[str, Row, Answer]]) -> None:
-        """Write a batch: all its lines at once, handed to the system before this returns."""
+    def append(self, answers: Iterable[tuple[str, str, Answer]]) -> None:
+        """Write a batch of (key, row id, answer): all its lines at once, handed to the system before this returns."""
         if self._sink is None:
             self._sink = self._open_part()
         lines = [
-            json.dumps({"key": key, "id": row.id, "prediction": answer.prediction, "error": answer.error})
-            for key, row, answer in answers
+            json.dumps({"key": key, "id": row_id, "prediction": answer.prediction, "error": answer.error})
+            for key, row_id, answer in answers
         ]
         remaining = memoryview("".join(line + "\n" for line in lines).encode("ascii"))
         while remaining:
