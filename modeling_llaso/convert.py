@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -283,7 +284,9 @@ def to_official(model: LlasoForConditionalGeneration, processor: LlasoProcessor,
 
     encoder = out / RELEASED_ENCODER_FOLDER
     config.audio_config.save_pretrained(encoder)
-    processor.feature_extractor.save_pretrained(encoder)
+    extractor = processor.feature_extractor.to_dict()
+    extractor.pop("auto_map", None)  # transformers writes the processor's own code in here when it saves it
+    (encoder / "preprocessor_config.json").write_text(json.dumps(extractor, indent=2, sort_keys=True) + "\n")
     tower = {f"encoder.{name}": tensor.contiguous() for name, tensor in model.model.audio_tower.state_dict().items()}
     save_file(tower, encoder / "model.safetensors", metadata={"format": "pt"})
 
@@ -295,8 +298,6 @@ def _without_placeholder(processor: LlasoProcessor) -> PreTrainedTokenizerFast:
     """The tokenizer as the released code has it: the placeholder, always the last token, taken off again."""
     state = json.loads(processor.tokenizer.backend_tokenizer.to_str())
     state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] != processor.audio_token]
-    from tokenizers import Tokenizer
-
     tokenizer = processor.tokenizer
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(state)),
