@@ -7,6 +7,7 @@ same samples; nothing depends on what was done before.
 from __future__ import annotations
 
 import numpy as np
+import soxr
 
 from . import draw
 from .schema import SAMPLE_RATE
@@ -14,12 +15,14 @@ from .sources.base import Acoustics
 
 CEILING = 0.99
 """Full scale that a sound may reach; louder ones are turned down as a whole rather than clipped."""
+TELEPHONE_RATE = 8_000
+"""Hz; a telephone's sampling rate."""
 GAP_S = 0.003
 """Seconds between the direct sound and the first echo."""
 
 
 def apply(samples: np.ndarray, acoustics: Acoustics) -> np.ndarray:
-    """Place a sound in a room, add noise, change its level: in this order.
+    """Place a sound in a room, add noise, narrow its band, change its level: in this order.
 
     Args:
         samples: float32 mono at 16 kHz, shape (n,).
@@ -34,6 +37,9 @@ def apply(samples: np.ndarray, acoustics: Acoustics) -> np.ndarray:
         heard = _convolve(heard, _room(random, acoustics.reverb_s))
     if acoustics.snr_db is not None and heard.size:
         heard = heard + _noise(random, heard, acoustics.snr_db)
+    if acoustics.telephone:
+        narrow = soxr.resample(heard, SAMPLE_RATE, TELEPHONE_RATE, quality="HQ")
+        heard = np.resize(soxr.resample(narrow, TELEPHONE_RATE, SAMPLE_RATE, quality="HQ"), heard.size)
     heard = heard * np.float32(10 ** (acoustics.gain_db / 20))
     return limit(heard)
 
@@ -52,6 +58,7 @@ def drawn(
     reverb_s: tuple[float, float] = (0.1, 0.5),
     gain_db: tuple[float, float] = (-12.0, 0.0),
     dry: float = 0.3,
+    telephone: float = 0.0,
 ) -> Acoustics:
     """Acoustics for one item, drawn by hash.
 
@@ -59,6 +66,7 @@ def drawn(
         seed, id: what the draw hangs on.
         snr_db, reverb_s, gain_db: lowest and highest value of each.
         dry: the part of the items left without an echo.
+        telephone: the part of the items narrowed to a telephone's band.
     """
     echo = 0.0 if draw.unit(seed, id, "dry") < dry else draw.between(seed, id, "reverb", *reverb_s)
     return Acoustics(
@@ -66,6 +74,7 @@ def drawn(
         snr_db=round(draw.between(seed, id, "snr", *snr_db), 2),
         reverb_s=round(echo, 3),
         gain_db=round(draw.between(seed, id, "gain", *gain_db), 2),
+        telephone=draw.unit(seed, id, "telephone") < telephone,
     )
 
 

@@ -1,7 +1,184 @@
-"""Commands of this room, as `llaso` shows them."""
+"""`llaso data`: plan, build, validate and publish the corpora, and read and write the authors' release."""
 
 from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
 
 
 def add_parser(commands) -> None:
     """Add this room's commands to the `llaso` parser."""
+    data = commands.add_parser("data", help="build, check and publish the corpora")
+    actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    plan = actions.add_parser("plan", help="say what would be built: rows, hours, bytes, shards")
+    build = actions.add_parser("build", help="build LLaSO-Align, -Instruct or -Eval from corpora on disk")
+    for parser in (plan, build):
+        parser.add_argument("corpus", choices=("align", "instruct", "eval"))
+        parser.add_argument("--sources", type=Path, required=True, metavar="YAML", help="which corpora lie where")
+        parser.add_argument("--seed", type=int, default=0, help="of every draw (default 0)")
+        parser.add_argument("--limit", type=int, metavar="N", help="at most N rows, to try things out")
+        parser.add_argument("--out", type=Path, required=parser is build, metavar="DIR", help="the corpus's folder")
+    plan.set_defaults(run=_plan)
+    build.add_argument("--clips", type=Path, metavar="DIR", help="synthesized clips, shared between corpora")
+    build.add_argument("--executor", choices=("local", "slurm", "ray"), default="local")
+    build.add_argument("--workers", type=int, default=1, metavar="N", help="processes at work (default 1)")
+    build.add_argument(
+        "--against", type=Path, nargs="*", default=[], metavar="DIR", help="built corpora to prove apart"
+    )
+    build.set_defaults(run=_build)
+
+    validate = actions.add_parser("validate", help="check every row; write validation.json and a page to look at")
+    validate.add_argument("folder", type=Path, metavar="DIR")
+    validate.add_argument("--dry-run", action="store_true", help="report bad rows, but leave them where they are")
+    validate.add_argument("--examples", type=int, default=12, metavar="N", help="players on the page (default 12)")
+    validate.set_defaults(run=_validate)
+
+    publish = actions.add_parser("publish", help="upload a corpus to the Hub; run again to go on after a failure")
+    publish.add_argument("folder", type=Path, metavar="DIR")
+    publish.add_argument("repo_id", metavar="REPO_ID")
+    publish.add_argument("--private", action="store_true")
+    publish.add_argument("--manifest-only", action="store_true", help="publish the rows without their audio")
+    publish.set_defaults(run=_publish)
+
+    imports = actions.add_parser("import-release", help="read the authors' JSON files into this schema")
+    imports.add_argument("folder", type=Path, metavar="DIR", help="holds text_audio/, audio_text/ and pure_audio/")
+    imports.add_argument("--audio-root", type=Path, metavar="DIR", help="what the files' voice paths are relative to")
+    imports.add_argument("--without-audio", action="store_true", help="keep the paths and leave the audio out")
+    imports.add_argument("--corpus", choices=("align", "instruct", "eval"), default="instruct")
+    imports.add_argument("--out", type=Path, required=True, metavar="DIR")
+    imports.set_defaults(run=_import)
+
+    export = actions.add_parser("export-release", help="write a corpus as the authors' JSON files")
+    export.add_argument("folder", type=Path, metavar="DIR")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR")
+    export.set_defaults(run=_export)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    import tempfile
+
+    from . import sources_file
+    from .plan import Settings, make_plan
+
+    chosen = sources_file.read(arguments.sources)
+    settings = Settings(arguments.corpus, seed=arguments.seed, limit=arguments.limit, **chosen.settings)
+    with tempfile.TemporaryDirectory() as scratch:
+        # With --out the plan stays where the build will look for it.
+        folder = arguments.out / ".build" / "plan" if arguments.out else Path(scratch) / "plan"
+        plan = make_plan(settings, chosen.sources, folder)
+    print(f"{'source':24} {'task':6} {'format':11} {'split':11} {'rows':>12}")
+    for name, count in plan["counts"].items():
+        source, task, modality, split = name.split("/")
+        print(f"{source:24} {task:6} {modality:11} {split:11} {count:12,}")
+    hours = sum(plan["hours"].values())
+    print(
+        f"{plan['rows']:,} rows in {len(plan['shards'])} shards, "
+        f"about {hours:,.1f} h and {plan['bytes'] / 1e9:,.2f} GB"
+    )
+    held = plan["held_out"]
+    print(f"held out: {held['drawn']:,} of {held['asked']:,} asked for, in {len(held['quotas'])} strata")
+    for kind, count in plan["dropped"].items():
+        if count:
+            print(f"left out of training: {count:,} rows that share a {kind} with held-out rows")
+    for reason, count in plan["rejects"].items():
+        print(f"set aside: {count:,} × {reason}")
+    return 0
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from . import sources_file
+    from .build import build
+
+    chosen = sources_file.read(arguments.sources)
+    out = build(
+        arguments.corpus,
+        chosen.sources,
+        arguments.out,
+        seed=arguments.seed,
+        limit=arguments.limit,
+        clips=arguments.clips,
+        workers=arguments.workers,
+        executor=arguments.executor,
+        executor_options=chosen.executors.get(arguments.executor),
+        against=arguments.against,
+        progress=_Progress() if sys.stderr.isatty() else None,
+        **chosen.settings,
+    )
+    if not (out / "build.json").exists():
+        print(f"{out}: submitted; run the same command again when the jobs are done")
+        return 0
+    return _summary(out)
+
+
+def _summary(out: Path) -> int:
+    import json
+
+    built = json.loads((out / "build.json").read_text())
+    leaks = json.loads((out / "leakage.json").read_text())
+    rejects = sum(built["rejects"].values())
+    print(
+        f"{out}: {built['rows']:,} rows, {built['hours']:,.2f} h, {built['bytes'] / 1e9:,.3f} GB; "
+        f"{rejects:,} set aside"
+    )
+    if not leaks["clean"]:
+        print(f"{out / 'leakage.json'}: training and evaluation share rows", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    from .validate import validate
+
+    report = validate(arguments.folder, set_aside=not arguments.dry_run, examples=arguments.examples)
+    print(f"{report['rows']:,} rows checked, {report['bad']:,} bad: see {arguments.folder / 'validation.html'}")
+    for reason, count in report["reasons"].items():
+        print(f"  {count:,} × {reason}")
+    return 1 if report["bad"] else 0
+
+
+def _publish(arguments: argparse.Namespace) -> int:
+    from .publish import publish
+
+    url = publish(
+        arguments.folder, arguments.repo_id, private=arguments.private, manifest_only=arguments.manifest_only
+    )
+    print(url)
+    return 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from .release import import_release
+
+    if not arguments.without_audio and arguments.audio_root is None:
+        raise ValueError("say where the audio lies (--audio-root DIR), or leave it out (--without-audio)")
+    root = None if arguments.without_audio else arguments.audio_root
+    report = import_release(arguments.folder, arguments.out, audio_root=root, corpus=arguments.corpus)
+    print(f"{arguments.out}: {report['rows']:,} rows; {sum(report['rejects'].values()):,} set aside")
+    for reason, count in report["rejects"].items():
+        print(f"  {count:,} × {reason}")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from .release import export_release
+
+    print(f"{arguments.out}: {export_release(arguments.folder, arguments.out):,} rows")
+    return 0
+
+
+class _Progress:
+    """One line on the terminal: rows done, share, time left."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        spent = time.monotonic() - self._started
+        left = f", {spent / done * (total - done):,.0f} s left" if done else ""
+        end = "\n" if done == total else ""
+        print(
+            f"\r{done:,} of {total:,} rows ({done / max(total, 1):.0%}){left}   ", end=end, file=sys.stderr, flush=True
+        )

@@ -35,12 +35,13 @@ def pick(seed: int, id: str, what: str, options: Sequence[T]) -> T:
 
 def weighted(seed: int, id: str, what: str, weights: Mapping[str, float]) -> str:
     """One of the keys, in proportion to its weight."""
+    assert weights, f"nothing to draw {what} of {id} from"
     point = unit(seed, id, what) * sum(weights.values())
     for key, weight in weights.items():
         point -= weight
         if point < 0:
             return key
-    return next(reversed(weights))
+    return key
 
 
 def shuffled(seed: int, id: str, what: str, options: Sequence[T]) -> list[T]:

@@ -37,7 +37,7 @@ def compare(held_out: Path, others: Sequence[Path] = ()) -> dict[str, Any]:
             rows += 1
             for kind in KINDS:
                 held[kind].update(key[kind])
-    compared = {}
+    compared: dict[str, dict[str, Any]] = {}
     for corpus in dict.fromkeys((held_out, *others)):
         checked = 0
         shared: dict[str, set[str]] = {kind: set() for kind in KINDS}

@@ -143,7 +143,7 @@ class Espeak:
         samples = np.frombuffer(bytes(heard), "<i2").astype(np.float32) / 32768
         return soxr.resample(samples, rate, SAMPLE_RATE, quality="HQ").astype(np.float32)
 
-    def _set_voice(self, espeak: _Loaded, voice: str) -> None:
+    def _set_voice(self, espeak: Any, voice: str) -> None:
         _, _, variant = voice.partition("+")
         # An unknown variant is no error to espeak-ng; it just speaks without it.
         if (variant and variant not in self._variants) or espeak.espeak_SetVoiceByName(voice.encode()):
@@ -157,7 +157,7 @@ class _Loaded:
         self._path, self._data = library, data
 
     def __enter__(self) -> Any:
-        self._library = ctypes.CDLL(self._path)
+        self._library: Any = ctypes.CDLL(self._path)
         self._library.rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, self._data.encode(), 0)
         if self._library.rate <= 0:
             raise OSError(f"espeak-ng found no data in {self._data}")

@@ -29,12 +29,14 @@ class Acoustics:
         snr_db: signal-to-noise ratio in dB; None adds no noise.
         reverb_s: reverberation time RT60 in seconds; 0 is a dry sound.
         gain_db: change of level in dB.
+        telephone: keep only what lies below 4 kHz, as a recording made at 8 kHz does.
     """
 
     seed: int
     snr_db: float | None = None
     reverb_s: float = 0.0
     gain_db: float = 0.0
+    telephone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,9 +266,10 @@ def table(path: Path, delimiter: str = ",", columns: Iterable[str] = ()) -> Iter
     Raises:
         ValueError: a column of `columns` is not in the header.
     """
-    quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.DictReader(file, delimiter=delimiter, quoting=quoting)
+        reader = csv.DictReader(
+            file, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
+        )
         absent = [column for column in columns if column not in (reader.fieldnames or ())]
         if absent:
             raise ValueError(
