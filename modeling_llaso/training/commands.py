@@ -37,7 +37,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         from .dry_run import dry_run
 
-        print(dry_run(arguments.recipe, arguments.overrides))
+        print("\n".join(dry_run(arguments.recipe, arguments.overrides).lines()))
         return 0
     from .train import train
 

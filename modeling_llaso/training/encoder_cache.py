@@ -211,13 +211,14 @@ def encode_windows(
 def project_windows(model: LlasoForConditionalGeneration, windows: Sequence[torch.Tensor]) -> torch.Tensor:
     """Encoder output of windows `(positions, width)` through the projector: `(audio tokens, hidden)`."""
     projector = model.model.multi_modal_projector
-    if projector.stride == 1:
-        return projector(torch.cat(list(windows)))
-    return projector(torch.cat([projector.pool(window[None], None)[0] for window in windows]))
+    pooled = [projector.pool(window[None], None)[0] for window in windows]
+    return projector(
+        torch.cat(pooled) if pooled else projector.linear_1.weight.new_zeros(0, projector.linear_1.in_features)
+    )
 
 
 def stack_windows(mels: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-mel windows `(mels, frames)`, padded with zeros: `(windows, mels, frames)` and a `(windows, frames)` mask."""
+    """Log-mel windows `(mels, frames)`, padded with zeros: `(windows, mels, frames)` and `(windows, frames)` mask."""
     features = pad_sequence([mel.T for mel in mels], batch_first=True).transpose(1, 2).contiguous()
     frames = torch.tensor([mel.shape[1] for mel in mels], device=features.device)
     return features, (torch.arange(features.shape[2], device=features.device) < frames[:, None]).long()

@@ -17,6 +17,8 @@ import numpy as np
 from torch.utils.data import Sampler
 
 Row = TypeVar("Row")
+Batch = list[tuple[Row, int]]
+"""A micro-batch: rows, or their numbers, with their lengths."""
 
 
 def seeded(*parts: object) -> np.random.Generator:
@@ -70,6 +72,12 @@ class BatchRule:
             batches = [batches[i] for i in random.permutation(len(batches))]
         return batches
 
+    def epoch(self, windows: Iterable[list[tuple[Row, int]]], seed: int, epoch: int) -> Iterator[Batch[Row]]:
+        """One epoch's micro-batches of `(row, length)`, window by window."""
+        for number, window in enumerate(windows):
+            for batch in self.cut([length for _, length in window], seeded(seed, epoch, number)):
+                yield [window[position] for position in batch]
+
 
 class Plan(Sampler[list[Row]], Generic[Row]):
     """The micro-batches of this process, from `start_step` to the end of the run.
@@ -109,25 +117,39 @@ class Plan(Sampler[list[Row]], Generic[Row]):
         for step in itertools.islice(self.global_steps(), self.start_step, self.steps):
             yield from ([row for row, _ in batch] for batch in step[self.rank :: self.world])
 
-    def global_steps(self) -> Iterator[list[list[tuple[Row, int]]]]:
-        """Every step's micro-batches for all processes together, epoch after epoch, without end."""
+    def global_steps(self) -> Iterator[list[Batch[Row]]]:
+        """Every step's micro-batches for all processes together, epoch after epoch, without end.
+
+        Raises:
+            ValueError: an epoch has too few rows for a single step.
+        """
         for epoch in itertools.count():
-            step: list[list[tuple[Row, int]]] = []
-            seen = False
-            for number, window in enumerate(self.windows(epoch)):
-                seen = True
-                for batch in self.rule.cut([length for _, length in window], seeded(self.seed, epoch, number)):
-                    step.append([window[position] for position in batch])
-                    if len(step) == self.rule.parallel:
-                        yield sorted(step, key=padded_tokens)
-                        step = []
-            if step and (split := _split_to(step, self.rule.parallel)):
-                yield sorted(split, key=padded_tokens)
-            if not seen:
-                raise ValueError("the corpus has no row that the recipe's data section admits")
+            empty = True
+            for step in epoch_steps(self.windows(epoch), self.rule, self.seed, epoch):
+                empty = False
+                yield step
+            if empty:
+                raise ValueError(
+                    f"the recipe's data section admits fewer rows than the {self.rule.parallel} micro-batches of one "
+                    "step need; take a smaller batch.accumulation, fewer processes or more data"
+                )
 
 
-def padded_tokens(batch: Sequence[tuple[Any, int]]) -> int:
+def epoch_steps(
+    windows: Iterable[list[tuple[Row, int]]], rule: BatchRule, seed: int, epoch: int
+) -> Iterator[list[Batch[Row]]]:
+    """One epoch's steps, each of `rule.parallel` micro-batches ordered by their size."""
+    step: list[Batch[Row]] = []
+    for batch in rule.epoch(windows, seed, epoch):
+        step.append(batch)
+        if len(step) == rule.parallel:
+            yield sorted(step, key=padded_tokens)
+            step = []
+    if step and (split := _split_to(step, rule.parallel)):
+        yield sorted(split, key=padded_tokens)
+
+
+def padded_tokens(batch: Batch[Any]) -> int:
     """Tokens a micro-batch occupies once padded: rows x longest."""
     return len(batch) * max(length for _, length in batch)
 
@@ -178,14 +200,10 @@ def stream_windows(
 
 def steps_per_epoch(windows: Callable[[int], Iterable[list[tuple[Any, int]]]], rule: BatchRule, seed: int) -> int:
     """Optimizer steps that the first epoch takes; a token budget makes later epochs differ by a few."""
-    batches = sum(
-        len(rule.cut([length for _, length in window], seeded(seed, 0, number)))
-        for number, window in enumerate(windows(0))
-    )
-    return max(1, -(-batches // rule.parallel))
+    return max(1, sum(1 for _ in epoch_steps(windows(0), rule, seed, 0)))
 
 
-def padding_share(batches: Iterable[Sequence[tuple[Any, int]]]) -> float:
+def padding_share(batches: Iterable[Batch[Any]]) -> float:
     """Share of padded tokens that carry nothing, over micro-batches of `(row, length)`."""
     used = padded = 0
     for batch in batches:
@@ -194,7 +212,7 @@ def padding_share(batches: Iterable[Sequence[tuple[Any, int]]]) -> float:
     return 1 - used / padded if padded else 0.0
 
 
-def _split_to(step: list[list[tuple[Row, int]]], parallel: int) -> list[list[tuple[Row, int]]]:
+def _split_to(step: list[Batch[Row]], parallel: int) -> list[Batch[Row]]:
     """An epoch's last, shorter step cut finer, until every process has its micro-batches.
 
     Empty where fewer rows are left than micro-batches are needed: these rows wait for the next epoch's shuffle.

@@ -135,6 +135,8 @@ class LlasoTrainer(Trainer):
         is_answer = targets != IGNORED
         if "windows" in inputs:
             inputs["mm_encoder_outputs"] = self._project(inputs.pop("windows"), inputs.pop("windows_encoded"))
+        elif "input_features" not in inputs:
+            inputs["mm_encoder_outputs"] = self._project([], [])  # text alone; the projector gets gradients of zero
 
         if self.recipe.compute.answer_only_logits:
             outputs = model(**inputs, logits_to_keep=is_answer, use_cache=False)
