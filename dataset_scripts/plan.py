@@ -173,20 +173,19 @@ class PlannedRow:
 
     @classmethod
     def of(cls, row: dict[str, Any], keys: dict[str, list[str]]) -> PlannedRow:
-        head = (row[name] for name in ("id", "source", "task"))
-        label = row["target"] if row["choices"] else ""
-        return cls(*head, label, row["modality"], row["category"], row["split"], keys, json.dumps(row))
+        same = {name: row[name] for name in ("id", "source", "task", "modality", "category", "split")}
+        return cls(**same, label=row["target"] if row["choices"] else "", keys=keys, json=json.dumps(row))
 
     def line(self) -> bytes:
         """One line of the spool."""
-        head = [getattr(self, name) for name in self.__slots__[:-1]]
+        head = [self.id, self.source, self.task, self.label, self.modality, self.category, self.split, self.keys]
         return f"{json.dumps(head)}\t{self.json}\n".encode()
 
     @classmethod
     def parse(cls, line: bytes) -> PlannedRow:
         """The row that `line` wrote."""
         head, _, text = line.rstrip(b"\n").partition(b"\t")
-        return cls(*json.loads(head), json=text.decode())
+        return cls(*(*json.loads(head), text.decode()))
 
 
 class _Draw:

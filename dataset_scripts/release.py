@@ -162,8 +162,10 @@ def _row(
         isinstance(turn, dict) and turn.get("from") in ROLES and isinstance(turn.get("value"), str) for turn in turns
     ):
         return "conversations are missing, or are no list of {from, value}"
-    messages = [{"role": ROLES[turn["from"]], "content": _parts(turn["value"])} for turn in turns]
-    paths = [voice] if isinstance(voice, str) else voice if isinstance(voice, list) else []
+    messages: list[dict[str, Any]] = [
+        {"role": ROLES[turn["from"]], "content": _parts(turn["value"])} for turn in turns
+    ]
+    paths: list[Any] = [voice] if isinstance(voice, str) else voice if isinstance(voice, list) else []
     if not all(isinstance(path, str) for path in paths):
         return "voice is neither a path nor a list of paths"
     asked = sum(part["type"] == "audio" for message in messages for part in message["content"])
@@ -171,7 +173,7 @@ def _row(
         return f"{asked} {PLACEHOLDER} for {len(paths)} audio files"
     if not messages or messages[-1]["role"] != "assistant" or not turns[-1]["value"].strip():
         return "no answer"
-    clips = [{"bytes": None, "path": path} for path in paths]
+    clips: list[dict[str, Any]] = [{"bytes": None, "path": path} for path in paths]
     if audio_root is not None:
         for clip in clips:
             try:

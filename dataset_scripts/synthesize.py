@@ -129,7 +129,8 @@ class Espeak:
             return 0
 
         callback = _SAMPLES(take)
-        with _Loaded(self._library, self._data) as espeak:
+        with _Loaded(self._library, self._data) as loaded:
+            espeak = loaded.library
             espeak.espeak_SetSynthCallback(callback)
             self._set_voice(espeak, speech.voice)
             espeak.espeak_SetParameter(_RATE, speech.rate, 0)
@@ -139,9 +140,8 @@ class Espeak:
             if status:
                 raise OSError(f"espeak-ng could not speak {speech.text[:40]!r}: error {status}")
             espeak.espeak_Synchronize()
-            rate = espeak.rate
         samples = np.frombuffer(bytes(heard), "<i2").astype(np.float32) / 32768
-        return soxr.resample(samples, rate, SAMPLE_RATE, quality="HQ").astype(np.float32)
+        return soxr.resample(samples, loaded.rate, SAMPLE_RATE, quality="HQ").astype(np.float32)
 
     def _set_voice(self, espeak: Any, voice: str) -> None:
         _, _, variant = voice.partition("+")
@@ -151,24 +151,24 @@ class Espeak:
 
 
 class _Loaded:
-    """espeak-ng's library in its very first state: loaded on entry, unloaded on exit."""
+    """espeak-ng's library in its very first state: loaded on entry, unloaded on exit. `rate` is in Hz."""
 
     def __init__(self, library: str, data: str) -> None:
         self._path, self._data = library, data
 
-    def __enter__(self) -> Any:
-        self._library: Any = ctypes.CDLL(self._path)
-        self._library.rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, self._data.encode(), 0)
-        if self._library.rate <= 0:
+    def __enter__(self) -> _Loaded:
+        self.library: Any = ctypes.CDLL(self._path)
+        self.rate: int = self.library.espeak_Initialize(_SYNCHRONOUS, 0, self._data.encode(), 0)
+        if self.rate <= 0:
             raise OSError(f"espeak-ng found no data in {self._data}")
-        self._library.espeak_ng_SetRandSeed(ctypes.c_long(1))
-        return self._library
+        self.library.espeak_ng_SetRandSeed(ctypes.c_long(1))
+        return self
 
     def __exit__(self, *error: object) -> None:
         import _ctypes  # the only way to unload a library
 
-        self._library.espeak_Terminate()
-        _ctypes.dlclose(self._library._handle)
+        self.library.espeak_Terminate()
+        _ctypes.dlclose(self.library._handle)
 
 
 @functools.cache

@@ -76,7 +76,9 @@ def validate(folder: Path, *, set_aside: bool = True, examples: int = 12, seed: 
             kept_examples.append((draw.integer(seed, row["id"], "example"), row))
             kept_examples = sorted(kept_examples, key=lambda entry: entry[0])[:examples]
     listed = [
-        {"file": str(f.relative_to(folder)), "row": i, "reason": r} for f in faults for i, r in faults[f].items()
+        {"file": str(file.relative_to(folder)), "row": index, "reason": reason}
+        for file, bad in faults.items()
+        for index, reason in bad.items()
     ]
     report = {
         "rows": rows,
@@ -108,7 +110,7 @@ def faults_of(row: Mapping[str, Any]) -> Iterator[str]:
         yield "empty text"
     if not (row["target"] or "").strip():
         yield "empty target"
-    last = row["messages"][-1] if row["messages"] else {"role": "", "content": []}
+    last: Mapping[str, Any] = row["messages"][-1] if row["messages"] else {"role": "", "content": []}
     if last["role"] != "assistant" or [part["text"] for part in last["content"]] != [row["target"]]:
         yield "target is not the last answer"
     if row["choices"] and row["target"] not in row["choices"]:
@@ -147,7 +149,6 @@ class _Seen:
     def __init__(self) -> None:
         self._ids, self._rows = array("Q"), array("Q")
         self._held: dict[str, set[str]] = {"audio": set(), "speaker": set(), "voice": set()}
-        self._trained: dict[str, set[str]] = {"audio": set(), "speaker": set(), "voice": set()}
         self._first: set[int] = set()
 
     def note(self, row: Mapping[str, Any]) -> None:

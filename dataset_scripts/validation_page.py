@@ -56,14 +56,13 @@ def _bars(title: str, values: Mapping[str, float]) -> str:
 
 def _example(row: Mapping[str, Any]) -> str:
     """A row with its players, prompt and answer."""
-    players = "".join(
-        f'<audio controls preload="none" src="data:audio/flac;base64,{base64.b64encode(clip["bytes"]).decode()}"></audio>'
-        for clip in row["audio"]
-    )
+    clips = (base64.b64encode(clip["bytes"]).decode() for clip in row["audio"])
+    players = "".join(f'<audio controls src="data:audio/flac;base64,{clip}"></audio>' for clip in clips)
     prompt = " ".join(
         escape(part["text"]) if part["type"] == "text" else "🔊"
         for message in row["messages"][:-1]
         for part in message["content"]
     )
     about = f"{row['id']} · {row['modality']} · {row['duration']:.1f} s"
-    return f"<tr><td>{players}</td><td>{prompt}<br><b>{escape(row['target'])}</b><br><small>{escape(about)}</small></td></tr>"
+    text = f"{prompt}<br><b>{escape(row['target'])}</b><br><small>{escape(about)}</small>"
+    return f"<tr><td>{players}</td><td>{text}</td></tr>"
