@@ -110,6 +110,37 @@ def _show_panel(arguments: argparse.Namespace) -> None:
         print(f"{task:>6} {panel.metrics[task]:<12} worst {worst:.4f}  best {best:.4f}")
 
 
+def _add_compare(steps) -> None:
+    parser = steps.add_parser("compare", help="compare systems: paired bootstrap per task and overall, in words")
+    parser.add_argument("paths", type=Path, nargs="+", help="folders of answers to the same data, at least two")
+    parser.add_argument("--protocol", choices=("strict", "paper"), default="strict")
+    parser.add_argument("--resamples", type=int, default=10_000, help="bootstrap resamples (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
+    parser.add_argument("--panel", type=Path, help="panel file for the overall score under paper")
+    parser.add_argument("--out", type=Path, help="also write the numbers as JSON")
+    parser.set_defaults(run=_compare)
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from .compare import compare
+
+    found = compare(
+        arguments.paths,
+        protocol=arguments.protocol,
+        resamples=arguments.resamples,
+        seed=arguments.seed,
+        panel=arguments.panel,
+    )
+    for pair in found["pairs"]:
+        print(f"{pair['a']} and {pair['b']}, {pair['rows']} rows of both")
+        for task, result in pair["tasks"].items():
+            print(f"  {task:<8} {result['verdict']} (p {result['p_holm']:.4f})")
+        if pair["overall"] is not None:
+            print(f"  overall  {pair['overall']['verdict']} (p {pair['overall']['p']:.4f})")
+    if arguments.out is not None:
+        _write_json(found, arguments.out)
+
+
 def _add_schema(steps) -> None:
     parser = steps.add_parser("schema", help="print the JSON schema of scores.json")
     parser.add_argument("--out", type=Path, help="file to write; printed where absent")
@@ -314,4 +345,4 @@ def _report(arguments: argparse.Namespace) -> None:
     print(f"report: {out / 'index.html'}")
 
 
-COMMANDS = (_add_score, _add_panel, _add_schema, _add_generate, _add_judge, _add_report, _add_run)
+COMMANDS = (_add_score, _add_compare, _add_panel, _add_schema, _add_generate, _add_judge, _add_report, _add_run)

@@ -79,6 +79,19 @@ class Table:
             lambda sums: divide(sums[numerator], sums[denominator]), self.rows if n is None else n
         )
 
+    def subset(self, rows: Sequence[int]) -> Table:
+        """The same statistics and metrics on some of the rows; a metric's n is then at most their number."""
+        part = Table(
+            len(rows),
+            [self.outcomes[row] for row in rows],
+            [self.parsed[row] for row in rows],
+            {name: Metric(metric.compute, min(metric.n, len(rows))) for name, metric in self.metrics.items()},
+            self.row_scores[rows],
+        )
+        part._columns = [column[rows] for column in self._columns]
+        part._slices, part._width = self._slices, self._width
+        return part
+
     def evaluate(self, sums: Array) -> dict[str, Array]:
         """Every metric on column sums of shape (resamples, k)."""
         view = Sums(sums, self._slices)

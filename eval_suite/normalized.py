@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .intervals import Estimate, mean
-from .tasks import PANEL_TASKS, TASKS, primary_metrics
+from .tasks import TASKS, primary_metrics
 
 if TYPE_CHECKING:
     from .panel import Panel
@@ -28,7 +28,7 @@ PERFECT = {
 LOWEST_JUDGE_SCORE = 1.0
 
 
-def baseline_metric(task: str, metric: str) -> str | float:
+def baseline_metric(metric: str) -> str | float:
     """What a trivial system gets: the name of the metric that says so, or the value where it is fixed.
 
     The majority label for accuracy, a constant median for errors of numbers, an empty answer for transcripts,
@@ -51,30 +51,31 @@ def clipped(estimate: Estimate) -> Estimate:
     return Estimate(float(np.clip(estimate.value, 0, 1)), estimate.n, np.clip(estimate.replicates, 0, 1))
 
 
-def _ranking_metric(task: str, estimates: Mapping[str, Estimate], protocol: str) -> str | None:
+def ranking_metric(task: str, estimates: Mapping[str, Estimate], protocol: str) -> str | None:
+    """The metric that ranks `task`: the first of its candidates that has a value; None where none has."""
     for name in primary_metrics(TASKS[task], protocol):
         if name in estimates and math.isfinite(estimates[name].value):
             return name
     return None
 
 
-def _content(scaled: Mapping[str, Estimate], possible: int) -> dict[str, Any]:
-    """Scores by task, clipped with the unclipped value kept, and their mean."""
+def overall(scaled: Mapping[str, Estimate]) -> Estimate:
+    """The unweighted mean over tasks of the clipped scores."""
+    return mean(clipped(estimate) for estimate in scaled.values())
+
+
+def content(scaled: Mapping[str, Estimate], possible: int) -> dict[str, Any]:
+    """Scores by task, clipped with the unclipped value kept, and their mean, as they stand in scores.json."""
     tasks = {}
     for task, estimate in scaled.items():
-        interval = clipped(estimate).interval()
-        tasks[task] = {
-            "value": clipped(estimate).value,
-            "unclipped": estimate.value,
-            "low": interval[0] if interval else None,
-            "high": interval[1] if interval else None,
-        }
-    overall = mean(clipped(estimate) for estimate in scaled.values())
-    interval = overall.interval()
+        low, high = clipped(estimate).interval() or (None, None)
+        tasks[task] = {"value": clipped(estimate).value, "unclipped": estimate.value, "low": low, "high": high}
+    average = overall(scaled)
+    low, high = average.interval() or (None, None)
     return {
-        "value": overall.value if scaled else None,
-        "low": interval[0] if interval else None,
-        "high": interval[1] if interval else None,
+        "value": average.value if scaled else None,
+        "low": low,
+        "high": high,
         "n_tasks": len(scaled),
         "of_tasks": possible,
         "tasks": tasks,
@@ -88,59 +89,50 @@ def scale(estimate: Estimate, worst: float, best: float) -> Estimate:
     )
 
 
-def normalize_panel(
-    tasks: Mapping[str, Mapping[str, Estimate]], protocol: str, panel: Panel, modality: str | None = None
-) -> dict[str, Any]:
-    """Min-max between the panel's worst and best, by task and averaged.
+def panel_scores(
+    tasks: Mapping[str, Mapping[str, Estimate]], panel: Panel, modality: str | None = None
+) -> dict[str, Estimate]:
+    """Min-max between the panel's worst and best, by task.
 
     Args:
-        tasks: task -> metric -> estimate.
-        protocol: they were measured under.
-        panel: of the same protocol.
-        modality: compare with the panel's values in this modality format; all formats together by default.
+        tasks: task -> metric -> estimate, measured under the panel's protocol.
+        panel: to measure against.
+        modality: take the panel's values in this modality format; of all formats together by default.
 
     Returns:
-        The mean over the tasks that both have, over how many, and each task's value.
+        Unclipped scores of the tasks that both have, ranked by the same metric.
     """
-    bounds = panel.bounds(modality)
     scaled = {}
-    for task, estimates in tasks.items():
-        name = _ranking_metric(task, estimates, protocol)
-        # A task ranked by another metric than the panel's is not comparable with it.
-        if name is None or task not in bounds or panel.metrics[task] != name:
-            continue
-        scaled[task] = scale(estimates[name], *bounds[task])
-    return {"name": panel.name, "version": panel.version} | _content(scaled, len(bounds))
+    for task, bounds in panel.bounds(modality).items():
+        name = ranking_metric(task, tasks.get(task, {}), panel.protocol)
+        if name == panel.metrics[task]:
+            scaled[task] = scale(tasks[task][name], *bounds)
+    return scaled
 
 
-def normalize_skill(tasks: Mapping[str, Mapping[str, Estimate]]) -> dict[str, Any]:
-    """0 for the trivial baseline and 1 for perfection, by task and averaged over all tasks present."""
+def skill_scores(tasks: Mapping[str, Mapping[str, Estimate]]) -> dict[str, Estimate]:
+    """0 for the trivial baseline and 1 for perfection, by task, unclipped; measured under strict.
+
+    Tasks on which the trivial answer is already perfect have no skill to show and are left out.
+    """
     scaled = {}
     for task, estimates in tasks.items():
-        name = _ranking_metric(task, estimates, "strict")
+        name = ranking_metric(task, estimates, "strict")
         if name is None:
             continue
-        baseline = baseline_metric(task, name)
+        baseline = baseline_metric(name)
         trivial = (
             estimates[baseline]
             if isinstance(baseline, str)
             else Estimate(baseline, 0, np.full_like(estimates[name].replicates, baseline))
         )
-        room = PERFECT[name] - trivial.value
-        if not math.isfinite(room) or abs(room) < 1e-12:
-            continue  # the trivial answer is already perfect: there is no skill to show
-        rooms = PERFECT[name] - trivial.replicates
+        if not math.isfinite(trivial.value) or math.isclose(trivial.value, PERFECT[name], abs_tol=1e-12):
+            continue
         with np.errstate(divide="ignore", invalid="ignore"):
-            replicates = (estimates[name].replicates - trivial.replicates) / rooms
+            replicates = (estimates[name].replicates - trivial.replicates) / (PERFECT[name] - trivial.replicates)
         scaled[task] = Estimate(
-            (estimates[name].value - trivial.value) / room,
+            (estimates[name].value - trivial.value) / (PERFECT[name] - trivial.value),
             estimates[name].n,
             np.where(np.isfinite(replicates), replicates, np.nan),
         )
-    return _content(scaled, len([task for task in tasks if task in TASKS]))
-
-
-def common_tasks(systems: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The tasks on which all of several `normalized` contents may be ranked against each other."""
-    contents = list(systems)
-    return [task for task in (*PANEL_TASKS, "AR_years") if all(task in content["tasks"] for content in contents)]
+    return scaled

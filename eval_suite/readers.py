@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files as package_files
@@ -28,6 +28,7 @@ JUDGE_FOLDERS = ("judge", "gpt_result")
 """Beside the answers: our judge's records, or the released ones."""
 JUDGE_SCALE = (1, 5)
 
+_FINITE_NUMBER = re.compile(r"[+-]?\d{1,15}(?:\.\d+)?")
 _JUDGE_SCORE = re.compile(r"\s*Score:\s*(\d+)\b")
 _MICROPHONE = re.compile(r"(?:_mic[12]|-headset)(?=\.\w+$)")
 """VCTK and SLURP keep several microphones of one utterance; they are one source recording."""
@@ -198,6 +199,11 @@ def _released_row(file: str, index: int, where: str, record: dict[str, Any], fac
 # Our own predictions -------------------------------------------------------------------------------------------
 
 
+def task_of(task: str, choices: Sequence[str]) -> str:
+    """The task a row is scored as: an age without choices is a number of years."""
+    return "AR_years" if task == "AR" and not choices else task
+
+
 def _own_row(where: str, record: dict[str, Any]) -> Row:
     task = _text(record, "task", where)
     error = record.get("error")
@@ -211,8 +217,7 @@ def _own_row(where: str, record: dict[str, Any]) -> Row:
     choices = record.get("choices") or []
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
         raise ValueError(f"{where}: 'choices' must be a list of texts")
-    if task == "AR" and not choices:
-        task = "AR_years"
+    task = task_of(task, choices)
     if task not in TASKS:
         raise ValueError(f"{where}: unknown task {task!r}; tasks are {', '.join(TASKS)}")
     modality = _text(record, "modality", where)
@@ -269,14 +274,21 @@ def _attach_judgements(answers: Answers, folder: Path) -> None:
                 continue
             row = by_id.get(str(record.get("id", record.get("index"))))
             score = judge_score(record["score"] if "score" in record else record.get("evaluation"))
-            # A judgement of another reference than the row's belongs to another row.
-            if row is None or score is None or record.get("reference", row.reference) != row.reference:
+            if row is None or score is None or not _judges(record, row):
                 unusable += 1
             else:
                 row.judge_score = score
         if unusable:
             answers.judge_unreadable[path.stem] = unusable
             logger.warning("%s: %d judgements cannot be used; they count as missing", path, unusable)
+
+
+def _judges(record: dict[str, Any], row: Row) -> bool:
+    """Whether a judgement is of this row's reference and of this very answer, where it says."""
+    answer = record.get("predicted", record.get("prediction", row.prediction))
+    if not isinstance(answer, str):
+        return False
+    return record.get("reference", row.reference) == row.reference and answer.strip() == (row.prediction or "").strip()
 
 
 def _published_abstention(folder: Path) -> dict[str, float]:
@@ -347,7 +359,7 @@ def read(path: Path | str, system: str | None = None) -> Answers:
             if key in seen:
                 raise ValueError(f"{where}: id {row.id!r} of {row.file} was already used at {seen[key]}")
             seen[key] = where
-            _check(row)
+            check_row(row)
             answers.files.setdefault(row.file, []).append(row)
             count += 1
         if not count:
@@ -365,8 +377,13 @@ def read(path: Path | str, system: str | None = None) -> Answers:
     return answers
 
 
-def _check(row: Row) -> None:
-    """Hold a row's labels to its task: a closed set needs choices, and its reference must be one of them."""
+def check_row(row: Row) -> None:
+    """Hold a row's reference to its task.
+
+    Raises:
+        ValueError: a closed set without choices, a reference outside of them, or a reference that is no number
+            where one is asked.
+    """
     kind = TASKS[row.task].kind
     if kind == "closed" and not row.choices:
         raise ValueError(f"{row.where}: {row.task} is a closed set but the row has no 'choices'")
@@ -376,7 +393,5 @@ def _check(row: Row) -> None:
         except ValueError as error:
             raise ValueError(f"{row.where}: {error}") from error
     if kind == "number":
-        try:
-            float(row.reference)
-        except ValueError as error:
-            raise ValueError(f"{row.where}: the reference {row.reference!r} of {row.task} is not a number") from error
+        if not _FINITE_NUMBER.fullmatch(row.reference.strip()):
+            raise ValueError(f"{row.where}: the reference {row.reference!r} of {row.task} is not a number")

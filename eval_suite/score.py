@@ -10,17 +10,17 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from . import paper, strict
 from .intervals import Estimate, Resampler, mean, total
 from .metrics import Table
-from .normalized import PERFECT, baseline_metric, normalize_panel, normalize_skill
+from .normalized import PERFECT, baseline_metric, content, panel_scores, ranking_metric, skill_scores
 from .panel import Panel, load_panel
 from .parsing import ANSWERED, OUTCOMES
-from .readers import Answers, Row, read
+from .readers import Answers, Row, check_row, read, task_of
 from .tasks import BASELINES, CATEGORIES, COUNTS, MODALITIES, TASKS, direction, primary_metrics
 
 SCHEMA = 1
@@ -31,11 +31,12 @@ Estimates = dict[str, Estimate]
 
 @dataclass
 class Measured:
-    """One file: its rows, their table, and every metric as an estimate."""
+    """One file: its rows, their table, every metric as an estimate, and the same by source where it mixes several."""
 
     rows: list[Row]
     table: Table
     estimates: Estimates
+    sources: dict[str, Estimates] = field(default_factory=dict)
 
     @property
     def task(self) -> str:
@@ -70,6 +71,27 @@ def measure_rows(rows: Sequence[Row], protocol: str, normalization: str = "whisp
     raise ValueError(f"unknown protocol {protocol!r}: choose strict or paper")
 
 
+def estimate(
+    tables: Mapping[str, Table], clusters: Mapping[str, Sequence[str]], resamples: int, seed: int
+) -> dict[str, Estimates]:
+    """Every metric of every table with its bootstrap distribution, all on common draws of source recordings.
+
+    Args:
+        tables: by any key.
+        clusters: the source recording of each row, by the same keys.
+        resamples: how many draws.
+        seed: of the draws.
+    """
+    sums = Resampler(clusters, resamples, seed).sums({key: table.matrix() for key, table in tables.items()})
+    estimates = {}
+    for key, table in tables.items():
+        values, replicates = table.values(), table.evaluate(sums[key])
+        estimates[key] = {
+            name: Estimate(values[name], metric.n, replicates[name]) for name, metric in table.metrics.items()
+        }
+    return estimates
+
+
 def measure(
     files: Mapping[str, list[Row]],
     protocol: str,
@@ -78,17 +100,22 @@ def measure(
     resamples: int = 0,
     seed: int = 0,
 ) -> dict[str, Measured]:
-    """Measure every file, with estimates on common draws of source recordings."""
+    """Measure every file, and within files that mix source corpora each of those."""
     tables = {file: measure_rows(rows, protocol, normalization) for file, rows in files.items()}
-    resampler = Resampler({file: [row.cluster for row in rows] for file, rows in files.items()}, resamples, seed)
-    sums = resampler.sums({file: table.matrix() for file, table in tables.items()})
-    measured = {}
-    for file, table in tables.items():
-        values, replicates = table.values(), table.evaluate(sums[file])
-        estimates = {
-            name: Estimate(values[name], metric.n, replicates[name]) for name, metric in table.metrics.items()
-        }
-        measured[file] = Measured(files[file], table, estimates)
+    clusters = {file: [row.cluster for row in rows] for file, rows in files.items()}
+    parts: dict[str, tuple[str, str]] = {}
+    for file, rows in files.items():
+        sources = sorted({row.source for row in rows})
+        for source in sources if len(sources) > 1 else ():
+            chosen = [index for index, row in enumerate(rows) if row.source == source]
+            key = f"{file}\n{source}"
+            parts[key] = (file, source)
+            tables[key] = tables[file].subset(chosen)
+            clusters[key] = [rows[index].cluster for index in chosen]
+    estimates = estimate(tables, clusters, resamples, seed)
+    measured = {file: Measured(rows, tables[file], estimates[file]) for file, rows in files.items()}
+    for key, (file, source) in parts.items():
+        measured[file].sources[source] = estimates[key]
     return measured
 
 
@@ -129,19 +156,13 @@ def entry(estimate: Estimate) -> dict[str, Any]:
     return {"value": _number(estimate.value), "n": estimate.n, "low": low, "high": high}
 
 
-def choose_primary(task: str, estimates: Estimates, protocol: str) -> str | None:
-    """The metric that ranks `task`: the first of its candidates that has a value."""
-    candidates = [name for name in primary_metrics(TASKS[task], protocol) if name in estimates]
-    defined = [name for name in candidates if math.isfinite(estimates[name].value)]
-    return next(iter(defined or candidates), None)
-
-
 def _primary(task: str, estimates: Estimates, coverage: float, protocol: str) -> dict[str, Any] | None:
     """The ranking metric with all a reader needs to judge it: interval, coverage, baseline, direction."""
-    name = choose_primary(task, estimates, protocol)
-    if name is None:
+    candidates = [name for name in primary_metrics(TASKS[task], protocol) if name in estimates]
+    if not candidates:
         return None
-    baseline = baseline_metric(task, name) if protocol == "strict" else None
+    name = ranking_metric(task, estimates, protocol) or candidates[0]
+    baseline = baseline_metric(name) if protocol == "strict" else None
     value = baseline if isinstance(baseline, float) else estimates[baseline].value if baseline else None
     return {
         "metric": name,
@@ -163,28 +184,31 @@ def _outcomes(counts: Mapping[str, int]) -> dict[str, int]:
 def _file_entry(one: Measured, answers: Answers, file: str, protocol: str) -> dict[str, Any]:
     row, counts = one.rows[0], Counter(one.table.outcomes)
     coverage = counts[ANSWERED] / len(one.rows)
-    content = {
+    primary = _primary(row.task, one.estimates, coverage, protocol)
+    described = {
         "task": row.task,
         "category": row.category,
         "modality": row.modality,
         "n": len(one.rows),
         "coverage": coverage,
         "outcomes": _outcomes(counts),
-        "primary": _primary(row.task, one.estimates, coverage, protocol),
+        "primary": primary,
         "metrics": {name: entry(estimate) for name, estimate in one.estimates.items()},
     }
+    if one.sources and primary is not None:
+        described["sources"] = {source: entry(parts[primary["metric"]]) for source, parts in one.sources.items()}
     if one.table.confusion is not None:
-        content["confusion"] = one.table.confusion
+        described["confusion"] = one.table.confusion
     if file in answers.judged or "judge_score" in one.estimates:
         judged = sum(row.judge_score is not None for row in one.rows)
-        content["judgements"] = {
+        described["judgements"] = {
             "judged": judged,
             "missing": len(one.rows) - judged,
             "unusable_lines": answers.judge_unreadable.get(file, 0),
         }
     if file in answers.published_abstention:
-        content["published_abstention_rate"] = answers.published_abstention[file]
-    return content
+        described["published_abstention_rate"] = answers.published_abstention[file]
+    return described
 
 
 def _group_entry(group: Group, protocol: str) -> dict[str, Any]:
@@ -205,9 +229,10 @@ def _normalized(
 ) -> dict[str, Any]:
     """The panel and skill scores of a set of tasks."""
     estimates = {task: group.estimates for task, group in groups.items()}
+    against = panel_scores(estimates, panel, modality)
     return {
-        "panel": normalize_panel(estimates, protocol, panel, modality),
-        "skill": normalize_skill(estimates) if protocol == "strict" else None,
+        "panel": {"name": panel.name, "version": panel.version} | content(against, len(panel.bounds(modality))),
+        "skill": content(skill_scores(estimates), len(groups)) if protocol == "strict" else None,
     }
 
 
@@ -328,3 +353,80 @@ def metric_names(scores: Mapping[str, Any]) -> list[str]:
     """The names of all metrics in `scores` that measure answers, baselines left out."""
     names = dict.fromkeys(name for file in scores["files"].values() for name in file["metrics"])
     return [name for name in names if name not in BASELINES]
+
+
+# Texts ---------------------------------------------------------------------------------------------------------
+
+
+def score_texts(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    tasks: str | Sequence[str],
+    choices: Sequence[str] | Sequence[Sequence[str]] | None = None,
+    protocol: str = "strict",
+    normalization: str = "whisper_english",
+) -> dict[str, dict[str, Any]]:
+    """Score answers given as plain texts, without files.
+
+    Args:
+        predictions: the model's texts.
+        references: the right answers.
+        tasks: the task code of every text, or one code for all.
+        choices: the labels offered: one list for all texts, or one a text (empty where a task has none).
+        protocol: "strict" or "paper".
+        normalization: of transcripts under strict.
+
+    Returns:
+        Task code -> its metrics, `n`, and under `outcomes` where the texts ended up. An undefined metric is None.
+
+    Raises:
+        ValueError: lengths differ, a task is unknown, or a reference is not among its choices.
+    """
+    count = len(predictions)
+    if len(references) != count:
+        raise ValueError(f"{count} predictions but {len(references)} references")
+    codes = [tasks] * count if isinstance(tasks, str) else list(tasks)
+    if len(codes) != count:
+        raise ValueError(f"{count} predictions but {len(codes)} tasks")
+    offered = _offered(choices, count)
+    by_task: dict[str, list[Row]] = {}
+    for index, (prediction, reference, code, labels) in enumerate(
+        zip(predictions, references, codes, offered, strict=True)
+    ):
+        task = task_of(code, labels)
+        if task not in TASKS:
+            raise ValueError(f"item {index}: unknown task {task!r}; tasks are {', '.join(TASKS)}")
+        row = Row(
+            file=task,
+            id=str(index),
+            where=f"item {index}",
+            task=task,
+            modality="text_audio",
+            source="",
+            prediction=prediction,
+            reference=reference,
+            choices=labels,
+            error=None,
+            cluster=str(index),
+        )
+        check_row(row)
+        by_task.setdefault(task, []).append(row)
+    results = {}
+    for task, rows in by_task.items():
+        table = measure_rows(rows, protocol, normalization)
+        results[task] = {name: _number(value) for name, value in table.values().items()} | {
+            "n": len(rows),
+            "outcomes": _outcomes(Counter(table.outcomes)),
+        }
+    return results
+
+
+def _offered(choices: Sequence[str] | Sequence[Sequence[str]] | None, count: int) -> list[tuple[str, ...]]:
+    """The labels of each of `count` texts."""
+    if choices is None:
+        return [()] * count
+    if all(isinstance(choice, str) for choice in choices):
+        return [tuple(str(choice) for choice in choices)] * count
+    if len(choices) != count or any(isinstance(labels, str) for labels in choices):
+        raise ValueError(f"choices must be one list of labels for all, or {count} lists; found {len(choices)} items")
+    return [tuple(labels) for labels in choices]
