@@ -1,7 +1,8 @@
-"""Registers LLaSO with transformers' Auto classes at the moment each of them is imported, and not before.
+"""Registers LLaSO with transformers' Auto classes once they have been imported, and not before.
 
 Importing the Auto classes takes seconds, which `llaso --help` should not wait for. So a finder watches for their
-modules and, once one has run, registers the LLaSO class that belongs to it.
+modules, and registers the LLaSO classes that belong to them as soon as nothing watched is still half imported: the
+Auto modules import each other, and our own files import them, in either order.
 """
 
 from __future__ import annotations
@@ -40,13 +41,18 @@ REGISTRATIONS: dict[str, Callable[[ModuleType], None]] = {
     "transformers.models.auto.modeling_auto": _register_models,
     "transformers.models.auto.processing_auto": _register_processor,
 }
+OWN = tuple(f"{__package__}.{name}" for name in ("configuration_llaso", "modeling_llaso", "processing_llaso"))
 
 
 class _Watcher:
-    """A meta-path finder that finds nothing itself: it lets a watched module load as usual, then calls back."""
+    """A meta-path finder that finds nothing itself: it lets a watched module load as usual, then registers."""
+
+    def __init__(self) -> None:
+        self.under_way = 0  # watched modules that are being executed, one inside the other
+        self.waiting: list[str] = []  # Auto modules that are whole and have not been registered with
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name not in REGISTRATIONS:
+        if name not in REGISTRATIONS and name not in OWN:
             return None
         sys.meta_path.remove(self)  # so that the real finders answer
         try:
@@ -58,8 +64,16 @@ class _Watcher:
         execute = spec.loader.exec_module
 
         def execute_and_register(module: ModuleType) -> None:
-            execute(module)
-            REGISTRATIONS[name](module)
+            self.under_way += 1
+            try:
+                execute(module)
+                if name in REGISTRATIONS:
+                    self.waiting.append(name)
+                while self.waiting and self.under_way == 1:
+                    ready = self.waiting.pop(0)
+                    REGISTRATIONS[ready](sys.modules[ready])
+            finally:
+                self.under_way -= 1
 
         spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec
