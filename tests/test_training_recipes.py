@@ -14,6 +14,8 @@ SIZES_AND_PATHS = {
     "model.llm",
     "model.checkpoint",
     "model.audio_padding",
+    "model.projector_stride",
+    "model.projector_pooling",
     "data.path",
     "data.rows",
     "data.tokens_per_row",

@@ -32,6 +32,8 @@ class ModelChoice:
     checkpoint: str | None = None  # LLaSO folder or Hub id; encoder and llm are then not read
     revision: str | None = None  # of the checkpoint, where it lies on the Hub
     audio_padding: Literal["full", "trim"] = "full"
+    projector_stride: int = 1  # encoder vectors (20 ms each) that become one token, of a new model
+    projector_pooling: Literal["average", "concatenate"] = "average"  # how they do
 
 
 @dataclass(frozen=True)

@@ -187,7 +187,13 @@ def open_model(recipe: Recipe) -> tuple[LlasoForConditionalGeneration, LlasoProc
     if choice.checkpoint is None:
         assert choice.encoder is not None and choice.llm is not None
         model, processor = new_model(
-            choice.encoder, choice.llm, audio_padding=choice.audio_padding, dtype="float32", seed=recipe.seed
+            choice.encoder,
+            choice.llm,
+            audio_padding=choice.audio_padding,
+            projector_stride=choice.projector_stride,
+            projector_pooling=choice.projector_pooling,
+            dtype="float32",
+            seed=recipe.seed,
         )
         if recipe.compute.attention:
             model.set_attn_implementation(recipe.compute.attention)
