@@ -196,7 +196,7 @@ class LocalJudge:
             raise ValueError(f"{self.name}: its tokenizer has no chat template, so it cannot be asked to judge")
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        model = AutoModelForCausalLM.from_pretrained(self.name, revision=self._hub_revision, dtype=self._dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(self.name, revision=self._hub_revision, dtype=self._dtype)
         return tokenizer, model.to(self._device or own_device(torch)).eval()
 
     def reply(self, conversations: Sequence[list[dict[str, Any]]], tickets: Sequence[str]) -> list[Answer]:

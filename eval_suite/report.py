@@ -223,7 +223,7 @@ def _heat(count: int, row: Sequence[int], unanswered: int) -> float:
 
 def _markdown_cell(text: Any) -> str:
     """Text that stays in its table cell and starts no markup."""
-    line = " ".join(str(text).split())
-    for mark in "\\`*_{}[]<>|#":
+    line = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    for mark in "\\`*_{}[]|#":
         line = line.replace(mark, "\\" + mark)
     return line

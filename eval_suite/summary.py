@@ -232,13 +232,15 @@ def _side_by_side(scores: Sequence[Scores], main: str) -> dict[str, Any] | None:
 
 
 def _ranked(primaries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Metric, value and rank (1 is best) by system."""
-    valued = {system: primary for system, primary in primaries.items() if primary["value"] is not None}
+    """Metric, value and rank (1 is best) by system; no rank without a value."""
+    valued = [primary for primary in primaries.values() if primary["value"] is not None]
     ranks = {}
-    for system, primary in valued.items():
+    for system, primary in primaries.items():
         sign = 1 if primary["direction"] == "lower" else -1
-        better = sum(sign * rival["value"] < sign * primary["value"] for rival in valued.values())
-        ranks[system] = {"metric": primary["metric"], "value": primary["value"], "rank": better + 1}
+        value, rank = primary["value"], None
+        if value is not None:
+            rank = 1 + sum(sign * rival["value"] < sign * value for rival in valued)
+        ranks[system] = {"metric": primary["metric"], "value": value, "rank": rank}
     return ranks
 
 
