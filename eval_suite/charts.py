@@ -116,7 +116,7 @@ def write_radar_png(path: Path, axes: Sequence[str], series: Sequence[tuple[str,
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.6, 6.4), dpi=160, facecolor="white", layout="constrained")
+    figure = Figure(figsize=(7.6, 6.4), dpi=130, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     if len(axes) >= 3:
         plot = figure.add_subplot(projection="polar")
@@ -131,6 +131,7 @@ def write_radar_png(path: Path, axes: Sequence[str], series: Sequence[tuple[str,
             plot.fill(theta, radii, color=colour(number), alpha=0.08)
         plot.set_xticks(angles, axes, fontsize=10, color="#333333")
         plot.set_yticks([0.25, 0.5, 0.75, 1.0], ["", "0.5", "", "1"], fontsize=8, color="#888888")
+        plot.set_rlabel_position(180 / len(axes))  # type: ignore[attr-defined]
         plot.grid(color="#dddddd", linewidth=0.7)
         plot.spines["polar"].set_color("#bbbbbb")
     else:

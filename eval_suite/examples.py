@@ -26,13 +26,11 @@ logger = logging.getLogger(__name__)
 CLIP_SECONDS = 20.0
 AUDIO_BYTES = 8_000_000
 SAMPLE_RATE = 16_000
-TEXT_LENGTH = 700
-"""Longer texts are cut in the page; report.json and the predictions keep them."""
 
 
 def choose_examples(
     predictions: Path,
-    tasks: Mapping[str, str],
+    tasks: Mapping[str, Mapping[str, Any]],
     protocol: str,
     *,
     system: str | None = None,
@@ -44,10 +42,10 @@ def choose_examples(
 
     Args:
         predictions: folder of answers, ours or released ones.
-        tasks: task -> direction of the metric that ranks it ("higher" or "lower").
+        tasks: task -> its entry in the report: `direction` of the ranking metric, and the value `perfect`.
         protocol: whose reading of the answers is shown.
         system: its name in the report.
-        worst: rows a task with the worst score of their own.
+        worst: rows a task with the worst score of their own; none that is perfect.
         drawn: rows a task picked at random.
         seed: of the draw.
 
@@ -68,12 +66,12 @@ def choose_examples(
 
         def badness(row: readers.Row, task: str = task) -> float:
             points = records[row.file, row.id]["score"]
-            if points is None:
+            if points is None or points == tasks[task].get("perfect"):
                 return -math.inf
-            return points if tasks[task] == "lower" else -points
+            return points if tasks[task].get("direction") == "lower" else -points
 
         shuffled = sorted(rows, key=lambda row: digest(seed, row.file, row.id))
-        bad = sorted(shuffled, key=badness, reverse=True)[:worst]
+        bad = [row for row in sorted(shuffled, key=badness, reverse=True) if badness(row) > -math.inf][:worst]
         taken = {(row.file, row.id) for row in bad}
         others = [row for row in shuffled if (row.file, row.id) not in taken][:drawn]
         for kind, picked in (("worst", bad), ("random", others)):
@@ -96,9 +94,14 @@ def _example(system: str, kind: str, row: readers.Row, record: Mapping[str, Any]
         "reference": row.reference,
         "error": row.error,
         "outcome": record["outcome"],
-        "parsed": record["parsed"],
+        "parsed": _whole(record["parsed"]),
         "score": record["score"],
     }
+
+
+def _whole(value: Any) -> Any:
+    """60 rather than 60.0, as the answer said it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class Sounds:

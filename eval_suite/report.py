@@ -103,15 +103,11 @@ def _examples(
     for number, system in enumerate(content["systems"]):
         if system["name"] not in folders:
             continue
-        directions = {
-            task["task"]: task["scores"][number].get("direction", "higher")
-            for task in content["tasks"]
-            if task["scores"][number]["n"]
-        }
+        entries = {task["task"]: task["scores"][number] for task in content["tasks"] if task["scores"][number]["n"]}
         few = 1 if len(folders) > 2 else 2
         examples += choose_examples(
             folders[system["name"]],
-            directions,
+            entries,
             content["protocol"],
             system=system["name"],
             worst=few,
