@@ -1,0 +1,141 @@
+"""A killed run, resumed, is the undisturbed run: losses, rows and weights bit for bit, with real kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_training import curve, row, save_backbones, save_corpus, tiny_recipe, weights_digest
+
+from modeling_llaso.training.checkpoints import MARKER, mark_whole, remove_partial, whole_checkpoints
+from modeling_llaso.training.history import History, read_history
+from modeling_llaso.training.train import train
+from modeling_llaso.training.trainer import LlasoTrainer
+
+STEPS = 14
+KILL_AFTER = 5  # steps; checkpoints are written every 3
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("resume")
+    save_backbones(folder)
+    save_corpus(folder / "corpus", {"train": [row(i) for i in range(20)] + [row(i, task="IP") for i in range(10)]})
+    return folder
+
+
+STAGE_1: dict[str, Any] = {"compute__workers": 1, "compute__encoder_cache_gb": 0.01}
+STAGE_2: dict[str, Any] = {
+    "train": ["projector", "llm"],
+    "data__streaming": True,
+    "lora": {"rank": 2, "dropout": 0.2},  # dropout draws random numbers, which must go on where they stopped
+}
+
+
+def recipe_for(root: Path, out: str, changes: dict[str, Any]) -> dict[str, Any]:
+    return tiny_recipe(root, out, optimizer__max_steps=STEPS, watch__save_every=3, batch__per_device=2, **changes)
+
+
+def killed_run(recipe: dict[str, Any], path: Path) -> int:
+    """Start a run in a process of its own, and kill it outright once it is under way; its exit code."""
+    path.write_text(yaml.safe_dump(recipe))
+    history = Path(recipe["out"]) / "history.jsonl"
+    with subprocess.Popen(
+        [sys.executable, "-m", "modeling_llaso.cli", "train", str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        while process.poll() is None:
+            if history.exists() and len(read_history(history)) >= KILL_AFTER:
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.005)
+        output = process.communicate()[0].decode()
+    assert process.returncode == -signal.SIGKILL, output
+    return process.returncode
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [STAGE_1, STAGE_2], ids=["stage1-numbered-workers-cache", "stage2-streamed-lora"])
+def test_killed_and_resumed_equals_undisturbed(root, tmp_path, changes):
+    undisturbed = recipe_for(root, "undisturbed-" + tmp_path.name, changes)
+    train(undisturbed)
+    killed = recipe_for(root, "killed-" + tmp_path.name, changes)
+    killed_run(killed, tmp_path / "recipe.yaml")
+    out = Path(killed["out"])
+    assert not (out / "training.json").exists()
+    steps = [step for step, _ in whole_checkpoints(out)]
+    assert steps and steps[-1] >= KILL_AFTER - 3
+    lines: list[str] = []
+    train(killed, report=lines.append)
+    assert any(f"going on from step {steps[-1]}" in line for line in lines)
+    assert curve(out) == curve(Path(undisturbed["out"])) and len(curve(out)) == STEPS
+    assert weights_digest(out) == weights_digest(Path(undisturbed["out"]))
+
+
+def test_sigterm_saves_first_and_the_same_call_goes_on(root, tmp_path):
+    recipe = recipe_for(root, "term", {})
+    before = signal.getsignal(signal.SIGTERM)
+
+    def ask_to_stop(line: str) -> None:
+        if line.startswith(f"step {4:>6}/"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as stopped:
+        train(recipe, report=ask_to_stop)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == before
+    out = Path(recipe["out"])
+    assert whole_checkpoints(out)[-1][0] == 4  # not a step that save_every names
+    assert train(recipe, {"watch.log_every": 2}).steps == STEPS
+    assert [step for step, *_ in curve(out)] == list(range(1, STEPS + 1))
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(root, monkeypatch):
+    recipe = recipe_for(root, "full", {})
+    save = LlasoTrainer._save_optimizer_and_scheduler
+
+    def disk_full(self, folder):
+        if self.state.global_step > 3:
+            raise OSError(28, "No space left on device")
+        save(self, folder)
+
+    monkeypatch.setattr(LlasoTrainer, "_save_optimizer_and_scheduler", disk_full)
+    with pytest.raises(OSError, match="checkpoint-6 could not be written.*Earlier checkpoints are kept"):
+        train(recipe)
+    out = Path(recipe["out"])
+    assert [step for step, _ in whole_checkpoints(out)] == [3]
+    assert not (out / "checkpoint-6").exists()
+
+
+def test_only_whole_checkpoints_count(tmp_path):
+    for step in (2, 4, 6, 8):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if step < 8:
+            mark_whole(tmp_path / f"checkpoint-{step}", step, keep=2)
+    assert [step for step, _ in whole_checkpoints(tmp_path)] == [4, 6]
+    assert json.loads((tmp_path / "checkpoint-6" / MARKER).read_text()) == {"step": 6}
+    remove_partial(tmp_path)
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["checkpoint-4", "checkpoint-6"]
+
+
+def test_a_history_is_cut_back_to_the_checkpoint(tmp_path):
+    path = tmp_path / "history.jsonl"
+    history = History(path)
+    for step in (1, 2, 3):
+        history.add({"kind": "step", "step": step, "loss": 1.0 / step, "tasks": {"ASR": [2.0 * step, 4]}})
+    with path.open("a") as file:
+        file.write('{"kind": "st')
+    again = History(path, start_step=2)
+    assert [record["step"] for record in again.records] == [1, 2] == [r["step"] for r in read_history(path)]
+    assert again.task_losses(2) == {"ASR": 6.0 / 8}
+    with pytest.raises(ValueError, match="Out of range float"):
+        again.add({"kind": "step", "step": 3, "loss": float("nan")})
