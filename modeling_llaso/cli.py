@@ -27,7 +27,7 @@ ROOMS = (
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line, ready to parse; imports no heavy library."""
-    parser = argparse.ArgumentParser(prog="llaso", description="Train, evaluate and share large speech-language models.")
+    parser = argparse.ArgumentParser(prog="llaso", description="Train, evaluate and share speech-language models.")
     parser.add_argument("--version", action="version", version=f"llaso {__version__}")
     parser.add_argument("--traceback", action="store_true", help="show the whole traceback of an input error")
     parser.add_argument("-v", "--verbose", action="store_true", help="log what happens inside")

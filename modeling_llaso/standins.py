@@ -41,6 +41,8 @@ Batch = TypeVar("Batch")
 MELS = 80
 ENCODER_WIDTH, ENCODER_LAYERS, ENCODER_HEADS = 128, 4, 4
 LLM_WIDTH, LLM_LAYERS, LLM_HEADS, LLM_KEY_VALUE_HEADS, LLM_INNER = 128, 4, 4, 2, 352
+INIT_STD = 0.06
+"""Standard deviation of drawn weights: wider than in a large network, whose sums have more terms."""
 VOCABULARY = 1024
 SPECIAL_TOKENS = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 PAD_TOKEN = "<|finetune_right_pad_id|>"
@@ -180,6 +182,7 @@ def train_encoder(clips: Sequence[Clip], out: Path, report: Report, *, schedule:
         decoder_attention_heads=ENCODER_HEADS,
         decoder_ffn_dim=ENCODER_WIDTH,
         vocab_size=8,
+        init_std=INIT_STD,
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 0),
     )
     whisper = WhisperModel(config)
@@ -291,6 +294,7 @@ def train_language_model(
             num_key_value_heads=LLM_KEY_VALUE_HEADS,
             max_position_embeddings=4096,
             tie_word_embeddings=True,
+            initializer_range=INIT_STD,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,

@@ -74,7 +74,7 @@ def read(root: Path, *, utterances: int, notes: int, questions: int, seed: int, 
 
 def _utterance(id: str, seed: int, real: bool, pools: dict[str, list[str]]) -> Item:
     """A sentence in some voice, with its transcript and one more fact."""
-    kind = draw.weighted(seed, id, "kind", {"story": 3, "asked": 2, "order": 3, "robot": 2, "digits": 2})
+    kind = draw.weighted(seed, id, "kind", {"story": 4, "asked": 1, "order": 3, "robot": 2, "digits": 2})
     said, more = "", list[Fact]()
     if kind in ("story", "asked"):
         question, story, _ = _story(seed, id)
@@ -95,13 +95,13 @@ def _utterance(id: str, seed: int, real: bool, pools: dict[str, list[str]]) -> I
     if not more:
         more = [_of_voice(draw.pick(seed, id, "fact", ("SGC", "AC", "AC", "PR")), voice, said)]
     # All that a person's recordings could be told from is that a person speaks: same rate, same level, same noise.
-    telephone = 1.0 if kind == "digits" else 0.3
+    telephone = 1.0 if kind == "digits" else 0.2
     speech = Speech(
         said,
         voice,
         rate=round(draw.between(seed, id, "rate", 160, 240)),
         pitch=round(draw.between(seed, id, "pitch", 35, 65)),
-        acoustics=acoustics.drawn(seed, id, snr_db=(12, 40), reverb_s=(0.1, 0.4), telephone=telephone),
+        acoustics=acoustics.drawn(seed, id, snr_db=(15, 45), reverb_s=(0.1, 0.3), telephone=telephone),
     )
     return Item(id, (Fact("ASR", said, modality=WRITTEN), *more), (speech,), sentence=sentence, split=split)
 
