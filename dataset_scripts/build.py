@@ -79,12 +79,19 @@ def build(
     """
     if corpus not in CORPORA:
         raise ValueError(f"no corpus {corpus!r}; there are {', '.join(CORPORA)}")
-    out, work = Path(out), Path(out) / ".build"
+    out = Path(out).absolute()  # the workers may run in other folders
+    work = out / ".build"
     chosen = Settings(corpus=corpus, **settings)
     plan = make_plan(chosen, sources, work / "plan")
     record = out / "build.json"
     if not record.exists():
-        job = ShardJob(str(out), str(clips or work / "clips"), plan["speech"], plan["max_seconds"], chosen.seed)
+        clips = Path(clips).absolute() if clips else work / "clips"
+        job = ShardJob(str(out), str(clips), plan["speech"], plan["max_seconds"], chosen.seed)
+        for rank, shard in enumerate(plan["shards"]):
+            if not job.record(
+                shard["name"]
+            ).exists():  # a shard's record says that it is done; datatrove's mark follows
+                (work / "logs" / "completions" / f"{rank:05d}").unlink(missing_ok=True)
         with _watch(out, plan, progress):
             executors.run(job, len(plan["shards"]), executor, workers, work / "logs", executor_options or {})
         if missing := [shard["name"] for shard in plan["shards"] if not job.record(shard["name"]).exists()]:

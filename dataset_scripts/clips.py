@@ -34,6 +34,10 @@ NOTES_VERSION = 1
 """Part of a note's address; raise it when `notes.play` sounds different."""
 
 
+class UnheardError(ValueError):
+    """A sound is empty or silent."""
+
+
 class ClipStore:
     """Makes sounds, and keeps those that had to be synthesized.
 
@@ -54,7 +58,8 @@ class ClipStore:
         for start in range(0, len(missing), 32):
             batch = missing[start : start + 32]
             for sound, samples in zip(batch, self._speaker.speak(batch), strict=True):
-                self._keep(sound, samples)
+                with contextlib.suppress(UnheardError):  # `clip` will say so, to those who asked for it
+                    self._keep(sound, samples)
 
     def clip(self, sounds: tuple[Sound, ...]) -> bytes:
         """One clip as 16 kHz mono FLAC; several sounds are joined with a short pause.
@@ -141,11 +146,11 @@ def seconds(flac: bytes) -> float:
 
 
 def check_heard(samples: np.ndarray) -> None:
-    """Raise ValueError for an empty or silent sound."""
+    """Raise UnheardError for an empty or silent sound."""
     if not samples.size:
-        raise ValueError("empty audio")
+        raise UnheardError("empty audio")
     if float(np.max(np.abs(samples))) < SILENCE:
-        raise ValueError("silent audio")
+        raise UnheardError("silent audio")
 
 
 def read_recording(recording: Recording) -> np.ndarray:
@@ -159,8 +164,9 @@ def read_recording(recording: Recording) -> np.ndarray:
             rate = file.samplerate
             first = round(recording.start * rate)
             count = -1 if recording.end is None else round(recording.end * rate) - first
-            if first:
-                file.seek(first)
+            if first >= file.frames:
+                raise ValueError("no audio in this stretch" if file.frames else "empty audio")
+            file.seek(first)
             samples = file.read(count, dtype="float32", always_2d=True)
     except FileNotFoundError as error:
         raise ValueError("no such audio file") from error
@@ -169,8 +175,6 @@ def read_recording(recording: Recording) -> np.ndarray:
             raise ValueError("no such audio file") from error
         empty = os.path.getsize(recording.path) == 0
         raise ValueError("empty audio file" if empty else f"unreadable audio: {error.error_string}") from error
-    if samples.size == 0:
-        raise ValueError("no audio in this stretch")
     mono = samples.mean(axis=1)
     check_heard(mono)
     heard = soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ").astype(np.float32)

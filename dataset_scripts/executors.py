@@ -28,6 +28,9 @@ def run(
     """
     if executor not in NAMES:
         raise ValueError(f"no executor {executor!r}; there are {', '.join(NAMES)}")
+    absent = {"partition", "time"} - set(options)
+    if executor == "slurm" and absent:
+        raise ValueError(f"slurm: say {' and '.join(sorted(absent))} under `slurm:` in the sources file")
     try:
         import multiprocess
         from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
@@ -53,14 +56,10 @@ def run(
         if executor == "local":
             # Workers are forked from a server that has imported everything once.
             multiprocess.set_forkserver_preload([type(job).__module__])
-            # A shard's own record says that it is done, whatever datatrove's marks say.
-            QuietLocal(**common, workers=min(workers, tasks), skip_completed=False).run()
+            QuietLocal(**common, workers=min(workers, tasks)).run()
         elif executor == "ray":
             RayPipelineExecutor(**common, workers=workers).run()
         else:
-            absent = {"partition", "time"} - set(options)
-            if absent:
-                raise ValueError(f"slurm: say {' and '.join(sorted(absent))} under `slurm:` in the sources file")
             SlurmPipelineExecutor(**common, workers=workers).run()
     finally:
         datatrove_logger.enable("datatrove")

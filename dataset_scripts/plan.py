@@ -234,6 +234,10 @@ class _Planner:
     def __init__(self, settings: Settings, sources: Sequence[Source], folder: Path) -> None:
         self.settings, self.sources, self.folder = settings, sources, folder
         self.voices = settings.voices or default_voices(settings.speech, settings.seed)
+        parts = [(voice, split) for split, pool in self.voices.items() for voice in pool if voice]
+        for voice, split in parts:
+            if other := next((o for v, o in parts if v == voice and o != split), ""):
+                raise ValueError(f"voice {voice} is in {split} and in {other}: give each voice to one split")
         self.rejects: Counter[str] = Counter()
         self.evaluation = _Draw(settings.eval_rows, settings.seed, sources)
         self.validation = _Draw(settings.validation_rows, settings.seed, sources)

@@ -189,7 +189,7 @@ class Source:
 
     def at(self, root: str | Path, **options: Any) -> Source:
         """The same source, reading the folder `root` with further arguments for `read`."""
-        return replace(self, root=Path(root), options={**self.options, **options})
+        return replace(self, root=Path(root).absolute(), options={**self.options, **options})
 
     def items(self) -> Iterator[Item | Reject]:
         """Everything below the root.

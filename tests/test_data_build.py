@@ -1,0 +1,340 @@
+"""Plan and build: the same bytes whatever the workers and kills, quotas, separation, and every kind of bad input."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_corpus import SOURCE, VOICES, write_public_corpora, write_recordings
+
+from dataset_scripts import leakage, plan, prompts
+from dataset_scripts.build import build
+from dataset_scripts.quotas import allocate
+from dataset_scripts.schema import FEATURES
+from dataset_scripts.sources.base import Fact, Item, Note, Recording, Reject, Speech
+
+SETTINGS = {"voices": VOICES, "rows_per_shard": 20, "eval_rows": 30, "validation_rows": 10}
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The tiny source built into all three corpora."""
+    root = tmp_path_factory.mktemp("corpora")
+    source = SOURCE.at(write_recordings(root / "tiny"))
+    built = {}
+    for corpus in ("align", "instruct", "eval"):
+        against = list(built.values()) if corpus == "eval" else []
+        built[corpus] = build(corpus, [source], root / corpus, clips=root / "clips", against=against, **SETTINGS)
+    return built
+
+
+def rows_of(folder: Path) -> list[dict]:
+    import pyarrow.parquet as pq
+
+    return [row for file in sorted(folder.glob("data/*/*.parquet")) for row in pq.read_table(file).to_pylist()]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {str(f.relative_to(folder)): sha256(f.read_bytes()).hexdigest() for f in sorted(folder.glob("data/*/*"))}
+
+
+# --- quotas -----------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 5000), st.lists(st.tuples(st.floats(0.01, 1e3), st.integers(0, 400)), min_size=1, max_size=20))
+def test_quotas_add_up(total: int, pools: list[tuple[float, int]]):
+    weights = {n: weight for n, (weight, _) in enumerate(pools)}
+    available = {n: count for n, (_, count) in enumerate(pools)}
+    quota = allocate(total, weights, available)
+    assert sum(quota.values()) == min(total, sum(available.values()))
+    assert all(0 <= quota[n] <= available[n] for n in quota)
+
+
+def test_quotas_follow_weights():
+    assert allocate(10, {"a": 3, "b": 1, "c": 1}, {"a": 99, "b": 99, "c": 99}) == {"a": 6, "b": 2, "c": 2}
+    assert allocate(10, {"a": 3, "b": 1, "c": 1}, {"a": 2, "b": 99, "c": 99}) == {"a": 2, "b": 4, "c": 4}
+    assert allocate(2, {"a": 1, "b": 1, "c": 1}, {"a": 1, "b": 1, "c": 1}) == {"a": 1, "b": 1, "c": 0}
+
+
+# --- rows -------------------------------------------------------------------------------------------------------
+
+
+def test_rows_follow_the_schema(corpora: dict[str, Path]):
+    for corpus, folder in corpora.items():
+        rows = rows_of(folder)
+        assert rows and len({row["id"] for row in rows}) == len(rows)
+        for row in rows:
+            assert set(row) == set(FEATURES) and row["corpus"] == corpus
+            user, answer = row["messages"]
+            assert (user["role"], answer["role"]) == ("user", "assistant")
+            assert answer["content"] == [{"type": "text", "text": row["target"]}]
+            kinds = [part["type"] for part in user["content"]]
+            if row["modality"] == "text_audio":
+                assert kinds == ["text", "audio"]
+            elif row["modality"] == "audio_text":
+                assert kinds == ["audio", "text"]
+            else:
+                assert kinds in (["audio"], ["text", "audio"])
+            samples, rate = soundfile.read(io.BytesIO(row["audio"][0]["bytes"]))
+            assert rate == 16_000 and samples.ndim == 1 and abs(samples.size / rate - row["duration"]) < 1e-3
+            assert row["sha256"] == sha256(row["audio"][0]["bytes"]).hexdigest()
+            assert not row["choices"] or row["target"] in row["choices"]
+            if row["task"] == "SGC" and row["modality"] == "text_audio":
+                assert prompts.enumerate_choices(row["choices"]) in user["content"][0]["text"]
+
+
+def test_splits_and_corpora(corpora: dict[str, Path]):
+    found = {
+        corpus: Counter((row["split"], row["task"]) for row in rows_of(folder)) for corpus, folder in corpora.items()
+    }
+    assert {split for split, _ in found["eval"]} == {"test"}
+    assert {split for split, _ in found["instruct"]} == {"train", "validation"}
+    assert {task for _, task in found["align"]} == {"ASR"}
+    assert {task for _, task in found["instruct"]} >= {"SGC", "PP", "AQA"}
+    modalities = {row["modality"] for row in rows_of(corpora["instruct"])}
+    assert modalities == {"text_audio", "audio_text", "audio"}
+
+
+def test_nothing_is_shared(corpora: dict[str, Path]):
+    """By the report, and by an independent look at the rows."""
+    report = json.loads((corpora["eval"] / "leakage.json").read_text())
+    assert report["clean"] and report["held_out"]["rows"] == len(rows_of(corpora["eval"]))
+    assert report["compared"]["instruct"]["rows_checked"] > 0
+    test = rows_of(corpora["eval"])
+    train = [row for corpus in ("align", "instruct") for row in rows_of(corpora[corpus]) if row["split"] == "train"]
+    for column in ("sha256", "speaker", "voice"):
+        assert not ({row[column] for row in test} & {row[column] for row in train}) - {""}
+    said = {row["target"] for row in test if row["task"] == "ASR"}
+    assert not said & {row["target"] for row in train if row["task"] == "ASR"}
+
+
+def test_leakage_is_found(corpora: dict[str, Path]):
+    report = leakage.compare(corpora["instruct"], [corpora["instruct"]])
+    assert report["clean"]
+    # Taking the training corpus for held-out shows everything as shared.
+    rows = leakage.compare(corpora["align"], [corpora["instruct"]])["compared"]["instruct"]["rows_checked"]
+    assert rows == len(rows_of(corpora["instruct"]))
+
+
+def test_load_dataset(corpora: dict[str, Path]):
+    from datasets import Audio, load_dataset
+
+    folder = str(corpora["instruct"])
+    whole = load_dataset(folder)
+    assert set(whole) == {"train", "validation"}
+    assert len(whole["train"]) + len(whole["validation"]) == len(rows_of(corpora["instruct"]))
+    assert isinstance(whole["train"].features["audio"].feature, Audio)
+    assert whole["train"].features["audio"].feature.sampling_rate == 16_000
+    row = next(iter(load_dataset(folder, "audio", split="train", streaming=True)))
+    assert row["modality"] == "audio" and row["audio"][0]["bytes"][:4] == b"fLaC"
+    assert set(load_dataset(folder, "semantic", split="train")["task"]) == {"AQA"}
+
+
+def test_rows_do_not_depend_on_what_else_is_built(tmp_path: Path, corpora: dict[str, Path]):
+    """The same item alone gives the same row."""
+    root = corpora["align"].parent
+    alone = SOURCE.at(root / "tiny", notes=5, recordings=0, questions=0)
+    few = build("instruct", [alone], tmp_path / "few", clips=root / "clips", **SETTINGS)
+    every = {row["id"]: row for row in rows_of(corpora["instruct"])}
+    assert all(row == every[row["id"]] for row in rows_of(few) if row["split"] == every.get(row["id"], row)["split"])
+    assert any(row["id"] in every for row in rows_of(few))
+
+
+# --- plan -------------------------------------------------------------------------------------------------------
+
+
+def test_benchmark_quotas(tmp_path: Path):
+    """Strata sum to the total, groups follow the benchmark's weights, labels are even."""
+    source = replace(SOURCE, needs=(), benchmark={"ASR": 300, "SGC": 100, "PP": 100, "AQA": 100}, eval_share=1.0)
+    made = source.at(tmp_path, recordings=400, notes=80, questions=200)
+    settings = plan.Settings("eval", eval_rows=120, voices=VOICES)
+    planned = plan.make_plan(settings, [made], tmp_path / "plan")
+    quotas = planned["held_out"]["quotas"]
+    assert sum(quotas.values()) == 120 == planned["rows"]
+    tasks = Counter[str]()
+    for name, count in quotas.items():
+        tasks[name.split("/")[1]] += count
+    assert tasks == {"ASR": 60, "SGC": 20, "PP": 20, "AQA": 20}
+    assert {quotas[f"tiny/SGC/{g}/{m}"] for g in ("female", "male") for m in ("text_audio", "audio")} == {5}
+
+
+def test_held_out_speakers_and_sentences_leave_training(tmp_path: Path):
+    def read(root: Path) -> Iterator[Item | Reject]:
+        for n in range(20):
+            yield Item(
+                f"a{n}", (Fact("PP", "60"),), (Note("organ", 60, 75),), speaker="x", sentence=f"S {n}", split="test"
+            )
+        yield Item("same-speaker", (Fact("PP", "60"),), (Note("organ", 61, 75),), speaker="x", split="train")
+        yield Item("same-sentence", (Fact("PP", "60"),), (Note("organ", 62, 75),), sentence="s, 3.", split="train")
+        yield Item("apart", (Fact("PP", "60"),), (Note("organ", 63, 75),), speaker="y", sentence="else", split="train")
+
+    source = replace(SOURCE, needs=(), tasks=("PP",), read=read)
+    planned = plan.make_plan(plan.Settings("instruct", voices=VOICES), [source], tmp_path / "plan")
+    assert planned["rows"] == 1 and planned["dropped"] == {"recording": 0, "speaker": 1, "sentence": 1}
+    shared = replace(source, shared=("sentence",))
+    assert plan.make_plan(plan.Settings("instruct", voices=VOICES), [shared], tmp_path / "shared")["rows"] == 2
+
+
+def test_plan_is_flat_in_rows(tmp_path: Path):
+    """Five times the rows need about the same memory."""
+
+    def read(root: Path, rows: int) -> Iterator[Item]:
+        for n in range(rows):
+            yield Item(f"{n}", (Fact("PP", "60"),), (Note("organ", 60, 75),), sentence=f"{n}")
+
+    peaks = {}
+    for rows in (400, 2_000):
+        source = replace(SOURCE, needs=(), tasks=("PP",), read=read, options={"rows": rows}, eval_share=0.3)
+        settings = plan.Settings("instruct", voices=VOICES, eval_rows=10, validation_rows=10)
+        buffer, plan._BUFFER_BYTES = plan._BUFFER_BYTES, 1 << 16
+        try:
+            tracemalloc.start()
+            planned = plan.make_plan(settings, [source], tmp_path / str(rows))
+            peaks[rows] = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+            plan._BUFFER_BYTES = buffer
+        assert planned["rows"] > 0.5 * rows
+    assert peaks[2_000] < 1.5 * peaks[400] + 100_000, peaks
+
+
+def test_plan_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    from modeling_llaso.cli import main
+
+    file = write_public_corpora(tmp_path)
+    assert main(["data", "plan", "instruct", "--sources", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "fsdd" in out and "rows in" in out and "of 4 asked for" in out
+    assert main(["data", "plan", "eval", "--sources", str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml" in capsys.readouterr().err
+
+
+# --- the same bytes -----------------------------------------------------------------------------------------------
+
+
+def run(*arguments: str, **options) -> subprocess.Popen:
+    """`llaso data build` in a process of its own."""
+    command = [sys.executable, "-m", "modeling_llaso.cli", "data", "build", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_same_bytes_after_kills_and_with_two_workers(tmp_path: Path):
+    file = write_public_corpora(tmp_path)
+    once = tmp_path / "once"
+    done = run("instruct", "--sources", str(file), "--out", str(once), "--workers", "2")
+    assert done.wait() == 0, done.stderr.read()
+    expected = digests(once)
+    assert len(expected) > 8
+    killed = tmp_path / "killed"
+    for shards in (1, 4):
+        process = run("instruct", "--sources", str(file), "--out", str(killed), start_new_session=True)
+        deadline = time.monotonic() + 120
+        while len(list(killed.glob("data/*/*.parquet"))) < shards and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (killed / "build.json").exists()
+    done = run("instruct", "--sources", str(file), "--out", str(killed))
+    assert done.wait() == 0, done.stderr.read()
+    assert digests(killed) == expected
+    assert (killed / "README.md").read_text() == (once / "README.md").read_text()
+    before = (killed / "build.json").stat().st_mtime_ns
+    assert run("instruct", "--sources", str(file), "--out", str(killed)).wait() == 0
+    assert (killed / "build.json").stat().st_mtime_ns == before
+
+
+def test_full_disk(tmp_path: Path):
+    """Writing fails in the middle of a shard (here: a limit on file sizes): a clear line, nothing half-written."""
+    resource = pytest.importorskip("resource")
+    file = write_public_corpora(tmp_path)
+    out = tmp_path / "out"
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (14_000, 14_000))
+
+    process = run("align", "--sources", str(file), "--out", str(out), preexec_fn=limit)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2 and "File too large" in errors and "Traceback" not in errors
+    assert not list(out.rglob("*.part")) and not list(out.rglob(".*.part")) and not (out / "build.json").exists()
+    assert run("align", "--sources", str(file), "--out", str(out)).wait() == 0
+    assert rows_of(out)
+
+
+# --- bad input ----------------------------------------------------------------------------------------------------
+
+
+def test_bad_recordings_are_set_aside(tmp_path: Path):
+    root = write_recordings(tmp_path / "tiny", 8)
+    (root / "001.wav").write_bytes(b"")
+    (root / "002.wav").write_bytes(b"RIFF but no wave")
+    (root / "003.wav").unlink()
+    soundfile.write(root / "004.wav", [0.0] * 800, 8_000)
+    soundfile.write(root / "005.wav", [0.3, -0.3] * 300_000, 16_000)
+
+    def read(root: Path) -> Iterator[Item | Reject]:
+        male = (Fact("SGC", "male", ("female", "male")),)
+        for n in (*range(8), 7):
+            yield Item(f"{n}", male, (Recording(str(root / f"{n:03d}.wav")),), split="train")
+        yield Item("7", male, (Recording(str(root / "007.wav")),), split="train")
+        yield Item("late", male, (Recording(str(root / "006.wav"), 9.0),), split="train")
+        yield Item("label", (Fact("SGC", "mail", ("female", "male")),), (Recording("x"),), split="train")
+        yield Item("number", (Fact("PP", "128"),), (Note("organ", 60, 75),), split="train")
+        yield Item("task", (Fact("XYZ", "1"),), (Note("organ", 60, 75),), split="train")
+        yield Item("empty", (Fact("ASR", " ", corpora=("instruct",)),), (Note("organ", 60, 75),), split="train")
+        yield Reject("line 3", "no transcript")
+
+    source = replace(SOURCE, tasks=("SGC",), read=read).at(root)
+    out = build("instruct", [source], tmp_path / "out", clips=tmp_path / "clips", **SETTINGS)
+    assert sorted(row["id"] for row in rows_of(out)) == [f"tiny/{n}/SGC" for n in (0, 6, 7)]
+    reasons = json.loads((out / "build.json").read_text())["rejects"]
+    listed = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
+    assert len(listed) == sum(reasons.values()) == 13
+    assert {reason.split(":")[0] for reason in reasons} >= {
+        "empty audio file", "unreadable audio", "no such audio file", "silent audio", "longer than 30 s",
+        "duplicate id", "no transcript", "no audio in this stretch", "SGC", "PP", "unknown task 'XYZ'", "ASR",
+    }  # fmt: skip
+
+
+def test_bad_settings(tmp_path: Path):
+    source = SOURCE.at(write_recordings(tmp_path / "tiny", 40))
+    out = build("align", [source], tmp_path / "out", **SETTINGS)
+    with pytest.raises(ValueError, match="holds another build .corpus align, seed 0"):
+        build("align", [source], out, seed=1, **SETTINGS)
+    with pytest.raises(ValueError, match="no corpus 'aline'"):
+        build("aline", [source], out)
+    with pytest.raises(ValueError, match="no executor 'cloud'"):
+        build("align", [source], tmp_path / "other", executor="cloud", **SETTINGS)
+    with pytest.raises(ValueError, match="slurm: say partition and time"):
+        build("align", [source], tmp_path / "other", executor="slurm", **SETTINGS)
+    with pytest.raises(ValueError, match="nothing to build"):
+        build("align", [replace(source, options={"recordings": 0})], tmp_path / "none", **SETTINGS)
+    with pytest.raises(ValueError, match="say which voices of some/model"):
+        build("align", [source], tmp_path / "model", speech="some/model")
+    with pytest.raises(ValueError, match="voice en-us.f1 is in train and in test"):
+        build("align", [source], tmp_path / "voices", voices={**VOICES, "test": ["en-us+f1"]})
+
+
+def test_unknown_voice_stops_the_build(tmp_path: Path):
+    def read(root: Path) -> Iterator[Item]:
+        yield Item("x", (Fact("ASR", "hello"),), (Speech("hello", "en-gb+f3"),), split="train")
+
+    source = replace(SOURCE, needs=(), read=read)
+    with pytest.raises(ValueError, match="no voice 'en-gb.f3'"):
+        build("align", [source], tmp_path / "out", **SETTINGS)
