@@ -22,6 +22,8 @@ NORMALIZATIONS = ("whisper_english", "none")
 _PLAIN_WORD = re.compile(r"[a-z]+")
 _WHOLE_TEXT_RULES = re.compile(r"[()<>\[\]]|(?:^|\s)'|half")
 """Where one of the normalizer's rules may reach over plain words: brackets, a lone apostrophe, "and a half"."""
+_LONG_NUMBER = re.compile(r"\d{1000}")
+"""Python refuses to read numbers of some thousand digits, which run-away outputs hold; they are cut into these."""
 _FENCE = "xylophone"
 """A plain word put beside a run, so that the run's edges see a neighbour as they do inside a text."""
 
@@ -54,7 +56,7 @@ def whisper_english(text: str) -> str:
     Source: Radford et al. 2022, appendix C; code as published in whisper-normalizer.
     """
     normalizer, special = _whisper()
-    text = text.lower()
+    text = _LONG_NUMBER.sub(r"\g<0> ", text.lower())
     if _WHOLE_TEXT_RULES.search(text):
         return " ".join(normalizer(text).split())
     spelling = normalizer.standardize_spellings.mapping
