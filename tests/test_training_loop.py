@@ -1,4 +1,4 @@
-"""What a training step computes: the loss and its normalizations, frozen parts, the encoder cache, adapters, guards."""
+"""What a training step computes: loss and normalization, frozen parts, encoder cache, adapters, teacher, guards."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tiny_training import WORDS, row, save_backbones, save_corpus, tiny_recipe
 from modeling_llaso.training.collator import IGNORED, Collator, RowEncoder
 from modeling_llaso.training.config import load_recipe
 from modeling_llaso.training.data import decode_audio, open_corpus
+from modeling_llaso.training.distill import Teacher, TeacherCollator
 from modeling_llaso.training.encoder_cache import EncoderCache, clip_key, encode_windows, project_windows
 from modeling_llaso.training.held_out import HeldOut, normalize, word_errors
 from modeling_llaso.training.history import History, read_history
@@ -305,6 +306,44 @@ def test_lora_starts_as_the_model_it_adapts_and_merges_into_it(root, pair):
         add_lora(model, wrong.lora)
 
 
+# ---- The teacher ----
+
+
+def test_the_teacher_reads_the_transcript_and_its_answers_are_drawn_near(root, tmp_path):
+    trainer = make_trainer(root, tmp_path)
+    model, encode = trainer.model, trainer.data_collator.encode
+    rows = [row(0, task="IP"), row(1), row(2)]
+    extra = TeacherCollator(encode)(rows)
+    assert extra["teacher_rows"].tolist() == [1, 2]
+    text = encode.processor.tokenizer.decode(extra["teacher_ids"][0])
+    assert text.count(rows[1]["target"]) == 2 and "<audio>" not in text
+
+    batch = Collator(encode, also=TeacherCollator(encode))(rows)
+    is_answer = batch["shift_labels"] != IGNORED
+    inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "input_features", "input_features_mask")}
+    with torch.no_grad():
+        student = model(**inputs).logits
+        losses = []
+        for place in (1, 2):  # the divergence, row by row, from whole probability tables
+            ids = extra["teacher_ids"][place - 1][extra["teacher_mask"][place - 1].bool()]
+            wanted = model(input_ids=ids[None]).logits[0, extra["teacher_answers"][place - 1][: len(ids)]].softmax(-1)
+            heard = student[place][is_answer[place]].softmax(-1)
+            losses.append((wanted * (wanted / heard).log()).sum(-1))
+        plain = torch.nn.functional.cross_entropy(student[0][is_answer[0]], batch["shift_labels"][0][is_answer[0]])
+    answers = int(is_answer.sum())
+    want = (plain * is_answer[0].sum() + torch.cat(losses).sum()) / answers
+
+    trainer.recipe = load_recipe(trainer.recipe, ["optimizer.distill_weight=1"])
+    trainer.teacher = Teacher(model, temperature=1.0)
+    got = trainer.training_step(model, batch, torch.tensor(answers))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    assert trainer.teacher.language_model is model.model.language_model  # frozen, so no copy is made
+    model.model.language_model.requires_grad_(True)
+    copied = Teacher(model, temperature=1.0)
+    assert copied.language_model is not model.model.language_model
+    assert copied.head.weight is copied.language_model.embed_tokens.weight and not copied.head.weight.requires_grad
+
+
 # ---- Guards ----
 
 
@@ -440,14 +479,14 @@ def test_data_mistakes_are_named(root, tmp_path):
     recipe = load_recipe(tiny_recipe(root, "unused"))
     with pytest.raises(FileNotFoundError, match="no corpus at ./nowhere"):
         open_corpus(load_recipe(recipe, ["data.path=./nowhere"]).data, 0)
-    with pytest.raises(ValueError, match="it has ASR, IP"):
+    with pytest.raises(ValueError, match=r"leave no row; it has ASR \(text_audio\), IP \(text_audio\)"):
         open_corpus(load_recipe(recipe, ["data.tasks=[PR]"]).data, 0)
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     (tmp_path / "data").mkdir()
     pq.write_table(pa.table({"id": ["a"], "text": ["b"]}), tmp_path / "data" / "train-0.parquet")
-    with pytest.raises(ValueError, match="no column task, messages, audio"):
+    with pytest.raises(ValueError, match="no column task, modality, messages, audio"):
         open_corpus(load_recipe(recipe, [f"data.path={tmp_path}"]).data, 0)
     with pytest.raises(ValueError, match="is a whisper model, not a LLaSO one"):
         open_model(load_recipe(recipe, [f"model.checkpoint={root / 'encoder'}"]))

@@ -1,4 +1,4 @@
-"""Batches are planned before audio is read: complete, repeatable from any step, the same on any number of processes."""
+"""Batches are planned before audio is read: complete, repeatable from any step, the same on several processes."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_stream_gives_its_rows_in_windows_and_starts_anew_each_epoch():
 
 
 def realistic_lengths() -> list[int]:
-    """Tokens of utterances as long as LibriSpeech's and shorter commands (lognormal seconds at 50 a second), + text."""
+    """Tokens of utterances as long as LibriSpeech's and shorter commands (lognormal, 50 a second), plus text."""
     random = np.random.default_rng(0)
     seconds = np.concatenate([random.lognormal(2.3, 0.55, 6000), random.lognormal(0.3, 0.4, 4000)]).clip(0.5, 30)
     return (seconds * 50 + random.integers(60, 140, len(seconds))).astype(int).tolist()

@@ -8,7 +8,7 @@ and with several may share a batch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,23 +149,27 @@ class Collator:
     Attributes:
         encode: rows to examples.
         skip_bad_rows: leave a row that cannot be learned from out, with a warning, instead of raising.
+        also: adds to a batch what else its rows are needed for, e.g. a teacher's inputs.
     """
 
     encode: RowEncoder
     skip_bad_rows: bool = False
+    also: Callable[[Sequence[Row]], dict[str, torch.Tensor]] | None = None
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
-        examples, skipped = [], []
+        examples, kept, skipped = [], [], []
         for row in rows:
             try:
                 examples.append(self.encode(row))
+                kept.append(row)
             except ValueError as error:
                 if not self.skip_bad_rows:
                     raise ValueError(f"{error} (set data.bad_rows=skip to leave such rows out)") from error
                 logger.warning("left out: %s", error)
                 skipped.append(row["id"])
         pad_token_id = self.encode.processor.tokenizer.pad_token_id
-        return pad(examples, pad_token_id, self.encode.cache is not None) | {"skipped": skipped}
+        batch = pad(examples, pad_token_id, self.encode.cache is not None) | {"skipped": skipped}
+        return batch | self.also(kept) if self.also is not None else batch
 
 
 def pad(examples: Sequence[Example], pad_token_id: int, keep_windows: bool = False) -> dict[str, Any]:

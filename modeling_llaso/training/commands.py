@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 
 def add_parser(commands) -> None:
@@ -29,6 +30,22 @@ def add_parser(commands) -> None:
     )
     train.set_defaults(run=run_train)
 
+    experiment = commands.add_parser(
+        "experiment",
+        help="test a claim of the paper: train and score variations with several seeds, write a table and a plot",
+        description="gate: how good Stage 1 must be. encoder: frozen against unfrozen in Stage 2. unseen: tasks and "
+        "formats left out of training. more-tasks: few against all. What is finished is skipped.",
+    )
+    experiment.add_argument("name", choices=("gate", "encoder", "unseen", "more-tasks"))
+    experiment.add_argument("--quickstart", type=Path, default=Path("runs/quickstart"), help="corpora and backbones")
+    experiment.add_argument("--out", type=Path, default=Path("runs/experiments"), help="models, tables and plots")
+    experiment.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
+    experiment.add_argument("--unseen", nargs="+", default=["IP", "SCR"], metavar="TASK", help="tasks to hold out")
+    experiment.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="of both recipes"
+    )
+    experiment.set_defaults(run=run_experiment)
+
 
 def run_train(arguments: argparse.Namespace) -> int:
     """`llaso train`."""
@@ -52,3 +69,20 @@ def run_train(arguments: argparse.Namespace) -> int:
         print(f"the gate is {result.gate_wer:.2f}: train longer, or see where transcriptions go wrong, before Stage 2")
         return 1
     return 0
+
+
+def run_experiment(arguments: argparse.Namespace) -> None:
+    """`llaso experiment`."""
+    from .experiments import Inputs, run_experiment
+
+    folder = run_experiment(
+        arguments.name,
+        Inputs(arguments.quickstart),
+        arguments.out,
+        seeds=arguments.seeds,
+        unseen=arguments.unseen,
+        overrides=arguments.overrides,
+        report=lambda line: print(line, flush=True),
+    )
+    print((folder / "table.md").read_text(encoding="utf-8"))
+    print(f"table, plot and numbers: {folder}")

@@ -57,6 +57,7 @@ class DataChoice:
     revision: str | None = None
     tasks: tuple[str, ...] = ()  # only these; empty means all
     without_tasks: tuple[str, ...] = ()  # all but these
+    without_modalities: tuple[str, ...] = ()  # no row of these formats: text_audio, audio_text, audio
     streaming: bool = False  # read while training, never the whole corpus at once; needs optimizer.max_steps
     text_path: str | None = None  # a corpus of rows without audio, mixed in
     text_share: float = 0.1  # of the rows, where text_path is named
@@ -89,7 +90,7 @@ class OptimizerChoice:
     weight_decay: float = 0.0
     clip: float = 1.0
     normalization: Literal["token", "paper"] = "token"
-    distill_weight: float = 0.0  # of the text LLM's own answer distribution on rows with a transcript
+    distill_weight: float = 0.0  # of the text LLM's answers to transcribed rows; the rest is the label's
     distill_temperature: float = 1.0
 
 
@@ -165,6 +166,10 @@ class Recipe:
         ):
             if value < least:
                 raise ValueError(f"recipe: `{name}` is {value}, but must be at least {least}")
+        if not 0 <= self.optimizer.distill_weight <= 1:
+            raise ValueError(
+                f"recipe: `optimizer.distill_weight` is {self.optimizer.distill_weight}, not within 0 to 1"
+            )
         if not 0 <= self.data.text_share < 1:
             raise ValueError(f"recipe: `data.text_share` is {self.data.text_share}, but is a share: 0 <= share < 1")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,9 @@ Row = dict[str, Any]
 Windows = Callable[[int], Iterator[list[tuple[Any, int]]]]
 """From an epoch to its windows of `(row or row number, length)`."""
 
-NEEDED = ("id", "task", "messages", "audio")
+NEEDED = ("id", "task", "modality", "messages", "audio")
 """Columns without which a row cannot be learned from."""
-KEPT = (*NEEDED, "target", "modality", "duration", "length", "sha256")
+KEPT = (*NEEDED, "target", "duration", "length")
 """Columns that are read; the others stay on disk."""
 FRAMES_PER_SECOND, CHARACTERS_PER_TOKEN = 50, 4
 """Whisper's frames, and a usual tokenizer's text: they estimate a row's length where no `length` is given."""
@@ -86,11 +86,11 @@ def open_corpus(choice: DataChoice, seed: int) -> Corpus:
         ValueError: a column is missing, or no row passes the recipe's filters.
         FileNotFoundError: no such corpus.
     """
-    admit = _task_filter(choice)
+    admit = _filter(choice)
     if choice.streaming:
         stream = _load(choice.path, choice, choice.split, streaming=True)
-        if choice.tasks or choice.without_tasks:
-            stream = stream.filter(admit, input_columns="task")
+        if admit is not None:
+            stream = stream.filter(admit, input_columns=["task", "modality"])
         if choice.text_path:
             text = _load(choice.text_path, choice, choice.split, streaming=True, config="default")
             shares = [1 - choice.text_share, choice.text_share]
@@ -191,22 +191,27 @@ def _load(path: str, choice: DataChoice, split: str, streaming: bool = False, co
     return table
 
 
-def _task_filter(choice: DataChoice) -> Callable[[str], bool]:
-    wanted, unwanted = set(choice.tasks), set(choice.without_tasks)
-    return lambda task: (not wanted or task in wanted) and task not in unwanted
+def _filter(choice: DataChoice) -> Callable[[str, str], bool] | None:
+    """Whether a row of a task and a modality format is learned from; None where all are."""
+    wanted, unwanted, formats = set(choice.tasks), set(choice.without_tasks), set(choice.without_modalities)
+    if not wanted and not unwanted and not formats:
+        return None
+    return lambda task, modality: (not wanted or task in wanted) and task not in unwanted and modality not in formats
 
 
-def _admitted(table: datasets.Dataset, admit: Callable[[str], bool], choice: DataChoice) -> datasets.Dataset:
+def _admitted(
+    table: datasets.Dataset, admit: Callable[[str, str], bool] | None, choice: DataChoice
+) -> datasets.Dataset:
     if not len(table):
         raise ValueError(f"{choice.path}, split {choice.split}: no rows")
-    if not choice.tasks and not choice.without_tasks:
+    if admit is None:
         return table
-    tasks: Sequence[str] = table["task"]
-    numbers = [number for number, task in enumerate(tasks) if admit(task)]
+    pairs = list(zip(table["task"], table["modality"], strict=True))
+    numbers = [number for number, pair in enumerate(pairs) if admit(*pair)]
     if not numbers:
         raise ValueError(
-            f"{choice.path}: no row of the tasks that data.tasks/data.without_tasks leave; it has "
-            f"{', '.join(sorted(set(tasks)))}"
+            f"{choice.path}: data.tasks, data.without_tasks and data.without_modalities leave no row; it has "
+            f"{', '.join(sorted({f'{task} ({modality})' for task, modality in pairs}))}"
         )
     return table.select(numbers)
 

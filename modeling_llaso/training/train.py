@@ -28,6 +28,7 @@ from .checkpoints import discard_all, remove_partial, whole_checkpoints
 from .collator import Collator, RowEncoder
 from .config import Recipe, load_recipe
 from .data import Corpus, NumberedCorpus, open_corpus, open_held_out
+from .distill import Teacher, TeacherCollator
 from .encoder_cache import GIGABYTE, EncoderCache, fill, fingerprint
 from .held_out import HeldOut
 from .history import History, plot_history
@@ -124,7 +125,9 @@ def train(
     rule = batch_rule(settings, world)
     epoch_steps, steps = count_steps(settings, corpus, rule)
     cache = open_cache(settings, model, processor)
-    collator = Collator(RowEncoder(processor, settings.data.max_length, cache), settings.data.bad_rows == "skip")
+    encode = RowEncoder(processor, settings.data.max_length, cache)
+    distills = settings.optimizer.distill_weight > 0
+    collator = Collator(encode, settings.data.bad_rows == "skip", TeacherCollator(encode) if distills else None)
     held_out = HeldOut(
         open_held_out(settings.data, WER_TASK, max(settings.watch.final_rows, settings.watch.evaluate_rows)),
         processor,
@@ -144,6 +147,7 @@ def train(
         frozen=frozen,
         history=History(out / HISTORY, start_step, write=main_process),
         start_step=start_step,
+        teacher=Teacher(model, settings.optimizer.distill_temperature) if distills else None,
     )
     say = report if main_process else logger.debug
     stop = StopOnSignal()
@@ -249,6 +253,7 @@ def training_arguments(recipe: Recipe, steps: int) -> TrainingArguments:
         max_grad_norm=optimizer.clip,
         bf16=compute.precision == "bf16",
         activation_checkpointing=compute.gradient_checkpointing,
+        use_cpu=not torch.accelerator.is_available(),
         dataloader_num_workers=compute.workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         logging_steps=watch.log_every,

@@ -26,6 +26,7 @@ from .checkpoints import mark_whole
 from .collator import IGNORED, Collator
 from .config import Recipe
 from .data import Corpus
+from .distill import Teacher
 from .encoder_cache import encode_windows, project_windows, stack_windows
 from .history import History
 from .plan import BatchRule, Plan
@@ -56,7 +57,7 @@ class LlasoTrainer(Trainer):
         frozen: modules kept in `eval()`.
         history: takes a record of every step.
         start_step: steps that earlier runs have done.
-        teacher: gives the distillation loss of a batch, or None.
+        teacher: what the student is drawn towards on transcribed rows, or None.
     """
 
     def __init__(
@@ -72,11 +73,12 @@ class LlasoTrainer(Trainer):
         frozen: list[nn.Module],
         history: History,
         start_step: int = 0,
+        teacher: Teacher | None = None,
         **kwargs: Any,
     ) -> None:
         self.out = Path(recipe.out)
         self.recipe, self.corpus, self.rule, self.frozen = recipe, corpus, rule, frozen
-        self.history, self.start_step = history, start_step
+        self.history, self.start_step, self.teacher = history, start_step, teacher
         self.step_parts: list[dict[str, Any]] = []  # what each micro-batch of the step under way adds to its record
         super().__init__(
             model=model,
@@ -87,6 +89,12 @@ class LlasoTrainer(Trainer):
             **kwargs,
         )
         self.remove_callback(PrinterCallback)
+        outside = recipe.data.text_path or collator.encode.cache or teacher
+        if outside and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError(
+                "data.text_path, compute.encoder_cache_gb and optimizer.distill_weight run parts of the model outside "
+                "its forward pass, which sharded weights do not allow; leave them out under FSDP and DeepSpeed"
+            )
         self.loss_is_scaled_for_ga = recipe.optimizer.normalization == "token"
 
     # ---- Data ----
@@ -132,6 +140,7 @@ class LlasoTrainer(Trainer):
         inputs = dict(inputs)
         ids, tasks, skipped = inputs.pop("ids"), inputs.pop("tasks"), inputs.pop("skipped")
         targets = inputs.pop("shift_labels")
+        teacher_inputs = {name: inputs.pop(name) for name in list(inputs) if name.startswith("teacher_")}
         is_answer = targets != IGNORED
         if "windows" in inputs:
             inputs["mm_encoder_outputs"] = self._project(inputs.pop("windows"), inputs.pop("windows_encoded"))
@@ -145,6 +154,11 @@ class LlasoTrainer(Trainer):
             outputs = model(**inputs, use_cache=False)
             logits = outputs.logits[is_answer]
         losses = nn.functional.cross_entropy(logits.float(), targets[is_answer], reduction="none")
+
+        if self.teacher is not None and teacher_inputs:
+            weight = self.recipe.optimizer.distill_weight
+            divergence, taught = self.teacher.divergence(logits, is_answer, teacher_inputs)
+            losses = losses.masked_scatter(taught, (1 - weight) * losses[taught] + weight * divergence)
 
         row = is_answer.nonzero()[:, 0]
         answer_tokens = is_answer.sum(1)
