@@ -21,9 +21,13 @@ for argument in "$@"; do
   [ -f "$argument" ] && script="$argument"
   case "$argument" in --export=*) export "${argument##*,}" ;; esac
 done
+export SLURM_NODELIST=localhost SLURM_JOB_ID=7 SLURM_CPUS_PER_TASK=1 SLURM_MEM_PER_CPU=1
 array=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
 for i in $(seq 0 "${array:-0}"); do SLURM_ARRAY_TASK_ID=$i bash "$script" > /dev/null 2>> "$JOBS_LOG" || exit 1; done
 echo "Submitted batch job 7"
+"""
+SCONTROL = """#!/bin/bash
+echo localhost
 """
 SRUN = """#!/bin/bash
 while [ "$1" != launch_pickled_pipeline ]; do shift; done
@@ -47,7 +51,7 @@ def test_slurm(here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     source, expected = here
     commands = tmp_path / "bin"
     commands.mkdir()
-    for name, script in (("sbatch", SBATCH), ("srun", SRUN)):
+    for name, script in (("sbatch", SBATCH), ("scontrol", SCONTROL), ("srun", SRUN)):
         (commands / name).write_text(script)
         (commands / name).chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", os.pathsep.join([str(commands), str(Path(sys.executable).parent), os.environ["PATH"]]))
