@@ -284,9 +284,7 @@ def to_official(model: LlasoForConditionalGeneration, processor: LlasoProcessor,
 
     encoder = out / RELEASED_ENCODER_FOLDER
     config.audio_config.save_pretrained(encoder)
-    extractor = processor.feature_extractor.to_dict()
-    extractor.pop("auto_map", None)  # transformers writes the processor's own code in here when it saves it
-    (encoder / "preprocessor_config.json").write_text(json.dumps(extractor, indent=2, sort_keys=True) + "\n")
+    processor.feature_extractor.save_pretrained(encoder)
     tower = {f"encoder.{name}": tensor.contiguous() for name, tensor in model.model.audio_tower.state_dict().items()}
     save_file(tower, encoder / "model.safetensors", metadata={"format": "pt"})
 

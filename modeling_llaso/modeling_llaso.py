@@ -244,13 +244,33 @@ class LlasoModel(LlasoPreTrainedModel):
         output.pooler_output = self.multi_modal_projector(pooled)
         return output
 
-    def get_placeholder_mask(self, input_ids: torch.Tensor, audio_embeds: torch.Tensor) -> torch.Tensor:
-        """Where the audio goes, `(batch, length)`; as many places as `audio_embeds` has vectors, or a `ValueError`."""
-        mask = input_ids.eq(self.config.audio_token_id)
+    def get_placeholder_mask(
+        self,
+        input_ids: torch.Tensor | None,
+        audio_embeds: torch.Tensor,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Where the audio goes, `(batch, length)`: at the placeholders, told by their ids or by their embedding.
+
+        Raises:
+            ValueError: there are not as many places as `audio_embeds` has vectors, or embeddings came of a
+                placeholder that has none.
+        """
+        placeholder = self.config.audio_token_id
+        if input_ids is not None:
+            mask = input_ids.eq(placeholder)
+        elif placeholder < self.get_input_embeddings().num_embeddings:
+            row = self.get_input_embeddings()(torch.tensor(placeholder, device=inputs_embeds.device))
+            mask = inputs_embeds.eq(row).all(-1)
+        else:
+            raise ValueError(
+                "audio is placed by the placeholders in input_ids; inputs_embeds cannot show them, as the placeholder "
+                "has no embedding row. Pass input_ids, or inputs_embeds with the audio already in place"
+            )
         torch_compilable_check(
             mask.sum() == audio_embeds.shape[0],
             lambda: (
-                f"input_ids hold {int(mask.sum())} audio placeholders, but the audio gives {audio_embeds.shape[0]} "
+                f"the text holds {int(mask.sum())} audio placeholders, but the audio gives {audio_embeds.shape[0]} "
                 "vectors. Text and audio must come from one processor call, and processor and model must agree on "
                 f"audio_padding (here {self.config.audio_padding!r}) and projector_stride "
                 f"(here {self.config.projector_stride})."
@@ -290,19 +310,16 @@ class LlasoModel(LlasoPreTrainedModel):
         elif input_features is not None:
             audio_embeds = self.get_audio_features(input_features, input_features_mask, return_dict=True).pooler_output
 
-        if inputs_embeds is None:
+        places = None if audio_embeds is None else self.get_placeholder_mask(input_ids, audio_embeds, inputs_embeds)
+        if input_ids is not None:
             # The placeholder need not have an embedding row; what is looked up in its place is overwritten.
-            assert input_ids is not None
-            is_audio = input_ids.eq(self.config.audio_token_id)
-            inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_audio, 0))
-            if audio_embeds is not None:
-                mask = self.get_placeholder_mask(input_ids, audio_embeds)
-                inputs_embeds = inputs_embeds.masked_scatter(
-                    mask[..., None].to(inputs_embeds.device),
-                    audio_embeds.to(inputs_embeds.device, inputs_embeds.dtype),
-                )
-        elif audio_embeds is not None:
-            raise ValueError("audio is placed by the placeholders in input_ids; pass input_ids, not inputs_embeds")
+            inputs_embeds = self.get_input_embeddings()(
+                input_ids.masked_fill(input_ids == self.config.audio_token_id, 0)
+            )
+        if audio_embeds is not None:
+            inputs_embeds = inputs_embeds.masked_scatter(
+                places[..., None].to(inputs_embeds.device), audio_embeds.to(inputs_embeds.device, inputs_embeds.dtype)
+            )
 
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers.audio_utils import AudioInput, make_audio_chat_template_content, make_list_of_audio_chat_template
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.processing_utils import MultiModalData, ProcessorMixin
+from transformers.processing_utils import ProcessorMixin
 
 from .configuration_llaso import AUDIO_PADDINGS, count_audio_tokens
 
@@ -25,6 +25,8 @@ AUDIO_TAGS = ("<Audio>", "</Audio>", "<audio_start>", "<audio_end>")
 AUDIO_TOKEN = "<audio>"
 UNK_TOKEN = "<unk>"
 TRANSCRIPTION_PROMPT = "Transcribe the spoken words from the following audio clip."
+
+AUTO_MAP = {"AutoProcessor": "processing_llaso.LlasoProcessor"}
 
 RELEASED_SLICE_GAP = 1
 """Samples the released code drops between two slices of long audio; kept in `full` only."""
@@ -292,12 +294,6 @@ class LlasoProcessor(ProcessorMixin):
             prompts, audio_replacements=[self.audio_token * count for count in num_audio_tokens]
         )[0]
 
-    def _get_num_multimodal_tokens(self, audio_lengths: Sequence[int] | None = None, **kwargs) -> MultiModalData:
-        """Tokens of audios of these many samples; the hook inference engines call."""
-        if audio_lengths is None:
-            return MultiModalData()
-        return MultiModalData(num_audio_tokens=[self.count_audio_tokens(length) for length in audio_lengths])
-
     def log_mel(self, windows: Sequence[np.ndarray]) -> list[torch.Tensor]:
         """Whisper's log-mel of each window, computed on its real frames only, all windows in one transform.
 
@@ -477,6 +473,19 @@ class LlasoProcessor(ProcessorMixin):
         ]
         kwargs = {"tokenize": True, "add_generation_prompt": True, "return_dict": True, **kwargs}
         return self.apply_chat_template(conversations, **kwargs)
+
+    # The code that travels is named once, in the processor. As it saves, transformers writes it into the parts too,
+    # and takes it back from the tokenizer only.
+    def to_dict(self) -> dict[str, Any]:
+        output = super().to_dict()
+        output["auto_map"] = dict(AUTO_MAP)
+        output["feature_extractor"].pop("auto_map", None)
+        return output
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        saved = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        vars(self.feature_extractor).pop("auto_map", None)
+        return saved
 
     @property
     def model_input_names(self) -> list[str]:

@@ -11,6 +11,22 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
+TRANSFORMERS_MARKS = (
+    "accelerate_tests",
+    "flash_attn_test",
+    "flash_attn_3_test",
+    "flash_attn_4_test",
+    "order",
+    "torch_compile_test",
+)
+"""Marks on transformers' own common tests (test_common_transformers.py)."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for mark in TRANSFORMERS_MARKS:
+        config.addinivalue_line("markers", f"{mark}: used by transformers' own tests")
+
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
 """Extra fixtures beside the checkout; never part of the project."""
 

@@ -380,6 +380,9 @@ def test_the_placeholder_is_never_generated(trim):
     logits = model(**inputs).logits
     torch.testing.assert_close(logits[..., :placeholder], wanted)
     assert (logits[..., placeholder] == torch.finfo(logits.dtype).min).all()
+    embeds = model.get_input_embeddings()(inputs["input_ids"])  # now that it has a row, its embedding shows it
+    features = {name: inputs[name] for name in ("attention_mask", "input_features", "input_features_mask")}
+    torch.testing.assert_close(model(inputs_embeds=embeds, **features).logits, logits)
     sampling = GenerationConfig(do_sample=True, temperature=50.0, max_new_tokens=60, num_return_sequences=4)
     generated = model.generate(**inputs, generation_config=sampling)[:, inputs["input_ids"].shape[1] :]
     assert (generated != placeholder).all()
@@ -405,7 +408,7 @@ def test_mismatches_are_named(trim, full):
         model(**inputs, mm_encoder_outputs=encoded)
     with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
         model(input_features=inputs["input_features"])
-    with pytest.raises(ValueError, match="pass input_ids, not inputs_embeds"):
+    with pytest.raises(ValueError, match="inputs_embeds cannot show them"):
         model(inputs_embeds=torch.zeros(1, 25, 24), input_features=inputs["input_features"])
 
 
