@@ -30,7 +30,7 @@ ADULT = 22
 def measure(rows: Sequence[Row]) -> Table:
     """Measure the rows of one file as the authors' scripts do; a failed generation is an empty answer."""
     kind = TASKS[rows[0].task].kind
-    answers = [row.prediction or "" for row in rows]
+    answers = ["" if row.error is not None else row.prediction or "" for row in rows]
     references = [row.reference for row in rows]
     outcomes = [ERROR if row.error is not None else ANSWERED for row in rows]
     table = Table(len(rows), outcomes, list(answers))

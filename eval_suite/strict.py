@@ -187,10 +187,11 @@ def _slots(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _add_exact_match(table: Table, rows: Sequence[Row]) -> None:
-    """Add exact match after folding, over all rows."""
+def _add_exact_match(table: Table, rows: Sequence[Row]) -> list[bool]:
+    """Add exact match after folding, over all rows; returns it row by row."""
     exact = [row.error is None and fold(row.prediction or "") == fold(row.reference) for row in rows]
     metrics.add_mean(table, "exact_match", exact)
+    return exact
 
 
 def _pronunciation(rows: Sequence[Row]) -> Table:
@@ -248,16 +249,12 @@ def _pronunciation(rows: Sequence[Row]) -> Table:
 def _open(rows: Sequence[Row]) -> Table:
     parsed = _parse(rows, lambda row, text: parse_text(text))
     table = _table(parsed)
-    _add_exact_match(table, rows)
+    exact = _add_exact_match(table, rows)
     references = [fold(row.reference) for row in rows]
     commonest = Counter(references).most_common(1)[0][0]
     metrics.add_mean(table, "majority_baseline", [reference == commonest for reference in references])
-    judged = any(row.judge_score is not None for row in rows)
-    table.row_scores = (
-        np.array([np.nan if row.judge_score is None else row.judge_score for row in rows])
-        if judged
-        else np.array([fold(row.prediction or "") == fold(row.reference) for row in rows], dtype=np.float64)
-    )
+    judged = [np.nan if row.judge_score is None else row.judge_score for row in rows]
+    table.row_scores = np.array(exact if np.isnan(judged).all() else judged, dtype=np.float64)
     return table
 
 

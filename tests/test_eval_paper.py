@@ -176,7 +176,16 @@ def test_ages(text, value):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("60", 60), ("60.5", 60), ("61.5", 62), ("C4", 4), ("60.4 to 70", 60), ("60-71", 66), ("high", None), ("inf", None)],
+    [
+        ("60", 60),
+        ("60.5", 60),
+        ("61.5", 62),
+        ("C4", 4),
+        ("60.4 to 70", 60),
+        ("60-71", 66),
+        ("high", None),
+        ("inf", None),
+    ],
 )
 def test_pitches(text, value):
     assert paper.read_pitch(text) == value
