@@ -47,7 +47,8 @@ class Settings:
         seed: of every draw.
         eval_rows: rows of the evaluation, all sources together.
         validation_rows: rows of the validation split.
-        limit: at most so many rows in all, the first of each source; None for no limit.
+        limit: at most so many rows in all, the first of each source (a tenth of them for validation); None for no
+            limit.
         rows_per_shard: about so many rows go into one file.
         speech: the speech backend, see `synthesize.backend`.
         voices: synthetic voices by split; no voice may be in two of them.
@@ -239,8 +240,11 @@ class _Planner:
             if other := next((o for v, o in parts if v == voice and o != split), ""):
                 raise ValueError(f"voice {voice} is in {split} and in {other}: give each voice to one split")
         self.rejects: Counter[str] = Counter()
-        self.evaluation = _Draw(settings.eval_rows, settings.seed, sources)
-        self.validation = _Draw(settings.validation_rows, settings.seed, sources)
+        most = math.inf if settings.limit is None else settings.limit
+        self.asked_eval = int(min(settings.eval_rows, most))
+        self.asked_validation = int(min(settings.validation_rows, most // 10))
+        self.evaluation = _Draw(self.asked_eval, settings.seed, sources)
+        self.validation = _Draw(self.asked_validation, settings.seed, sources)
         self.spooled: Counter[tuple[str, str, str]] = Counter()
         self.items = 0
 
@@ -265,7 +269,7 @@ class _Planner:
                 f"nothing to build: no row of {names} goes into {settings.corpus}; "
                 f"{sum(self.rejects.values())} rejected: {dict(self.rejects.most_common(3))}"
             )
-        asked = settings.eval_rows if settings.corpus == "eval" else settings.validation_rows
+        asked = self.asked_eval if settings.corpus == "eval" else self.asked_validation
         return {
             "corpus": settings.corpus,
             "seed": settings.seed,
@@ -331,15 +335,15 @@ class _Planner:
         estimate = Estimate(self.settings.seed)
         with _Buckets(self.folder / "rows", shards, self.settings.seed) as buckets:
 
-            def keep(row: PlannedRow) -> None:
-                buckets.add(row)
+            def keep(row: PlannedRow, line: bytes) -> None:
+                buckets.add(row, line)
                 counts["/".join((row.source, row.task, row.modality, row.split))] += 1
                 if row.label:
                     labels["/".join((row.source, row.task, row.label))] += 1
                 estimate.add(row.id, row.source, row.modality, row.json)
 
             for row in drawn:
-                keep(row)
+                keep(row, row.line())
             with spool.open("rb") as lines:
                 for line in lines:
                     row = PlannedRow.parse(line)
@@ -347,7 +351,7 @@ class _Planner:
                         dropped[clash] += 1
                         continue
                     if build_train and (self.settings.limit is None or buckets.total < self.settings.limit):
-                        keep(row)
+                        keep(row, line)
         hours = estimate.hours()
         return {
             "rows": buckets.total,
@@ -377,12 +381,11 @@ class _Buckets:
     def total(self) -> int:
         return self.counts.total()
 
-    def add(self, row: PlannedRow) -> None:
-        """Deal one row."""
+    def add(self, row: PlannedRow, line: bytes) -> None:
+        """Deal one row, written as `line`."""
         number = self._shards[row.modality, row.category, row.split]
         index = draw.integer(self._seed, row.id, "shard") % number
         name = self._name(row.modality, row.category, row.split, index)
-        line = row.line()
         self._waiting[name].append(line)
         self.counts[name] += 1
         self._bytes += len(line)

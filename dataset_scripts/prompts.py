@@ -134,8 +134,12 @@ def enumerate_choices(choices: Sequence[str]) -> str:
 
 def sound_to_json(sound: Sound) -> dict[str, Any]:
     """A sound as plain JSON, with its kind."""
-    fields = {"kind": type(sound).__name__.lower(), **asdict(sound)}
-    if sound.acoustics is None:
+    fields: dict[str, Any] = {"kind": type(sound).__name__.lower()}
+    for name in sound.__slots__:  # dataclasses.asdict copies deeply, which a plan of millions feels
+        fields[name] = getattr(sound, name)
+    if sound.acoustics:
+        fields["acoustics"] = asdict(sound.acoustics)
+    else:
         del fields["acoustics"]
     return fields
 

@@ -12,6 +12,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence
+from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -199,11 +200,15 @@ class TextToAudio:
     """
 
     def __init__(self, model: str) -> None:
+        import torch
         from transformers import pipeline
 
         self._pipeline = pipeline("text-to-audio", model=model)
-        config = self._pipeline.model.config
-        self.name = f"{model} {config._commit_hash or ''} {type(self._pipeline.model).__name__}"
+        weights = sha256()
+        for name, tensor in sorted(self._pipeline.model.state_dict().items()):
+            weights.update(name.encode())
+            weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        self.name = f"{type(self._pipeline.model).__name__} {weights.hexdigest()}"
 
     def speak(self, batch: Sequence[Speech]) -> list[np.ndarray]:
         """Samples of each text; noise is seeded by text and voice, so that no clip depends on the others."""
