@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -116,6 +117,19 @@ def test_a_full_disk_keeps_the_checkpoint_before(root, monkeypatch):
     assert not (out / "checkpoint-6").exists()
 
 
+def test_a_lost_reading_process_is_told_plainly_and_nothing_is_lost(root):
+    recipe = recipe_for(root, "lost", {"compute__workers": 1})
+
+    def lose_worker(line: str) -> None:
+        if line.startswith(f"step {5:>6}/"):
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, signal.SIGKILL)
+
+    with pytest.raises(OSError, match="a reading process died"):
+        train(recipe, report=lose_worker)
+    assert whole_checkpoints(Path(recipe["out"]))[-1][0] == 3
+
+
 def test_only_whole_checkpoints_count(tmp_path):
     for step in (2, 4, 6, 8):
         (tmp_path / f"checkpoint-{step}").mkdir()
@@ -135,7 +149,7 @@ def test_a_history_is_cut_back_to_the_checkpoint(tmp_path):
     with path.open("a") as file:
         file.write('{"kind": "st')
     again = History(path, start_step=2)
-    assert [record["step"] for record in again.records] == [1, 2] == [r["step"] for r in read_history(path)]
+    assert [record["step"] for record in again.recent] == [1, 2] == [r["step"] for r in read_history(path)]
     assert again.task_losses(2) == {"ASR": 6.0 / 8}
     with pytest.raises(ValueError, match="Out of range float"):
         again.add({"kind": "step", "step": 3, "loss": float("nan")})

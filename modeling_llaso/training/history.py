@@ -9,41 +9,51 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections import defaultdict
+from collections import defaultdict, deque
 from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
+FIRST = 20
+"""Steps whose loss is where a run begins."""
 
 
 class History:
-    """The records of one run, in memory and on disk.
+    """The records of one run: all of them on disk, the latest steps in memory.
 
     Args:
         path: of the file; it is read where it exists.
         start_step: records after this step are dropped, since the run goes on from there.
         write: whether this process writes; in a run of several, only the first does.
+        recent: steps kept in memory.
     """
 
-    def __init__(self, path: Path, start_step: int = 0, write: bool = True) -> None:
+    def __init__(self, path: Path, start_step: int = 0, write: bool = True, recent: int = 1000) -> None:
         self.path, self.write = path, write
-        self.records = [record for record in read_history(path) if record["step"] <= start_step]
+        self.recent: deque[Record] = deque(maxlen=recent)
+        records = [record for record in read_history(path) if record["step"] <= start_step]
+        self.recent.extend(record for record in records if record["kind"] == "step")
+        self.first_losses = [record["loss"] for record in records if record["kind"] == "step"][:FIRST]
         if write:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
+            part = path.with_suffix(".part")
+            part.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+            part.replace(path)
 
     def add(self, record: Record) -> None:
         """Keep one record; non-finite numbers are refused, as JSON has none."""
         line = json.dumps(record, allow_nan=False) + "\n"
-        self.records.append(record)
+        if record["kind"] == "step":
+            self.recent.append(record)
+            if len(self.first_losses) < FIRST:
+                self.first_losses.append(record["loss"])
         if self.write:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(line)
 
-    def steps(self, last: int | None = None) -> list[Record]:
-        """The records of steps, or the last few of them."""
-        steps = [record for record in self.records if record["kind"] == "step"]
-        return steps if last is None else steps[-last:]
+    def steps(self, last: int) -> list[Record]:
+        """The records of the last few steps, oldest first."""
+        return list(self.recent)[-last:]
 
     def median_loss(self, last: int) -> float:
         """Of the last steps."""

@@ -11,7 +11,8 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,8 @@ from .data import Corpus, NumberedCorpus, open_corpus, open_held_out
 from .distill import Teacher, TeacherCollator
 from .encoder_cache import GIGABYTE, EncoderCache, fill, fingerprint
 from .held_out import HeldOut
-from .history import History, plot_history
-from .parts import add_lora, describe_parts, freeze_all_but, merge_lora, report_parts
+from .history import History, plot_history, read_history
+from .parts import add_lora, describe_parts, freeze_all_but, report_parts
 from .plan import BatchRule, steps_per_epoch
 from .trainer import LlasoTrainer, export
 from .watch import Progress, Report, StopOnSignal, WatchHeldOut, left_time
@@ -106,7 +107,10 @@ def train(
     out = Path(settings.out)
     if finished := _finished(out, settings):
         return finished
-    remove_partial(out)
+    main_process, world = int(os.environ.get("RANK", 0)) == 0, int(os.environ.get("WORLD_SIZE", 1))
+    say = report if main_process else logger.debug
+    if main_process:
+        remove_partial(out)
     checkpoints = whole_checkpoints(out)
     start_step, checkpoint = checkpoints[-1] if checkpoints else (0, None)
 
@@ -117,11 +121,10 @@ def train(
     if settings.lora.rank:
         add_lora(model, settings.lora)
     for line in describe_parts(report_parts(model)):
-        report(line)
+        say(line)
 
     # The rows, and which of them meet.
     corpus = open_corpus(settings.data, settings.seed)
-    world = int(os.environ.get("WORLD_SIZE", 1))
     rule = batch_rule(settings, world)
     epoch_steps, steps = count_steps(settings, corpus, rule)
     cache = open_cache(settings, model, processor)
@@ -135,7 +138,6 @@ def train(
     )
 
     # The trainer, and who looks on.
-    main_process = int(os.environ.get("RANK", 0)) == 0
     trainer = LlasoTrainer(
         model,
         training_arguments(settings, steps),
@@ -145,12 +147,11 @@ def train(
         rule=rule,
         collator=collator,
         frozen=frozen,
-        history=History(out / HISTORY, start_step, write=main_process),
+        history=History(out / HISTORY, start_step, main_process, recent=max(1000, 6 * settings.watch.log_every)),
         start_step=start_step,
         teacher=Teacher(model, settings.optimizer.distill_temperature) if distills else None,
     )
-    say = report if main_process else logger.debug
-    stop = StopOnSignal()
+    stop = StopOnSignal(trainer)
     trainer.add_callback(Progress(trainer, say, settings.watch.log_every, epoch_steps))
     if held_out.rows:
         trainer.add_callback(WatchHeldOut(trainer, held_out, say))
@@ -164,17 +165,18 @@ def train(
         f"{steps:,} steps of {settings.batch.per_device} x {settings.batch.accumulation} x {world} rows"
         + (f", going on from step {start_step:,}" if start_step else "")
     )
-    with stop:
+    with stop, plain_worker_errors():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if stop.received is not None and trainer.state.global_step < steps:
+    if trainer.all_stop and trainer.state.global_step < steps:
         say(f"stopped after step {trainer.state.global_step:,}, which is saved; the same command goes on from there")
-        raise KeyboardInterrupt if stop.received == signal.SIGINT else SystemExit(128 + stop.received)
+        raise KeyboardInterrupt if stop.received == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
 
     # What is left behind.
-    export(trainer, out, merge_lora if settings.lora.rank else None)
-    result = _result(trainer.history, settings, steps, time.perf_counter() - start)
+    export(trainer, out)
+    records = read_history(out / HISTORY)
+    result = _result(records, settings, steps, time.perf_counter() - start)
     if main_process:
-        plot_history(trainer.history.records, out / CURVE, f"{out.name}: {', '.join(settings.train)}")
+        plot_history(records, out / CURVE, f"{out.name}: {', '.join(settings.train)}")
         (out / RESULT).write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
         discard_all(out)
     say(f"done in {left_time(result.seconds)}: {out}")
@@ -318,19 +320,43 @@ def _every_few_seconds(report: Report, total: int, seconds: float = 5.0) -> Call
     return progress
 
 
-def _result(history: History, recipe: Recipe, steps: int, seconds: float) -> TrainResult:
-    records = history.steps(max(1, steps // 10))
-    held_out = [record for record in history.records if record["kind"] == "held_out"]
-    tokens = sum(record["answer_tokens"] for record in records)
+@contextmanager
+def plain_worker_errors() -> Iterator[None]:
+    """Give what goes wrong in a reading process its own words, without the trace of how it got here.
+
+    Raises:
+        ValueError: what the process raised.
+        OSError: the process is gone.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "DataLoader worker process" not in str(error):
+            raise
+        raise ValueError(str(error).strip().rpartition("\n")[2].removeprefix("ValueError: ")) from error
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        raise OSError(
+            "a reading process died, most often for want of memory; earlier checkpoints are kept. Run the same "
+            "command again, with a smaller compute.workers or batch.per_device if it happens again"
+        ) from error
+
+
+def _result(history: list[dict[str, Any]], recipe: Recipe, steps: int, seconds: float) -> TrainResult:
+    trained = [record for record in history if record["kind"] == "step"]
+    held_out = [record for record in history if record["kind"] == "held_out"]
+    last = trained[-max(1, steps // 10) :]
+    tokens = sum(record["answer_tokens"] for record in last)
     return TrainResult(
         out=recipe.out,
         steps=steps,
-        loss=sum(record["loss"] * record["answer_tokens"] for record in records) / max(1, tokens),
+        loss=sum(record["loss"] * record["answer_tokens"] for record in last) / max(1, tokens),
         wer=held_out[-1]["wer"] if held_out else None,
         wer_words=held_out[-1]["words"] if held_out else 0,
         gate_wer=recipe.watch.gate_wer,
         seconds=seconds,
-        skipped=sum(record["skipped"] for record in history.steps()),
+        skipped=sum(record["skipped"] for record in trained),
     )
 
 

@@ -29,6 +29,7 @@ from .data import Corpus
 from .distill import Teacher
 from .encoder_cache import encode_windows, project_windows, stack_windows
 from .history import History
+from .parts import add_lora, merge_lora
 from .plan import BatchRule, Plan
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,8 @@ class LlasoTrainer(Trainer):
         self.out = Path(recipe.out)
         self.recipe, self.corpus, self.rule, self.frozen = recipe, corpus, rule, frozen
         self.history, self.start_step, self.teacher = history, start_step, teacher
+        self.asked_to_stop: Callable[[], bool] = lambda: False
+        self.all_stop = False  # whether any process was asked to stop: they all learn of it at the same step
         self.step_parts: list[dict[str, Any]] = []  # what each micro-batch of the step under way adds to its record
         super().__init__(
             model=model,
@@ -216,19 +219,23 @@ class LlasoTrainer(Trainer):
     def _record_step(self, grad_norm: float | None) -> None:
         """Sum the step up over its micro-batches and all processes, check it, and keep its record."""
         parts, self.step_parts = self.step_parts, []
-        sums = torch.stack(
+        on_device = [
+            torch.stack([part[name].sum() for part in parts]).sum().double()
+            for name in ("row_losses", "row_tokens", "loss", "tokens")
+        ]
+        counted = torch.tensor(
             [
-                torch.stack([part["row_losses"].sum() for part in parts]).sum().double(),
-                torch.stack([part["row_tokens"].sum() for part in parts]).sum().double(),
-                torch.stack([part["loss"] for part in parts]).sum().double(),
-                torch.stack([part["tokens"] for part in parts]).sum().double(),
-                torch.tensor(float(sum(part["padded"] for part in parts)), device=self.args.device).double(),
-                torch.tensor(float(sum(len(part["skipped"]) for part in parts)), device=self.args.device).double(),
-                torch.tensor(float(len(parts)), device=self.args.device).double(),
-            ]
+                sum(part["padded"] for part in parts),
+                sum(len(part["skipped"]) for part in parts),
+                len(parts),
+                self.asked_to_stop(),
+            ],
+            dtype=torch.double,
+            device=self.args.device,
         )
-        sums = self.accelerator.reduce(sums, reduction="sum")
-        loss_sum, answer_tokens, micro_losses, tokens, padded, skipped, micro_batches = sums.tolist()
+        sums = self.accelerator.reduce(torch.cat([torch.stack(on_device), counted]), reduction="sum")
+        loss_sum, answer_tokens, micro_losses, tokens, padded, skipped, micro_batches, stops = sums.tolist()
+        self.all_stop = stops > 0
         if self.recipe.optimizer.normalization == "paper":
             loss = micro_losses / micro_batches
         else:
@@ -262,11 +269,9 @@ class LlasoTrainer(Trainer):
         """Stop before the weights take a step that is no number, or that lost what was learned."""
         step = self.state.global_step + 1
         if math.isfinite(loss) and (grad_norm is None or math.isfinite(grad_norm)):
-            steps = self.history.steps()
-            if len(steps) < 2 * CALM_STEPS:
+            if len(self.history.recent) < 2 * CALM_STEPS:
                 return
-            usual = self.history.median_loss(CALM_STEPS)
-            first = max(record["loss"] for record in steps[:CALM_STEPS])
+            usual, first = self.history.median_loss(CALM_STEPS), max(self.history.first_losses)
             if loss <= self.recipe.watch.max_loss_jump * usual or loss <= first:
                 return
             what = f"the loss jumped to {loss:.3g}, from {usual:.3g}"
@@ -325,22 +330,22 @@ class LlasoTrainer(Trainer):
             ) from error
 
 
-def export(trainer: LlasoTrainer, folder: Path, prepare: Callable[[Any], None] | None = None) -> None:
-    """Write model and processor as an ordinary checkpoint, whatever they were sharded over.
-
-    Args:
-        trainer: after training.
-        folder: to write to.
-        prepare: changes the whole, unsharded model first, e.g. merges adapters.
-    """
-    accelerator = trainer.accelerator
+def export(trainer: LlasoTrainer, folder: Path) -> None:
+    """Write model and processor as an ordinary checkpoint: whole where they were sharded, adapters merged."""
+    accelerator, recipe = trainer.accelerator, trainer.recipe
     model = accelerator.unwrap_model(trainer.model)
-    state = (
-        accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled else None
-    )
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        state = accelerator.get_state_dict(trainer.model_wrapped)
+        if trainer.is_world_process_zero():
+            generation_config = model.generation_config
+            model = LlasoForConditionalGeneration(model.config)
+            if recipe.lora.rank:
+                add_lora(model, recipe.lora)
+            model.load_state_dict(state)
+            model.generation_config = generation_config
     if trainer.is_world_process_zero():
-        if prepare is not None:
-            prepare(model)
-        model.save_pretrained(folder, state_dict=state)
+        if recipe.lora.rank:
+            merge_lora(model)
+        model.save_pretrained(folder)
         trainer.processing_class.save_pretrained(folder)  # type: ignore[union-attr]
     accelerator.wait_for_everyone()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .held_out import HeldOut
@@ -81,7 +82,7 @@ class WatchHeldOut(TrainerCallback):
         rows = watch.final_rows if last else watch.evaluate_rows
         result = self.held_out.evaluate(model, rows, args.process_index, args.world_size)
         counts = accelerator.reduce(
-            _tensor([result["errors"], result["words"], result["rows"]], args.device), reduction="sum"
+            torch.tensor([result["errors"], result["words"], result["rows"]], device=args.device), reduction="sum"
         )
         errors, words, rows = (int(value) for value in counts.tolist())
         wer = errors / max(1, words)
@@ -98,10 +99,15 @@ class StopOnSignal(TrainerCallback):
     """SIGTERM and Ctrl-C end the run after the step under way, with a checkpoint.
 
     Used as a context: handlers are set inside it and put back after it. Outside the main thread, where no handler can
-    be set, it does nothing.
+    be set, it does nothing. Several processes stop at the same step, whichever of them got the signal.
+
+    Args:
+        trainer: is stopped.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, trainer: LlasoTrainer) -> None:
+        self.trainer = trainer
+        trainer.asked_to_stop = lambda: self.received is not None
         self.received: int | None = None
         self.previous: dict[int, Any] = {}
 
@@ -122,7 +128,7 @@ class StopOnSignal(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.received is not None and state.global_step < state.max_steps:
+        if self.trainer.all_stop and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
 
 
@@ -134,9 +140,3 @@ def left_time(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
-
-
-def _tensor(values: list[int], device: Any) -> Any:
-    import torch
-
-    return torch.tensor(values, dtype=torch.long, device=device)

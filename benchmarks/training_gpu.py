@@ -1,0 +1,163 @@
+"""Steps of full-size LLaSO-Base (random weights) on one GPU: time, tokens a second, memory, share of the peak.
+
+    python -m benchmarks.training_gpu --out docs/performance-gpu.json
+
+Both stages, `full` and `trim` padding, bf16 autocast, answer-only logits, the recipes' batch sizes. The rows are
+synthetic: clips of `--seconds`, a prompt and an answer. `--size tiny --device cpu` tries the command without a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modeling_llaso import LlasoConfig, LlasoForConditionalGeneration, count_audio_tokens, preset
+from modeling_llaso.training.config import Recipe, load_recipe
+from modeling_llaso.training.dry_run import flops_per_token
+from modeling_llaso.training.parts import freeze_all_but, report_parts
+
+PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "RTX 4090": 165.0}
+"""Dense bf16 products a second, from the makers' data sheets."""
+PROMPT_TOKENS, ANSWER_TOKENS = 96, 40
+FRAMES_PER_SECOND = 100
+TINY = {
+    "audio_config": {
+        "d_model": 32,
+        "encoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 64,
+        "decoder_layers": 1,
+        "decoder_attention_heads": 2,
+        "decoder_ffn_dim": 64,
+        "num_mel_bins": 16,
+        "vocab_size": 64,
+        "pad_token_id": 0,
+    },
+    "text_config": {
+        "model_type": "llama",
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+    },
+    "audio_token_id": 512,
+}
+
+
+def batch_of(config: LlasoConfig, rows: int, seconds: float, device: str) -> dict[str, torch.Tensor]:
+    """`rows` rows of one clip, a prompt and an answer, as the collator would give them."""
+    frames = config.max_frames if config.audio_padding == "full" else int(seconds * FRAMES_PER_SECOND)
+    random = torch.Generator().manual_seed(0)
+    text = torch.randint(0, config.text_config.vocab_size, (rows, PROMPT_TOKENS + ANSWER_TOKENS), generator=random)
+    audio = torch.full((rows, count_audio_tokens(frames, config.projector_stride)), config.audio_token_id)
+    input_ids = torch.cat([text[:, :PROMPT_TOKENS], audio, text[:, PROMPT_TOKENS:]], dim=1)
+    labels = input_ids.clone()
+    labels[:, :-ANSWER_TOKENS] = -100
+    return {
+        "input_ids": input_ids.to(device),
+        "attention_mask": torch.ones_like(input_ids).to(device),
+        "input_features": torch.randn(rows, config.audio_config.num_mel_bins, frames, generator=random).to(device),
+        "input_features_mask": torch.ones(rows, frames, dtype=torch.long, device=device),
+        "labels": labels.to(device),
+    }
+
+
+def measure(recipe: Recipe, padding: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Times of whole optimizer steps of one stage, `arguments.accumulation` micro-batches each."""
+    config = preset("llaso-base") if arguments.size == "llaso-base" else LlasoConfig(**TINY)
+    config.audio_padding = padding
+    device = arguments.device
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = LlasoForConditionalGeneration(config)
+    if arguments.attention:
+        model.set_attn_implementation(arguments.attention)
+    frozen = freeze_all_but(model, recipe.train)
+    model.train()
+    if recipe.compute.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    for module in frozen:
+        module.eval()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=recipe.optimizer.learning_rate, fused=True)
+    batch = batch_of(config, recipe.batch.per_device, arguments.seconds, device)
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    times = []
+    for step in range(arguments.warmup + arguments.steps):
+        start = time.perf_counter()
+        for _ in range(arguments.accumulation):
+            with torch.autocast(device.partition(":")[0], dtype=torch.bfloat16):
+                loss = model(**batch, use_cache=False).loss / arguments.accumulation
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, recipe.optimizer.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        if on_gpu:
+            torch.cuda.synchronize()
+        if step >= arguments.warmup:
+            times.append(time.perf_counter() - start)
+    row_tokens = batch["input_ids"].shape[1]
+    tokens = batch["input_ids"].numel() * arguments.accumulation
+    seconds = statistics.median(times)
+    flops = tokens * flops_per_token(model, report_parts(model), row_tokens, recipe.compute.gradient_checkpointing)
+    name = torch.cuda.get_device_name() if on_gpu else "CPU"
+    peak = next((value for key, value in PEAK_TFLOPS.items() if key in name), None)
+    return {
+        "stage": recipe.train,
+        "padding": padding,
+        "device": name,
+        "rows": recipe.batch.per_device * arguments.accumulation,
+        "row_tokens": row_tokens,
+        "step_seconds": seconds,
+        "step_seconds_spread": [min(times), max(times)],
+        "tokens_per_second": tokens / seconds,
+        "audio_seconds_per_second": recipe.batch.per_device * arguments.accumulation * arguments.seconds / seconds,
+        "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
+        "tflops": flops / seconds / 1e12,
+        "share_of_peak": flops / seconds / 1e12 / peak if peak else None,
+        "loss": float(loss.detach()) * arguments.accumulation,
+    }
+
+
+def main() -> None:
+    """Measure both stages with both paddings, print a table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=("llaso-base", "tiny"), default="llaso-base")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of audio in a row (default: %(default)s)")
+    parser.add_argument("--accumulation", type=int, default=4, help="micro-batches of a step (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--attention", help="sdpa, flash_attention_2, eager; transformers' choice by default")
+    parser.add_argument("--out", type=Path, help="JSON to write")
+    arguments = parser.parse_args()
+    results = []
+    print("| stage | padding | step s | tokens/s | peak GiB | share of peak |\n|---|---|---|---|---|---|")
+    for recipe in ("stage1_align", "stage2_instruct"):
+        for padding in ("full", "trim"):
+            result = measure(load_recipe(recipe), padding, arguments)
+            results.append(result)
+            memory, share = result["peak_memory_gib"], result["share_of_peak"]
+            print(
+                f"| {recipe} | {padding} | {result['step_seconds']:.3f} | {result['tokens_per_second']:,.0f} | "
+                f"{'–' if memory is None else f'{memory:.1f}'} | {'–' if share is None else f'{share:.1%}'} |"
+            )
+            if arguments.device.startswith("cuda"):
+                torch.cuda.empty_cache()
+    if arguments.out:
+        arguments.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
