@@ -321,24 +321,32 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _add_report(steps) -> None:
-    parser = steps.add_parser("report", help="show one or several scores.json as a page, Markdown and a radar")
-    parser.add_argument("scores", type=Path, nargs="+", help="scores.json of one or several systems, either protocol")
+    parser = steps.add_parser(
+        "report",
+        help="show one or several systems as a page, Markdown and a radar",
+        description="Show scores. Folders of answers (or a folder of such folders) are scored under both protocols "
+        "first, so that one command goes from answers to the page.",
+    )
+    parser.add_argument("scores", type=Path, nargs="+", help="scores.json files, or folders of answers")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     parser.add_argument("--predictions", type=Path, nargs="+", help="folder(s) of answers, one a system, for examples")
+    parser.add_argument("--no-examples", action="store_true", help="show no single rows")
     parser.add_argument("--data", help="corpus folder or Hub id for the examples' sound")
     parser.add_argument("--title", default="LLaSO-Eval", help="heading of the page (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the examples drawn at random")
+    parser.add_argument("--resamples", type=int, default=1000, help="bootstrap, for folders (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and the examples drawn at random")
     parser.set_defaults(run=_report)
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from .report import write_report
+    from .report import collect, write_report
 
+    scores, folders = collect(arguments.scores, resamples=arguments.resamples, seed=arguments.seed)
     out = write_report(
-        arguments.scores,
+        scores,
         arguments.out,
         data=arguments.data,
-        predictions=arguments.predictions,
+        predictions=None if arguments.no_examples else arguments.predictions or folders,
         title=arguments.title,
         seed=arguments.seed,
     )

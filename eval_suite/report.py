@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import score
 from .charts import bar_svg, radar_svg, write_radar_png
 from .examples import Sounds, choose_examples, find_corpus
 from .records import replace_file
@@ -63,6 +64,37 @@ def write_report(
     names = [system["name"] for system in content["systems"]]
     write_radar_png(out / "radar.png", axes, list(zip(names, series, strict=True)))
     return out
+
+
+def collect(
+    paths: Sequence[str | Path], *, resamples: int = 1000, seed: int = 0
+) -> tuple[list[Scores], dict[str, Path]]:
+    """What a report is made of: scores as they are, and folders of answers scored under every protocol.
+
+    Args:
+        paths: scores.json files; folders of one system's answers; folders of such folders.
+        resamples: of the bootstrap, for folders.
+        seed: of the bootstrap.
+
+    Returns:
+        The contents of scores.json in order, and the folders of answers by system.
+
+    Raises:
+        ValueError: a path is neither, or its content cannot be read.
+    """
+    contents: list[Scores] = []
+    folders: dict[str, Path] = {}
+    for path in map(Path, paths):
+        if not path.is_dir():
+            contents.append(read_scores(path))
+            continue
+        holds_answers = any(path.glob("*.jsonl")) or any(path.glob("*.json"))
+        for folder in [path] if holds_answers else sorted(inner for inner in path.iterdir() if inner.is_dir()):
+            for protocol in score.PROTOCOLS:
+                scores = score.score(folder, protocol=protocol, resamples=resamples, seed=seed)
+                contents.append(scores)
+            folders[scores["system"]] = folder
+    return contents, folders
 
 
 def read_scores(path: str | Path) -> Scores:
