@@ -6,6 +6,7 @@ the expanded length of each, so that batches are planned before anything is deco
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -109,7 +110,7 @@ def open_corpus(choice: DataChoice, seed: int) -> Corpus:
 
 
 def open_held_out(choice: DataChoice, task: str, rows: int) -> list[Row]:
-    """The first `rows` held-out rows of one task, by id; empty where the corpus has no such split or task."""
+    """`rows` held-out rows of one task, drawn by a digest of their ids; empty where there is no such split or task."""
     try:
         table = _load(choice.path, choice, choice.validation_split)
     except ValueError as error:
@@ -118,7 +119,9 @@ def open_held_out(choice: DataChoice, task: str, rows: int) -> list[Row]:
             return []
         raise
     numbered = enumerate(zip(table["id"], table["task"], strict=True))
-    chosen = sorted((key, number) for number, (key, code) in numbered if code == task)
+    chosen = sorted(
+        (hashlib.sha256(key.encode()).digest(), number) for number, (key, code) in numbered if code == task
+    )
     return [table[number] for _, number in chosen[:rows]]
 
 
@@ -170,7 +173,7 @@ def _load(path: str, choice: DataChoice, split: str, streaming: bool = False, co
     """One split with the columns that training reads."""
     if not Path(path).exists() and path.startswith((".", "/", "runs/")):
         raise FileNotFoundError(
-            f"no corpus at {path}; build it with `llaso build`, or name another: --set data.path=…"
+            f"no corpus at {path}; build it with `llaso data build`, or name another: --set data.path=…"
         )
     try:
         table = datasets.load_dataset(

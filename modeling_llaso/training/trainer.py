@@ -10,6 +10,7 @@ import hashlib
 import logging
 import math
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,7 @@ class LlasoTrainer(Trainer):
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
             generator=torch.Generator(),
+            worker_init_fn=leave_signals_to_main,
         )
 
     # ---- Loss ----
@@ -328,6 +330,12 @@ class LlasoTrainer(Trainer):
                 f"checkpoint {folder} could not be written: {error}. Earlier checkpoints are kept; make room and run "
                 "the same command again"
             ) from error
+
+
+def leave_signals_to_main(worker: int) -> None:
+    """A reading process goes on when Ctrl-C reaches it, since the main process saves first; SIGTERM ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def export(trainer: LlasoTrainer, folder: Path) -> None:
