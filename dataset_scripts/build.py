@@ -88,9 +88,8 @@ def build(
         clips = Path(clips).absolute() if clips else work / "clips"
         job = ShardJob(str(out), str(clips), plan["speech"], plan["max_seconds"], chosen.seed)
         for rank, shard in enumerate(plan["shards"]):
-            if not job.record(
-                shard["name"]
-            ).exists():  # a shard's record says that it is done; datatrove's mark follows
+            # A shard's own record says that it is done; datatrove's mark has to follow it.
+            if not job.record(shard["name"]).exists():
                 (work / "logs" / "completions" / f"{rank:05d}").unlink(missing_ok=True)
         with _watch(out, plan, progress):
             executors.run(job, len(plan["shards"]), executor, workers, work / "logs", executor_options or {})
@@ -98,9 +97,9 @@ def build(
             logger.warning("%s: %d of %d shards are still being built", out, len(missing), len(plan["shards"]))
             return out
         _finish(out, plan)
-    if against or not (out / "leakage.json").exists():
-        report = leakage.compare(out, [Path(other) for other in against])
-        write_atomically(out / "leakage.json", json.dumps(report, indent=1).encode())
+    proof, others = out / "leakage.json", [Path(other) for other in against]
+    if not proof.exists() or not leakage.covers(json.loads(proof.read_text()), out, others):
+        write_atomically(proof, json.dumps(leakage.compare(out, others), indent=1).encode())
     if progress:
         progress(plan["rows"], plan["rows"])
     return out

@@ -123,6 +123,8 @@ def _summary(out: Path) -> int:
         f"{out}: {built['rows']:,} rows, {built['hours']:,.2f} h, {built['bytes'] / 1e9:,.3f} GB; "
         f"{rejects:,} set aside"
     )
+    if not leaks["rows_checked"]:
+        print("not compared with training yet: build again with --against and the training corpora's folders")
     if not leaks["clean"]:
         print(f"{out / 'leakage.json'}: training and evaluation share rows", file=sys.stderr)
         return 1

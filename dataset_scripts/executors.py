@@ -23,8 +23,8 @@ def run(
         options: further arguments of the datatrove executor.
 
     Raises:
-        ValueError: there is no such executor, or Slurm was not told its partition and time.
-        ImportError: the extra `data` (for ray also the package `ray`) is not installed.
+        ValueError: there is no such executor, the extra `data` is not installed, or Slurm was not told its partition
+            and time.
     """
     if executor not in NAMES:
         raise ValueError(f"no executor {executor!r}; there are {', '.join(NAMES)}")
@@ -36,7 +36,7 @@ def run(
         from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
         from datatrove.utils.logging import logger as datatrove_logger
     except ImportError as error:
-        raise ImportError(f"the executor {executor} is not installed: pip install 'llaso[data]'") from error
+        raise ValueError(f"the {executor} executor is not installed: pip install 'llaso[data]'") from error
 
     class QuietLocal(LocalPipelineExecutor):
         """The local executor, whose tasks write to their log files and leave the terminal alone."""

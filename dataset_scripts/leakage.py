@@ -7,7 +7,7 @@ gives the content of `leakage.json`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ def compare(held_out: Path, others: Sequence[Path] = ()) -> dict[str, Any]:
         others: further built corpora.
 
     Returns:
-        `clean` (nothing is shared), `held_out` (distinct keys by kind), and for each corpus and split compared its
-        rows and the number of distinct keys it shares, by kind, with up to five of them.
+        `clean` (nothing is shared), `rows_checked` (training rows looked through), `held_out` (distinct keys by
+        kind), and for each corpus compared its fingerprint, its rows, and how many distinct keys it shares, by kind,
+        with up to five of them.
 
     Raises:
         ValueError: a folder is no finished corpus.
@@ -46,17 +47,27 @@ def compare(held_out: Path, others: Sequence[Path] = ()) -> dict[str, Any]:
                 checked += 1
                 for kind in KINDS:
                     shared[kind].update(held[kind].intersection(key[kind]))
-        compared[corpus.name] = {
+        compared[corpus.name if corpus.name not in compared else str(corpus)] = {
+            "fingerprint": _summary(corpus)["fingerprint"],
             "rows_checked": checked,
             "shared": {kind: len(found) for kind, found in shared.items()},
             "examples": {kind: sorted(found)[:5] for kind, found in shared.items() if found},
         }
     return {
         "clean": not any(count for entry in compared.values() for count in entry["shared"].values()),
+        "rows_checked": sum(entry["rows_checked"] for entry in compared.values()),
         "held_out": {"rows": rows, **{kind: len(found) for kind, found in held.items()}},
         "compared": compared,
-        "shared_by_nature": _summary(held_out).get("shared_by_nature", {}),
+        "shared_by_nature": {
+            name: source["shared"] for name, source in _summary(held_out)["sources"].items() if source["shared"]
+        },
     }
+
+
+def covers(report: Mapping[str, Any], held_out: Path, others: Sequence[Path]) -> bool:
+    """Whether a report already compares these corpora, as they are now."""
+    known = {entry["fingerprint"] for entry in report["compared"].values()}
+    return {_summary(corpus)["fingerprint"] for corpus in (held_out, *others)} <= known
 
 
 def _summary(corpus: Path) -> dict[str, Any]:

@@ -415,7 +415,7 @@ def keys_of(source: Source, item: Item, voices: str) -> dict[str, list[str]]:
     """What an item's row must not share with rows of another part: who speaks, what is said, which recording."""
     speakers = [f"voice:{voice}" for voice in voices.split()]
     if item.speaker and "speaker" not in source.shared:
-        speakers.append(item.speaker if ":" in item.speaker else f"{source.name}:{item.speaker}")
+        speakers.append(source.speaker_of(item))
     sentences = [sentence_key(item.sentence)] if item.sentence and "sentence" not in source.shared else []
     recordings = [f"{part.path}@{part.start}" for part in item.sound if isinstance(part, Recording)]
     return {"speaker": speakers, "sentence": sentences, "recording": recordings}

@@ -121,7 +121,7 @@ def write(
         "template_id": "" if fact.instruction else template.id,
         "style": "" if fact.instruction else template.style,
         "voice": " ".join(dict.fromkeys(part.voice for part in heard if isinstance(part, Speech))),
-        "speaker": f"{source.name}:{item.speaker}" if item.speaker and set(sound) & set(heard) else "",
+        "speaker": source.speaker_of(item) if set(sound) & set(heard) else "",
         "license": source.license,
         "clips": [[sound_to_json(part) for part in heard]],
     }

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .clips import write_atomically
 from .schema import FEATURES
 
 PUBLISHED = ["README.md", "data/**/*.parquet", "build.json", "leakage.json", "rejects.jsonl", "validation.json"]
@@ -44,6 +45,8 @@ def publish(folder: Path, repo_id: str, *, private: bool = False, manifest_only:
                 "Publish the rows without audio (--manifest-only), or build without these sources"
             )
     staged = write_manifest(folder) if manifest_only else folder
+    card = staged / "README.md"
+    write_atomically(card, card.read_text(encoding="utf-8").replace("(PATH,", f'("{repo_id}",').encode())
     api = HfApi()
     address = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
     api.upload_folder(

@@ -77,14 +77,14 @@ class Espeak:
     those before it. The library is therefore loaded anew, and seeded, for every clip: about 5 ms more.
 
     Raises:
-        ImportError: the extra `tts` is not installed.
+        ValueError: the extra `tts` is not installed.
     """
 
     def __init__(self) -> None:
         try:
             import espeakng_loader
         except ImportError as error:
-            raise ImportError("espeak-ng is not installed: pip install 'llaso[tts]'") from error
+            raise ValueError("espeak-ng is not installed: pip install 'llaso[tts]'") from error
         self._library = espeakng_loader.get_library_path()
         self._data = espeakng_loader.get_data_path()
         self._variants = {path.name for path in (Path(self._data) / "voices" / "!v").iterdir()}

@@ -158,6 +158,7 @@ def test_publish_is_cut_goes_on_and_is_read(corpus: Path, hub: HubServer, tmp_pa
     files = hub.files("datasets/owner/llaso-instruct")
     assert parquet <= set(files) and {"README.md", "build.json", "leakage.json"} <= set(files)
     assert not any(path.startswith(".build") for path in files)
+    assert b'load_dataset("owner/llaso-instruct", "text_audio"' in files["README.md"]
     assert all(files[path] == (corpus / path).read_bytes() for path in parquet)
     script = (
         "from datasets import load_dataset; "

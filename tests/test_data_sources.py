@@ -88,6 +88,10 @@ def test_gigaspeech(tmp_path: Path):
     ]
     assert (items[0].sound[0].start, items[0].sound[0].end) == (159.0, 167.52)
     assert "garbage" in rejects[0].reason
+    del manifest["audios"][1]["path"]
+    text(tmp_path / "GigaSpeech.json", json.dumps(manifest))
+    with pytest.raises(ValueError, match="gigaspeech: .*an entry has no 'path'"):
+        read("gigaspeech", tmp_path)
     text(tmp_path / "GigaSpeech.json", json.dumps(manifest)[:-40])
     with pytest.raises(ValueError, match="GigaSpeech.json"):
         read("gigaspeech", tmp_path)
@@ -267,6 +271,9 @@ def test_speechocean762(tmp_path: Path):
         'For "is", accuracy is 8, stress is 10, and total score is 10.',
     }
     assert items[0].speaker == "SPEAKER0001" and len(rejects) == 1
+    text(tmp_path / "resource/scores.json", "{")
+    with pytest.raises(ValueError, match="scores.json is not JSON"):
+        read("speechocean762", tmp_path)
 
 
 def test_nsynth(tmp_path: Path):

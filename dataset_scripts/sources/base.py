@@ -195,13 +195,22 @@ class Source:
         """Everything below the root.
 
         Raises:
-            ValueError: the folder is missing or laid out otherwise; the message shows both layouts.
+            ValueError: the folder is missing or laid out otherwise (the message shows both layouts), or an entry of a
+            file lacks a field.
         """
-        if self.root is None:
-            yield from self.read(Path(), **self.options)
-            return
-        self.check_layout()
-        yield from self.read(self.root, **self.options)
+        if self.root is not None:
+            self.check_layout()
+        try:
+            yield from self.read(self.root or Path(), **self.options)
+        except KeyError as error:
+            raise ValueError(
+                f"{self.name}: {self.root}: an entry has no {error}; is this another version of {self.title}? "
+                f"Expected\n{self.layout}"
+            ) from error
+
+    def speaker_of(self, item: Item) -> str:
+        """The item's speaker, named as in no other source unless the speaker's name says that it may be ("x:y")."""
+        return item.speaker if ":" in item.speaker or not item.speaker else f"{self.name}:{item.speaker}"
 
     def card(self) -> dict[str, Any]:
         """What a dataset card says of this source."""
@@ -211,6 +220,7 @@ class Source:
             "redistributable": self.redistributable,
             "homepage": self.homepage,
             "synthetic": self.synthetic,
+            "shared": list(self.shared),
             "expected": dict(self.expected),
         }
 
@@ -264,7 +274,7 @@ def table(path: Path, delimiter: str = ",", columns: Iterable[str] = ()) -> Iter
     """Rows of a table with a header line; quotes are honoured for commas and taken literally for tabs.
 
     Raises:
-        ValueError: a column of `columns` is not in the header.
+        ValueError: a column of `columns` is not in the header, or the file is no table.
     """
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.DictReader(
@@ -275,14 +285,15 @@ def table(path: Path, delimiter: str = ",", columns: Iterable[str] = ()) -> Iter
             raise ValueError(
                 f"{path}: no column {', '.join(absent)}; its header is {', '.join(reader.fieldnames or ())}"
             )
-        for row in reader:
-            cells = {key: value or "" for key, value in row.items() if key is not None}
-            if any(
-                "\udc80" <= char <= "\udcff" for value in cells.values() if isinstance(value, str) for char in value
-            ):
-                yield Reject(f"{path}:{reader.line_num}", "text is not UTF-8")
-            else:
-                yield cells
+        try:
+            for row in reader:
+                cells = {key: value or "" for key, value in row.items() if isinstance(key, str)}
+                if any("\udc80" <= char <= "\udcff" for value in cells.values() for char in value):
+                    yield Reject(f"{path}:{reader.line_num}", "text is not UTF-8")
+                else:
+                    yield cells
+        except csv.Error as error:
+            raise ValueError(f"{path}:{reader.line_num}: {error}") from error
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict | Reject]]:
@@ -299,6 +310,18 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict | Reject]]:
             yield number, value if isinstance(value, dict) else Reject(f"{path}:{number}", "not a JSON object")
 
 
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: it is not JSON, or not UTF-8.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+
+
 def stream_json(path: Path, prefix: str) -> Iterator[dict[str, Any]]:
     """Objects of a large JSON file one by one, at an ijson prefix such as "audios.item".
 
@@ -310,7 +333,7 @@ def stream_json(path: Path, prefix: str) -> Iterator[dict[str, Any]]:
     with path.open("rb") as file:
         try:
             yield from ijson.items(file, prefix, use_float=True)
-        except ijson.JSONError as error:
+        except (ijson.JSONError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: {error}") from error
 
 
@@ -325,7 +348,7 @@ def stream_json_object(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     with path.open("rb") as file:
         try:
             yield from ijson.kvitems(file, "", use_float=True)
-        except ijson.JSONError as error:
+        except (ijson.JSONError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: {error}") from error
 
 

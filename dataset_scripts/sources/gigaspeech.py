@@ -18,7 +18,10 @@ def read(root: Path) -> Iterator[Item | Reject]:
     for audio in stream_json(root / "GigaSpeech.json", "audios.item"):
         split = next((SPLITS[name] for name in audio["subsets"] if name in SPLITS), "train")
         for segment in audio["segments"]:
-            text = segment["text_tn"]
+            text = segment.get("text_tn", "")
+            if not text:
+                yield Reject(segment["sid"], "no transcript")
+                continue
             if NO_SPEECH.search(text):
                 yield Reject(segment["sid"], "no speech (garbage tag)")
                 continue

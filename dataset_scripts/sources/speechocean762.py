@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .base import Fact, Item, Recording, Reject, Source, lines
+from .base import Fact, Item, Recording, Reject, Source, lines, read_json
 
 
 def read(root: Path) -> Iterator[Item | Reject]:
     """One item for each line of train/wav.scp and test/wav.scp; speakers may be children."""
-    scores: dict[str, dict[str, Any]] = json.loads((root / "resource" / "scores.json").read_text(encoding="utf-8"))
+    scores: dict[str, dict[str, Any]] = read_json(root / "resource" / "scores.json")
     for part, split in {"train": "", "test": "test"}.items():
         for number, line in lines(root / part / "wav.scp"):
             cells = [] if isinstance(line, Reject) else line.split()
