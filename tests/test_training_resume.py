@@ -95,7 +95,7 @@ def test_sigterm_saves_first_and_the_same_call_goes_on(root, tmp_path):
     assert stopped.value.code == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == before
     out = Path(recipe["out"])
-    assert whole_checkpoints(out)[-1][0] == 4  # not a step that save_every names
+    assert whole_checkpoints(out)[-1][0] == 5  # the step under way; not one that save_every names
     assert train(recipe, {"watch.log_every": 2}).steps == STEPS
     assert [step for step, *_ in curve(out)] == list(range(1, STEPS + 1))
 

@@ -265,6 +265,7 @@ def training_arguments(recipe: Recipe, steps: int) -> TrainingArguments:
         seed=recipe.seed,
         remove_unused_columns=False,
         ignore_data_skip=True,  # the plan skips by itself, without reading what it skips
+        ddp_find_unused_parameters="encoder" in recipe.train,  # a batch of text alone does not use it
         logging_nan_inf_filter=False,  # a loss that is no number stops the run instead
         disable_tqdm=True,
     )

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -215,6 +216,8 @@ class LlasoTrainer(Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Where the gradients of a step are complete and the weights not yet changed: the guards stand here."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
+        if isinstance(grad_norm, DTensor):
+            grad_norm = grad_norm.full_tensor()  # FSDP2 leaves each process its part of the sum
         self._record_step(None if grad_norm is None else float(grad_norm))
         return grad_norm
 
@@ -349,7 +352,9 @@ def export(trainer: LlasoTrainer, folder: Path) -> None:
             model = LlasoForConditionalGeneration(model.config)
             if recipe.lora.rank:
                 add_lora(model, recipe.lora)
-            model.load_state_dict(state)
+            missing, unexpected = model.load_state_dict(state, strict=False)
+            assert not unexpected and set(missing) <= set(model.all_tied_weights_keys), (missing, unexpected)
+            model.tie_weights()
             model.generation_config = generation_config
     if trainer.is_world_process_zero():
         if recipe.lora.rank:
