@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ def run(
     absent = {"partition", "time"} - set(options)
     if executor == "slurm" and absent:
         raise ValueError(f"slurm: say {' and '.join(sorted(absent))} under `slurm:` in the sources file")
+    if executor == "ray" and importlib.util.find_spec("ray") is None:
+        raise ValueError("the ray executor needs Ray: pip install ray")
     try:
         import multiprocess
         from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor

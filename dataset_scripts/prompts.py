@@ -78,7 +78,10 @@ def write(
         messages, in order, the list of sounds to join, as JSON.
     """
     id = row_id(source, item, fact)
-    modality = draw.weighted(seed, id, "format", formats(item, fact))
+    possible = formats(item, fact)
+    if corpus == "align" and "text_audio" in possible:
+        possible = {"text_audio": 1.0}  # alignment is written instruction and speech, nothing else
+    modality = draw.weighted(seed, id, "format", possible)
     template = _template(corpus, fact, seed, id)
     choices = draw.shuffled(seed, id, "choices", fact.choices) if fact.choices else []
     instruction = fact.instruction or template.text.replace("{choices}", enumerate_choices(choices))

@@ -105,6 +105,8 @@ def test_splits_and_corpora(corpora: dict[str, Path]):
     assert {split for split, _ in found["eval"]} == {"test"}
     assert {split for split, _ in found["instruct"]} == {"train", "validation"}
     assert {task for _, task in found["align"]} == {"ASR"}
+    assert {row["modality"] for row in rows_of(corpora["align"])} == {"text_audio"}
+    assert {row["template_id"].split("/")[0] for row in rows_of(corpora["align"])} == {"ASR.align"}
     assert {task for _, task in found["instruct"]} >= {"SGC", "PP", "AQA"}
     modalities = {row["modality"] for row in rows_of(corpora["instruct"])}
     assert modalities == {"text_audio", "audio_text", "audio"}
