@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-EXTRAS := tts,data,train,eval,serve,dev
+EXTRAS := tts,data,train,eval,dev
 OUT    ?= runs/quickstart
 SPEECH ?=
 
@@ -11,7 +11,7 @@ quickstart: $(VENV)/.ready
 	$(BIN)/llaso quickstart --out $(OUT) $(if $(SPEECH),--speech $(SPEECH))
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(VENV)/.ready
 	$(BIN)/ruff format --check .

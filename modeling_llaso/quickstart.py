@@ -75,10 +75,10 @@ SIZES = {
         utterances=6000,
         notes=900,
         questions=1800,
-        eval_rows=1300,
-        validation_rows=200,
+        eval_rows=1400,
+        validation_rows=600,
         encoder_steps=1600,
-        llm_steps=1200,
+        llm_steps=1400,
     ),
     "minimum": Size(
         utterances=160,

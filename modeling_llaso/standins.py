@@ -243,16 +243,16 @@ def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
 
 def spell(phonemes: Sequence[str], inventory: Sequence[str], chance: random.Random) -> str:
     """Phonemes written out as an encoder would hear them: drawn out, with gaps, and now and then a slip."""
-    drawn_out, slips, lost = chance.uniform(0.8, 2.2), 0.06 * chance.random(), 0.03 * chance.random()
-    written = [BLANK] * chance.randint(0, 3)
+    drawn_out, slips, lost = chance.uniform(0.7, 1.6), 0.05 * chance.random(), 0.03 * chance.random()
+    written = [BLANK] * chance.randint(0, 2)
     for phoneme in phonemes:
         if chance.random() < lost:
             continue
         heard = chance.choice(inventory) if chance.random() < slips else phoneme
-        written += [heard] * max(1, round(chance.gauss(drawn_out, 0.7)))
-        if chance.random() < 0.35:
-            written += [BLANK] * chance.randint(1, 2)
-    return " ".join(written + [BLANK] * chance.randint(0, 3))
+        written += [heard] * max(1, round(chance.gauss(drawn_out, 0.5)))
+        if chance.random() < 0.15:
+            written.append(BLANK)
+    return " ".join(written + [BLANK] * chance.randint(0, 2))
 
 
 def train_language_model(
@@ -342,7 +342,7 @@ def train_language_model(
 
 RANDOM_WORDS = 0.3
 """Part of the rows whose sentence is words in no order, so that reading is learned rather than sentences."""
-WITH_SYSTEM = 0.3
+WITH_SYSTEM = 0.15
 """Part of the rows with LLaSO's system text."""
 
 

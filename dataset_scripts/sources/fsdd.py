@@ -69,4 +69,5 @@ SOURCE = Source(
     layout="recordings/{digit}_{speaker}_{take}.wav\nspeakers.json",
     needs=("recordings/*.wav", "speakers.json"),
     read=read,
+    benchmark={"ASR": 200},
 )

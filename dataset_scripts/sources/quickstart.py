@@ -198,6 +198,6 @@ SOURCE = Source(
     needs=(),
     read=read,
     options={"utterances": 6000, "notes": 700, "questions": 1800, "seed": 0, "real": False},
-    benchmark={"AQA": 150},
+    benchmark={"ASR": 300, "AQA": 150},
     synthetic=True,
 )
