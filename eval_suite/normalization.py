@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 NORMALIZATIONS = ("whisper_english", "none")
 """Names a scoring run may ask for; `whisper_english` is the default of the strict protocol."""
 
-_PLAIN_WORD = re.compile(r"[a-z]+")
-_WHOLE_TEXT_RULES = re.compile(r"[()<>\[\]]|(?:^|\s)'|half")
-"""Where one of the normalizer's rules may reach over plain words: brackets, a lone apostrophe, "and a half"."""
-_LONG_NUMBER = re.compile(r"\d{1000}")
-"""Python refuses to read numbers of some thousand digits, which run-away outputs hold; they are cut into these."""
+_PLAIN_WORD = re.compile(r"([a-z]+)(?:[,;:!?]*|\.)")
+"""Letters, perhaps with the punctuation that the normalizer drops without looking further."""
+_WHOLE_TEXT_RULES = re.compile(r"[()<>\[\]]|(?:^|\s)'|half|\s\s|[^\S ]")
+"""Where one of the normalizer's rules may reach over plain words or depends on the blanks between them: brackets, a
+lone apostrophe, "and a half", anything but single blanks."""
+_LONG_NUMBER = re.compile(r"\d{4300}(?=\d)")
+"""Python reads no number of more than 4,300 digits, which a run-away output may hold: it is cut into such pieces."""
 _FENCE = "xylophone"
 """A plain word put beside a run, so that the run's edges see a neighbour as they do inside a text."""
 
@@ -56,20 +58,21 @@ def whisper_english(text: str) -> str:
     Source: Radford et al. 2022, appendix C; code as published in whisper-normalizer.
     """
     normalizer, special = _whisper()
-    text = _LONG_NUMBER.sub(r"\g<0> ", text.lower())
+    text = _LONG_NUMBER.sub(r"\g<0> ", text.lower().strip())
     if _WHOLE_TEXT_RULES.search(text):
         return " ".join(normalizer(text).split())
     spelling = normalizer.standardize_spellings.mapping
     pieces: list[str] = []
     run: list[str] = []
     for word in text.split():
-        if word in special or not _PLAIN_WORD.fullmatch(word):
+        match = _PLAIN_WORD.fullmatch(word)
+        if match is None or match[1] in special:
             run.append(word)
             continue
         if run:
             pieces.append(_normalize_run(" ".join(run), bool(pieces), True))
             run = []
-        pieces.append(spelling.get(word, word))
+        pieces.append(spelling.get(match[1], match[1]))
     if run:
         pieces.append(_normalize_run(" ".join(run), bool(pieces), False))
     return " ".join(piece for piece in pieces if piece)

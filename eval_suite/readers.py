@@ -347,12 +347,12 @@ def read(path: Path | str, system: str | None = None) -> Answers:
     seen: dict[tuple[str, str], str] = {}
     for source in _answer_files(folder):
         answers.digests[source.name] = digest(source)
-        count = 0
+        count, name, array = 0, source.stem, source.suffix == ".json"
         for index, (where, record) in enumerate(_records(source)):
-            if "conversations" in record or source.suffix == ".json":
-                if source.stem not in known:
-                    raise ValueError(f"{where}: {source.stem!r} is not one of the {len(known)} released files")
-                row = _released_row(source.stem, index, where, record, known[source.stem])
+            if array or "conversations" in record:
+                if name not in known:
+                    raise ValueError(f"{where}: {name!r} is not one of the {len(known)} released files")
+                row = _released_row(name, index, where, record, known[name])
             else:
                 row = _own_row(where, record)
             key = (row.file, row.id)

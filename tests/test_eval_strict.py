@@ -482,7 +482,8 @@ PIECES = (
     "minus plus per cent percent dollars dollar pounds cents mr. Mr St. dr "
     "who's he'd been gone 's 'cause cause can't wanna "
     "colour grey 5 12 3.5 $2 ¢7 £3.40 20% 1st 1960s 1,000 um hmm ... e.g. (aside) [noise] <b> twenty-one café . , "
-    "' % $ negative and and positive twenties sixties o fifth ones one's xylophone good-bye it's got let's"
+    "' % $ colour, grey. why?! so: word.. end., "
+    "negative and and positive twenties sixties o fifth ones one's xylophone good-bye it's got let's"
 ).split()
 
 
