@@ -56,7 +56,7 @@ def _bars(title: str, values: Mapping[str, float]) -> str:
 
 def _example(row: Mapping[str, Any]) -> str:
     """A row with its players, prompt and answer."""
-    clips = (base64.b64encode(clip["bytes"]).decode() for clip in row["audio"])
+    clips = (base64.b64encode(clip["bytes"]).decode() for clip in row["audio"] if clip["bytes"])
     players = "".join(f'<audio controls src="data:audio/flac;base64,{clip}"></audio>' for clip in clips)
     prompt = " ".join(
         escape(part["text"]) if part["type"] == "text" else "🔊"

@@ -241,6 +241,8 @@ def test_release_round_trip_keeps_every_field(tmp_path: Path):
     assert (row["task"], row["modality"], row["target"]) == ("SGC", "text_audio", "Yes.")
     assert row["audio"] == [{"bytes": None, "path": "vctk\\p1\\a.flac"}]
     assert [m["role"] for m in rows["pure_audio/asr/00000001"]["messages"]] == ["user", "assistant"] * 2
+    checked = validate(tmp_path / "corpus")
+    assert checked["bad"] == 0 and checked["notes"][0].startswith("a manifest")
     assert rows["audio_text/dolly/00000001"]["messages"][0]["content"][0]["type"] == "audio"
     assert export_release(tmp_path / "corpus", tmp_path / "back") == 4
     for name, content in files.items():
