@@ -120,7 +120,7 @@ def find_cached(labels: LabelSet, text: str) -> tuple[str, ...]:
 # Numbers -------------------------------------------------------------------------------------------------------
 
 _SEMITONES = {"c": 0, "d": 2, "e": 4, "f": 5, "g": 7, "a": 9, "b": 11}
-_ACCIDENTALS = {"": 0, "#": 1, "♯": 1, "s": 1, "b": -1, "♭": -1}
+_ACCIDENTALS = {"": 0, "#": 1, "♯": 1, "b": -1, "♭": -1}
 _NOTE = r"(?<![^\W_])(?P<letter>[A-Ga-g])(?P<accidental>[#♯b♭]?)(?P<octave>-?\d{1,2})(?![\w#♯♭]|[.]\d)"
 _NUMBERS = re.compile(
     rf"(?P<note>{_NOTE})|(?P<number>(?<![\d.])(?<!\w)-?\d+(?:,\d{{3}})*(?:\.\d+)?)(?P<decade>s(?!\w))?"
@@ -147,10 +147,7 @@ def find_numbers(text: str) -> list[float]:
             value: float = note_number(match["letter"], match["accidental"], int(match["octave"]))
             kind = "note"
         else:
-            digits = match["number"].replace(",", "")
-            if len(digits) > 15:
-                digits = "1e15"  # no scale reaches this far; keeps the value finite
-            value = float(digits)
+            value = float(match["number"].replace(",", ""))  # infinite where endless, and then on no scale
             kind = "decade" if match["decade"] else "number"
             if kind == "decade":
                 value += DECADE_MIDDLE

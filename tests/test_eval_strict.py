@@ -320,6 +320,8 @@ def test_label_sets_that_cannot_work(choices):
         ("60 (C4)", Parsed(ANSWERED, 60)),
         ("60, yes, 60", Parsed(ANSWERED, 60)),
         ("61.5", Parsed(ANSWERED, 61.5)),
+        ("60.00000000000000000000", Parsed(ANSWERED, 60)),
+        ("9" * 400 + "-" + "9" * 400, Parsed(MALFORMED)),
         ("60-64", Parsed(ANSWERED, 62)),
         ("60 – 64", Parsed(ANSWERED, 62)),
         ("60 to 64", Parsed(ANSWERED, 62)),
