@@ -52,7 +52,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def run_convert(arguments: argparse.Namespace) -> None:
     """Convert a checkpoint and say where it lies."""
-    from transformers import AutoModelForMultimodalLM, AutoProcessor
+    from transformers import AutoProcessor
 
     from .convert import from_official, to_official
 
@@ -62,7 +62,7 @@ def run_convert(arguments: argparse.Namespace) -> None:
         processor.save_pretrained(arguments.out)
     else:
         folder = _checkpoint(arguments.to_official)
-        model = AutoModelForMultimodalLM.from_pretrained(folder, dtype="auto")
+        model = _load_whole(folder)
         to_official(model, AutoProcessor.from_pretrained(folder), arguments.out)
     print(f"{model.num_parameters():,} parameters in {arguments.out}")
 
@@ -112,12 +112,12 @@ def run_ask(arguments: argparse.Namespace) -> None:
 def _answerer(arguments: argparse.Namespace):
     """Load the model; what comes back takes a function from the processor to inputs, and gives the answer's text."""
     import torch
-    from transformers import AutoModelForMultimodalLM, AutoProcessor
+    from transformers import AutoProcessor
 
     folder = _checkpoint(arguments.model)
     processor = AutoProcessor.from_pretrained(folder)
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = AutoModelForMultimodalLM.from_pretrained(folder, dtype="auto").to(device)
+    model = _load_whole(folder).to(device)
 
     def answer(request) -> str:
         inputs = request(processor).to(model.device)
@@ -125,6 +125,16 @@ def _answerer(arguments: argparse.Namespace):
         return processor.decode(generated[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
     return answer
+
+
+def _load_whole(folder: str):
+    """The model of a checkpoint. transformers draws what is missing at random; here that is an error."""
+    from transformers import AutoModelForMultimodalLM
+
+    model, loading = AutoModelForMultimodalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    if missing := sorted(loading["missing_keys"]):
+        raise ValueError(f"{folder}: {len(missing)} tensors are missing from the checkpoint, {missing[0]} among them")
+    return model
 
 
 def _checkpoint(name: str) -> str:

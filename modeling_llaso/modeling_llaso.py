@@ -234,12 +234,12 @@ class LlasoModel(LlasoPreTrainedModel):
                 input_features.to(self.audio_tower.conv1.weight.dtype), input_features_mask, return_dict=True, **kwargs
             )
         vectors = output.last_hidden_state
-        stride = self.config.projector_stride
         if input_features_mask is None:
             pooled = self.multi_modal_projector.pool(vectors, None).flatten(0, 1)
         else:
+            input_features_mask = input_features_mask.to(vectors.device)
             pooled = self.multi_modal_projector.pool(vectors, input_features_mask[:, ::2])
-            counts = count_audio_tokens(input_features_mask.sum(-1), stride)
+            counts = count_audio_tokens(input_features_mask.sum(-1), self.config.projector_stride)
             pooled = pooled[torch.arange(pooled.shape[1], device=pooled.device) < counts[:, None]]
         output.pooler_output = self.multi_modal_projector(pooled)
         return output
@@ -451,6 +451,13 @@ class LlasoForConditionalGeneration(LlasoPreTrainedModel, GenerationMixin):
 
         Windows and vectors are counted over the whole batch, not row by row, so they cannot be repeated as rows are.
         """
+        given = [model_kwargs.get(name) for name in ("input_features", "mm_encoder_outputs", "past_key_values")]
+        if input_ids is not None and not any(value is not None for value in given):
+            if count := int(input_ids.eq(self.config.audio_token_id).sum()):
+                raise ValueError(
+                    f"the text holds {count} audio placeholders, but no audio came with it. Pass everything the "
+                    "processor returned: model.generate(**inputs)"
+                )
         features = model_kwargs.pop("input_features", None) if expand_size > 1 else None
         encoded = model_kwargs.pop("mm_encoder_outputs", None) if expand_size > 1 else None
         if features is not None:
@@ -459,7 +466,8 @@ class LlasoForConditionalGeneration(LlasoPreTrainedModel, GenerationMixin):
         audio_embeds = None
         if encoded:
             vectors = encoded_vectors(encoded)
-            places = self.model.get_placeholder_mask(input_ids, vectors)
+            embeds = model_kwargs.get("inputs_embeds")
+            places = self.model.get_placeholder_mask(None if embeds is not None else input_ids, vectors, embeds)
             rows = vectors.split(places.sum(-1).tolist())
             audio_embeds = torch.cat([row for row in rows for _ in range(expand_size)])
         input_ids, model_kwargs = super()._expand_inputs_for_generation(  # type: ignore[misc]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from safetensors.torch import load_file, save_file
 from tiny_llaso import ask, question, tiny_llaso, tone
 
 from modeling_llaso.audio import read_audio
@@ -102,6 +104,13 @@ def test_bad_models_and_questions_end_in_one_line(checkpoint, tmp_path, capsys):
     clip = str(tmp_path / "clip.wav")
     assert main(["transcribe", clip, "--model", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"llaso: error: {tmp_path}: no checkpoint is there (config.json is missing)\n"
+    shutil.copytree(checkpoint, tmp_path / "part")
+    tensors = load_file(checkpoint / "model.safetensors")
+    del tensors["model.multi_modal_projector.linear_1.bias"]
+    save_file(tensors, tmp_path / "part" / "model.safetensors", metadata={"format": "pt"})
+    assert main(["transcribe", clip, "--model", str(tmp_path / "part")]) == 2
+    error = capsys.readouterr().err
+    assert "1 tensors are missing from the checkpoint, model.multi_modal_projector.linear_1.bias among them" in error
     assert main(["ask", clip, " ", "--model", str(checkpoint)]) == 2
     assert capsys.readouterr().err == "llaso: error: the question is empty\n"
     assert main(["ask", clip, "What is <audio>?", "--model", str(checkpoint)]) == 2

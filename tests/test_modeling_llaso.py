@@ -397,6 +397,8 @@ def test_mismatches_are_named(trim, full):
         model(**fewer)
     with pytest.raises(ValueError, match="25 audio placeholders, but the audio gives 20"):
         model.generate(**fewer, num_beams=2, max_new_tokens=2)
+    with pytest.raises(ValueError, match=r"25 audio placeholders, but no audio came with it.*generate\(\*\*inputs\)"):
+        model.generate(input_ids=inputs["input_ids"], max_new_tokens=2)
     with pytest.raises(ValueError, match='audio_padding="full", so it takes windows of 3000 frames, not 50'):
         full[0](**inputs)
     whole = ask(full[1], [question("Who?")], [tone(0.5)])
