@@ -59,7 +59,7 @@ def _example(row: Mapping[str, Any]) -> str:
     clips = (base64.b64encode(clip["bytes"]).decode() for clip in row["audio"] if clip["bytes"])
     players = "".join(f'<audio controls src="data:audio/flac;base64,{clip}"></audio>' for clip in clips)
     prompt = " ".join(
-        escape(part["text"]) if part["type"] == "text" else "🔊"
+        escape(part["text"]) if part["type"] == "text" else "&#9835;"
         for message in row["messages"][:-1]
         for part in message["content"]
     )
