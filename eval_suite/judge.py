@@ -100,15 +100,15 @@ def parse_reply(reply: str, ticket: str) -> Judgement:
         text = text[text.index("\n") + 1 : -3].strip()
     try:
         fields = json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        return Judgement(None, "", f"the reply is not one JSON object ({error})"[:200])
+    except (ValueError, RecursionError):
+        return Judgement(None, "", "the reply is not one JSON object")
     if not isinstance(fields, dict) or set(fields) != {"ticket", "explanation", "score"}:
         return Judgement(None, "", "the reply is not an object of ticket, explanation and score")
     if fields["ticket"] != ticket:
         return Judgement(None, "", "the reply carries another ticket")
     score, explanation = fields["score"], fields["explanation"]
     if type(score) is not int or not LOWEST <= score <= HIGHEST or not isinstance(explanation, str):
-        return Judgement(None, "", f"the score {score!r} is no integer from {LOWEST} to {HIGHEST}"[:200])
+        return Judgement(None, "", f"the score is no integer from {LOWEST} to {HIGHEST}")
     return Judgement(score, explanation)
 
 
@@ -369,18 +369,21 @@ def _summary(judged: Mapping[Any, Judgement], who: Judge, prompt: Prompt) -> dic
 def _write(
     folder: Path, rows: Sequence[readers.Row], judged: Mapping[Any, Judgement], summary: Mapping[str, Any]
 ) -> None:
-    """One `<file>.jsonl` per file group, in row order, and `judge.json`; earlier judgements of other rows go."""
+    """One `<file>.jsonl` per file group, in row order, and `judge.json`; files that an earlier run left there go."""
     files: dict[str, list[str]] = {}
     for row in rows:
         one = judged[row.file, row.id]
         record = {"id": row.id, "reference": row.reference, **one._asdict()}
         files.setdefault(row.file, []).append(json.dumps(record, ensure_ascii=False))
-    for path in folder.glob("*.jsonl"):
-        if path.stem not in files:
-            path.unlink()
+    earlier = folder / "judge.json"
+    if earlier.exists():
+        for file in json.loads(earlier.read_text(encoding="utf-8"))["files"]:
+            if file not in files:
+                (folder / f"{file}.jsonl").unlink(missing_ok=True)
     for file, lines in files.items():
         replace_file(folder / f"{file}.jsonl", "".join(line + "\n" for line in lines))
-    replace_file(folder / "judge.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    summary = {**summary, "files": {file: len(lines) for file, lines in files.items()}}
+    replace_file(earlier, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
 
 # Agreement -----------------------------------------------------------------------------------------------------

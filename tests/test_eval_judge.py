@@ -172,6 +172,18 @@ def test_each_answer_is_asked_about_once_and_scoring_finds_it(tmp_path):
     assert metric["value"] == pytest.approx(11 / 3) and metric["n"] == 3
 
 
+def test_only_files_of_an_earlier_run_are_replaced(tmp_path):
+    """A folder with other things in it loses none of them."""
+    folder, out = write_answers(tmp_path / "p", ["1"]), tmp_path / "out"
+    out.mkdir()
+    (out / "mine.jsonl").write_text("{}\n")
+    with chat_server(honest) as (url, _):
+        judge(folder, "j", endpoint=url, out=out, progress=False)
+        other = write_answers(tmp_path / "q", ["1"], task="SCR")
+        judge(other, "j", endpoint=url, out=out, tasks=["SCR"], progress=False)
+    assert sorted(path.name for path in out.glob("*.jsonl")) == ["mine.jsonl", "talk_SCR_text_audio.jsonl"]
+
+
 def test_equal_answers_to_equal_questions_are_asked_about_once(tmp_path):
     folder = write_answers(tmp_path / "p", ["same"] * 2)
     path = folder / "talk_AQA_text_audio.jsonl"

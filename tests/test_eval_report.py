@@ -8,6 +8,7 @@ import html.parser
 import io
 import json
 import re
+import shutil
 
 import pytest
 import soundfile
@@ -15,7 +16,7 @@ from tiny_eval import corpus_row, write_corpus
 
 from eval_suite.charts import bar_svg, radar_svg
 from eval_suite.generate import generate
-from eval_suite.report import number, percent, write_report
+from eval_suite.report import collect, number, percent, write_report
 from eval_suite.score import score
 from eval_suite.summary import summarize, verdict
 
@@ -221,6 +222,19 @@ def test_two_systems_and_both_protocols_side_by_side(made, tmp_path):
     assert "Whisper’s" not in text and "Whisper&#39;s English normalizer" in text  # why WER changed
     matrix = next(one for one in content["confusions"] if one["system"] == "poor")
     assert matrix["counts"] == [[0, 8], [0, 8]] and matrix["labels"] == ["female", "male"]
+
+
+def test_folders_of_answers_are_scored_under_both_protocols(made, tmp_path):
+    for name in ("good", "poor"):
+        shutil.copytree(made[name], tmp_path / "systems" / name)
+    scores, folders = collect([tmp_path / "systems"], resamples=20)
+    assert [(one["system"], one["protocol"]) for one in scores] == [
+        (name, protocol) for name in ("good", "poor") for protocol in ("strict", "paper")
+    ]
+    assert folders == {name: tmp_path / "systems" / name for name in ("good", "poor")}
+    (tmp_path / "scores.json").write_text(json.dumps(made["good", "strict"]))
+    mixed, folders = collect([tmp_path / "scores.json", tmp_path / "systems" / "poor"], resamples=0)
+    assert [one["system"] for one in mixed] == ["good", "poor", "poor"] and list(folders) == ["poor"]
 
 
 def test_one_or_two_tasks_have_no_radar_but_a_picture(made, tmp_path):

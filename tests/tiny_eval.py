@@ -275,11 +275,23 @@ def _tekken() -> dict:
     }
 
 
+def save_llaso(folder: Path) -> None:
+    from tiny_llaso import tiny_llaso
+
+    import modeling_llaso  # noqa: F401  registers the Auto classes, as the `llaso` command does
+
+    model, processor = tiny_llaso()
+    model.generation_config.suppress_tokens = list(range(94, processor.audio_token_id))  # all but visible ASCII
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
 FAMILIES: dict[str, Callable[[Path], None]] = {
     "qwen2_audio": save_qwen2_audio,
     "qwen2_5_omni": save_qwen2_5_omni,
     "audioflamingo3": save_audioflamingo3,
     "voxtral": save_voxtral,
+    "llaso": save_llaso,
 }
 
 
