@@ -73,8 +73,8 @@ class Size:
 SIZES = {
     "standard": Size(
         utterances=6000,
-        notes=900,
-        questions=1800,
+        notes=700,
+        questions=1500,
         eval_rows=1400,
         validation_rows=600,
         encoder_steps=1600,
@@ -293,9 +293,11 @@ class _Run:
         return {}
 
     def report(self) -> dict[str, Any]:
-        """Scores, the page, and what the last lines quote from them."""
+        """Scores, the page, the model's card, and what the last lines quote."""
         from eval_suite.report import write_report
         from eval_suite.score import score
+
+        from .card import write_card
 
         scores = score(self.out / "predictions", protocol="strict", system="llaso-tiny")
         (self.out / "scores.json").write_text(json.dumps(scores, indent=1, ensure_ascii=False))
@@ -307,6 +309,7 @@ class _Run:
             title="LLaSO quickstart",
             seed=self.options.seed,
         )
+        (self.model / "README.md").write_text(write_card(self.out), encoding="utf-8")
         return {"held_out": self.held_out_recording()}
 
     def held_out_recording(self) -> dict[str, str]:

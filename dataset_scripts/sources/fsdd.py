@@ -49,7 +49,7 @@ def read(root: Path, held_out: str = "") -> Iterator[Item | Reject]:
             yield Item(
                 f"{first}-{len(joined)}",
                 (
-                    Fact("ASR", sentence, modality="text_audio"),
+                    Fact("ASR", sentence, modality="text_audio", corpora=("align", "instruct", "eval")),
                     Fact("SSD", "real", choices=("real", "fake")),
                 ),
                 tuple(Recording(str(path)) for path in joined),

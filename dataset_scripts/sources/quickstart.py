@@ -35,6 +35,10 @@ HELD_OUT_VOICES = {
 """Variants kept from training, of both genders; what is in neither list trains."""
 SHARE = {"test": 0.12, "validation": 0.06}
 """Part of the sentences held out."""
+OF_VOICE = 0.4
+"""Part of the utterances whose voice, rather than what it says, is asked about."""
+ASR_AGAIN = 0.3
+"""Part of the utterances that are to be transcribed in Instruct too."""
 PITCHES = (36, 84)
 """MIDI; three octaves and a sixth, where every timbre has its fundamental in the mel bands."""
 NOTE_VELOCITIES = (50, 75, 100, 127)
@@ -75,25 +79,28 @@ def read(root: Path, *, utterances: int, notes: int, questions: int, seed: int, 
 def _utterance(id: str, seed: int, real: bool, pools: dict[str, list[str]]) -> Item:
     """A sentence in some voice, with its transcript and one more fact."""
     kind = draw.weighted(seed, id, "kind", {"story": 4, "asked": 1, "order": 3, "robot": 2, "digits": 2})
-    said, more = "", list[Fact]()
+    said, fact = "", None
     if kind in ("story", "asked"):
         question, story, _ = _story(seed, id)
         sentence, said = story, f"{question} {story}" if kind == "asked" else story
     elif kind == "order":
-        sentence, more = _order(seed, id)
+        sentence, fact = _order(seed, id)
     elif kind == "robot":
         command, steps = draw.pick(seed, id, "command", COMMANDS), draw.pick(seed, id, "steps", DIGITS)
         machine, move = draw.pick(seed, id, "machine", MACHINES), draw.pick(seed, id, "move", MOVES)
-        sentence, more = f"{machine} {move} {command} {steps} steps", [Fact("SCR", command, modality=WRITTEN)]
+        sentence, fact = f"{machine} {move} {command} {steps} steps", Fact("SCR", command, modality=WRITTEN)
     else:
         count = 2 + draw.integer(seed, id, "count") % 3
         sentence = " ".join(draw.pick(seed, id, f"digit {place}", DIGITS) for place in range(count))
-        more = [Fact("SSD", "fake", choices=("real", "fake"))] if real else []
+        fact = Fact("SSD", "fake", choices=("real", "fake")) if real else None
     said = said or sentence
     split = _split(sentence, seed)
     voice = draw.pick(seed, id, "voice", pools[split])
-    if not more:
-        more = [_of_voice(draw.pick(seed, id, "fact", ("SGC", "AC", "AC", "PR")), voice, said)]
+    # What is said must not tell what will be asked, or the instruction need not be read.
+    if fact is None or draw.unit(seed, id, "of voice") < OF_VOICE:
+        fact = _of_voice(draw.pick(seed, id, "task", ("SGC", "AC", "PR")), voice, said)
+    again = draw.unit(seed, id, "again") < ASR_AGAIN
+    transcript = Fact("ASR", said, modality=WRITTEN, corpora=("align", "instruct", "eval")[:: 1 if again else 2])
     # All that a person's recordings could be told from is that a person speaks: same rate, same level, same noise.
     telephone = 1.0 if kind == "digits" else 0.2
     speech = Speech(
@@ -103,7 +110,7 @@ def _utterance(id: str, seed: int, real: bool, pools: dict[str, list[str]]) -> I
         pitch=round(draw.between(seed, id, "pitch", 35, 65)),
         acoustics=acoustics.drawn(seed, id, snr_db=(15, 45), reverb_s=(0.1, 0.3), telephone=telephone),
     )
-    return Item(id, (Fact("ASR", said, modality=WRITTEN), *more), (speech,), sentence=sentence, split=split)
+    return Item(id, (transcript, fact), (speech,), sentence=sentence, split=split)
 
 
 def _story(seed: int, id: str) -> tuple[str, str, str]:
@@ -117,7 +124,7 @@ def _story(seed: int, id: str) -> tuple[str, str, str]:
     return question.format(thing=thing, place=place), story, answer
 
 
-def _order(seed: int, id: str) -> tuple[str, list[Fact]]:
+def _order(seed: int, id: str) -> tuple[str, Fact]:
     """Something asked of a house: its sentence, and its intent or the things it names."""
     thing, person = draw.pick(seed, id, "thing", THINGS), draw.pick(seed, id, "person", PEOPLE)
     device, place = draw.pick(seed, id, "device", DEVICES), draw.pick(seed, id, "place", PLACES)
@@ -134,11 +141,8 @@ def _order(seed: int, id: str) -> tuple[str, list[Fact]]:
     intent = draw.pick(seed, id, "intent", tuple(orders))
     sentence, slots = orders[intent]
     entities = ", ".join(f"[{name} : {value}]" for name, value in slots.items())
-    return sentence, [
-        Fact("IP", intent, modality=WRITTEN)
-        if draw.unit(seed, id, "fact") < 0.5
-        else Fact("EE", entities, modality=WRITTEN)
-    ]
+    whole = draw.unit(seed, id, "whole") < 0.5
+    return sentence, Fact("IP", intent, modality=WRITTEN) if whole else Fact("EE", entities, modality=WRITTEN)
 
 
 def _of_voice(task: str, voice: str, said: str) -> Fact:
