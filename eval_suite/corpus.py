@@ -137,7 +137,7 @@ class Corpus:
         return Row(
             index=index,
             id=record["id"],
-            file=re.sub(r"[^\w.-]+", "_", f"{record['source']}_{record['task']}_{record['modality']}"),
+            file=_file_name(record),
             task=record["task"],
             category=record["category"],
             modality=record["modality"],
@@ -207,3 +207,12 @@ def _before_the_answer(messages: Sequence[dict[str, Any]], where: str) -> list[d
                 raise ValueError(f"{where}: a content part is {part}; parts are typed text (with text) or audio")
         cleaned.append({"role": message["role"], "content": parts})
     return cleaned
+
+
+def _file_name(record: Mapping[str, Any]) -> str:
+    """The file a row's answer goes into: one a source, task and format.
+
+    Real and synthetic speech come from different sources, and each alone would hold one label: SSD is one file.
+    """
+    source = () if record["task"] == "SSD" else (record["source"],)
+    return re.sub(r"[^\w.-]+", "_", "_".join((*source, record["task"], record["modality"])))
