@@ -209,7 +209,7 @@ def _before_the_answer(messages: Sequence[dict[str, Any]], where: str) -> list[d
     return cleaned
 
 
-def _file_name(record: Mapping[str, Any]) -> str:
+def _file_name(record: dict[str, Any]) -> str:
     """The file a row's answer goes into: one a source, task and format.
 
     Real and synthetic speech come from different sources, and each alone would hold one label: SSD is one file.
