@@ -256,11 +256,12 @@ SUICIDAL = """
 import os, signal
 from pathlib import Path
 def answer(requests):
-    left = Path(os.environ["LIVES"])
-    lives = int(left.read_text()) - 1
-    left.write_text(str(lives))
-    if lives == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
+    if "LIVES" in os.environ:
+        left = Path(os.environ["LIVES"])
+        lives = int(left.read_text()) - 1
+        left.write_text(str(lives))
+        if lives == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
     return [f"{r.row.id} heard {len(r.audio[0])}" for r in requests]
 """
 
@@ -290,8 +291,7 @@ def test_killed_process_goes_on_where_it_was(corpus, tmp_path):
 def test_accelerate_launch_with_two_processes(corpus, tmp_path):
     """A run is cut off early; two processes go on; the folder equals an undisturbed run's."""
     (tmp_path / "suicidal.py").write_text(SUICIDAL)
-    (tmp_path / "lives").write_text("1000")
-    environment = os.environ | {"PYTHONPATH": str(tmp_path), "LIVES": str(tmp_path / "lives"), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
     command = ["-m", "modeling_llaso.cli", "eval", "generate", "--callable", "suicidal:answer", "--data", str(corpus)]
     command += ["--batch-size", "2", "--out"]
     calm, out = tmp_path / "calm", tmp_path / "out"
