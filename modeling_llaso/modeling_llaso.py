@@ -260,6 +260,7 @@ class LlasoModel(LlasoPreTrainedModel):
         if input_ids is not None:
             mask = input_ids.eq(placeholder)
         elif placeholder < self.get_input_embeddings().num_embeddings:
+            assert inputs_embeds is not None
             row = self.get_input_embeddings()(torch.tensor(placeholder, device=inputs_embeds.device))
             mask = inputs_embeds.eq(row).all(-1)
         else:
@@ -314,9 +315,10 @@ class LlasoModel(LlasoPreTrainedModel):
         if input_ids is not None:
             # The placeholder need not have an embedding row; what is looked up in its place is overwritten.
             inputs_embeds = self.get_input_embeddings()(
-                input_ids.masked_fill(input_ids == self.config.audio_token_id, 0)
+                input_ids.masked_fill(input_ids.eq(self.config.audio_token_id), 0)
             )
         if audio_embeds is not None:
+            assert inputs_embeds is not None and places is not None
             inputs_embeds = inputs_embeds.masked_scatter(
                 places[..., None].to(inputs_embeds.device), audio_embeds.to(inputs_embeds.device, inputs_embeds.dtype)
             )
