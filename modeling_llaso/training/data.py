@@ -1,6 +1,6 @@
 """Corpora as the trainer reads them: opened, checked, filtered, and numbered or streamed.
 
-Comes in: the recipe's data section. Goes out: rows of the one schema (docs/data.md) whose audio is still bytes, with
+Comes in: the recipe's data section. Goes out: rows of the one schema (`dataset_scripts/schema.py`) whose audio is still bytes, with
 the expanded length of each, so that batches are planned before anything is decoded.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -177,7 +178,12 @@ def _load(path: str, choice: DataChoice, split: str, streaming: bool = False, co
         )
     try:
         table = datasets.load_dataset(
-            path, config or choice.config, split=split, streaming=streaming, revision=choice.revision
+            path,
+            config or choice.config,
+            split=split,
+            streaming=streaming,
+            revision=choice.revision,
+            cache_dir=None if streaming else _cache_for(Path(path)),
         )
     except datasets.exceptions.DatasetNotFoundError as error:
         raise FileNotFoundError(f"no corpus {path}: neither a folder here nor a data set on the Hub") from error
@@ -192,6 +198,20 @@ def _load(path: str, choice: DataChoice, split: str, streaming: bool = False, co
     if not isinstance(clip, datasets.Audio) or clip.decode:
         table = table.cast_column("audio", datasets.List(datasets.Audio(decode=False)))
     return table
+
+
+def _cache_for(folder: Path) -> str | None:
+    """A cache folder of its own for each state of a local corpus; datasets' usual one for a Hub id.
+
+    datasets 5.2 tells local folders apart by their base name alone, and would answer for a rebuilt corpus, or another
+    of the same name, with the rows of the first.
+    """
+    if not folder.is_dir():
+        return None
+    files = sorted(path for path in folder.rglob("*.parquet") if path.is_file())
+    state = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    name = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
+    return str(Path(datasets.config.HF_DATASETS_CACHE) / "llaso-train" / name)
 
 
 def _filter(choice: DataChoice) -> Callable[[str, str], bool] | None:
