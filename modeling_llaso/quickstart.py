@@ -14,7 +14,7 @@ import queue
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -310,7 +310,7 @@ class _Run:
             seed=self.options.seed,
         )
         (self.model / "README.md").write_text(write_card(self.out), encoding="utf-8")
-        return {"held_out": self.held_out_recording()}
+        return {"held_out": self.held_out_recording(), "real_speech": _real_speech(scores)}
 
     def held_out_recording(self) -> dict[str, str]:
         """One transcribed recording of the evaluation, a person's where there is one; its sound is kept in a file."""
@@ -336,6 +336,7 @@ class _Run:
         heard = done["report"]["held_out"]
         whose = f"speaker {heard['speaker']}" if heard["speaker"] else "a synthetic voice"
         seconds = sum(stage["seconds"] for stage in done.values())
+        real = [f"real speech {line}" for line in done["report"]["real_speech"]]
         return "\n".join(
             (
                 (self.out / "report" / "report.md").read_text(encoding="utf-8").split("\n## ")[0].strip(),
@@ -346,6 +347,7 @@ class _Run:
                 f"time        {_clock(seconds)} of work; {size:,} MB of memory at most in one process",
                 f"stage 1     WER {done['stage 1']['wer']:.3f} on held-out voices and sentences"
                 f" ({done['stage 1']['wer_words']} words)",
+                *real,
                 "",
                 f"held out, {whose}: {heard['file']}",
                 f"  said   {heard['said']}",
@@ -358,6 +360,16 @@ class _Run:
                 "(AutoModelForMultimodalLM, AutoProcessor))",
             )
         )
+
+
+def _real_speech(scores: Mapping[str, Any]) -> list[str]:
+    """Word accuracy on the speaker kept from all training, where recordings of people were given."""
+    rates = [entry["metrics"]["wer"] for name, entry in scores["files"].items() if name.startswith("fsdd_ASR")]
+    return [
+        f"word accuracy {1 - rate['value']:.3f} [{1 - rate['high']:.3f}, {1 - rate['low']:.3f}] on the speaker kept "
+        f"from training ({rate['n']} recordings)"
+        for rate in rates
+    ]
 
 
 # --- work in processes of its own -----------------------------------------------------------------------------------
