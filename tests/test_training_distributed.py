@@ -73,13 +73,7 @@ def train_on_two(recipe: dict[str, Any], mode: str, folder: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "mode",
-    [
-        "ddp",
-        pytest.param("fsdp2", marks=pytest.mark.xfail(strict=False, reason="FSDP2 on CPUs has not been seen through")),
-    ],
-)
+@pytest.mark.parametrize("mode", ["ddp", "fsdp2"])
 def test_two_processes_follow_the_loss_curve_of_one(root, alone, tmp_path, mode):
     out = train_on_two(recipe_of(root, mode, 1), mode, tmp_path)
     one, two = curve(alone), curve(out)

@@ -335,8 +335,9 @@ def plain_worker_errors() -> Iterator[None]:
         if "DataLoader worker process" not in str(error):
             raise
         raise ValueError(str(error).strip().rpartition("\n")[2].removeprefix("ValueError: ")) from error
-    except RuntimeError as error:
-        if "DataLoader worker (pid" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # A process that dies while it hands something over shows as a broken connection.
+        if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
             raise
         raise OSError(
             "a reading process died, most often for want of memory; earlier checkpoints are kept. Run the same "
