@@ -259,7 +259,7 @@ class LlasoModel(LlasoPreTrainedModel):
         placeholder = self.config.audio_token_id
         if input_ids is not None:
             mask = input_ids.eq(placeholder)
-        elif placeholder < self.get_input_embeddings().num_embeddings:
+        elif placeholder < self.get_input_embeddings().num_embeddings:  # type: ignore[operator]
             assert inputs_embeds is not None
             row = self.get_input_embeddings()(torch.tensor(placeholder, device=inputs_embeds.device))
             mask = inputs_embeds.eq(row).all(-1)

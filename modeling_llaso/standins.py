@@ -183,7 +183,10 @@ def train_encoder(clips: Sequence[Clip], out: Path, report: Report, *, schedule:
         decoder_ffn_dim=ENCODER_WIDTH,
         vocab_size=8,
         init_std=INIT_STD,
-        **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 0),
+        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=0,
+        decoder_start_token_id=0,
     )
     whisper = WhisperModel(config)
     encoder = LlasoEncoder(config)

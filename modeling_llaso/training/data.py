@@ -1,7 +1,7 @@
 """Corpora as the trainer reads them: opened, checked, filtered, and numbered or streamed.
 
-Comes in: the recipe's data section. Goes out: rows of the one schema (`dataset_scripts/schema.py`) whose audio is still bytes, with
-the expanded length of each, so that batches are planned before anything is decoded.
+Comes in: the recipe's data section. Goes out: rows of the one schema (`dataset_scripts/schema.py`), their audio still
+bytes, with the expanded length of each, so that batches are planned before anything is decoded.
 """
 
 from __future__ import annotations
