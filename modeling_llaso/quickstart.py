@@ -83,8 +83,8 @@ SIZES = {
     "minimum": Size(
         utterances=160,
         notes=24,
-        questions=48,
-        eval_rows=40,
+        questions=90,
+        eval_rows=80,
         validation_rows=12,
         encoder_steps=12,
         llm_steps=12,
