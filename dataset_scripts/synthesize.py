@@ -85,7 +85,10 @@ class Espeak:
             import espeakng_loader
         except ImportError as error:
             raise ValueError("espeak-ng is not installed: pip install 'llaso[tts]'") from error
-        self._library = espeakng_loader.get_library_path()
+        # A copy of its own: a file that something else in this process (phonemizer, say) keeps loaded is never
+        # unloaded, and every clip would carry on from the one before.
+        self._folder = tempfile.TemporaryDirectory(prefix="llaso-espeak-")
+        self._library = shutil.copy(espeakng_loader.get_library_path(), self._folder.name)
         self._data = espeakng_loader.get_data_path()
         self._variants = {path.name for path in (Path(self._data) / "voices" / "!v").iterdir()}
         self.name = f"espeak-ng {metadata.version('espeakng-loader')}"

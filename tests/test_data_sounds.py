@@ -255,3 +255,15 @@ def test_model_backend(vits: Path, tmp_path: Path):
     assert all(np.array_equal(one, two) for one, two in zip(first, again, strict=True))
     store = ClipStore(tmp_path, speech=str(vits))
     assert seconds(store.clip((lines[0],))) == pytest.approx(first[0].size / 16_000, abs=1e-3)
+
+
+def test_clips_do_not_depend_on_who_else_has_loaded_espeak():
+    import ctypes
+
+    import espeakng_loader
+
+    held = ctypes.CDLL(espeakng_loader.get_library_path())
+    voices = ("en-us+f3", "en+m1", "en-us+f3", "en+m1")
+    clips = synthesize.Espeak().speak([synthesize.Speech("hello there friend", voice=voice) for voice in voices])
+    assert held is not None
+    assert clips[0].tobytes() == clips[2].tobytes() and clips[1].tobytes() == clips[3].tobytes()
