@@ -11,7 +11,7 @@ import contextlib
 import io
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Iterable
 from dataclasses import asdict
 from hashlib import sha256
@@ -109,20 +109,19 @@ class ClipStore:
 
 
 def write_atomically(file: Path, data: bytes) -> None:
-    """Write a whole file or nothing: beside its place, then renamed.
+    """Write a whole file or nothing: beside its place, then renamed; its mode follows the user's umask.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; nothing is left behind.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=".", suffix=".part")
+    part = file.parent / f".{uuid.uuid4().hex}.part"
     try:
-        with os.fdopen(handle, "wb") as out:
+        with part.open("xb") as out:
             out.write(data)
-        os.replace(name, file)
+        part.replace(file)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
+        part.unlink(missing_ok=True)
         raise
 
 
