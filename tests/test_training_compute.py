@@ -77,6 +77,47 @@ def test_bf16_multiplies_in_bf16_and_keeps_weights_and_loss_in_float32(root, pla
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("lora", [0, 2], ids=["projector", "lora"])
+def test_frozen_weights_are_held_in_bf16_and_learned_ones_in_float32(root, monkeypatch, lora):
+    changes: dict[str, Any] = {"compute__precision": "bf16"}
+    if lora:
+        changes |= {"train": ["projector", "llm"], "lora": {"rank": lora}}
+    wide = Path(train(tiny_recipe(root, f"wide{lora}", optimizer__max_steps=STEPS, **changes)).out)
+
+    held: set[tuple[str, bool, torch.dtype]] = set()
+    moments: set[torch.dtype] = set()
+    record_step = LlasoTrainer._record_step
+
+    def watched(self, grad_norm):
+        for name, parameter in self.model.named_parameters():
+            held.add((name.split(".")[1], parameter.requires_grad, parameter.dtype))
+        moments.update(value.dtype for state in self.optimizer.state.values() for value in state.values())
+        record_step(self, grad_norm)
+
+    monkeypatch.setattr(LlasoTrainer, "_record_step", watched)
+    changes |= {"optimizer__max_steps": STEPS, "compute__frozen_weights": "bf16"}
+    out = Path(train(tiny_recipe(root, f"narrow{lora}", **changes)).out)
+    frozen, learned = torch.bfloat16, torch.float32
+    assert {(part, dtype) for part, learns, dtype in held if learns} == {
+        (part, learned)
+        for part in (["multi_modal_projector", "language_model"] if lora else ["multi_modal_projector"])
+    }
+    assert {(part, dtype) for part, learns, dtype in held if not learns} == {
+        ("audio_tower", frozen),
+        ("language_model", frozen),
+    }
+    assert moments == {learned}
+    assert_close_training(wide, out, loss=0.02, norm=0.1)
+    exported, whole = (load_file(folder / "model.safetensors") for folder in (out, wide))
+    for name, tensor in exported.items():
+        merged = lora and "_proj" in name and "language_model" in name
+        assert tensor.dtype == (learned if "projector" in name or merged else frozen), name
+        if tensor.dtype == frozen:
+            assert torch.equal(tensor, whole[name].to(frozen)), name
+    loaded = LlasoForConditionalGeneration.from_pretrained(out).state_dict()
+    assert all(torch.equal(loaded[name], tensor.float()) for name, tensor in exported.items())
+
+
 @pytest.mark.parametrize("parts", [["projector"], ["projector", "llm"]], ids=["stage1", "stage2"])
 def test_gradient_checkpointing_keeps_less_and_learns_the_same(root, tmp_path, parts):
     kept, outs = {}, {}

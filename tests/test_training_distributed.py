@@ -153,6 +153,39 @@ def test_two_nodes_with_sharded_weights_lose_one_go_on_and_follow_it_too(root, a
 
 
 @pytest.mark.slow
+def test_sharded_checkpoints_and_models_keep_the_types_of_their_parts(root, tmp_path):
+    recipe = tiny_recipe(
+        root,
+        "types",
+        train=["projector", "llm"],
+        lora={"rank": 2, "targets": ["q_proj"]},
+        optimizer__max_steps=4,
+        watch__save_every=1,
+        watch__keep=9,
+        compute={"precision": "bf16", "frozen_weights": "bf16"},
+    )
+    out = Path(recipe["out"])
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    where = ("--num_processes", "2", "--main_process_port", free_port(), *SHARDING_ON_CPU)
+    process = launch("fsdp2", *where, str(tmp_path / "recipe.yaml"))
+    while not whole_checkpoints(out):
+        assert process.poll() is None, process.communicate()[0][-4000:]
+        time.sleep(0.01)
+    os.link(whole_checkpoints(out)[0][1] / "model.safetensors", tmp_path / "checkpoint.safetensors")
+    output = process.communicate()[0]
+    assert process.returncode == 0, output[-4000:]
+    checkpoint, model = load_file(tmp_path / "checkpoint.safetensors"), load_file(out / "model.safetensors")
+    for name, tensor in checkpoint.items():
+        learned = "lora_" in name or "projector" in name
+        assert tensor.dtype == (torch.float32 if learned else torch.bfloat16), name
+    for name, tensor in model.items():
+        learned = "language_model" in name and "q_proj" in name or "projector" in name
+        assert tensor.dtype == (torch.float32 if learned else torch.bfloat16), name
+    _, loading = LlasoForConditionalGeneration.from_pretrained(out, output_loading_info=True)
+    assert not loading["missing_keys"] and not loading["unexpected_keys"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
 def test_deepspeed_follows_it_as_well_where_it_is_installed(root, alone, tmp_path, stage):
     pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: pip install deepspeed")

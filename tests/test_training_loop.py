@@ -21,7 +21,7 @@ from modeling_llaso.training.distill import Teacher, TeacherCollator
 from modeling_llaso.training.encoder_cache import EncoderCache, clip_key, encode_windows, project_windows
 from modeling_llaso.training.held_out import HeldOut, normalize, word_errors
 from modeling_llaso.training.history import History, read_history
-from modeling_llaso.training.parts import add_lora, freeze_all_but, merge_lora, report_parts
+from modeling_llaso.training.parts import add_lora, freeze_all_but, hold_frozen_in, merge_lora, report_parts
 from modeling_llaso.training.train import batch_rule, open_model, train, training_arguments
 from modeling_llaso.training.trainer import LlasoTrainer, TrainingDiverged
 
@@ -317,6 +317,28 @@ def test_lora_starts_as_the_model_it_adapts_and_merges_into_it(root, pair):
         merge_lora(model)
         assert set(model.state_dict()) == names
         torch.testing.assert_close(model.eval()(**inputs).logits, adapted, rtol=1e-4, atol=1e-5)
+
+
+def test_adapters_merge_into_weights_held_in_bf16_without_being_rounded_to_them(root):
+    recipe = load_recipe(tiny_recipe(root, "unused", lora={"rank": 2}, train=["projector", "llm"]))
+    model, _ = open_model(recipe)
+    freeze_all_but(model, recipe.train)
+    add_lora(model, recipe.lora)
+    hold_frozen_in(model, torch.bfloat16)
+    adapted = model.model.language_model.layers[0].self_attn.q_proj
+    with torch.no_grad():
+        adapted.lora_B["default"].weight.normal_(std=1e-3)
+        delta = adapted.scaling["default"] * adapted.lora_B["default"].weight @ adapted.lora_A["default"].weight
+        want = adapted.get_base_layer().weight.float() + delta
+    merge_lora(model)
+    merged = model.model.language_model.layers[0].self_attn.q_proj.weight
+    torch.testing.assert_close(merged.detach(), want, rtol=0, atol=1e-8)
+    assert not torch.equal(merged.detach(), want.bfloat16().float())
+
+
+def test_adapters_for_layers_the_llm_lacks_are_refused(root):
+    recipe = load_recipe(tiny_recipe(root, "unused", lora={"rank": 2}, train=["projector", "llm"]))
+    model, _ = open_model(recipe)
     wrong = load_recipe(recipe, ["lora.targets=[nothing]"])
     with pytest.raises(ValueError, match="no layer named nothing"):
         add_lora(model, wrong.lora)

@@ -25,6 +25,7 @@ SIZES_AND_PATHS = {
     "optimizer.epochs",
     "optimizer.learning_rate",  # goes with the width of the network
     "compute.precision",
+    "compute.frozen_weights",
     "compute.gradient_checkpointing",
     "compute.encoder_cache_gb",
     "watch.evaluate_every",
@@ -63,7 +64,11 @@ def test_full_recipes_say_what_the_paper_says():
     for recipe in (align, instruct):
         assert recipe.optimizer.schedule == "cosine"
         assert (recipe.optimizer.epochs, recipe.optimizer.clip, recipe.optimizer.weight_decay) == (1, 1.0, 0.0)
-        assert (recipe.data.max_length, recipe.compute.precision) == (2048, "bf16")
+        assert (recipe.data.max_length, recipe.compute.precision, recipe.compute.frozen_weights) == (
+            2048,
+            "bf16",
+            "bf16",
+        )
         assert recipe.model.audio_padding == "full"
 
 
@@ -86,6 +91,7 @@ def test_stage_two_reads_as_a_diff_of_stage_one():
         (["data.streaming=yes", "optimizer.epochs=2"], "set `optimizer.max_steps`"),
         (["compute.encoder_cache_gb=1", "train=[encoder]"], "output of a frozen encoder"),
         (["lora.rank=4"], "does not name llm"),
+        (["compute.precision=fp32"], "set compute.frozen_weights=fp32 as well"),
         (["batch"], "write it as key=value"),
     ],
 )
@@ -129,7 +135,8 @@ def test_a_dry_run_weighs_the_full_recipes_without_weights_data_or_network():
     assert (align.batch, align.steps) == (64, 187_500)
     assert (instruct.batch, instruct.steps) == (32, 421_875)
     assert not align.measured and align.tokens == 12_000_000 * 1600
-    assert instruct.memory["weights"] == 4 * sum(part.parameters for part in instruct.parts)
+    assert align.memory["weights"] == 4 * 13_375_488 + 2 * (636_968_960 + 3_212_765_184)
+    assert instruct.memory["weights"] == 4 * (13_375_488 + 3_212_765_184) + 2 * 636_968_960
     assert instruct.memory["Adam"] == 8 * (13_375_488 + 3_212_765_184)
     # Six FLOPs a weight and token where weights learn, and two more where checkpointing computes them again.
     assert instruct.flops / instruct.tokens == pytest.approx(8 * 3.2e9, rel=0.15)

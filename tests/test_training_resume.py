@@ -38,6 +38,8 @@ STAGE_2: dict[str, Any] = {
     "train": ["projector", "llm"],
     "data__streaming": True,
     "lora": {"rank": 2, "dropout": 0.2},  # dropout draws random numbers, which must go on where they stopped
+    "compute__precision": "bf16",
+    "compute__frozen_weights": "bf16",
 }
 
 
@@ -65,7 +67,9 @@ def killed_run(recipe: dict[str, Any], path: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [STAGE_1, STAGE_2], ids=["stage1-numbered-workers-cache", "stage2-streamed-lora"])
+@pytest.mark.parametrize(
+    "changes", [STAGE_1, STAGE_2], ids=["stage1-numbered-workers-cache", "stage2-streamed-lora-bf16"]
+)
 def test_killed_and_resumed_equals_undisturbed(root, tmp_path, changes):
     undisturbed = recipe_for(root, "undisturbed-" + tmp_path.name, changes)
     train(undisturbed)

@@ -99,6 +99,7 @@ class ComputeChoice:
     """What the arithmetic runs on."""
 
     precision: Literal["bf16", "fp32"] = "bf16"
+    frozen_weights: Literal["bf16", "fp32"] = "fp32"  # how what does not learn is held; what learns is always fp32
     gradient_checkpointing: bool = False
     answer_only_logits: bool = True  # the LLM's head runs on answer tokens alone
     attention: str | None = None  # sdpa, eager, flash_attention_2; transformers' choice by default
@@ -149,6 +150,11 @@ class Recipe:
             raise ValueError(
                 "recipe: `compute.encoder_cache_gb` keeps the output of a frozen encoder, but `train` names the "
                 "encoder; set compute.encoder_cache_gb=0"
+            )
+        if self.compute.frozen_weights == "bf16" and self.compute.precision == "fp32":
+            raise ValueError(
+                "recipe: `compute.frozen_weights` is bf16, but `compute.precision` is fp32, which would multiply fp32 "
+                "by bf16; set compute.frozen_weights=fp32 as well"
             )
         if self.lora.rank > 0 and "llm" not in self.train:
             raise ValueError("recipe: `lora.rank` adapts the LLM, but `train` does not name llm")

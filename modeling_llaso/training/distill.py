@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..modeling_llaso import LlasoForConditionalGeneration
 from .collator import RowEncoder, clean_messages
 from .data import Row
+from .parts import cast_frozen
 
 TRANSCRIBED = ("ASR",)
 
@@ -77,6 +78,11 @@ class Teacher:
                 part.requires_grad_(False)
         self.language_model, self.head = parts
         self.temperature = temperature
+
+    def hold_in(self, dtype: torch.dtype) -> None:
+        """Hold the teacher's weights in another type, in place."""
+        for part in (self.language_model, self.head):
+            cast_frozen(part, dtype)
 
     def divergence(
         self, student: torch.Tensor, is_answer: torch.Tensor, teacher_inputs: dict[str, torch.Tensor]

@@ -16,9 +16,9 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from ..configuration_llaso import LLAMA_3_2_3B, WHISPER_LARGE_V3, LlasoConfig
 from ..modeling_llaso import LlasoForConditionalGeneration
-from .config import LoraChoice, Recipe, load_recipe
+from .config import Recipe, load_recipe
 from .data import NumberedCorpus, open_corpus
-from .parts import PartReport, describe_parts, freeze_all_but, report_parts
+from .parts import PartReport, add_lora, describe_parts, freeze_all_but, hold_frozen_in, report_parts
 from .plan import padding_share, steps_per_epoch
 from .train import batch_rule
 
@@ -28,8 +28,8 @@ KNOWN_LLMS = {"meta-llama/Llama-3.2-3B-Instruct": LLAMA_3_2_3B}
 
 ANSWER_SHARE = 0.05
 """Of a row's tokens, those that are answers, where no corpus says: it sizes the logits."""
-BYTES_WEIGHT, BYTES_GRADIENT, BYTES_ADAM = 4, 4, 8
-"""Float32 weights and gradients; Adam's two moments."""
+BYTES_GRADIENT, BYTES_ADAM = 4, 8
+"""Float32 gradients; Adam's two moments."""
 GIB = 2**30
 
 
@@ -86,10 +86,12 @@ def dry_run(recipe: str | Path | Recipe, overrides: Iterable[str] = ()) -> Estim
     settings = load_recipe(recipe, overrides)
     with torch.device("meta"):
         model = LlasoForConditionalGeneration(config_of(settings))
-    freeze_all_but(model, settings.train)
+        freeze_all_but(model, settings.train)
+        if settings.lora.rank:
+            add_lora(model, settings.lora)
+    if settings.compute.frozen_weights == "bf16":
+        hold_frozen_in(model, torch.bfloat16)
     parts = report_parts(model)
-    if settings.lora.rank:
-        parts = _with_lora(parts, model, settings.lora)
 
     world = int(os.environ.get("WORLD_SIZE", 1))
     rule = batch_rule(settings, world)
@@ -186,30 +188,17 @@ def _memory(
     fused attention), or its input alone with it; the head keeps its logits in three copies of four bytes.
     """
     text = model.config.text_config
-    total = sum(part.parameters for part in parts)
     trainable = sum(part.trainable for part in parts)
     width = 2 if recipe.compute.precision == "bf16" else 4
     vectors = 1 if recipe.compute.gradient_checkpointing else 17
     scored = tokens * (ANSWER_SHARE if recipe.compute.answer_only_logits else 1)
     return {
-        "weights": BYTES_WEIGHT * total,
+        "weights": sum(part.weight_bytes for part in parts),
         "gradients": BYTES_GRADIENT * trainable,
         "Adam": BYTES_ADAM * trainable,
         "activations": tokens * text.num_hidden_layers * text.hidden_size * vectors * width,
         "logits": scored * text.vocab_size * 3 * 4,
     }
-
-
-def _with_lora(parts: list[PartReport], model: LlasoForConditionalGeneration, choice: LoraChoice) -> list[PartReport]:
-    """The same parts, with adapters on the LLM in place of its own weights."""
-    added = sum(
-        choice.rank * (module.in_features + module.out_features)
-        for name, module in model.model.language_model.named_modules()
-        if isinstance(module, torch.nn.Linear) and name.rpartition(".")[2] in choice.targets
-    )
-    return [
-        PartReport("llm", part.parameters + added, added, part.graph) if part.name == "llm" else part for part in parts
-    ]
 
 
 def _sizes(name: str | None, known: dict[str, dict]) -> dict | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -26,12 +27,14 @@ class PartReport:
         name: encoder, projector or llm.
         parameters: in all, tied ones once.
         trainable: of them, those that learn.
+        weight_bytes: what all of them take, in the types they are held in.
         graph: whether gradients pass through the part, so that its activations are kept.
     """
 
     name: Part
     parameters: int
     trainable: int
+    weight_bytes: int
     graph: bool
 
 
@@ -63,6 +66,26 @@ def freeze_all_but(model: LlasoForConditionalGeneration, train: Iterable[Part]) 
     return frozen
 
 
+def hold_frozen_in(model: LlasoForConditionalGeneration, dtype: torch.dtype) -> None:
+    """Hold the weights that do not learn in another type, in place: bf16 halves them.
+
+    Weights that learn stay as they are, since small updates would be lost in rounding; so does the encoder's table of
+    positions where the encoder learns. Buffers, rotary frequencies among them, stay as well.
+    """
+    encoder_learns = any(parameter.requires_grad for parameter in model.model.audio_tower.parameters())
+    for part in PARTS:
+        for module in modules_of(model, part):
+            if not (part == "encoder" and encoder_learns):
+                cast_frozen(module, dtype)
+
+
+def cast_frozen(module: nn.Module, dtype: torch.dtype) -> None:
+    """Change the type of a module's weights that do not learn, in place; tied ones stay tied."""
+    for parameter in module.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+
+
 def keep_frozen(frozen: Iterable[nn.Module], model: LlasoForConditionalGeneration) -> None:
     """Put the frozen modules back into `eval()` after the Trainer has put the whole model into `train()`.
 
@@ -84,7 +107,8 @@ def report_parts(model: LlasoForConditionalGeneration) -> list[PartReport]:
         parameters = {id(p): p for module in modules_of(model, part) for p in module.parameters()}.values()
         trainable = sum(p.numel() for p in parameters if p.requires_grad)
         learns_before = learns_before or trainable > 0
-        reports.append(PartReport(part, sum(p.numel() for p in parameters), trainable, learns_before))
+        held = sum(p.numel() * p.element_size() for p in parameters)
+        reports.append(PartReport(part, sum(p.numel() for p in parameters), trainable, held, learns_before))
     return reports
 
 
@@ -98,7 +122,8 @@ def describe_parts(reports: Iterable[PartReport]) -> list[str]:
             state = "frozen, in eval(); gradients pass through"
         else:
             state = "frozen, in eval() and no_grad()"
-        lines.append(f"{part.name:<10}{part.parameters:>15,} parameters   {state}")
+        size = part.weight_bytes / 1e9
+        lines.append(f"{part.name:<10}{part.parameters:>15,} parameters {size:>7.2f} GB   {state}")
     return lines
 
 
@@ -124,11 +149,15 @@ def add_lora(model: LlasoForConditionalGeneration, choice: LoraChoice) -> None:
 
 
 def merge_lora(model: LlasoForConditionalGeneration) -> None:
-    """Add the adapters into the weights they stand beside and take them out, in place."""
+    """Add the adapters into the weights they stand beside and take them out, in place.
+
+    A merged weight is a learned one, and becomes as wide as its adapters were.
+    """
     from peft.tuners.lora import LoraLayer
 
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLayer):
+            cast_frozen(module.get_base_layer(), torch.float32)
             module.merge()
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, module.get_base_layer())

@@ -33,7 +33,7 @@ from .encoder_cache import GIGABYTE, EncoderCache, fill, fingerprint
 from .held_out import HeldOut
 from .history import History, plot_history, read_history
 from .other_processes import plain_errors
-from .parts import add_lora, describe_parts, freeze_all_but, report_parts
+from .parts import add_lora, describe_parts, freeze_all_but, hold_frozen_in, report_parts
 from .plan import BatchRule, steps_per_epoch
 from .trainer import LlasoTrainer, export
 from .watch import Progress, Report, StopOnSignal, WatchHeldOut, left_time
@@ -120,6 +120,8 @@ def train(
     frozen = freeze_all_but(model, settings.train)
     if settings.lora.rank:
         add_lora(model, settings.lora)
+    if settings.compute.frozen_weights == "bf16":
+        hold_frozen_in(model, torch.bfloat16)
     for line in describe_parts(report_parts(model)):
         say(line)
 

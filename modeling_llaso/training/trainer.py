@@ -103,6 +103,8 @@ class LlasoTrainer(Trainer):
         self.teacher: Teacher | None = None
         if choice.distill_weight > 0:
             self.teacher = Teacher(model, choice.distill_temperature, copies=self.shards)
+            if recipe.compute.frozen_weights == "bf16":
+                self.teacher.hold_in(torch.bfloat16)
         self.loss_is_scaled_for_ga = recipe.optimizer.normalization == "token"
 
     @property
@@ -351,10 +353,13 @@ def export(trainer: LlasoTrainer, folder: Path) -> None:
         unset_hf_deepspeed_config()  # or the whole model made below would be split over the processes as well
         if trainer.is_world_process_zero():
             generation_config = model.generation_config
-            model = LlasoForConditionalGeneration(model.config)
-            if recipe.lora.rank:
-                add_lora(model, recipe.lora)
-            missing, unexpected = model.load_state_dict(state, strict=False)
+            with torch.device("meta"):
+                model = LlasoForConditionalGeneration(model.config)
+                if recipe.lora.rank:
+                    add_lora(model, recipe.lora)
+            missing, unexpected = model.load_state_dict(
+                state, strict=False, assign=True
+            )  # in the types it was held in
             assert not unexpected and set(missing) <= set(model.all_tied_weights_keys), (missing, unexpected)
             model.tie_weights()
             model.generation_config = generation_config
@@ -363,6 +368,8 @@ def export(trainer: LlasoTrainer, folder: Path) -> None:
             merge_lora(model)
         try:
             model.save_pretrained(folder)
+            model.config.dtype = torch.float32  # what from_pretrained loads: no learned weight is rounded unasked
+            model.config.save_pretrained(folder)
             trainer.processing_class.save_pretrained(folder)  # type: ignore[union-attr]
         except WRITE_ERRORS as error:
             raise OSError(
