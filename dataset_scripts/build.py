@@ -8,9 +8,11 @@ and started again, with any number of workers, and gives the same bytes.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import shutil
+import socket
 import threading
 import time
 from collections import Counter
@@ -23,8 +25,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import card, draw, executors, leakage, lengths
-from .clips import ClipStore, seconds, write_atomically
+from . import card, draw, executors, leakage, lengths, locks
+from .clips import ClipStore, part_of, seconds, write_atomically
 from .plan import PlannedRow, Settings, make_plan
 from .prompts import sound_from_json
 from .schema import CORPORA, FEATURES
@@ -76,42 +78,87 @@ def build(
         The folder `out`.
 
     Raises:
-        ValueError: bad settings, a source folder of another layout, or another build in `out`.
+        ValueError: bad settings, a source folder of another layout, another build in `out`, or another process that is
+            building into it.
         OSError: the disk is full or not writable, or a worker was lost; whole shards stay, and the next run goes on
             from them.
     """
     if corpus not in CORPORA:
         raise ValueError(f"no corpus {corpus!r}; there are {', '.join(CORPORA)}")
     out = Path(out).absolute()  # the workers may run in other folders
-    work = out / ".build"
+    options = dict(executor_options or {})
+    executors.check(executor, workers, options)
     chosen = Settings(corpus=corpus, **settings)
     length = lengths.TokenCounter(chosen.processor) if chosen.processor else None
-    plan = make_plan(chosen, sources, work / "plan", planning)
-    record = out / "build.json"
-    if not record.exists():
-        clips = Path(clips).absolute() if clips else work / "clips"
-        job = ShardJob(str(out), str(clips), plan["speech"], plan["max_seconds"], chosen.seed, length)
-        for rank, shard in enumerate(plan["shards"]):
-            # A shard's own record says that it is done; datatrove's mark has to follow it.
-            if not job.record(shard["name"]).exists():
-                (work / "logs" / "completions" / f"{rank:05d}").unlink(missing_ok=True)
-        with _watch(out, plan, progress):
-            executors.run(job, len(plan["shards"]), executor, workers, work / "logs", executor_options or {})
-        if missing := [shard["name"] for shard in plan["shards"] if not job.record(shard["name"]).exists()]:
-            if executor == "slurm":
-                logger.warning("%s: %d of %d shards are still being built", out, len(missing), len(plan["shards"]))
+    work, others = out / ".build", [Path(other) for other in against]
+    with _told_when_full(out), locks.only_one(out):
+        plan = make_plan(chosen, sources, work / "plan", planning)
+        if not (out / "build.json").exists():
+            store = Path(clips).absolute() if clips else work / "clips"
+            job = ShardJob(str(out), str(store), plan["speech"], plan["max_seconds"], chosen.seed, length)
+            with _watch(out, plan, progress):
+                missing = _build_shards(job, plan, executor, workers, options)
+            if missing:
+                logger.warning("%s: %d of %d shards are still to be built", out, len(missing), len(plan["shards"]))
                 return out
-            raise OSError(
-                f"{out}: {len(missing)} of {len(plan['shards'])} shards could not be built, {missing[0]} first; "
-                f"{work / 'logs' / 'logs'} says why, and the same command goes on from the others"
-            )
-        _finish(out, plan)
-    proof, others = out / "leakage.json", [Path(other) for other in against]
-    if not proof.exists() or not leakage.covers(json.loads(proof.read_text()), out, others):
-        write_atomically(proof, json.dumps(leakage.compare(out, others), indent=1).encode())
+            _finish(out, plan)
+        proof = out / "leakage.json"
+        if not proof.exists() or not leakage.covers(json.loads(proof.read_text()), out, others):
+            write_atomically(proof, json.dumps(leakage.compare(out, others), indent=1).encode())
     if progress:
         progress(plan["rows"], plan["rows"])
     return out
+
+
+def _build_shards(
+    job: ShardJob, plan: Mapping[str, Any], executor: str, workers: int, options: Mapping[str, Any]
+) -> list[str]:
+    """Build the shards that are not there yet; gives those that Slurm is to build later.
+
+    Raises:
+        OSError: a shard could not be built.
+    """
+    work, names = Path(job.out) / ".build", [shard["name"] for shard in plan["shards"]]
+    logs = work / "logs"
+    if jobs := executors.queued(logs) if executor == "slurm" else []:
+        logger.warning("%s: Slurm's job %s is not done; nothing is submitted again", job.out, ", ".join(jobs))
+    else:
+        _sweep(Path(job.out), anybodys=False)
+        for rank, name in enumerate(names):
+            # A shard's own record says that it is done; datatrove's mark has to follow it.
+            if not job.done(name):
+                (logs / "completions" / f"{rank:05d}").unlink(missing_ok=True)
+        executors.run(job, len(names), executor, workers, logs, options)
+    missing = [name for name in names if not job.done(name)]
+    if missing and executor != "slurm":
+        raise OSError(
+            f"{job.out}: {len(missing)} of {len(names)} shards could not be built, {missing[0]} first; "
+            f"{logs / 'logs'} says why, and the same command goes on from the others"
+        )
+    return missing
+
+
+def _sweep(out: Path, anybodys: bool) -> None:
+    """Remove half-written files: those of this machine's processes that are gone, or `anybodys`."""
+    here = socket.gethostname()[:40]
+    for folder in (out, *out.glob("data/*"), out / ".build" / "plan", out / ".build" / "shards"):
+        for part in folder.glob(".*.part"):
+            host, _, thread = part.name.split(".")[-2].rpartition("-")
+            if anybodys or (host == here and not Path("/proc", thread).exists()):
+                part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _told_when_full(out: Path) -> Iterator[None]:
+    """Say what to do where a disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise OSError(
+            f"{out}: the disk is full: {error}. Make room, and the same command goes on from the shards that are whole"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -138,11 +185,19 @@ class ShardJob:
         """The record of a finished shard."""
         return Path(self.out) / ".build" / "shards" / f"{name}.json"
 
+    def done(self, name: str) -> bool:
+        """Whether a shard is whole: its record is there, and its file as large as the record says."""
+        try:
+            stated = json.loads(self.record(name).read_text())["bytes"]
+            return shard_file(Path(self.out), name).stat().st_size == stated
+        except FileNotFoundError:
+            return False
+
     def __call__(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
         """Build shard number `rank` of the plan, unless its record is there."""
         plan = Path(self.out) / ".build" / "plan"
         shard = json.loads((plan / "plan.json").read_text())["shards"][rank]
-        if self.record(shard["name"]).exists():
+        if self.done(shard["name"]):
             return
         started, cpu = time.perf_counter(), time.process_time()
         rows = self._planned(plan / "rows" / f"{shard['name']}.jsonl")
@@ -198,15 +253,20 @@ class ShardJob:
         built.write(group)
 
 
+def shard_file(out: Path, name: str) -> Path:
+    """Where a shard lies: "audio.train-semantic-…" is data/audio/train-semantic-….parquet."""
+    modality, rest = name.split(".", 1)
+    return out / "data" / modality / f"{rest}.parquet"
+
+
 class _Shard:
     """One Parquet file in the making, and its record."""
 
     def __init__(self, out: Path, name: str) -> None:
-        modality, rest = name.split(".", 1)
-        self.file = out / "data" / modality / f"{rest}.parquet"
+        self.file = shard_file(out, name)
         self.name = name
         self.seen: set[str] = set()
-        self._part = self.file.with_name(f".{self.file.name}.part")
+        self._part = part_of(self.file)
         self._keys = out / ".build" / "shards" / f"{name}.keys.parquet"
         self._rows: Counter[str] = Counter()
         self._seconds: Counter[str] = Counter()
@@ -332,3 +392,4 @@ def _finish(out: Path, plan: Mapping[str, Any]) -> None:
     write_atomically(out / "README.md", card.write(summary, out).encode())
     write_atomically(out / "build.json", json.dumps(summary, indent=1, ensure_ascii=False).encode())
     shutil.rmtree(work / "plan" / "rows", ignore_errors=True)
+    _sweep(out, anybodys=True)

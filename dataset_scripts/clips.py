@@ -11,7 +11,8 @@ import contextlib
 import io
 import json
 import os
-import uuid
+import socket
+import threading
 from collections.abc import Iterable
 from dataclasses import asdict
 from hashlib import sha256
@@ -108,17 +109,24 @@ class ClipStore:
         return self.root / address[:2] / address[2:4] / f"{address}.flac"
 
 
+def part_of(file: Path) -> Path:
+    """The hidden file beside a file's place that it is written to before it is renamed: this thread's own.
+
+    Its name ends in host and thread, so that two writers of one file never share it.
+    """
+    return file.with_name(f".{file.name[:40]}.{socket.gethostname()[:40]}-{threading.get_native_id()}.part")
+
+
 def write_atomically(file: Path, data: bytes) -> None:
-    """Write a whole file or nothing: beside its place, then renamed; its mode follows the user's umask.
+    """Write a whole file or nothing: beside its place, then renamed. Its mode is that of any file (the umask's).
 
     Raises:
         OSError: the disk is full or the folder cannot be written; nothing is left behind.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.parent / f".{uuid.uuid4().hex}.part"
+    part = part_of(file)
     try:
-        with part.open("xb") as out:
-            out.write(data)
+        part.write_bytes(data)
         part.replace(file)
     except BaseException:
         part.unlink(missing_ok=True)

@@ -77,8 +77,10 @@ def _sources(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    import contextlib
     import tempfile
 
+    from . import locks
     from .estimate import FLAC_BYTES_PER_SECOND
     from .plan import Settings, make_plan
 
@@ -87,7 +89,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         # With --out the plan stays where the build will look for it.
         folder = arguments.out / ".build" / "plan" if arguments.out else Path(scratch) / "plan"
-        plan = make_plan(settings, chosen.sources, folder, _Progress("planned"))
+        with locks.only_one(arguments.out) if arguments.out else contextlib.nullcontext():
+            plan = make_plan(settings, chosen.sources, folder, _Progress("planned"))
     print(f"{'source':24} {'task':6} {'format':11} {'split':11} {'rows':>12} {'hours':>10} {'size':>10}")
     for name, count in plan["counts"].items():
         source, task, modality, split = name.split("/")
@@ -136,7 +139,7 @@ def _build(arguments: argparse.Namespace) -> int:
         **chosen.settings,
     )
     if not (out / "build.json").exists():
-        print(f"{out}: submitted; run the same command again when the jobs are done")
+        print(f"{out}: with Slurm; run the same command again when its jobs are done")
         return 0
     return _summary(out)
 

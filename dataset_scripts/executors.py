@@ -8,11 +8,54 @@ in; Ray's starts an actor for every shard and keeps a shard's error to that shar
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+import multiprocessing
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 NAMES = ("local", "slurm", "ray")
+
+
+def check(executor: str, workers: int, options: Mapping[str, Any]) -> None:
+    """Raise ValueError unless there is such an executor, installed and told what it needs."""
+    if executor not in NAMES:
+        raise ValueError(f"no executor {executor!r}; there are {', '.join(NAMES)}")
+    if workers < 1 and not (workers == -1 and executor != "local"):
+        raise ValueError(f"{workers} workers: give one or more (slurm and ray also take -1, for no limit)")
+    absent = {"partition", "time"} - set(options)
+    if executor == "slurm" and absent:
+        raise ValueError(f"slurm: say {' and '.join(sorted(absent))} under `slurm:` in the sources file")
+    if executor == "ray" and importlib.util.find_spec("ray") is None:
+        raise ValueError("the ray executor needs Ray: pip install 'llaso[ray]'")
+
+
+def queued(logs: Path) -> list[str]:
+    """Slurm's jobs of the build with these logs that wait or run; not those whose turn can never come.
+
+    Raises:
+        ValueError: there is no Slurm here.
+        OSError: Slurm does not answer.
+    """
+    command = ["squeue", "--noheader", "--name", _job_name(logs), "--format", "%A %r"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except FileNotFoundError as error:
+        raise ValueError("slurm: no `squeue` here; give the command on a machine that submits jobs") from error
+    except subprocess.CalledProcessError as error:
+        raise OSError(f"slurm: squeue failed: {error.stderr.strip()}") from error
+    jobs = (line.split(maxsplit=1) for line in listed.splitlines() if line.strip())
+    return sorted({id for id, *reason in jobs if "DependencyNeverSatisfied" not in reason})
+
+
+def _job_name(logs: Path) -> str:
+    """The name of a build's jobs in Slurm's queue: one for each folder."""
+    return f"llaso-{sha256(str(logs).encode()).hexdigest()[:12]}"
 
 
 def run(
@@ -26,48 +69,89 @@ def run(
         executor: local (processes on this machine), slurm (submitted; returns at once) or ray.
         workers: how many ranks at a time; -1 for no limit (slurm, ray).
         logs: folder of datatrove's logs and completion marks.
-        options: further arguments of the datatrove executor.
+        options: further arguments of the datatrove executor. Slurm's jobs get a name of their own in any case.
 
     Raises:
-        ValueError: there is no such executor, the extra `data` is not installed, or Slurm was not told its partition
-            and time.
+        ValueError: see `check`, or the extra `data` is not installed.
     """
-    if executor not in NAMES:
-        raise ValueError(f"no executor {executor!r}; there are {', '.join(NAMES)}")
-    absent = {"partition", "time"} - set(options)
-    if executor == "slurm" and absent:
-        raise ValueError(f"slurm: say {' and '.join(sorted(absent))} under `slurm:` in the sources file")
-    if executor == "ray" and importlib.util.find_spec("ray") is None:
-        raise ValueError("the ray executor needs Ray: pip install 'llaso[ray]'")
+    check(executor, workers, options)
     try:
-        import multiprocess
         from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
         from datatrove.utils.logging import logger as datatrove_logger
     except ImportError as error:
         raise ValueError(f"the {executor} executor is not installed: pip install 'llaso[data]'") from error
 
-    class QuietLocal(LocalPipelineExecutor):
-        """The local executor, whose tasks write to their log files and leave the terminal alone."""
+    class Local(LocalPipelineExecutor):
+        """The local executor, whose workers write to their log files only, and may be lost: datatrove's own pool
+        would wait for a killed one for ever."""
 
-        def _launch_run_for_rank(self, *arguments: Any, **named: Any):
-            from datatrove.utils.logging import logger  # the worker's own, not the one pickled with this class
-
-            logger.disable("datatrove.executor.local")
-            return super()._launch_run_for_rank(*arguments, **named)
+        def run(self) -> None:
+            ranks = self.get_incomplete_ranks(range(self.tasks))
+            if self.workers == 1:
+                for rank in ranks:
+                    self._run_for_rank(rank)
+            else:
+                _run_in_pool(self, ranks, self.workers, preload=type(job).__module__)
 
         def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1):
-            return super()._run_for_rank(rank, local_rank + 1, node_rank)
+            return super()._run_for_rank(rank, local_rank + 1, node_rank)  # rank 0 would log to the terminal
 
     common: dict[str, Any] = {"pipeline": [job], "tasks": tasks, "logging_dir": str(logs), **options}
     datatrove_logger.disable("datatrove")
     try:
         if executor == "local":
-            # Workers are forked from a server that has imported everything once.
-            multiprocess.set_forkserver_preload([type(job).__module__])
-            QuietLocal(**common, workers=min(workers, tasks)).run()
+            Local(**common, workers=min(workers, tasks)).run()
         elif executor == "ray":
             RayPipelineExecutor(**common, workers=workers).run()
         else:
-            SlurmPipelineExecutor(**common, workers=workers).run()
+            SlurmPipelineExecutor(**{**common, "job_name": _job_name(logs)}, workers=workers).run()
     finally:
         datatrove_logger.enable("datatrove")
+
+
+def _run_in_pool(executor: Any, ranks: Sequence[int], workers: int, preload: str) -> None:
+    """Run ranks in processes that are forked from a server which has imported everything once.
+
+    Raises:
+        OSError: a process was lost, e.g. killed for want of memory.
+    """
+    import dill
+
+    multiprocessing.set_forkserver_preload([preload])
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("forkserver"), initializer=_begin, initargs=(dill.dumps(executor),)
+    )
+    try:
+        for done in as_completed([pool.submit(_run_rank, rank) for rank in ranks]):
+            done.result()
+    except BrokenProcessPool as error:
+        raise OSError(
+            "a worker process was lost, perhaps for want of memory; the same command goes on from the shards that "
+            "are whole, and fewer --workers need less"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(pickled: bytes) -> None:
+    """In a worker: take the executor, and end when the build's own process does."""
+    import dill
+
+    global _executor
+    _executor = dill.loads(pickled)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _run_rank(rank: int) -> None:
+    _executor._run_for_rank(rank)
+
+
+_executor: Any = None
+"""In a worker: what it runs ranks of, with everything it has loaded."""

@@ -14,7 +14,7 @@ import sys
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -29,7 +29,8 @@ from hypothesis import strategies as st
 from tiny_corpus import SOURCE, VOICES, write_public_corpora, write_recordings
 
 from dataset_scripts import leakage, plan, prompts
-from dataset_scripts.build import _Shard, build
+from dataset_scripts.build import _Shard, _sweep, build
+from dataset_scripts.clips import part_of
 from dataset_scripts.quotas import allocate
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.sources.base import Fact, Item, Note, Recording, Reject, Speech
@@ -343,10 +344,10 @@ def test_progress_says_how_long(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 # --- the same bytes -----------------------------------------------------------------------------------------------
 
 
-def run(*arguments: str, **options) -> subprocess.Popen:
+def run(*arguments: str, command: Sequence[str] = ("build",), **options) -> subprocess.Popen:
     """`llaso data build` in a process of its own."""
-    command = [sys.executable, "-m", "modeling_llaso.cli", "data", "build", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    words = [sys.executable, "-m", "modeling_llaso.cli", "data", *command, *arguments]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
 def test_same_bytes_after_kills_and_with_four_workers(tmp_path: Path):
@@ -373,6 +374,61 @@ def test_same_bytes_after_kills_and_with_four_workers(tmp_path: Path):
     before = (killed / "build.json").stat().st_mtime_ns
     assert run("instruct", "--sources", str(file), "--out", str(killed)).wait() == 0
     assert (killed / "build.json").stat().st_mtime_ns == before
+
+
+def test_one_build_a_folder(tmp_path: Path):
+    """The second of two is refused at once; when the first is killed, nothing is left to unlock."""
+    file, out = write_public_corpora(tmp_path), tmp_path / "out"
+    first = run("align", "--sources", str(file), "--out", str(out))
+    deadline = time.monotonic() + 120
+    while not (lock := out / ".build" / "lock").exists() or not lock.read_text():
+        assert time.monotonic() < deadline and first.poll() is None
+        time.sleep(0.005)
+    first.send_signal(signal.SIGSTOP)
+    try:
+        assert not (out / "build.json").exists()
+        for command in (["build"], ["plan"]):
+            second = run("align", "--sources", str(file), "--out", str(out), command=command)
+            _, errors = second.communicate(timeout=120)
+            assert second.returncode == 2 and f"is being built already, by process {first.pid} on" in errors
+    finally:
+        first.kill()
+        first.wait()
+    assert run("align", "--sources", str(file), "--out", str(out)).wait() == 0
+    assert rows_of(out) and not list(out.rglob(".*.part"))
+
+
+def test_files_have_the_usual_mode(tmp_path: Path):
+    """What is built for a group can be read by it."""
+    source = SOURCE.at(write_recordings(tmp_path / "tiny", 1), recordings=0, notes=20, questions=4)
+    before = os.umask(0o027)
+    try:
+        out = build("instruct", [source], tmp_path / "out", **SETTINGS)
+    finally:
+        os.umask(before)
+    files = [path for path in out.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} >= {".parquet", ".json", ".jsonl", ".md", ".flac"}
+    assert {oct(path.stat().st_mode & 0o777) for path in files} == {"0o640"}
+
+
+def test_leftovers_of_killed_runs_are_removed(tmp_path: Path):
+    """Not those of other machines' runs, until the corpus is whole; a shard that was deleted is built again."""
+    source = SOURCE.at(write_recordings(tmp_path / "tiny", 1), recordings=0, notes=20, questions=0)
+    folder = tmp_path / "out" / "data" / "text_audio"
+    folder.mkdir(parents=True)
+    ours, theirs = part_of(folder / "x.parquet"), folder / ".x.parquet.node7-12.part"
+    ended = ours.with_name(ours.name.replace(f"-{os.getpid()}.", "-999999999."))
+    for part in (ours, theirs, ended):
+        part.write_bytes(b"half")
+    _sweep(tmp_path / "out", anybodys=False)
+    assert ours.exists() and theirs.exists() and not ended.exists()
+    out = build("instruct", [source], tmp_path / "out", **SETTINGS)
+    assert not list(out.rglob(".*.part"))
+    expected = digests(out)
+    (out / "build.json").unlink()
+    next(iter(out.glob("data/*/train-*.parquet"))).unlink()
+    shutil.rmtree(out / ".build" / "plan")
+    assert digests(build("instruct", [source], out, **SETTINGS)) == expected
 
 
 def test_full_disk(tmp_path: Path):

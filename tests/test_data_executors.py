@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -51,12 +52,7 @@ def here(tmp_path: Path):
 @pytest.mark.slow
 def test_slurm(here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     source, expected = here
-    commands = tmp_path / "bin"
-    commands.mkdir()
-    for name, script in (("sbatch", SBATCH), ("scontrol", SCONTROL), ("srun", SRUN)):
-        (commands / name).write_text(script)
-        (commands / name).chmod(stat.S_IRWXU)
-    monkeypatch.setenv("PATH", os.pathsep.join([str(commands), str(Path(sys.executable).parent), os.environ["PATH"]]))
+    install(tmp_path / "bin", monkeypatch, sbatch=SBATCH, scontrol=SCONTROL, srun=SRUN, squeue="#!/bin/bash\n")
     monkeypatch.setenv("JOBS_LOG", str(tmp_path / "jobs.log"))
     options = {"partition": "cpu", "time": "0:10:00", "tasks_per_job": 4}
     out = build(
@@ -64,6 +60,39 @@ def test_slurm(here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     )
     assert (out / "build.json").exists(), (tmp_path / "jobs.log").read_text()[-2000:]
     assert digests(out) == expected
+
+
+def test_a_queued_job_is_not_submitted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Nor does a job whose dependency can never be satisfied stand in the way of the next."""
+    source = SOURCE.at(write_recordings(tmp_path / "tiny", 1), recordings=0, notes=6, questions=0)
+    submitted, queue = tmp_path / "submitted", tmp_path / "queue"
+    sbatch = f'#!/bin/bash\ngrep -oh "job-name=.*" "${{@: -1}}" >> {submitted}\necho Submitted batch job 7\n'
+    squeue = f'#!/bin/bash\necho "$@" > {tmp_path / "asked"}\ncat {queue}\n'
+    install(tmp_path / "bin", monkeypatch, sbatch=sbatch, squeue=squeue)
+    chosen = {"executor": "slurm", "executor_options": {"partition": "cpu", "time": "0:10:00"}, **SETTINGS}
+
+    def submissions(waiting: str) -> list[str]:
+        queue.write_text(waiting)
+        build("instruct", [source], tmp_path / "out", **chosen)
+        return submitted.read_text().splitlines()
+
+    first = submissions("")  # the array, and the job that merges datatrove's statistics
+    assert len(first) == 2 and len(set(first)) == 1
+    assert submissions("7 Priority\n8 Dependency\n") == first
+    assert first[0].removeprefix("job-name=") in (tmp_path / "asked").read_text().split()
+    assert submissions("8 DependencyNeverSatisfied\n") == first * 2
+    install(tmp_path / "bin", monkeypatch, squeue="#!/bin/bash\necho slurm_load_jobs error >&2\nexit 1\n")
+    with pytest.raises(OSError, match="squeue failed: slurm_load_jobs error"):
+        build("instruct", [source], tmp_path / "out", **chosen)
+
+
+def install(folder: Path, monkeypatch: pytest.MonkeyPatch, **commands: str) -> None:
+    """Stand-ins for a cluster's commands, found before all others."""
+    folder.mkdir(exist_ok=True)
+    for name, script in commands.items():
+        (folder / name).write_text(script)
+        (folder / name).chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]]))
 
 
 @pytest.mark.slow
@@ -97,12 +126,28 @@ def test_ray_on_two_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_shards_that_nobody_built_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Ray's executor keeps its tasks' errors to its logs; the build says where."""
+    """Ray's executor keeps its tasks' errors to its logs, as if all had gone well; the build says where."""
     monkeypatch.setattr("dataset_scripts.executors.run", lambda *_: None)
     source = SOURCE.at(write_recordings(tmp_path / "tiny", 1), recordings=0, notes=6, questions=0)
     with pytest.raises(OSError, match=r"of \d shards could not be built, .* first; .*logs says why"):
-        build("instruct", [source], tmp_path / "out", executor="ray", **SETTINGS)
+        build("instruct", [source], tmp_path / "out", **SETTINGS)
     assert not (tmp_path / "out" / "build.json").exists()
+
+
+def test_a_lost_worker_is_told(tmp_path: Path):
+    """The kernel kills one of two workers, as for want of memory: the build ends at once, and goes on afterwards."""
+    file = write_public_corpora(tmp_path)
+    process = build_command(file, tmp_path / "out", "local")
+    deadline, victim = time.monotonic() + 120, None
+    while victim is None and process.poll() is None and time.monotonic() < deadline:
+        victim = next((tmp_path / "out").glob("data/*/.*.part"), None)
+    assert victim is not None
+    os.kill(int(victim.suffixes[-2].rpartition("-")[2]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2 and "a worker process was lost" in errors and "Traceback" not in errors
+    again = build_command(file, tmp_path / "out", "local")
+    assert again.wait(120) == 0, again.stderr.read()
+    assert (tmp_path / "out" / "build.json").exists() and not list((tmp_path / "out").rglob(".*.part"))
 
 
 def build_command(file: Path, out: Path, executor: str, **environment: str) -> subprocess.Popen:
