@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_llaso import LlasoConfig, LlasoForConditionalGeneration, count_audio_tokens, preset
 from modeling_llaso.training.config import Recipe, load_recipe
-from modeling_llaso.training.parts import freeze_all_but, keep_frozen
+from modeling_llaso.training.parts import freeze_all_but, hold_frozen_in, keep_frozen
 
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "RTX 4090": 165.0}
 """Dense bf16 products a second, from the makers' data sheets."""
@@ -98,6 +98,8 @@ def measure(recipe: Recipe, padding: str, arguments: argparse.Namespace) -> dict
     if arguments.attention:
         model.set_attn_implementation(arguments.attention)
     frozen = freeze_all_but(model, recipe.train)
+    if recipe.compute.frozen_weights == "bf16":
+        hold_frozen_in(model, torch.bfloat16)
     model.train()
     keep_frozen(frozen, model)
     rows = arguments.rows or recipe.batch.per_device
