@@ -56,7 +56,7 @@ def _items(root: Path, rows: int, speak: bool) -> Iterator[Item]:
 
 def _source(rows: int, speak: bool) -> Source:
     return Source(
-        name="synthetic", title="", license="", redistributable=True, homepage="", tasks=("ASR",), layout="", needs=(),
+        name="synthetic", title="", license="", homepage="", tasks=("ASR",), layout="", needs=(),
         read=_items, options={"rows": rows, "speak": speak}, eval_share=0.0 if speak else 0.01,
     )  # fmt: skip
 

@@ -16,8 +16,6 @@ from . import draw, prompts
 from .sources.base import Note, Recording, Sound
 
 SAMPLE = 16
-LETTERS_PER_SECOND = 14.0
-"""Letters that espeak-ng speaks in a second at 165 words a minute."""
 FLAC_BYTES_PER_SECOND = 18_000.0
 """16 kHz 16-bit mono speech as FLAC."""
 
@@ -57,7 +55,7 @@ def seconds(sound: Sound) -> float:
     if isinstance(sound, Note):
         return sound.seconds
     if not isinstance(sound, Recording):
-        return len(sound.text) / LETTERS_PER_SECOND * 165 / sound.rate
+        return len(sound.text) / prompts.LETTERS_PER_SECOND * 165 / sound.rate
     if sound.end is not None:
         return sound.end - sound.start
     try:

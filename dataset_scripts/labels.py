@@ -5,6 +5,14 @@ from __future__ import annotations
 from .sources.base import Fact
 
 GENDERS = ("female", "male")
+_GENDER_OF = {
+    "f": "female",
+    "female": "female",
+    "female_feminine": "female",
+    "m": "male",
+    "male": "male",
+    "male_masculine": "male",
+}
 AGE_GROUPS = ("15-19", "20-24", "25-29", "30+")
 """Fine age groups of VCTK's speakers, as in the paper."""
 DECADES = ("teens", "twenties", "thirties", "fourties", "fifties", "sixties", "seventies", "eighties", "nineties")
@@ -27,10 +35,8 @@ _REGION_OF = {accent.strip(): region for region, accents in REGIONS.items() for 
 
 def gender(value: str) -> tuple[Fact, ...]:
     """The SGC fact of a corpus's own way of writing a gender; nothing where it is neither female nor male."""
-    word = value.strip().casefold()
-    if word.startswith("f"):
-        return (Fact("SGC", "female", GENDERS),)
-    return (Fact("SGC", "male", GENDERS),) if word.startswith("m") else ()
+    word = _GENDER_OF.get(value.strip().casefold())
+    return (Fact("SGC", word, GENDERS),) if word else ()
 
 
 def accent(label: str, fine: tuple[str, ...]) -> tuple[Fact, ...]:
@@ -44,7 +50,7 @@ def accent(label: str, fine: tuple[str, ...]) -> tuple[Fact, ...]:
 
 def age_in_years(years: int) -> tuple[Fact, ...]:
     """The AR facts of an age in years, by the groups that the paper uses for VCTK."""
-    if years < 15:
+    if years < 15:  # no group is younger
         return ()
     fine = AGE_GROUPS[min((years - 15) // 5, len(AGE_GROUPS) - 1)]
     return (Fact("AR", fine, AGE_GROUPS, "fine"), Fact("AR", coarse_age(years), COARSE_AGES, "coarse"))

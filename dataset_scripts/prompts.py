@@ -6,7 +6,7 @@ Takes an `Item` and one of its `Fact`s; gives the planned row, complete but for 
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -14,10 +14,14 @@ from typing import Any
 from . import draw
 from .instructions import Template, templates
 from .sources.base import Acoustics, Fact, Item, Note, Recording, Sound, Source, Speech
-from .tasks import CLOSED, NUMBER, TASKS
+from .tasks import TASKS
 
 RATES, PITCHES = (145, 190), (35, 65)
 """Words a minute and pitches that spoken instructions are drawn from."""
+LETTERS_PER_SECOND = 14.0
+"""Letters that espeak-ng speaks in a second at 165 words a minute."""
+MAX_SECONDS = 30.0
+"""The longest row, where the build is not told otherwise."""
 _KINDS: dict[str, type] = {"recording": Recording, "speech": Speech, "note": Note}
 
 
@@ -26,59 +30,67 @@ def row_id(source: Source, item: Item, fact: Fact) -> str:
     return f"{source.name}/{item.id}/{fact.task}" + f".{fact.granularity}" * bool(fact.granularity)
 
 
-def fault(item: Item, fact: Fact) -> str:
+def fault(item: Item, fact: Fact, max_seconds: float = MAX_SECONDS) -> str:
     """What is wrong with a fact, or "" where nothing is."""
-    if fact.task not in TASKS:
-        return f"unknown task {fact.task!r}"
-    task = TASKS[fact.task]
-    if not fact.target.strip():
-        return f"{fact.task}: empty target"
-    if fact.choices and fact.target not in fact.choices:
-        return f"{fact.task}: label {fact.target!r} is not among {', '.join(fact.choices)}"
-    number = task.answer == NUMBER or fact.granularity == "number"
-    if task.answer == CLOSED and not number and not fact.choices:
-        return f"{fact.task}: no choices for a closed set"
-    if number and not (re.fullmatch(r"\d+", fact.target) and task.low <= int(fact.target) <= task.high):
-        return f"{fact.task}: {fact.target!r} is not a number from {task.low} to {task.high}"
+    if reason := fact.fault():
+        return reason
     if not item.sound and not fact.instruction:
         return f"{fact.task}: neither a sound nor an instruction to speak"
-    if not formats(item, fact):
+    if not formats(item, fact, math.inf):
         return f"{fact.task}: cannot take the format {fact.modality!r}"
+    if not formats(item, fact, max_seconds):
+        return f"{fact.task}: too long to be spoken in {max_seconds:g} s"
     return ""
 
 
-def formats(item: Item, fact: Fact) -> dict[str, float]:
+def formats(item: Item, fact: Fact, max_seconds: float = MAX_SECONDS) -> dict[str, float]:
     """The formats a fact can take, with their weights.
 
     A sound can follow a written or a spoken instruction; a written input can follow a spoken one. An item without a
-    sound has its own question (or, in `text_audio`, its input) spoken.
+    sound has its own question (or, in `text_audio`, its input) spoken, if that can be done in `max_seconds`.
     """
     weights = dict(TASKS[fact.task].formats)
     if not fact.input:
         weights.pop("audio_text", None)
         if not item.sound:
             weights.pop("text_audio", None)
-    return {name: weight for name, weight in weights.items() if fact.modality in ("", name)}
+    possible = {name: weight for name, weight in weights.items() if fact.modality in ("", name)}
+    if item.sound:
+        return possible
+    spoken = {
+        "text_audio": len(fact.input),
+        "audio_text": len(fact.instruction),
+        "audio": len(fact.instruction) + len(fact.input),
+    }
+    return {name: weight for name, weight in possible.items() if spoken[name] <= max_seconds * LETTERS_PER_SECOND}
 
 
 def write(
-    corpus: str, source: Source, item: Item, fact: Fact, split: str, seed: int, voices: Sequence[str]
+    corpus: str,
+    source: Source,
+    item: Item,
+    fact: Fact,
+    split: str,
+    seed: int,
+    voices: Sequence[str],
+    max_seconds: float = MAX_SECONDS,
 ) -> dict[str, Any]:
     """The planned row of one fact.
 
     Args:
         corpus: align, instruct or eval.
-        source, item, fact: where it comes from; `fault(item, fact)` must be "".
+        source, item, fact: where it comes from; `fault(item, fact, max_seconds)` must be "".
         split: train, validation or test.
         seed: of every draw.
         voices: the synthetic voices of this split.
+        max_seconds: the longest row; a format in which the question takes longer to say is not drawn.
 
     Returns:
         The row's columns but `audio`, `duration`, `length` and `sha256`; and `clips`: for each audio part of the
         messages, in order, the list of sounds to join, as JSON.
     """
     id = row_id(source, item, fact)
-    possible = formats(item, fact)
+    possible = formats(item, fact, max_seconds)
     if corpus == "align" and "text_audio" in possible:
         possible = {"text_audio": 1.0}  # alignment is written instruction and speech, nothing else
     modality = draw.weighted(seed, id, "format", possible)

@@ -37,7 +37,7 @@ FEATURES = Features(
         "target": Value("string"),  # the reference answer, equal to the last assistant text
         "choices": List(Value("string")),  # closed sets only; else empty
         "template_id": Value("string"),  # which instruction, e.g. "SGC/07"
-        "style": Value("string"),  # standardised | contextualised | stylistic | fine_grained
+        "style": Value("string"),  # standardised | contextualised | stylistic | fine_grained; "" without
         "voice": Value("string"),  # synthetic voice, or "" for a recording
         "speaker": Value("string"),  # "<source>:<speaker>" of a recording, or ""
         "duration": Value("float64"),  # seconds, all clips of the row together

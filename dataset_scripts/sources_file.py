@@ -7,7 +7,9 @@ file. The other keys are those of `plan.Settings`, and `slurm` and `ray` for the
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import yaml
 
 from .plan import Settings
+from .schema import SPLITS
 from .sources import base
 
 SETTINGS = {field.name for field in fields(Settings)} - {"corpus", "seed", "limit"}
@@ -70,23 +73,26 @@ def template() -> str:
 
 def _entry(source: base.Source) -> str:
     """How a source is written in the file: its folder, and where it takes options, these with their defaults."""
-    options = {
-        option.name: option.default
-        for option in inspect.signature(source.read).parameters.values()
-        if inspect.isfunction(source.read) and option.default is not option.empty
-    }
-    said = "".join(f", {name}: {json.dumps(value)}" for name, value in options.items())
+    said = "".join(f", {name}: {json.dumps(value)}" for name, value in _options(source).items())
     return f"{{path: /data/{source.name}{said}}}" if said else f"/data/{source.name}"
 
 
+def _options(source: base.Source) -> dict[str, Any]:
+    """The options of a source's `read`, with their defaults."""
+    found = inspect.signature(source.read).parameters.values()
+    declared = {option.name: option.default for option in found if option.default is not option.empty}
+    return {**declared, **source.options}
+
+
 def read(path: Path) -> SourcesFile:
-    """Read a sources file.
+    """Read a sources file, and look into every folder it names.
 
     Raises:
-        ValueError: it is not YAML, names an unknown source or setting, or a source without a folder.
+        ValueError: it is not YAML, names an unknown source, option or setting, gives one a value of another type, or
+        a folder is missing, laid out otherwise or named twice. The message names the nearest that is known.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("sources"), dict) or not content["sources"]:
@@ -94,21 +100,93 @@ def read(path: Path) -> SourcesFile:
             f"{path}: say which corpora to read, as\nsources:\n  librispeech: /data/LibriSpeech\n"
             "`llaso data sources` prints a file to fill in"
         )
-    if unknown := set(content) - {"sources"} - SETTINGS - EXECUTORS:
-        known = ", ".join(sorted({"sources"} | SETTINGS | EXECUTORS))
-        raise ValueError(f"{path}: unknown key {', '.join(sorted(unknown))}; there are {known}")
-    sources = []
-    for name, entry in content["sources"].items():
-        options = dict(entry) if isinstance(entry, dict) else {"path": entry}
-        folder = options.pop("path", None)
-        if not isinstance(folder, str):
-            raise ValueError(f"{path}: sources: {name}: say its folder, as `{name}: /data/{name}`")
-        sources.append(base.load(name).at(path.parent / folder, **options))
+    _check_known(f"{path}: unknown key", content, {"sources"} | SETTINGS | EXECUTORS)
+    sources = [_source(path, str(name), entry) for name, entry in content["sources"].items()]
+    if wrong := [fault for source in sources if (fault := source.layout_fault())]:
+        raise ValueError(f"{path}: " + "\n\n".join(wrong))
+    _check_shared_folders(path, sources)
     settings = {key: value for key, value in content.items() if key in SETTINGS}
+    for field in fields(Settings):
+        if field.name in settings and field.name != "voices":
+            _check_type(f"{path}: {field.name}", settings[field.name], field.default)
+    for name in ("rows_per_shard", "max_seconds"):
+        if settings.get(name, 1) <= 0:
+            raise ValueError(f"{path}: {name}: {settings[name]} is not above 0")
+    for name in ("eval_rows", "validation_rows"):
+        if settings.get(name, 0) < 0:
+            raise ValueError(f"{path}: {name}: {settings[name]} is below 0")
+    _check_voices(path, settings.get("voices", {}))
+    executors = {key: content.get(key) or {} for key in EXECUTORS}
+    for key, options in executors.items():
+        if not isinstance(options, dict):
+            raise ValueError(f"{path}: {key}: give its options, as `{key}: {{mem_per_cpu_gb: 2}}`")
     if (checkpoint := path.parent / str(settings.get("processor", ""))).is_dir() and settings.get("processor"):
         settings["processor"] = str(checkpoint.absolute())
-    return SourcesFile(
-        sources,
-        settings,
-        {key: content.get(key) or {} for key in EXECUTORS},
-    )
+    return SourcesFile(sources, settings, executors)
+
+
+def _source(path: Path, name: str, entry: Any) -> base.Source:
+    """A source at its folder."""
+    try:
+        source = base.load(name)
+    except ValueError as error:
+        raise ValueError(f"{path}: sources: {error}") from error
+    options = dict(entry) if isinstance(entry, dict) else {"path": entry}
+    folder, known = options.pop("path", None), _options(source)
+    if not isinstance(folder, str):
+        raise ValueError(f"{path}: sources: {name}: say its folder, as `{name}: /data/{name}`")
+    _check_known(f"{path}: sources: {name}: unknown option", options, known)
+    for option, value in options.items():
+        _check_type(f"{path}: sources: {name}: {option}", value, known[option])
+    return source.at(path.parent / Path(folder).expanduser(), **options)
+
+
+def _check_known(what: str, given: Iterable[Any], known: Iterable[str]) -> None:
+    """Raise ValueError for a word that is not known, with the nearest one."""
+    for word in sorted(set(map(str, given)) - set(known)):
+        there = ", ".join(sorted(known))
+        raise ValueError(f"{what} {word}; {base.nearest(word, known)}there are {there or 'none'}")
+
+
+def _check_type(what: str, value: Any, default: Any) -> None:
+    """Raise ValueError unless the value is of the default's type; a whole number will do for any number."""
+    kinds = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    kind = int if default is None else type(default)
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise ValueError(f"{what}: {value!r} is not {kinds[kind]}")
+
+
+def _check_voices(path: Path, voices: Any) -> None:
+    """Raise ValueError unless voices are lists of names by split."""
+    if not isinstance(voices, dict) or not all(
+        isinstance(pool, list) and all(isinstance(voice, str) for voice in pool) for pool in voices.values()
+    ):
+        raise ValueError(f"{path}: voices: give a list of names for each split, as `train: [en-us+f1, en+m1]`")
+    _check_known(f"{path}: voices: no split", voices, SPLITS)
+    if voices and (absent := [split for split in SPLITS if split not in voices]):
+        raise ValueError(f"{path}: voices: none for {', '.join(absent)}; give each split its own")
+
+
+def _check_shared_folders(path: Path, sources: Sequence[base.Source]) -> None:
+    """Raise ValueError where two sources would read the same files: one corpus would be counted twice."""
+    for one, other in itertools.combinations(sources, 2):
+        if one.root and other.root and one.root.resolve() == other.root.resolve():
+            patterns = [way for need in other.needs for way in need.split("|")]
+            matched = (file for need in one.needs for way in need.split("|") for file in one.root.glob(way))
+            twice = next((file for file in matched if any(file.match(way) for way in patterns)), None)
+            if twice:
+                raise ValueError(
+                    f"{path}: sources: {one.name} and {other.name} both name {one.root} and would both read "
+                    f"{twice.name}: name it once"
+                )
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key given twice is an error: the first would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for index, key in enumerate(keys):
+            if key.value in (earlier.value for earlier in keys[:index]):
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
+        return super().construct_mapping(node, deep)

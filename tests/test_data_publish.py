@@ -204,7 +204,7 @@ def test_publish_is_cut_goes_on_and_is_read(corpus: Path, hub: HubServer, tmp_pa
 
 
 def test_closed_sources_are_refused(tmp_path: Path, hub: HubServer, capsys: pytest.CaptureFixture[str]):
-    source = replace(SOURCE, redistributable=False, license="Not to be shared").at(write_recordings(tmp_path / "tiny"))
+    source = replace(SOURCE, license="Not to be shared").at(write_recordings(tmp_path / "tiny"))
     closed = replace(source, options={"notes": 0, "questions": 0})
     out = build("align", [closed], tmp_path / "closed", **SETTINGS)
     assert main(["data", "publish", str(out), "owner/closed"]) == 2

@@ -35,7 +35,6 @@ SOURCE = Source(
     name="tiny",
     title="Tiny",
     license="CC0-1.0",
-    redistributable=True,
     homepage="https://example.org",
     tasks=("ASR", "SGC", "PP", "AQA"),
     layout="{number}.wav",

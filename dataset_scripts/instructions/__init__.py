@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """One instruction: its id (e.g. "SGC/07"), its style and its text."""
+    """One instruction: its id (e.g. "SGC/07"), its style ("" for those of ASR.align) and its text."""
 
     id: str
     style: str
@@ -33,7 +33,7 @@ def templates(task: str, granularity: str = "") -> tuple[Template, ...]:
         granularity: variant; its own file is used where there is one, else the task's.
 
     Raises:
-        ValueError: there is no file for the task.
+        ValueError: there is no file for the task, or it has a heading that is no style.
     """
     name = f"{task}.{granularity}"
     if not granularity or not (FOLDER / f"{name}.txt").exists():
@@ -42,10 +42,12 @@ def templates(task: str, granularity: str = "") -> tuple[Template, ...]:
     if not file.exists():
         raise ValueError(f"no instructions for task {task!r}: {file} is missing")
     found: list[Template] = []
-    style = STYLES[0]
-    for line in file.read_text(encoding="utf-8").splitlines():
+    style = ""
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         if line.startswith("["):
             style = line.strip("[]")
+            if style not in STYLES:
+                raise ValueError(f"{file}:{number}: no style {style!r}; there are {', '.join(STYLES)}")
         elif line.strip():
             found.append(Template(f"{name}/{len(found) + 1:02d}", style, line))
     return tuple(found)

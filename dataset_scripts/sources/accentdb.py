@@ -27,7 +27,6 @@ SOURCE = Source(
     name="accentdb",
     title="AccentDB (extended)",
     license="CC-BY-NC-4.0",
-    redistributable=False,
     homepage="https://accentdb.org",
     tasks=("AC",),
     layout="data/{accent}/speaker_{01}/{accent}_s{01}_{001}.wav",

@@ -17,7 +17,6 @@ SOURCE = Source(
     name="alpaca_dan",
     title="AlpacaDan",
     license="see home page",
-    redistributable=True,
     homepage="https://huggingface.co/datasets?search=AlpacaDan",
     tasks=("AQA",),
     layout="*.json or *.jsonl",

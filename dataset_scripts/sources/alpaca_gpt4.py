@@ -17,7 +17,6 @@ SOURCE = Source(
     name="alpaca_gpt4",
     title="Alpaca GPT-4",
     license="CC-BY-NC-4.0",
-    redistributable=True,
     homepage="https://github.com/Instruction-Tuning-with-GPT-4/GPT-4-LLM",
     tasks=("AQA",),
     layout="alpaca_gpt4_data.json",

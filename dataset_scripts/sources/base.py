@@ -8,14 +8,24 @@ decoded here, nothing is drawn at random and no prompt is written: that is the p
 from __future__ import annotations
 
 import csv
+import difflib
 import importlib
 import itertools
 import json
 import pkgutil
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from ..tasks import CLOSED, NUMBER, TASKS
+
+OPEN_LICENSES = frozenset(
+    ("Apache-2.0", "CC-BY-4.0", "CC-BY-SA-3.0", "CC-BY-SA-4.0", "CC0-1.0", "MIT", "ODbL-1.0", "Public Domain")
+)
+"""The terms under which audio, or speech made from text, is published again: anybody may, for any purpose. Everything
+else is closed: terms that forbid commerce or changes (NC, ND), terms unknown, mixed or given on request."""
 
 # --- sounds --------------------------------------------------------------------------------------------------------
 
@@ -110,6 +120,22 @@ class Fact:
     modality: str = ""
     corpora: tuple[str, ...] = ()
 
+    def fault(self) -> str:
+        """What is wrong with it, whatever it is a fact of, or "" where nothing is."""
+        if self.task not in TASKS:
+            return f"unknown task {self.task!r}"
+        task = TASKS[self.task]
+        if not self.target.strip():
+            return f"{self.task}: empty target"
+        if self.choices and self.target not in self.choices:
+            return f"{self.task}: label {self.target!r} is not among {', '.join(self.choices)}"
+        number = task.answer == NUMBER or self.granularity == "number"
+        if task.answer == CLOSED and not number and not self.choices:
+            return f"{self.task}: no choices for a closed set"
+        if number and not (re.fullmatch(r"\d+", self.target) and task.low <= int(self.target) <= task.high):
+            return f"{self.task}: {self.target!r} is not a number from {task.low} to {task.high}"
+        return ""
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -125,6 +151,7 @@ class Item:
             (unless the source declares sentences as `shared`).
         split: "train", "validation" or "test" where the corpus or the source decides it; "" lets the plan draw by
             speaker.
+        where: file and line it was read from, for those facts of it that have to be rejected.
     """
 
     id: str
@@ -133,11 +160,17 @@ class Item:
     speaker: str = ""
     sentence: str = ""
     split: str = ""
+    where: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """Something in the corpus that cannot be used: where it is and why. Counted and listed, never hidden."""
+    """Something in the corpus that cannot be used: where it is and why. Listed, and counted by reason, never hidden.
+
+    Args:
+        where: file and line, with the offending value where it may be anything.
+        reason: why, in one of few wordings.
+    """
 
     where: str
     reason: str
@@ -154,11 +187,10 @@ class Source:
         name: short name, also the module's.
         title: the corpus's full name.
         license: SPDX id, or the corpus's own name for its terms.
-        redistributable: whether its audio may be published again.
         homepage: where it comes from.
         tasks: codes of the tasks it serves.
         layout: its public folder layout, as a person would draw it; shown when a folder does not fit.
-        needs: glob patterns, each of which must match something below the root.
+        needs: glob patterns, each of which must match something below the root; "a|b" is either of two.
         read: yields the items of a root folder.
         expected: instances the paper (or the corpus itself) counts, by task.
         options: further arguments of `read`.
@@ -173,7 +205,6 @@ class Source:
     name: str
     title: str
     license: str
-    redistributable: bool
     homepage: str
     tasks: tuple[str, ...]
     layout: str
@@ -191,17 +222,29 @@ class Source:
         """The same source, reading the folder `root` with further arguments for `read`."""
         return replace(self, root=Path(root).absolute(), options={**self.options, **options})
 
+    @property
+    def redistributable(self) -> bool:
+        """Whether its audio may be published again."""
+        return self.license in OPEN_LICENSES
+
     def items(self) -> Iterator[Item | Reject]:
-        """Everything below the root.
+        """Everything below the root; facts at fault come as a `Reject`, apart from the item they belong to.
 
         Raises:
             ValueError: the folder is missing or laid out otherwise (the message shows both layouts), or an entry of a
             file lacks a field.
         """
-        if self.root is not None:
-            self.check_layout()
+        if self.root is not None and (fault := self.layout_fault()):
+            raise ValueError(fault)
         try:
-            yield from self.read(self.root or Path(), **self.options)
+            for found in self.read(self.root or Path(), **self.options):
+                faults = [fact.fault() for fact in found.facts] if isinstance(found, Item) else []
+                if not isinstance(found, Item) or not any(faults):
+                    yield found
+                    continue
+                yield from (Reject(found.where or found.id, fault) for fault in faults if fault)
+                if good := tuple(fact for fact, fault in zip(found.facts, faults, strict=True) if not fault):
+                    yield replace(found, facts=good)
         except KeyError as error:
             raise ValueError(
                 f"{self.name}: {self.root}: an entry has no {error}; is this another version of {self.title}? "
@@ -224,20 +267,20 @@ class Source:
             "expected": dict(self.expected),
         }
 
-    def check_layout(self) -> None:
-        """Raise ValueError unless everything in `needs` is found below the root."""
+    def layout_fault(self) -> str:
+        """What is wrong with the root folder, the layout expected and what was found, or "" where nothing is."""
         assert self.root is not None
         if not self.root.is_dir():
-            raise ValueError(
-                f"{self.name}: no such folder: {self.root}. Expected {self.title}, laid out as\n{self.layout}"
-            )
-        missing = [pattern for pattern in self.needs if next(self.root.glob(pattern), None) is None]
-        if missing:
-            found = sorted(path.name + "/" * path.is_dir() for path in itertools.islice(self.root.iterdir(), 12))
-            raise ValueError(
-                f"{self.name}: {self.root} has another layout: nothing matches {', '.join(missing)}.\n"
-                f"Expected {self.title}, laid out as\n{self.layout}\nFound: {', '.join(found) or 'an empty folder'}"
-            )
+            return f"{self.name}: no such folder: {self.root}. Expected {self.title}, laid out as\n{self.layout}"
+        missing = [need for need in self.needs if not any(next(self.root.glob(way), None) for way in need.split("|"))]
+        if not missing:
+            return ""
+        found = sorted(path.name + "/" * path.is_dir() for path in itertools.islice(self.root.iterdir(), 12))
+        return (
+            f"{self.name}: {self.root} has another layout: nothing matches "
+            f"{', '.join(need.replace('|', ' or ') for need in missing)}.\n"
+            f"Expected {self.title}, laid out as\n{self.layout}\nFound: {', '.join(found) or 'an empty folder'}"
+        )
 
 
 def names() -> list[str]:
@@ -250,11 +293,17 @@ def load(name: str) -> Source:
     """The declaration in `sources/<name>.py`.
 
     Raises:
-        ValueError: there is no such source; the message lists those there are.
+        ValueError: there is no such source; the message says the nearest and lists all there are.
     """
     if name not in names():
-        raise ValueError(f"no source {name!r}; there are {', '.join(names())}")
+        raise ValueError(f"no source {name!r}; {nearest(name, names())}there are {', '.join(names())}")
     return importlib.import_module(f"dataset_scripts.sources.{name}").SOURCE
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """ "did you mean x? ", with the known word nearest to `word`; "" where none is near."""
+    close = difflib.get_close_matches(word, list(known), 1)
+    return f"did you mean {close[0]}? " if close else ""
 
 
 # --- reading the usual kinds of files ------------------------------------------------------------------------------
@@ -270,28 +319,34 @@ def lines(path: Path) -> Iterator[tuple[int, str | Reject]]:
                 yield number, Reject(f"{path}:{number}", "text is not UTF-8")
 
 
-def table(path: Path, delimiter: str = ",", columns: Iterable[str] = ()) -> Iterator[dict[str, str] | Reject]:
-    """Rows of a table with a header line; quotes are honoured for commas and taken literally for tabs.
+def table(
+    path: Path, delimiter: str = ",", columns: Iterable[str] = ()
+) -> Iterator[tuple[int, dict[str, str] | Reject]]:
+    """Numbered rows of a table with a header line; quotes are honoured for commas and taken literally for tabs.
+
+    A row that is not UTF-8, or has more or fewer cells than the header, comes as a `Reject`.
 
     Raises:
         ValueError: a column of `columns` is not in the header, or the file is no table.
     """
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.DictReader(
+        reader = csv.reader(
             file, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
         )
-        absent = [column for column in columns if column not in (reader.fieldnames or ())]
-        if absent:
-            raise ValueError(
-                f"{path}: no column {', '.join(absent)}; its header is {', '.join(reader.fieldnames or ())}"
-            )
         try:
-            for row in reader:
-                cells = {key: value or "" for key, value in row.items() if isinstance(key, str)}
-                if any("\udc80" <= char <= "\udcff" for value in cells.values() for char in value):
-                    yield Reject(f"{path}:{reader.line_num}", "text is not UTF-8")
+            header = next(reader, [])
+            if absent := [column for column in columns if column not in header]:
+                raise ValueError(f"{path}: no column {', '.join(absent)}; its header is {', '.join(header)}")
+            for cells in reader:
+                where = f"{path}:{reader.line_num}"
+                if not cells:
+                    continue  # an empty line
+                if len(cells) != len(header):
+                    yield reader.line_num, Reject(where, "not as many cells as the header has")
+                elif any("\udc80" <= char <= "\udcff" for cell in cells for char in cell):
+                    yield reader.line_num, Reject(where, "text is not UTF-8")
                 else:
-                    yield cells
+                    yield reader.line_num, dict(zip(header, cells, strict=True))
         except csv.Error as error:
             raise ValueError(f"{path}:{reader.line_num}: {error}") from error
 
@@ -370,40 +425,56 @@ def read_questions(
         pattern: which files to read.
         instruction, input, output: names of the fields; the input may be missing.
         id: name of the id field; "" numbers the rows.
+
+    Raises:
+        ValueError: a file is broken, or its first row has no question or answer by these names.
     """
-    for file in sorted(root.glob(pattern)):
+    files = sorted(file for file in root.glob(pattern) if file.suffix in (".json", ".jsonl", ".parquet"))
+    for file in files:
+        numbered, checked = f"{file.stem}-" * (len(files) > 1), False
         for number, row in _rows(file):
-            where = f"{file}:{number}"
             if isinstance(row, Reject):
                 yield row
-            else:
-                name = str(row.get(id) or "") if id else f"{number:07d}"
-                yield question(name or f"{number:07d}", where, row.get(instruction), row.get(input), row.get(output))
+                continue
+            if not checked and not {instruction, output} <= set(row):
+                raise ValueError(
+                    f"{file}:{number}: no field {instruction!r} or {output!r}; the row has {', '.join(row)}"
+                )
+            checked = True
+            name = str(row.get(id) or "") or f"{numbered}{number:07d}"
+            yield question(name, f"{file}:{number}", row.get(instruction), row.get(input), row.get(output))
 
 
 def question(id: str, where: str, instruction: Any, input: Any, output: Any) -> Item | Reject:
     """An AQA item without a sound: the build speaks the question, the input or both."""
-    fields = [str(value or "").strip() for value in (instruction, input, output)]
-    asked, given, answer = fields
+    fields = ["" if value is None else value for value in (instruction, input, output)]
+    if not all(isinstance(value, (str, int, float)) for value in fields):
+        return Reject(where, "question, input or answer is not text")
+    asked, given, answer = (str(value).strip() for value in fields)
     if given.casefold() in ("none", "<noinput>"):
         given = ""
     if not asked or not answer:
         return Reject(where, "no question" if not asked else "no answer")
     fact = Fact("AQA", answer, instruction=asked, input=given)
-    return Item(id.replace(" ", "_"), (fact,), sentence=f"{asked} {given}".strip())
+    return Item(id.replace(" ", "_"), (fact,), sentence=f"{asked} {given}".strip(), where=where)
 
 
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | Reject]]:
     """Numbered rows of a Parquet, JSON-lines or JSON-list file, told apart by how they begin."""
     if file.suffix == ".parquet":
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        batches = pq.ParquetFile(file).iter_batches()
-        yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
+        try:
+            batches = pq.ParquetFile(file).iter_batches(batch_size=1_000)
+            yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
+        except pa.ArrowException as error:
+            raise ValueError(f"{file}: {error}") from error
         return
     with file.open("rb") as opened:
         first = opened.read(64).lstrip(b"\xef\xbb\xbf \r\n\t")[:1]
-    if first == b"[":
-        yield from enumerate(stream_json(file, "item"), start=1)
-    else:
+    if first != b"[":
         yield from json_lines(file)
+        return
+    for number, row in enumerate(stream_json(file, "item"), start=1):
+        yield number, row if isinstance(row, dict) else Reject(f"{file}:{number}", "not a JSON object")

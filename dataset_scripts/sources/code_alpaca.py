@@ -17,7 +17,6 @@ SOURCE = Source(
     name="code_alpaca",
     title="Code Alpaca 20k",
     license="CC-BY-NC-4.0",
-    redistributable=True,
     homepage="https://github.com/sahil280114/codealpaca",
     tasks=("AQA",),
     layout="code_alpaca_20k.json",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ ACCENTS = ("Australian English", "Canadian English", "England English", "Filipin
            "Northern Irish", "Scottish English", "Singaporean English", "South African accent",
            "United States English", "Welsh English")  # fmt: skip
 OWN_NAMES = {
+    "african": "South African accent",
     "australia": "Australian English",
     "canada": "Canadian English",
     "england": "England English",
@@ -31,6 +33,8 @@ OWN_NAMES = {
 }
 """Other names of these accents: the codes of early releases, and the longer names of later ones."""
 SPLITS = {"train": "train", "dev": "validation", "test": "test"}
+_BETWEEN = re.compile(r"\s*[,|]\s*(?![^()]*\))")
+"""What parts the accents of somebody who names several; commas in brackets belong to a name."""
 
 
 def read(root: Path) -> Iterator[Item | Reject]:
@@ -38,29 +42,44 @@ def read(root: Path) -> Iterator[Item | Reject]:
     for part, split in SPLITS.items():
         file = root / f"{part}.tsv"
         if not file.exists():
+            yield Reject(str(file), "no such file")
             continue
-        for row in table(file, "\t", ("client_id", "path", "sentence", "age", "gender")):
+        for number, row in table(file, "\t", ("client_id", "path", "sentence", "age", "gender")):
+            where = f"{file}:{number}"
             if isinstance(row, Reject):
                 yield row
                 continue
-            # Releases before 8.0 call the column "accent"; of those who name several accents none is taken.
-            accent = row.get("accents") or row.get("accent") or ""
-            facts = (
-                *labels.gender(row["gender"]),  # "male", or since 17.0 "male_masculine"
-                *labels.accent(OWN_NAMES.get(accent, accent), ACCENTS),
-                *labels.age_in_decades(row["age"]),
-            )
-            if facts:
-                sound = (Recording(str(root / "clips" / row["path"])),)
-                id = Path(row["path"]).stem
-                yield Item(id, facts, sound, speaker=row["client_id"], sentence=row["sentence"], split=split)
+            accents = row.get("accents") or row.get("accent") or ""  # "accent" before release 8.0
+            given = {
+                "gender": (row["gender"], labels.gender(row["gender"])),
+                "accent": (accents, labels.accent(accent(accents), ACCENTS)),
+                "age": (row["age"], labels.age_in_decades(row["age"])),
+            }
+            if unsaid := [name for name, (label, _) in given.items() if not label]:
+                yield Reject(where, f"not said: {', '.join(unsaid)}")
+            for name, (label, found) in given.items():
+                if label and not found:
+                    yield Reject(f"{where} ({label})", f"{name} is outside the set")
+            if facts := tuple(fact for _, found in given.values() for fact in found):
+                path = Path(row["path"])
+                clip = root / "clips" / (path if path.suffix else path.with_suffix(".mp3"))  # none before release 4
+                sound = (Recording(str(clip)),)
+                yield Item(path.stem, facts, sound, row["client_id"], row["sentence"], split, where)
+
+
+def accent(label: str) -> str:
+    """The one of ACCENTS that a speaker names; "" where it is none or more than one.
+
+    Words of one's own beside it ("Non native speaker", "Midwestern") describe it, and are passed over.
+    """
+    named = {OWN_NAMES.get(word, word) for word in (label, *_BETWEEN.split(label))} & set(ACCENTS)
+    return named.pop() if len(named) == 1 else ""
 
 
 SOURCE = Source(
     name="common_voice",
     title="Common Voice (English)",
     license="CC0-1.0",
-    redistributable=True,
     homepage="https://commonvoice.mozilla.org",
     tasks=("SGC", "AR", "AC"),
     layout="{train,dev,test}.tsv (client_id, path, sentence, ..., age, gender, accents)\n"

@@ -38,7 +38,6 @@ SOURCE = Source(
     name="cremad",
     title="CREMA-D",
     license="ODbL-1.0",
-    redistributable=True,
     homepage="https://github.com/CheyneyComputerScience/CREMA-D",
     tasks=("ER", "EIE"),
     layout="AudioWAV/{actor}_{sentence}_{emotion}_{level}.wav",

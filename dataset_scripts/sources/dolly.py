@@ -17,7 +17,6 @@ SOURCE = Source(
     name="dolly",
     title="Databricks Dolly 15k",
     license="CC-BY-SA-3.0",
-    redistributable=True,
     homepage="https://huggingface.co/datasets/databricks/databricks-dolly-15k",
     tasks=("AQA",),
     layout="databricks-dolly-15k.jsonl",

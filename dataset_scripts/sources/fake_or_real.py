@@ -24,7 +24,6 @@ SOURCE = Source(
     name="fake_or_real",
     title="The Fake-or-Real Dataset (for-norm)",
     license="for research, see home page",
-    redistributable=False,
     homepage="https://bil.eecs.yorku.ca/datasets/",
     tasks=("SSD",),
     layout="{training,validation,testing}/{fake,real}/{file}.wav",

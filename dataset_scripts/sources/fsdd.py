@@ -5,7 +5,6 @@ One speaker, the last by name, is held out entirely for evaluation, so that what
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -30,17 +29,15 @@ def read(root: Path, held_out: str = "", strings: int = 1) -> Iterator[Item | Re
         strings: how many strings each recording of the other speakers is part of: the first as recorded, the others
             in drawn rooms and noise. Of the held-out speaker each recording is used once.
     """
-    accents = {name: facts["accent"] for name, facts in json.loads((root / "speakers.json").read_text()).items()}
-    held_out = held_out or max(accents)
-    if held_out not in accents:
-        raise ValueError(f"{root / 'speakers.json'}: no speaker {held_out!r}; there are {', '.join(sorted(accents))}")
     takes: dict[str, list[Path]] = defaultdict(list)
     for path in sorted((root / "recordings").iterdir()):
-        name = _NAME.fullmatch(path.name)
-        if not name or name[2] not in accents:
-            yield Reject(str(path), "not named {digit}_{speaker}_{take}.wav with a speaker of speakers.json")
-            continue
-        takes[name[2]].append(path)
+        if name := _NAME.fullmatch(path.name):
+            takes[name[2]].append(path)
+        else:
+            yield Reject(str(path), "not named {digit}_{speaker}_{take}.wav")
+    held_out = held_out or max(takes, default="")
+    if held_out not in takes:
+        raise ValueError(f"{root / 'recordings'}: no speaker {held_out!r}; there are {', '.join(sorted(takes))}")
     for speaker, paths in sorted(takes.items()):
         yield from _strings(speaker, paths, "test" if speaker == held_out else "train", "", ("ASR", "SSD"))
         for again in range(1, strings if speaker != held_out else 1):
@@ -79,11 +76,10 @@ SOURCE = Source(
     name="fsdd",
     title="Free Spoken Digit Dataset",
     license="CC-BY-SA-4.0",
-    redistributable=True,
     homepage="https://github.com/Jakobovski/free-spoken-digit-dataset",
     tasks=("ASR", "SSD"),
-    layout="recordings/{digit}_{speaker}_{take}.wav\nspeakers.json",
-    needs=("recordings/*.wav", "speakers.json"),
+    layout="recordings/{digit}_{speaker}_{take}.wav",
+    needs=("recordings/*.wav",),
     read=read,
     benchmark={"ASR": 200},
 )

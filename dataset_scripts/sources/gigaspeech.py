@@ -8,26 +8,31 @@ from pathlib import Path
 
 from .base import Fact, Item, Recording, Reject, Source, stream_json
 
-PUNCTUATION = {" <COMMA>": ",", " <PERIOD>": ".", " <QUESTIONMARK>": "?", " <EXCLAMATIONPOINT>": "!"}
+PUNCTUATION = {"COMMA": ",", "PERIOD": ".", "QUESTIONMARK": "?", "EXCLAMATIONPOINT": "!"}
 NO_SPEECH = re.compile(r"<(SIL|MUSIC|NOISE|OTHER)>")
+_MARK = re.compile(rf"\s*<({'|'.join(PUNCTUATION)})>")
 SPLITS = {"{DEV}": "validation", "{TEST}": "test"}
 
 
 def read(root: Path) -> Iterator[Item | Reject]:
     """One item a segment; segments without speech are set aside."""
-    for audio in stream_json(root / "GigaSpeech.json", "audios.item"):
-        split = next((SPLITS[name] for name in audio["subsets"] if name in SPLITS), "train")
+    file = root / "GigaSpeech.json"
+    for audio in stream_json(file, "audios.item"):
         for segment in audio["segments"]:
-            text = segment.get("text_tn", "")
-            if not text:
-                yield Reject(segment["sid"], "no transcript")
+            where = f"{file}: {segment['sid']}"
+            subsets = segment.get("subsets") or audio["subsets"]
+            split = next((SPLITS[name] for name in subsets if name in SPLITS), "train")
+            said = segment.get("text_tn", "")
+            text = _MARK.sub(lambda tag: PUNCTUATION[tag[1]], said).strip().lower()
+            if not any(char.isalnum() for char in text):
+                yield Reject(where, "no transcript")
                 continue
-            if NO_SPEECH.search(text):
-                yield Reject(segment["sid"], "no speech (garbage tag)")
+            if NO_SPEECH.search(said):
+                yield Reject(where, "no speech (garbage tag)")
                 continue
-            for tag, mark in PUNCTUATION.items():
-                text = text.replace(tag, mark)
-            text = text.strip().lower()
+            if "<" in text:
+                yield Reject(f"{where} ({said})", "a tag that is no punctuation mark")
+                continue
             speaker = segment.get("speaker", "N/A")
             yield Item(
                 segment["sid"],
@@ -36,6 +41,7 @@ def read(root: Path) -> Iterator[Item | Reject]:
                 speaker=audio["aid"] if speaker == "N/A" else speaker,  # unnamed: nobody is in two recordings
                 sentence=text,
                 split=split,
+                where=where,
             )
 
 
@@ -43,7 +49,6 @@ SOURCE = Source(
     name="gigaspeech",
     title="GigaSpeech",
     license="GigaSpeech terms of access (non-commercial research)",
-    redistributable=False,
     homepage="https://github.com/SpeechColab/GigaSpeech",
     tasks=("ASR",),
     layout="GigaSpeech.json\naudio/{audiobook,podcast,youtube}/{P0000}/{id}.opus",

@@ -12,32 +12,38 @@ SPLITS = {"train": "train", "dev": "validation", "test": "test"}
 
 def read(root: Path) -> Iterator[Item | Reject]:
     """One item for each line of each `*.trans.txt`."""
-    for transcripts in sorted(root.glob("*/*/*/*.trans.txt")):
-        part, speaker, chapter = transcripts.parts[-4:-1]
-        for number, line in lines(transcripts):
+    for chapter in sorted(path for path in root.glob("*/*/*") if path.is_dir()):
+        part, speaker, _ = chapter.parts[-3:]
+        transcripts = chapter / f"{speaker}-{chapter.name}.trans.txt"
+        read = set()
+        for number, line in lines(transcripts) if transcripts.exists() else ():
+            where = f"{transcripts}:{number}"
             if isinstance(line, Reject):
                 yield line
                 continue
             id, _, text = line.partition(" ")
-            if not text.strip():
-                yield Reject(f"{transcripts}:{number}", "no transcript")
-                continue
             text = text.strip().lower()
+            if not text:
+                yield Reject(where, "no transcript")
+                continue
+            read.add(id)
             yield Item(
                 f"{part}/{id}",
                 (Fact("ASR", text),),
-                (Recording(str(transcripts.with_name(f"{id}.flac"))),),
+                (Recording(str(chapter / f"{id}.flac")),),
                 speaker=f"librivox:{speaker}",  # MLS has the same readers under the same numbers
                 sentence=text,
                 split=SPLITS.get(part.split("-")[0], ""),
+                where=where,
             )
+        unread = sorted(file for file in chapter.glob("*.flac") if file.stem not in read)
+        yield from (Reject(str(file), "recording without a transcript") for file in unread)
 
 
 SOURCE = Source(
     name="librispeech",
     title="LibriSpeech",
     license="CC-BY-4.0",
-    redistributable=True,
     homepage="https://www.openslr.org/12",
     tasks=("ASR",),
     layout="{train-clean-100,...,dev-clean,test-clean}/{speaker}/{chapter}/{speaker}-{chapter}-{number}.flac\n"

@@ -10,24 +10,31 @@ from .base import Fact, Item, Recording, Reject, Source, lines
 
 def read(root: Path) -> Iterator[Item | Reject]:
     """One item for each line of metadata.csv; the normalized text (numbers written out) is the transcript."""
-    for number, line in lines(root / "metadata.csv"):
+    metadata, read = root / "metadata.csv", set()
+    for number, line in lines(metadata):
+        where = f"{metadata}:{number}"
         if isinstance(line, Reject):
             yield line
             continue
-        id, _, texts = line.partition("|")  # no CSV: quotes stand in the text unpaired
-        text = texts.rpartition("|")[2].strip()
-        if not text:
-            yield Reject(f"{root / 'metadata.csv'}:{number}", "no transcript")
+        cells = line.split("|")  # no CSV: quotes stand in the text unpaired
+        if len(cells) != 3:
+            yield Reject(where, "not id|text|normalized text")
             continue
+        id, text = cells[0], cells[2].strip()
+        if not text:
+            yield Reject(where, "no transcript")
+            continue
+        read.add(id)
         wav = root / "wavs" / f"{id}.wav"
-        yield Item(id, (Fact("ASR", text),), (Recording(str(wav)),), speaker="librivox:LJ", sentence=text)
+        yield Item(id, (Fact("ASR", text),), (Recording(str(wav)),), "librivox:LJ", text, where=where)
+    unread = sorted(file for file in (root / "wavs").glob("*.wav") if file.stem not in read)
+    yield from (Reject(str(file), "recording without a transcript") for file in unread)
 
 
 SOURCE = Source(
     name="ljspeech",
     title="The LJ Speech Dataset 1.1",
     license="Public Domain",
-    redistributable=True,
     homepage="https://keithito.com/LJ-Speech-Dataset/",
     tasks=("ASR",),
     layout="metadata.csv (id|text|normalized text)\nwavs/{id}.wav",

@@ -18,40 +18,65 @@ EMOTIONS = {
 }
 SENTIMENTS = ("negative", "neutral", "positive")
 FRIENDS = ("Chandler", "Joey", "Monica", "Phoebe", "Rachel", "Ross")
-SPLITS = {"train": "train", "dev": "validation", "test": "test"}
+PARTS = {
+    "train": ("train", "train_splits"),
+    "dev": ("validation", "dev_splits_complete"),
+    "test": ("test", "output_repeated_splits_test"),
+}
+"""Of each part: its split, and the folder of its clips as released, which are films."""
+COLUMNS = ("Utterance", "Speaker", "Emotion", "Sentiment", "Dialogue_ID", "Utterance_ID")
+WINDOWS_1252 = {code: bytes([code]).decode("cp1252", "ignore") for code in range(0x80, 0xA0)}
+"""Some quotes and dashes went through the wrong code page once, and stand as control characters."""
 
 
 def read(root: Path) -> Iterator[Item | Reject]:
     """One item a line; only the six main characters are asked for by name."""
-    for part, split in SPLITS.items():
-        csv = next(iter(sorted((*root.glob(f"{part}_sent_emo.csv"), *root.glob(f"{part}/{part}_sent_emo.csv")))), None)
-        for row in table(csv, columns=("Utterance", "Speaker", "Emotion", "Sentiment", "Dialogue_ID")) if csv else ():
+    for part, (split, films) in PARTS.items():
+        name = f"{part}_sent_emo.csv"
+        csv = next((file for file in (root / name, root / part / name) if file.exists()), None)
+        if not csv:
+            yield Reject(str(root / name), "no such file")
+            continue
+        folders = [root / "wav" / part, root / films, root / part / films]
+        for number, row in table(csv, columns=COLUMNS):
+            where = f"{csv}:{number}"
             if isinstance(row, Reject):
                 yield row
                 continue
-            name = f"dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
+            clip = f"dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
+            file = _find(folders, clip, (".wav", ".flac"))
+            if not file:
+                film = _find(folders, clip, (".mp4",))
+                yield Reject(where, "only a film: ffmpeg -i CLIP.mp4 -ac 1 -ar 16000 CLIP.wav" if film else "no clip")
+                continue
             facts = [
                 Fact("ER", EMOTIONS.get(row["Emotion"], row["Emotion"]), tuple(EMOTIONS.values())),
                 Fact("EIE", row["Sentiment"], SENTIMENTS, "sentiment"),
             ]
             if row["Speaker"] in FRIENDS:
                 facts.append(Fact("SV", row["Speaker"], FRIENDS))
-            # Quotes and dashes went through the wrong code page once: U+0091 to U+0097 are Windows-1252 in disguise.
-            text = row["Utterance"].encode("latin-1", "ignore").decode("cp1252", "ignore")
-            sound = (Recording(str(root / "wav" / part / f"{name}.wav")),)
-            yield Item(f"{part}/{name}", tuple(facts), sound, speaker=row["Speaker"], sentence=text, split=split)
+            else:
+                yield Reject(f"{where} ({row['Speaker']})", "SV: speaker is none of the six")
+            text = row["Utterance"].translate(WINDOWS_1252)
+            yield Item(f"{part}/{clip}", tuple(facts), (Recording(str(file)),), row["Speaker"], text, split, where)
+
+
+def _find(folders: list[Path], clip: str, suffixes: tuple[str, ...]) -> Path | None:
+    """The file of a clip; some of the test part have no name but a prefixed one."""
+    names = [f"{prefix}{clip}{suffix}" for prefix in ("", "final_videos_test") for suffix in suffixes]
+    return next((folder / name for name in names for folder in folders if (folder / name).exists()), None)
 
 
 SOURCE = Source(
     name="meld",
     title="MELD: Multimodal EmotionLines Dataset",
     license="GPL-3.0 (annotations); audio under its owners' terms",
-    redistributable=False,
     homepage="https://affective-meld.github.io",
     tasks=("ER", "EIE", "SV"),
     layout="{train,dev,test}_sent_emo.csv, or {part}/{part}_sent_emo.csv\n"
-    "wav/{train,dev,test}/dia{d}_utt{u}.wav (the sound of the released .mp4 files)",
-    needs=("**/train_sent_emo.csv", "wav/*"),
+    "wav/{train,dev,test}/dia{d}_utt{u}.wav: the sound of the released .mp4 files; or beside these, in\n"
+    "[train/]train_splits, [dev/]dev_splits_complete, [test/]output_repeated_splits_test",
+    needs=("train_sent_emo.csv|train/train_sent_emo.csv", "wav/train|train_splits|train/train_splits"),
     read=read,
     expected={"ER": 13_708, "EIE": 13_708},
     shared=("speaker",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,36 +21,65 @@ def read(root: Path, phoneme_share: float = 0.1) -> Iterator[Item | Reject]:
         phoneme_share: the part of the recordings whose phonemes are asked for, drawn by id.
     """
     for part, split in SPLITS.items():
-        if not (root / part).is_dir():
+        transcripts = root / part / "transcripts.txt"
+        if not transcripts.exists():
+            yield Reject(str(transcripts), "no such file")
             continue
-        for number, line in lines(root / part / "transcripts.txt"):
+        used = Counter[Path]()
+        for number, line in lines(transcripts):
+            where = f"{transcripts}:{number}"
             if isinstance(line, Reject):
                 yield line
                 continue
-            id, _, text = line.partition("\t")
-            if not text.strip() or id.count("_") != 2:
-                yield Reject(
-                    f"{root / part / 'transcripts.txt'}:{number}", "not {speaker}_{book}_{number}<tab>transcript"
-                )
+            id, text, file = _parse(root / part, line)
+            if not text:
+                yield Reject(where, "not {speaker}_{book}_{number}<tab>transcript")
                 continue
-            speaker, book, _ = id.split("_")
-            stem = root / part / "audio" / speaker / book / id
-            file = next(
-                (f for f in map(stem.with_suffix, (".flac", ".opus")) if f.exists()), stem.with_suffix(".flac")
-            )
+            if not file.exists():
+                yield Reject(where, "no recording")
+                continue
+            used[file.parent] += 1
             facts = [Fact("ASR", text)]
             if draw.unit(0, id, "phonemes") < phoneme_share:
                 facts.append(Fact("PR", phonemes(text), input=text))
-            yield Item(
-                id, tuple(facts), (Recording(str(file)),), speaker=f"librivox:{speaker}", sentence=text, split=split
-            )
+            speaker = f"librivox:{id.split('_')[0]}"
+            yield Item(id, tuple(facts), (Recording(str(file)),), speaker, text, split, where)
+        yield from _unused(root / part, used)
+
+
+def _parse(part: Path, line: str) -> tuple[str, str, Path]:
+    """Id, text and recording of a line of transcripts.txt; the text is "" where it is no such line."""
+    id, _, text = line.partition("\t")
+    if id.count("_") != 2:
+        return "", "", part
+    speaker, book, _ = id.split("_")
+    stem = part / "audio" / speaker / book / id
+    opus = stem.with_suffix(".opus")
+    return id, text.strip(), opus if opus.exists() else stem.with_suffix(".flac")
+
+
+def _unused(part: Path, used: Counter[Path]) -> Iterator[Reject]:
+    """Recordings without a transcript. Ten million ids are not kept for it: only books with too many files are."""
+    books = (book for book in (part / "audio").glob("*/*") if book.is_dir())
+    left = {book: files for book in books if len(files := _recordings(book)) > used[book]}
+    for _, line in lines(part / "transcripts.txt") if left else ():
+        if isinstance(line, str):
+            _, text, file = _parse(part, line)
+            if text and file.parent in left:
+                left[file.parent].discard(file)
+    for file in sorted(file for files in left.values() for file in files):
+        yield Reject(str(file), "recording without a transcript")
+
+
+def _recordings(book: Path) -> set[Path]:
+    """The recordings of a book."""
+    return {file for file in book.iterdir() if file.suffix in (".flac", ".opus")}
 
 
 SOURCE = Source(
     name="mls",
     title="Multilingual LibriSpeech (English)",
     license="CC-BY-4.0",
-    redistributable=True,
     homepage="https://www.openslr.org/94",
     tasks=("ASR", "PR"),
     layout="{train,dev,test}/transcripts.txt ({speaker}_{book}_{number}<tab>text)\n"

@@ -17,7 +17,10 @@ def read(root: Path) -> Iterator[Item | Reject]:
     """One item a note; the parts share no instruments, which stand here for speakers."""
     for part, split in SPLITS.items():
         file = root / f"nsynth-{part}" / "examples.json"
-        for name, note in stream_json_object(file) if file.exists() else ():
+        if not file.exists():
+            yield Reject(str(file), "no such file")
+            continue
+        for name, note in stream_json_object(file):
             facts = (
                 Fact("IC", note["instrument_family_str"].replace("_", " "), FAMILIES),
                 Fact("ISC", note["instrument_source_str"], KINDS),
@@ -25,14 +28,13 @@ def read(root: Path) -> Iterator[Item | Reject]:
                 Fact("VC", str(note["velocity"]), tuple(map(str, VELOCITIES))),
             )
             sound = (Recording(str(file.parent / "audio" / f"{name}.wav")),)
-            yield Item(name, facts, sound, speaker=note["instrument_str"], split=split)
+            yield Item(name, facts, sound, note["instrument_str"], split=split, where=f"{file}: {name}")
 
 
 SOURCE = Source(
     name="nsynth",
     title="NSynth",
     license="CC-BY-4.0",
-    redistributable=True,
     homepage="https://magenta.tensorflow.org/datasets/nsynth",
     tasks=("IC", "ISC", "PP", "VC"),
     layout="nsynth-{train,valid,test}/examples.json\nnsynth-{train,valid,test}/audio/{instrument}-{pitch}-{velocity}.wav",

@@ -17,7 +17,6 @@ SOURCE = Source(
     name="openorca_gpt35",
     title="OpenOrca, GPT-3.5 (3.5M)",
     license="MIT",
-    redistributable=True,
     homepage="https://huggingface.co/datasets/Open-Orca/OpenOrca",
     tasks=("AQA",),
     layout="3_5M-GPT3_5-Augmented.parquet",

@@ -17,7 +17,6 @@ SOURCE = Source(
     name="openorca_gpt4",
     title="OpenOrca, GPT-4 (1M)",
     license="MIT",
-    redistributable=True,
     homepage="https://huggingface.co/datasets/Open-Orca/OpenOrca",
     tasks=("AQA",),
     layout="1M-GPT4-Augmented.parquet",

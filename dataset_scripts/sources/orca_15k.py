@@ -17,7 +17,6 @@ SOURCE = Source(
     name="orca_15k",
     title="OrcaNo / orca_15k",
     license="see home page",
-    redistributable=True,
     homepage="https://huggingface.co/datasets?search=orca_15k",
     tasks=("AQA",),
     layout="*.json or *.jsonl",

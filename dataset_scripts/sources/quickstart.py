@@ -197,7 +197,6 @@ SOURCE = Source(
     name="quickstart",
     title="LLaSO quickstart, a small spoken world",
     license="Apache-2.0",
-    redistributable=True,
     homepage="https://arxiv.org/abs/2508.15418",
     tasks=("ASR", "PR", "SGC", "AC", "SCR", "IP", "EE", "SSD", "AQA", "PP", "IC"),
     layout="nothing on disk: sentences are spoken and notes are played when the corpora are built",

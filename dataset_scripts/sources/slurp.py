@@ -5,42 +5,69 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from .base import Fact, Item, Recording, Reject, Source, json_lines
+from .base import Fact, Item, Recording, Reject, Source, json_lines, stream_json_object
 
-SPLITS = {"train": "train", "devel": "validation", "test": "test"}
+PARTS = ("train", "devel", "test")
+SYNTHETIC = "train_synthetic"
 
 
-def read(root: Path) -> Iterator[Item | Reject]:
-    """One item a recording; a sentence has several."""
-    for part, split in SPLITS.items():
+def read(root: Path, synthetic: bool = False) -> Iterator[Item | Reject]:
+    """One item a recording: a sentence was said by several people, most of them into two microphones.
+
+    Nearly all speakers are in each of SLURP's own parts, so that these are not kept: what is held out is drawn by
+    speaker, and the sentences of the held-out rows leave the training rows by themselves.
+
+    Args:
+        root: the folder.
+        synthetic: also read the part of the training set that was made by synthesis.
+    """
+    speakers = {
+        name: recording.get("usrid", "")
+        for _, entry in stream_json_object(root / "dataset" / "slurp" / "metadata.json")
+        for name, recording in entry["recordings"].items()
+    }
+    for part in (*PARTS, SYNTHETIC) if synthetic else PARTS:
         file = root / "dataset" / "slurp" / f"{part}.jsonl"
-        for number, entry in json_lines(file) if file.exists() else ():
+        if not file.exists():
+            yield Reject(str(file), "no such file")
+            continue
+        folder = root / "audio" / ("slurp_synth" if part == SYNTHETIC else "slurp_real")
+        for number, entry in json_lines(file):
+            where = f"{file}:{number}"
             if isinstance(entry, Reject):
                 yield entry
                 continue
             sentence, annotation = entry.get("sentence", ""), entry.get("sentence_annotation", "")
             if not sentence or not annotation or not entry.get("scenario") or not entry.get("action"):
-                yield Reject(f"{file}:{number}", "no sentence, annotation, scenario or action")
+                yield Reject(where, "no sentence, annotation, scenario or action")
                 continue
             facts = (
                 Fact("IP", f"{entry['scenario']} {entry['action'].replace('_', ' ')}", input=sentence),
                 Fact("EE", annotation, input=sentence),
             )
-            for name, recording in sorted(entry.get("recordings", {}).items()):
-                sound = (Recording(str(root / "audio" / "slurp_real" / name)),)
-                speaker = recording.get("usrid", "")
-                yield Item(Path(name).stem, facts, sound, speaker=speaker, sentence=sentence, split=split)
+            if not entry.get("recordings"):
+                yield Reject(where, "no recordings")
+                continue
+            for recording in entry["recordings"]:
+                name = recording["file"]
+                if recording.get("status", "correct") != "correct":
+                    yield Reject(f"{where} ({name}: {recording['status']})", "the recording is not marked correct")
+                    continue
+                sound = (Recording(str(folder / name)),)
+                split = "train" if part == SYNTHETIC else ""
+                speaker = speakers.get(name, "")
+                yield Item(Path(name).stem, facts, sound, speaker, sentence, split, where)
 
 
 SOURCE = Source(
     name="slurp",
     title="SLURP",
     license="CC-BY-NC-4.0 (audio); CC-BY-4.0 (text)",
-    redistributable=False,
     homepage="https://github.com/pswietojanski/slurp",
     tasks=("IP", "EE"),
-    layout="dataset/slurp/{train,devel,test}.jsonl\naudio/slurp_real/audio-{n}[-headset].flac",
-    needs=("dataset/slurp/*.jsonl", "audio/slurp_real"),
+    layout="dataset/slurp/{train,devel,test}.jsonl\ndataset/slurp/metadata.json (who says what)\n"
+    "audio/slurp_real/audio-{n}[-headset].flac",
+    needs=("dataset/slurp/*.jsonl", "dataset/slurp/metadata.json", "audio/slurp_real"),
     read=read,
     expected={"IP": 72_277, "EE": 72_277},
     benchmark={"IP": 858, "EE": 569},

@@ -11,7 +11,7 @@ from .base import Fact, Item, Recording, Reject, Source
 def read(root: Path) -> Iterator[Item | Reject]:
     """One item a file; `_background_noise_` holds no words."""
     lists = {"validation_list.txt": "validation", "testing_list.txt": "test"}
-    splits = {name: split for file, split in lists.items() for name in (root / file).read_text().split()}
+    splits = {name: split for file, split in lists.items() for name in (root / file).read_text("utf-8").split()}
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("_")):
         for file in sorted(folder.glob("*.wav")):
             speaker, mark, _ = file.stem.partition("_nohash_")
@@ -24,15 +24,15 @@ def read(root: Path) -> Iterator[Item | Reject]:
                 (Recording(str(file)),),
                 speaker=speaker,
                 sentence=folder.name,
-                split=splits.get(f"{folder.name}/{file.name}", "train"),
+                split=splits.pop(f"{folder.name}/{file.name}", "train"),
             )
+    yield from (Reject(str(root / name), f"in the list of {split}, but not there") for name, split in splits.items())
 
 
 SOURCE = Source(
     name="speech_commands",
     title="Speech Commands 0.02",
     license="CC-BY-4.0",
-    redistributable=True,
     homepage="https://arxiv.org/abs/1804.03209",
     tasks=("SCR",),
     layout="{word}/{speaker}_nohash_{n}.wav\nvalidation_list.txt, testing_list.txt",

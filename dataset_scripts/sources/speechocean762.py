@@ -11,28 +11,30 @@ from .base import Fact, Item, Recording, Reject, Source, lines, read_json
 
 def read(root: Path) -> Iterator[Item | Reject]:
     """One item for each line of train/wav.scp and test/wav.scp; speakers may be children."""
-    scores: dict[str, dict[str, Any]] = read_json(root / "resource" / "scores.json")
+    file = root / "resource" / "scores.json"
+    scores: dict[str, dict[str, Any]] = read_json(file)
+    unread = set(scores)
     for part, split in {"train": "", "test": "test"}.items():
-        for number, line in lines(root / part / "wav.scp"):
-            cells = [] if isinstance(line, Reject) else line.split()
+        list = root / part / "wav.scp"
+        for number, line in lines(list):
+            where = f"{list}:{number}"
+            if isinstance(line, Reject):
+                yield line
+                continue
+            cells = line.split()
             if len(cells) != 2 or cells[0] not in scores:
-                yield (
-                    line
-                    if isinstance(line, Reject)
-                    else Reject(f"{root / part / 'wav.scp'}:{number}", "no such id in resource/scores.json")
-                )
+                yield Reject(where, "no such id in resource/scores.json")
                 continue
             id, path = cells
-            entry = scores[id]
-            text = entry["text"].capitalize()
-            yield Item(
-                id,
-                (Fact("PSSL", sentence_scores(entry)), Fact("PSWL", word_scores(entry))),
-                (Recording(str(root / path)),),
-                speaker=Path(path).parent.name,
-                sentence=text,
-                split=split,
-            )
+            unread.discard(id)
+            try:
+                facts = (Fact("PSSL", sentence_scores(scores[id])), Fact("PSWL", word_scores(scores[id])))
+            except (KeyError, TypeError, ValueError):
+                yield Reject(f"{file}: {id}", "a score is missing or is no number")
+                continue
+            text, speaker = scores[id]["text"].capitalize(), Path(path).parent.name
+            yield Item(id, facts, (Recording(str(root / path)),), speaker, text, split, where)
+    yield from (Reject(f"{file}: {id}", "in neither train/wav.scp nor test/wav.scp") for id in sorted(unread))
 
 
 def sentence_scores(entry: Mapping[str, Any]) -> str:
@@ -57,7 +59,6 @@ SOURCE = Source(
     name="speechocean762",
     title="speechocean762",
     license="CC-BY-4.0",
-    redistributable=True,
     homepage="https://www.openslr.org/101",
     tasks=("PSWL", "PSSL"),
     layout="resource/scores.json\n{train,test}/wav.scp (id<tab>WAVE/SPEAKER{0001}/{id}.WAV)\n"

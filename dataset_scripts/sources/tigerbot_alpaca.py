@@ -17,7 +17,6 @@ SOURCE = Source(
     name="tigerbot_alpaca",
     title="Tigerbot Alpaca (English)",
     license="Apache-2.0",
-    redistributable=True,
     homepage="https://huggingface.co/datasets/TigerResearch/tigerbot-alpaca-en-50k",
     tasks=("AQA",),
     layout="tigerbot-alpaca-en-50k.json (a row a line)",

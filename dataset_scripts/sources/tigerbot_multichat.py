@@ -17,7 +17,6 @@ SOURCE = Source(
     name="tigerbot_multichat",
     title="Tigerbot OIG multichat (English)",
     license="Apache-2.0",
-    redistributable=True,
     homepage="https://huggingface.co/datasets/TigerResearch/tigerbot-OIG-multichat-en-50k",
     tasks=("AQA",),
     layout="tigerbot-OIG-multichat-en-50k.json (a row a line)",

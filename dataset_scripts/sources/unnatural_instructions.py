@@ -11,19 +11,26 @@ from .base import Item, Reject, Source, json_lines, question
 
 
 def read(root: Path) -> Iterator[Item | Reject]:
-    """One item for each instance and each paraphrase of an instruction; of two files, the full data is read."""
-    file = max(root.glob("*_data.jsonl"))
+    """One item for each instance and each paraphrase of an instruction; of two files, the full data is read.
+
+    An instance's constraints on the answer are not asked: the released rows have none.
+    """
+    file = next(file for file in (root / "full_data.jsonl", root / "core_data.jsonl") if file.exists())
     for number, entry in json_lines(file):
+        where = f"{file}:{number}"
         if isinstance(entry, Reject):
             yield entry
             continue
-        asked = _instruction(entry)
-        for index, instance in enumerate(entry.get("instances", ())):
+        asked, instances, others = _instruction(entry), entry.get("instances"), entry.get("reformulations") or []
+        if not instances or not all(isinstance(instance, dict) for instance in (*instances, *others)):
+            yield Reject(where, "no instances")
+            continue
+        for index, instance in enumerate(instances):
             id = f"{number:07d}-{index}"
-            yield question(id, f"{file}:{number}", asked, instance.get("input"), instance.get("output"))
-        for index, other in enumerate(entry.get("reformulations", ())):
+            yield question(id, where, asked, instance.get("input"), instance.get("output"))
+        for index, other in enumerate(others):
             id = f"{number:07d}-p{index}"
-            item = question(id, f"{file}:{number}", _instruction(other), other.get("input"), other.get("output"))
+            item = question(id, where, _instruction(other), other.get("input"), other.get("output"))
             if isinstance(item, Item):
                 # Asked in other words, it is still the same question: it stays on the same side as the first.
                 item = replace(item, sentence=f"{asked} {item.facts[0].input}".strip())
@@ -39,11 +46,10 @@ SOURCE = Source(
     name="unnatural_instructions",
     title="Unnatural Instructions",
     license="MIT",
-    redistributable=True,
     homepage="https://github.com/orhonovich/unnatural-instructions",
     tasks=("AQA",),
     layout="full_data.jsonl (240,670 questions) or core_data.jsonl (68,478)",
-    needs=("*_data.jsonl",),
+    needs=("full_data.jsonl|core_data.jsonl",),
     read=read,
     expected={"AQA": 240_670},
     benchmark={"AQA": 200},

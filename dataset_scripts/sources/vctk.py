@@ -17,12 +17,14 @@ OWN_NAMES = {
     "NorthernIrish": "Northern Irish",
     "SouthAfrican": "South African",
 }
+_NAME = re.compile(r"(.+)_mic[12]\.flac")
 
 
 def read(root: Path) -> Iterator[Item | Reject]:
     """One item for each recording of microphone 1, or of microphone 2 where there is no other."""
+    info = root / "speaker-info.txt"
     speakers: dict[str, tuple[Fact, ...]] = {}
-    for number, line in lines(root / "speaker-info.txt"):
+    for number, line in lines(info):
         if isinstance(line, Reject):
             yield line
             continue
@@ -30,37 +32,50 @@ def read(root: Path) -> Iterator[Item | Reject]:
         if not cells or cells[0] == "ID":
             continue
         if len(cells) < 4 or not cells[1].isdigit():
-            yield Reject(f"{root / 'speaker-info.txt'}:{number}", "not ID AGE GENDER ACCENT ...")
+            yield Reject(f"{info}:{number}", "not ID AGE GENDER ACCENT ...")
             continue
-        accent = OWN_NAMES.get(cells[3], cells[3])
-        facts = (*labels.gender(cells[2]), *labels.accent(accent, ACCENTS), *labels.age_in_years(int(cells[1])))
-        speakers[cells[0] if cells[0][0].isalpha() else f"p{cells[0]}"] = facts
+        given = {
+            "gender": labels.gender(cells[2]),
+            "accent": labels.accent(OWN_NAMES.get(cells[3], cells[3]), ACCENTS),
+            "age": labels.age_in_years(int(cells[1])),
+        }
+        for what, found in given.items():
+            if not found:
+                yield Reject(f"{info}:{number} ({line.strip()})", f"{what} of the speaker is outside the set")
+        speaker = cells[0] if cells[0][0].isalpha() else f"p{cells[0]}"
+        speakers[speaker] = tuple(fact for found in given.values() for fact in found)
     for folder in sorted((root / "wav48_silence_trimmed").iterdir()):
         if not folder.is_dir():
             continue  # log.txt
-        takes = sorted({re.sub(r"_mic[12]\.flac$", "", file.name) for file in folder.glob("*.flac")})
-        for take in takes:
-            files = [folder / f"{take}_mic{number}.flac" for number in (1, 2)]
-            audio = next((file for file in files if file.exists()), files[0])
+        if folder.name not in speakers:
+            yield Reject(str(folder), "speaker is not in speaker-info.txt")
+        takes: dict[str, Path] = {}
+        for file in sorted(folder.iterdir()):  # microphone 1 before 2
+            if name := _NAME.fullmatch(file.name):
+                takes.setdefault(name[1], file)
+            else:
+                yield Reject(str(file), "not {speaker}_{number}_mic{1,2}.flac")
+        for take, audio in takes.items():
             text_file = root / "txt" / folder.name / f"{take}.txt"
             try:
                 text = text_file.read_text(encoding="utf-8").strip()
+                if not text:
+                    yield Reject(str(text_file), "no transcript")
             except FileNotFoundError:
                 text = ""  # p315 has no texts at all
+                yield Reject(str(text_file), "no transcript")
             except UnicodeDecodeError:
+                text = ""
                 yield Reject(str(text_file), "text is not UTF-8")
-                continue
-            if not text:
-                yield Reject(str(audio), "no transcript")
             facts = (Fact("ASR", text),) * bool(text) + speakers.get(folder.name, ())
-            yield Item(take, facts, (Recording(str(audio)),), speaker=folder.name, sentence=text)
+            if facts:
+                yield Item(take, facts, (Recording(str(audio)),), folder.name, text, where=str(audio))
 
 
 SOURCE = Source(
     name="vctk",
     title="CSTR VCTK Corpus 0.92",
     license="CC-BY-4.0",
-    redistributable=True,
     homepage="https://datashare.ed.ac.uk/handle/10283/3443",
     tasks=("ASR", "SGC", "AC", "AR"),
     layout="speaker-info.txt\ntxt/{speaker}/{speaker}_{number}.txt\n"

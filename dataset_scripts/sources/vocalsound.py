@@ -22,22 +22,36 @@ _NAME = re.compile(r"([fm]\d+)_\d+_([a-z]+)")
 
 
 def read(root: Path) -> Iterator[Item | Reject]:
-    """One item a file; ages below 18 or above 80 are left without an age question."""
+    """One item a file; of speakers below 18 or above 80 the age is not asked."""
     people: dict[str, tuple[tuple[Fact, ...], str]] = {}
     for part, split in SPLITS.items():
         table = root / "meta" / f"{part}_meta.csv"  # no header: speaker, gender, age, country, language, health
-        for number, line in lines(table) if table.exists() else ():
-            cells = [] if isinstance(line, Reject) else line.split(",")
-            if len(cells) < 3 or not cells[2].strip().isdigit():
-                yield line if isinstance(line, Reject) else Reject(f"{table}:{number}", "not speaker,gender,age,...")
+        if not table.exists():
+            yield Reject(str(table), "no such file")
+            continue
+        for number, line in lines(table):
+            if isinstance(line, Reject):
+                yield line
                 continue
-            years = int(cells[2])
+            cells = [cell.strip() for cell in line.split(",")]
+            if cells == [""]:
+                continue
+            if len(cells) < 3 or not cells[2].isdigit():
+                yield Reject(f"{table}:{number}", "not speaker,gender,age,...")
+                continue
+            gender, years = labels.gender(cells[1]), int(cells[2])
             age = (Fact("AR", str(years), granularity="number"),) if 18 <= years <= 80 else ()
-            people[cells[0]] = ((*labels.gender(cells[1]), *age), split)
+            for what, found in (("gender", gender), ("age", age)):
+                if not found:
+                    yield Reject(f"{table}:{number} ({line.strip()})", f"{what} of the speaker is outside the set")
+            people[cells[0]] = ((*gender, *age), split)
     for file in sorted((root / "audio_16k").glob("*.wav")):
         name = _NAME.fullmatch(file.stem)
-        if not name or name[2] not in SOUNDS or name[1] not in people:
-            yield Reject(str(file), "not {speaker}_{n}_{sound}.wav with a speaker of meta/")
+        if not name or name[2] not in SOUNDS:
+            yield Reject(str(file), f"not {{speaker}}_{{n}}_{{sound}}.wav with a sound of {', '.join(SOUNDS)}")
+            continue
+        if name[1] not in people:
+            yield Reject(str(file), "speaker is not in meta/")
             continue
         facts, split = people[name[1]]
         sound = Fact("VSC", SOUNDS[name[2]], tuple(SOUNDS.values()))
@@ -48,7 +62,6 @@ SOURCE = Source(
     name="vocalsound",
     title="VocalSound",
     license="CC-BY-SA-4.0",
-    redistributable=True,
     homepage="https://github.com/YuanGongND/vocalsound",
     tasks=("VSC", "SGC", "AR"),
     layout="audio_16k/{f0001}_{0}_{cough}.wav\nmeta/{tr,val,te}_meta.csv",

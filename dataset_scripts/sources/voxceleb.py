@@ -8,12 +8,18 @@ from pathlib import Path
 from .. import labels
 from .base import Item, Recording, Reject, Source, lines
 
+CLIPS = ("wav", "aac", "*/wav", "*/aac", "*/*/wav", "*/*/aac")
+"""Where the folders of speakers lie: wav/ in VoxCeleb1, aac/ in VoxCeleb2, below dev/, test/ or one's own folders."""
+
 
 def read(root: Path) -> Iterator[Item | Reject]:
     """One item for each clip of each speaker in the tables."""
+    folders = sorted(folder for pattern in CLIPS for folder in root.glob(pattern))
+    known = set()
     for table in sorted(root.glob("vox[12]_meta.csv")):
         column = part = 0
         for number, line in lines(table):
+            where = f"{table}:{number}"
             if isinstance(line, Reject):
                 yield line
                 continue
@@ -22,33 +28,43 @@ def read(root: Path) -> Iterator[Item | Reject]:
             if number == 1:
                 if not {"Gender", "Set"} <= set(cells):
                     raise ValueError(f"{table}: no column Gender or Set; its header is {line}")
-                column, part = cells.index("Gender"), cells.index("Set")
+                column, part, width = cells.index("Gender"), cells.index("Set"), len(cells)
                 continue
-            if len(cells) <= max(column, part):
-                yield Reject(f"{table}:{number}", "fewer columns than the header")
+            if len(cells) != width:
+                yield Reject(where, "not as many cells as the header has")
                 continue
             speaker, facts = cells[0], labels.gender(cells[column])
+            known.add(speaker)
             if not facts:
-                yield Reject(f"{table}:{number}", f"gender {cells[column]!r} is neither f nor m")
+                yield Reject(where, f"gender {cells[column]!r} is neither f nor m")
                 continue
-            for kind in ("wav", "aac"):  # VoxCeleb2 comes as .m4a, to be converted to .wav or .flac beside it
-                for base in (root, root / "dev", root / "test"):
-                    folder = base / kind / speaker
-                    for clip in sorted((*folder.glob("*/*.wav"), *folder.glob("*/*.flac"))):
+            found = False
+            for folder in folders:
+                for clip in sorted((folder / speaker).glob("*/*")):
+                    if clip.suffix == ".m4a":
+                        if not any(clip.with_suffix(kind).exists() for kind in (".wav", ".flac")):
+                            yield Reject(str(clip), "no decoder for .m4a: put a .wav or .flac of the same name beside")
+                    elif clip.suffix in (".wav", ".flac"):
                         id = f"{speaker}/{clip.parent.name}/{clip.stem}"
                         split = "test" if cells[part] == "test" else ""
-                        yield Item(id, facts, (Recording(str(clip)),), speaker=speaker, split=split)
+                        yield Item(id, facts, (Recording(str(clip)),), speaker=speaker, split=split, where=where)
+                    found = True
+            if not found:
+                yield Reject(f"{where} ({speaker})", "no clips of this speaker")
+    for folder in folders:
+        strangers = sorted(path for path in folder.iterdir() if path.is_dir() and path.name not in known)
+        yield from (Reject(str(path), "speaker is in no table") for path in strangers)
 
 
 SOURCE = Source(
     name="voxceleb",
     title="VoxCeleb",
     license="CC-BY-SA-4.0 (metadata); audio under its owners' terms",
-    redistributable=False,
     homepage="https://www.robots.ox.ac.uk/~vgg/data/voxceleb/",
     tasks=("SGC",),
-    layout="vox1_meta.csv, vox2_meta.csv\n[dev/|test/]{wav,aac}/{speaker}/{video}/{number}.{wav,flac}",
-    needs=("vox[12]_meta.csv",),
+    layout="vox1_meta.csv, vox2_meta.csv\n"
+    "[{vox1,vox2}/][{dev,test}/]{wav,aac}/{speaker}/{video}/{number}.{wav,flac} (.m4a has to be converted)",
+    needs=("vox[12]_meta.csv", "|".join(CLIPS)),
     read=read,
     expected={"SGC": 153_516},
     benchmark={"SGC": 100},
