@@ -1,29 +1,60 @@
-"""One of several processes that train together over gloo: `python rank_worker.py RECIPE.yaml`.
+"""One process of a training run, as `llaso train` is: `python rank_worker.py RECIPE.yaml`.
 
-Started by `accelerate launch` with a configuration that shards. accelerate keeps FSDP for accelerators: this worker
-says that the CPU is one, and changes nothing else.
+The environment may ask for two things. `SHARD=1`, where a configuration shards: this process says that the CPU is an
+accelerator, since accelerate keeps FSDP for those. `FREEZE=POINT:RANK:NUMBER`: that process stops itself (SIGSTOP) the
+NUMBERth time it comes to a point, so that a test can kill it just there: `step`, where a step is recorded but not yet
+taken; `save`, where a checkpoint's files are written but it does not count yet.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
+from transformers import Trainer
 
 from modeling_llaso.cli import main
+from modeling_llaso.training.history import History
 
-initialize = PartialState.__init__
+
+def after(kind: type, name: str, then) -> None:
+    """Call `then` with what a method was called with, each time it has returned."""
+    method = getattr(kind, name)
+
+    def called(self, *args, **kwargs):
+        result = method(self, *args, **kwargs)
+        then(self, *args)
+        return result
+
+    setattr(kind, name, called)
 
 
-def as_accelerators(self: PartialState, *args, **kwargs) -> None:
+def as_accelerator(state: PartialState, *args) -> None:
     """Name this kind of run as it would be named on GPUs."""
-    initialize(self, *args, **kwargs)
-    if self.distributed_type == DistributedType.MULTI_CPU:
-        self.distributed_type = DistributedType.MULTI_GPU
+    if state.distributed_type == DistributedType.MULTI_CPU:
+        state.distributed_type = DistributedType.MULTI_GPU
 
 
-PartialState.__init__ = as_accelerators  # type: ignore[method-assign]
+def freeze_at(point: str, rank: str, number: str) -> None:
+    """Stop this process at a point, if it is the one that is meant."""
+    came = 0
+
+    def freeze(self, *args) -> None:
+        nonlocal came
+        came += not (point == "step" and args[0]["kind"] != "step")
+        if came == int(number):
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    if os.environ.get("RANK", "0") == rank:
+        after(*{"step": (History, "add"), "save": (Trainer, "_save_checkpoint")}[point], freeze)
+
 
 if __name__ == "__main__":
+    if "SHARD" in os.environ:
+        after(PartialState, "__init__", as_accelerator)
+    if "FREEZE" in os.environ:
+        freeze_at(*os.environ["FREEZE"].split(":"))
     sys.exit(main(["train", *sys.argv[1:]]))

@@ -28,7 +28,7 @@ from modeling_llaso.training.train import train
 
 CONFIGURATIONS = RECIPES / "accelerate"
 LLASO = ("-m", "modeling_llaso.cli", "train")
-SHARDING_ON_CPU = (str(Path(__file__).with_name("rank_worker.py")),)
+WORKER = str(Path(__file__).with_name("rank_worker.py"))
 STEPS = 10
 LOSE_AFTER = 4  # steps; checkpoints are written every 2
 CACHE_BYTES = 30_000
@@ -81,12 +81,12 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
-def launch(configuration: str, *arguments: str) -> subprocess.Popen[str]:
+def launch(configuration: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     """`accelerate launch`, as the head of each configuration shows it."""
     return subprocess.Popen(
         [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file"]
         + [str(CONFIGURATIONS / f"{configuration}.yaml"), *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -97,7 +97,9 @@ def launch_two_nodes(recipe: Path) -> list[subprocess.Popen[str]]:
     """Two machines of one process each, both of them this one."""
     common = ("--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", free_port())
     return [
-        launch("multi_node", *common, "--machine_rank", rank, "--mixed_precision", "no", *SHARDING_ON_CPU, str(recipe))
+        launch(
+            "multi_node", *common, "--machine_rank", rank, "--mixed_precision", "no", WORKER, str(recipe), SHARD="1"
+        )
         for rank in ("0", "1")
     ]
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_training import row, save_backbones, save_corpus
 
 from modeling_llaso.training.config import load_recipe
-from modeling_llaso.training.experiment_report import put_into_page, table
+from modeling_llaso.training.experiment_report import put_into_page, table, write_report
 from modeling_llaso.training.experiments import Inputs, flat_scores, run_experiment
 
 SMALL = (
@@ -96,6 +101,58 @@ def test_an_experiment_trains_its_variations_alike_and_puts_them_into_its_page(i
     assert run() == folder and not any("step" in line for line in lines)  # everything was there
 
 
+def work_along(inputs: Inputs, out: Path, seeds: tuple[int, ...], log: Path, freeze: bool = False) -> None:
+    """One of several processes that are given the same experiment; it may stop itself in its first run."""
+
+    def report(line: str) -> None:
+        with log.open("a") as file:
+            print(line, file=file)
+        if freeze and line.startswith("    step"):
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    folder = run_experiment(
+        "more-tasks", inputs, out, seeds=seeds, overrides=SMALL, stage2_steps=2, evaluate=scores_of, report=report
+    )
+    write_report(folder)
+
+
+@pytest.mark.slow
+def test_processes_share_the_runs_of_an_experiment_and_take_over_those_of_a_killed_one(inputs, tmp_path):
+    fork = multiprocessing.get_context("fork")
+    logs = [tmp_path / f"{number}.log" for number in range(3)]
+    out = tmp_path / "shared"
+    torch.set_num_threads(1)  # a fork has only the thread that forked
+    killed = fork.Process(target=work_along, args=(inputs, out, (0, 1), logs[0], True))
+    killed.start()
+    assert os.WIFSTOPPED(os.waitpid(killed.pid, os.WUNTRACED)[1]), "it ended instead of stopping in its first run"
+    others = [
+        fork.Process(target=work_along, args=(inputs, out, seeds, log))
+        for seeds, log in (((1, 0), logs[1]), ((0, 1), logs[2]))
+    ]
+    for process in others:
+        process.start()
+    while not all(log.exists() and "are at the 2 runs left" in log.read_text() for log in logs[1:]):
+        time.sleep(0.01)
+        assert all(process.is_alive() for process in others)
+    assert not any("seed 0" in log.read_text() for log in logs[1:])  # whose Stage 1 the stopped one holds
+    killed.kill()
+    killed.join()
+    for process in others:
+        process.join()
+        assert process.exitcode == 0
+
+    results = json.loads((out / "more-tasks" / "results.json").read_text())
+    names = results["variations"]
+    assert [(run["seed"], run["variation"]) for run in results["runs"]] == [(s, n) for s in (0, 1) for n in names]
+    alone = run_experiment(
+        "more-tasks", inputs, tmp_path / "alone", seeds=(0, 1), overrides=SMALL, stage2_steps=2, evaluate=scores_of
+    )
+    assert json.loads((alone / "results.json").read_text()) == results
+    for stage in (out / "runs").glob("stage*"):
+        steps = [json.loads(line)["step"] for line in (stage / "history.jsonl").read_text().splitlines()]
+        assert steps == sorted(steps) and (stage / "training.json").exists() and not (stage / ".lock").exists()
+
+
 def test_stage_1_stands_alone_or_is_given(inputs, tmp_path):
     common = {"seeds": (0,), "overrides": SMALL, "evaluate": scores_of}
     folder = run_experiment("gate", inputs, tmp_path, stage1_only=True, **common)
@@ -131,11 +188,15 @@ def test_a_table_gives_mean_spread_and_what_every_seed_agrees_on():
         for name, value in (("frozen", 0.1), ("unfrozen", 0.2))
         for seed in (0, 1, 2)
     ]
-    text = table({"claim": "So it is.", "shown": ["ASR"], "runs": runs})
+    text = table({"claim": "So it is.", "variations": ["frozen", "unfrozen"], "shown": ["ASR"], "runs": runs})
     assert "| trained | seeds | WER after Stage 1 | WER after Stage 2 | ASR wer | answered |" in text
     assert "| frozen | 3 | 0.050 ± 0.000 | 0.100 ± 0.000 | 0.110 ± 0.010 | 0.500 ± 0.000 |" in text
     assert "| unfrozen | 3 | 0.050 ± 0.000 | 0.100 ± 0.100 | 0.210 ± 0.010 ▲ | 0.500 ± 0.000 |" in text
     assert "over 3 seeds (0, 1, 2). Stage 2 took 300 steps." in text
+    # Of runs that other processes do, the reference may come last: its place is kept, and nothing is compared yet.
+    late = [run for run in runs if run["variation"] == "unfrozen"]
+    text = table({"claim": "", "variations": ["frozen", "unfrozen"], "shown": ["ASR"], "runs": late})
+    assert "| unfrozen | 3 | 0.050 ± 0.000 | 0.100 ± 0.100 | 0.210 ± 0.010 | " in text and "| frozen" not in text
 
 
 def test_formats_of_a_task_are_told_apart_where_there_are_several():

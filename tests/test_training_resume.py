@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -9,7 +10,7 @@ import resource
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from tiny_training import curve, row, save_backbones, save_corpus, tiny_recipe, 
 
 from modeling_llaso.training.checkpoints import MARKER, mark_whole, remove_partial, whole_checkpoints
 from modeling_llaso.training.history import History, read_history
+from modeling_llaso.training.locks import FolderBusy
 from modeling_llaso.training.train import train
 
 STEPS = 14
-KILL_AFTER = 5  # steps; checkpoints are written every 3
+KILL_AT = 5  # checkpoints are written every 3 steps
+WORKER = str(Path(__file__).with_name("rank_worker.py"))
 
 
 @pytest.fixture(scope="module")
@@ -47,23 +50,23 @@ def recipe_for(root: Path, out: str, changes: dict[str, Any]) -> dict[str, Any]:
     return tiny_recipe(root, out, optimizer__max_steps=STEPS, watch__save_every=3, batch__per_device=2, **changes)
 
 
-def killed_run(recipe: dict[str, Any], path: Path) -> int:
-    """Start a run in a process of its own, and kill it outright once it is under way; its exit code."""
-    path.write_text(yaml.safe_dump(recipe))
-    history = Path(recipe["out"]) / "history.jsonl"
+@contextlib.contextmanager
+def frozen_run(recipe: dict[str, Any], freeze: str) -> Iterator[subprocess.Popen[str]]:
+    """A run in a process of its own that stands still where `rank_worker.py` is told to; killed at the end."""
+    file = Path(recipe["out"] + ".yaml")
+    file.write_text(yaml.safe_dump(recipe))
     with subprocess.Popen(
-        [sys.executable, "-m", "modeling_llaso.cli", "train", str(path)],
+        [sys.executable, WORKER, str(file)],
+        env=os.environ | {"FREEZE": freeze},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        text=True,
     ) as process:
-        while process.poll() is None:
-            if history.exists() and len(read_history(history)) >= KILL_AFTER:
-                process.send_signal(signal.SIGKILL)
-                break
-            time.sleep(0.005)
-        output = process.communicate()[0].decode()
-    assert process.returncode == -signal.SIGKILL, output
-    return process.returncode
+        _, status = os.waitpid(process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status), process.stdout.read()
+        yield process
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.slow
@@ -74,14 +77,14 @@ def test_killed_and_resumed_equals_undisturbed(root, tmp_path, changes):
     undisturbed = recipe_for(root, "undisturbed-" + tmp_path.name, changes)
     train(undisturbed)
     killed = recipe_for(root, "killed-" + tmp_path.name, changes)
-    killed_run(killed, tmp_path / "recipe.yaml")
     out = Path(killed["out"])
-    assert not (out / "training.json").exists()
-    steps = [step for step, _ in whole_checkpoints(out)]
-    assert steps and steps[-1] >= KILL_AFTER - 3
+    with frozen_run(killed, f"step:0:{KILL_AT}") as process:
+        assert [step for step, _ in whole_checkpoints(out)] == [3]
+        with pytest.raises(FolderBusy, match=f"in use by process {process.pid} .*; wait for it, stop it, or name"):
+            train(killed)
     lines: list[str] = []
     train(killed, report=lines.append)
-    assert any(f"going on from step {steps[-1]}" in line for line in lines)
+    assert any("going on from step 3" in line for line in lines)
     assert curve(out) == curve(Path(undisturbed["out"])) and len(curve(out)) == STEPS
     assert weights_digest(out) == weights_digest(Path(undisturbed["out"]))
 

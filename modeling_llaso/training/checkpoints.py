@@ -56,3 +56,10 @@ def discard_all(out: Path) -> None:
     for _, folder in whole_checkpoints(out):
         (folder / MARKER).unlink()
         shutil.rmtree(folder)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file that others find whole or not at all."""
+    part = path.with_suffix(".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)

@@ -2,7 +2,8 @@
 
 A clip is known by the digest of its bytes, a cache folder by the digest of the encoder's weights and of everything
 else that changes its output, so nothing stale is ever read. One file of float16 vectors grows to a stated size; an
-index beside it names what is whole, so that a killed run loses at most its last clips.
+index beside it names what is whole, so that a killed run loses at most its last clips. Several runs may share a
+folder: one at a time adds to it, and what is there never changes under those that read.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..modeling_llaso import LlasoForConditionalGeneration
 from ..processing_llaso import LlasoProcessor
 from .data import Row, clip_bytes, log_mels
+from .locks import one_at_a_time
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,7 @@ class EncoderCache:
         self.vectors_file, self.index_file = self.folder / "vectors.f16", self.folder / "index.jsonl"
         self.entries: dict[str, Entry] = {}
         self.used = 0  # vectors
+        self.index_bytes = 0  # of the index, up to the last whole line
         self._mapped: np.ndarray | None = None
         self.read_index()
 
@@ -82,14 +85,18 @@ class EncoderCache:
                 file.seek(self.bytes_used)
                 for array in arrays:
                     file.write(array.tobytes())
-            with self.index_file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"key": key, "start": entry.start, "windows": entry.windows}) + "\n")
+            line = json.dumps({"key": key, "start": entry.start, "windows": entry.windows}).encode() + b"\n"
+            with self.index_file.open("r+b" if self.index_file.exists() else "wb") as file:
+                file.seek(self.index_bytes)
+                file.write(line)
+                file.truncate()
         except OSError as error:
             logger.warning("the encoder cache stops growing: %s", error)
             self.limit = self.bytes_used
             return False
         self.entries[key] = entry
         self.used += sum(entry.windows)
+        self.index_bytes += len(line)
         self._mapped = None
         return True
 
@@ -105,17 +112,22 @@ class EncoderCache:
         return windows
 
     def read_index(self) -> None:
-        """Take up what is on disk; a last line cut short by a kill is dropped from the file."""
-        self.entries, self.used, self._mapped = {}, 0, None
+        """Take up what is whole on disk, and change nothing there, since another run may be writing its last line."""
+        self.entries, self.used, self.index_bytes, self._mapped = {}, 0, 0, None
         if not self.index_file.exists():
             return
-        *whole, rest = self.index_file.read_text(encoding="utf-8").split("\n")
-        for line in whole:
-            record = json.loads(line)
-            self.entries[record["key"]] = Entry(record["start"], tuple(record["windows"]))
-            self.used = record["start"] + sum(record["windows"])
-        if rest:
-            self.index_file.write_text("".join(line + "\n" for line in whole), encoding="utf-8")
+        there = self.vectors_file.stat().st_size // (self.width * DTYPE.itemsize) if self.vectors_file.exists() else 0
+        for line in self.index_file.read_bytes().splitlines(keepends=True):
+            try:
+                record = json.loads(line)
+                entry = Entry(record["start"], tuple(record["windows"]))
+            except (ValueError, LookupError, TypeError):
+                break
+            end = entry.start + sum(entry.windows)
+            if not line.endswith(b"\n") or entry.start != self.used or end > there:
+                break
+            self.entries[record["key"]] = entry
+            self.used, self.index_bytes = end, self.index_bytes + len(line)
 
 
 def clip_key(content: bytes) -> str:
@@ -145,9 +157,13 @@ def fill(
     processor: LlasoProcessor,
     rows: Iterable[Row],
     precision: Callable[[], AbstractContextManager],
+    device: torch.device,
     progress: Callable[[int], None],
+    report: Callable[[str], None],
 ) -> None:
     """Encode the clips that are not kept yet, until no more fit. A row that cannot be read is left for training.
+
+    Where another run fills the same cache, this one waits for it and then adds what is missing.
 
     Args:
         cache: grows.
@@ -155,8 +171,30 @@ def fill(
         processor: cuts and transforms.
         rows: best in the order of their length, so that windows encoded together are alike.
         precision: the context that training runs under.
+        device: where the encoder runs; it goes back to where it was.
         progress: called with the rows done so far.
+        report: takes a line where another run is waited for.
     """
+    tower = model.model.audio_tower
+    home = tower.conv1.weight.device
+    with one_at_a_time(cache.folder, report):
+        cache.read_index()
+        try:
+            tower.to(device)
+            _fill(cache, model, processor, rows, precision, progress)
+        finally:
+            tower.to(home)
+
+
+def _fill(
+    cache: EncoderCache,
+    model: LlasoForConditionalGeneration,
+    processor: LlasoProcessor,
+    rows: Iterable[Row],
+    precision: Callable[[], AbstractContextManager],
+    progress: Callable[[int], None],
+) -> None:
+    device = model.model.audio_tower.conv1.weight.device
     waiting: dict[str, list[torch.Tensor]] = {}
     done = 0
 
@@ -164,7 +202,7 @@ def fill(
         windows = [window for clip in waiting.values() for window in clip]
         features, mask = stack_windows(windows)
         with precision():
-            vectors = iter(encode_windows(model, features.to(model.device), mask.to(model.device)))
+            vectors = iter(encode_windows(model, features.to(device), mask.to(device)))
         fits = [cache.add(key, [next(vectors) for _ in clip]) for key, clip in waiting.items()]
         waiting.clear()
         return all(fits)

@@ -7,11 +7,16 @@ the seeds, a PNG with every single run, and, where a page asks for it, both put 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from .locks import one_at_a_time
+
+logger = logging.getLogger(__name__)
 
 Run = dict[str, Any]
 Results = dict[str, Any]
@@ -22,10 +27,11 @@ UP, DOWN = "▲", "▼"
 
 def write_report(folder: Path) -> tuple[Path, Path]:
     """Write `table.md` and `plot.png` beside an experiment's `results.json`; returns both."""
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     table_file, plot_file = folder / "table.md", folder / "plot.png"
-    table_file.write_text(table(results), encoding="utf-8")
-    plot(results, plot_file)
+    with one_at_a_time(folder, logger.info):
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        table_file.write_text(table(results), encoding="utf-8")
+        plot(results, plot_file)
     return table_file, plot_file
 
 
@@ -38,7 +44,11 @@ def put_into_page(folder: Path, page: Path) -> None:
         ValueError: the page has no such lines.
     """
     table_file, plot_file = write_report(folder)
-    name = folder.name
+    with one_at_a_time(page.parent, logger.info):
+        _renew(page, folder.name, table_file, plot_file)
+
+
+def _renew(page: Path, name: str, table_file: Path, plot_file: Path) -> None:
     text = page.read_text(encoding="utf-8")
     before, begin, rest = text.partition(f"<!-- {name} -->\n")
     _, end, after = rest.partition(f"<!-- end of {name} -->\n")
@@ -56,7 +66,7 @@ def table(results: Results) -> str:
     """Markdown: the claim, then a line for each variation, mean ± standard deviation over the seeds."""
     runs: list[Run] = results["runs"]
     columns = _columns(results)
-    names = list(dict.fromkeys(run["variation"] for run in runs))
+    names = _variations(results)
     seeds = sorted({run["seed"] for run in runs})
     head = ["trained", "seeds", *(title for title, _ in columns)]
     lines = [f"Claim: {results['claim']}", "", _line(head), _line(["---"] * len(head))]
@@ -64,7 +74,7 @@ def table(results: Results) -> str:
         mine = [run for run in runs if run["variation"] == name]
         cells = [name, str(len(mine))]
         for _, values in columns:
-            pairs = [(values(run), _of(runs, names[0], run["seed"], values)) for run in mine]
+            pairs = [(values(run), _of(runs, results["variations"][0], run["seed"], values)) for run in mine]
             cells.append(_spread([value for value, _ in pairs]) + _direction(pairs))
         lines.append(_line(cells))
     steps = sorted({run["steps"] for run in runs})
@@ -85,7 +95,7 @@ def plot(results: Results, path: Path) -> None:
 
     runs: list[Run] = results["runs"]
     columns = _columns(results)
-    names = list(dict.fromkeys(run["variation"] for run in runs))
+    names = _variations(results)
     rows = -(-len(columns) // PANELS_A_ROW)
     figure = Figure(figsize=(2.1 * PANELS_A_ROW, 2.0 * rows + 0.5), layout="constrained")
     panels = figure.subplots(rows, PANELS_A_ROW, squeeze=False).flat
@@ -104,6 +114,12 @@ def plot(results: Results, path: Path) -> None:
         panel.grid(axis="y", color="0.9")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names))
     figure.savefig(path, dpi=120)
+
+
+def _variations(results: Results) -> list[str]:
+    """Those that have been run, in the experiment's order."""
+    run = {one["variation"] for one in results["runs"]}
+    return [name for name in results["variations"] if name in run]
 
 
 def _columns(results: Results) -> list[tuple[str, Any]]:

@@ -2,23 +2,28 @@
 
 Comes in: the folder of a quickstart (corpora, backbones), or any of the same layout. Every run is an ordinary
 `train`, every score comes from `llaso eval` in a process of its own, everything finished is skipped when the command
-is given again. Goes out: the models, and `results.json` for each experiment; `experiment_report` makes the rest of it.
+is given again, and processes given it at once share the runs. Goes out: the models, and `results.json` for each
+experiment; `experiment_report` makes the rest of it.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .checkpoints import write_whole
 from .config import DataChoice, load_recipe
 from .data import NumberedCorpus, open_corpus
+from .locks import FolderBusy, alone_in, one_at_a_time
 from .train import RESULT, TrainResult, batch_rule, count_steps, train
 from .watch import Report
 
@@ -28,6 +33,8 @@ UNSEEN_TASKS = ("IP", "SCR")
 GATE_SHARES = (0.1, 0.3, 1.0)
 """Of Stage 1's usual length, tried against its gate."""
 FEW_TASKS = 3
+LOOK_AGAIN = 2.0
+"""Seconds between two looks at runs that other processes hold."""
 ROWS_AT_ONCE, ANSWER_TOKENS = 32, 64
 """Of `llaso eval generate`, as the quickstart has it."""
 
@@ -171,6 +178,9 @@ def run_experiment(
     Every variation takes as many optimizer steps in Stage 2 as the reference does, however many rows it sees. Seeds
     come one after the other, and each run is recorded when it is done: what an interruption leaves can be tabulated.
 
+    Several processes may work on one `out`: each takes runs that nobody holds, waits at the end for those that others
+    hold, and takes over what a killed one left. All of them end with the same results.
+
     Args:
         name: a key of `EXPERIMENTS`.
         inputs: corpora and backbones.
@@ -203,26 +213,53 @@ def run_experiment(
     evaluate = evaluate or evaluate_by_command
     runs = _Runs(inputs, out / "runs", recipes, tuple(overrides), given, rows, evaluate, report)
     variations = experiment.variations(tasks, held_out)
+    reference = variations[0]
+    equal_steps = {seed: stage2_steps or runs.stage_2_steps(reference, seed) for seed in seeds if not stage1_only}
+
+    def attempt(variation: Variation, seed: int) -> dict[str, Any]:
+        mine = replace(runs, report=_titled(report, f"experiment {name}: {variation.name}, seed {seed}"))
+        if stage1_only:
+            return mine.stage_1_alone(variation, seed)
+        return mine.run(variation, seed, stage2_steps if variation == reference else equal_steps[seed])
+
     folder = out / name
-    folder.mkdir(parents=True, exist_ok=True)
-    records: list[dict[str, Any]] = []
-    for seed in seeds:
-        steps = stage2_steps
-        for variation in variations:
-            report(f"experiment {name}: {variation.name}, seed {seed}")
-            record = runs.stage_1_alone(variation, seed) if stage1_only else runs.run(variation, seed, steps)
-            steps = steps or record["steps"]
-            records.append(record)
-            shown = sorted({name for one in records for name in one["scores"] if experiment.shows(name, held_out)})
-            results = {"name": name, "claim": experiment.claim, "shown": shown, "runs": records}
-            _write(folder / "results.json", json.dumps(results, indent=1) + "\n")
+    records: dict[tuple[int, int], dict[str, Any]] = {}  # by seed and the variation's place
+    waiting = [(seed, place) for seed in seeds for place in range(len(variations))]
+    told = False
+    while waiting:
+        for key in waiting:
+            seed, place = key
+            try:
+                records[key] = attempt(variations[place], seed)
+            except FolderBusy:
+                continue
+            waiting.remove(key)
+            told = False
+            done = [record for _, record in sorted(records.items())]
+            shown = sorted({name for one in done for name in one["scores"] if experiment.shows(name, held_out)})
+            names = [variation.name for variation in variations]
+            results = {"name": name, "claim": experiment.claim, "variations": names, "shown": shown, "runs": done}
+            with one_at_a_time(folder, report):
+                write_whole(folder / "results.json", json.dumps(results, indent=1) + "\n")
+            break
+        else:
+            if not told:
+                report(f"experiment {name}: other processes are at the {len(waiting)} runs left; waiting for them")
+            told = True
+            time.sleep(LOOK_AGAIN)
     return folder
 
 
-def _write(path: Path, text: str) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+def _titled(report: Report, title: str) -> Report:
+    """A report that says a title before its first line."""
+    titles = [title]
+
+    def line(text: str) -> None:
+        while titles:
+            report(titles.pop())
+        report(text)
+
+    return line
 
 
 @dataclass(frozen=True)
@@ -257,6 +294,11 @@ class _Runs:
             "scores": flat_scores(scores),
         }
 
+    def stage_2_steps(self, variation: Variation, seed: int) -> int:
+        """Optimizer steps of a variation's Stage 2, as its recipe and corpus have it."""
+        settings = ("model.checkpoint=not yet known", f"data.path={self.inputs.instruct}", *self._common(seed))
+        return _steps_of(self.recipes[1], (*settings, *variation.stage2))
+
     def stage_1_alone(self, variation: Variation, seed: int) -> dict[str, Any]:
         """The same record, of Stage 1 only."""
         wer = self._stage_1(variation, seed).wer
@@ -270,9 +312,8 @@ class _Runs:
         settings = (*self.inputs.stage1(), *self._common(seed))
         if variation.stage1_share == 1:
             return self.given or self._stage(0, settings)
-        recipe = load_recipe(self.recipes[0], settings)
-        _, whole = count_steps(recipe, open_corpus(recipe.data, recipe.seed), batch_rule(recipe, 1))
-        return self._stage(0, (*settings, f"optimizer.max_steps={max(1, round(whole * variation.stage1_share))}"))
+        steps = max(1, round(_steps_of(self.recipes[0], settings) * variation.stage1_share))
+        return self._stage(0, (*settings, f"optimizer.max_steps={steps}"))
 
     def _stage(self, stage: int, overrides: tuple[str, ...]) -> TrainResult:
         """A stage in a folder named after its recipe, so that equal runs of several experiments are one."""
@@ -280,6 +321,13 @@ class _Runs:
         digest = hashlib.sha256(json.dumps(recipe.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
         out = {"out": str(self.folder / f"stage{stage + 1}-{digest}")}
         return train(recipe, out, report=lambda line: self.report(f"    {line}"))
+
+
+@functools.cache  # asked again and again while other processes are waited for
+def _steps_of(recipe: str, overrides: tuple[str, ...]) -> int:
+    """Optimizer steps that a recipe takes on its corpus."""
+    settings = load_recipe(recipe, (*overrides, "out=not yet known"))
+    return count_steps(settings, open_corpus(settings.data, settings.seed), batch_rule(settings, 1))[1]
 
 
 def flat_scores(scores: Scores) -> dict[str, Any]:
@@ -302,16 +350,25 @@ def evaluate_by_command(model: Path, corpus: Path, out: Path, rows: int) -> Scor
 
     Raises:
         RuntimeError: a command failed; its output is in the message.
+        FolderBusy: another process scores it, or one that a killed process had started.
     """
     file = out / "scores.json"
-    if not file.exists():
-        predictions = str(out / "predictions")
-        generate = ["generate", "--model", str(model), "--data", str(corpus), "--out", predictions]
-        generate += ["--batch-size", str(ROWS_AT_ONCE), "--max-new-tokens", str(ANSWER_TOKENS)]
-        generate += ["--limit", str(rows)] if rows else []
-        for step in (generate, ["score", predictions, "--no-intervals", "--out", str(file)]):
-            command = [sys.executable, "-m", "modeling_llaso.cli", "eval", *step]
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-            if done.returncode:
-                raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-4000:]}")
-    return json.loads(file.read_text(encoding="utf-8"))
+    with alone_in(out) as lock:
+        if not file.exists():
+            predictions = str(out / "predictions")
+            generate = ["generate", "--model", str(model), "--data", str(corpus), "--out", predictions]
+            generate += ["--batch-size", str(ROWS_AT_ONCE), "--max-new-tokens", str(ANSWER_TOKENS)]
+            generate += ["--limit", str(rows)] if rows else []
+            _llaso_eval(generate, lock)
+            _llaso_eval(["score", predictions, "--no-intervals", "--out", str(file)], lock)
+        return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _llaso_eval(arguments: Sequence[str], lock: int) -> None:
+    """One command, which holds the lock as well, so that nobody else begins while it runs."""
+    command = [sys.executable, "-m", "modeling_llaso.cli", "eval", *arguments]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, pass_fds=[lock]
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-4000:]}")

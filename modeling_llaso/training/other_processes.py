@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 
 GO_ON = "earlier checkpoints are kept. Run the same command again"
 PEER_MARKS = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL", "remote process exited")
 """Words of the messages in which torch's backends say that a process of the group has gone."""
+PATIENCE = timedelta(days=7)
 
 
 class PeerLost(OSError):
@@ -43,6 +45,23 @@ def plain_errors() -> Iterator[None]:
             f"a reading process died, most often for want of memory; {GO_ON}, with a smaller compute.workers or "
             "batch.per_device if it happens again"
         ) from error
+
+
+@contextmanager
+def patient_barrier() -> Iterator[Callable[[], None]]:
+    """A barrier for work that takes hours on one process, longer than a training backend waits before it gives up.
+
+    Yields:
+        To be called where all wait for each other; does nothing in a run of one process.
+    """
+    if not torch.distributed.is_initialized():
+        yield lambda: None
+        return
+    group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+    try:
+        yield lambda: torch.distributed.barrier(group=group)
+    finally:
+        torch.distributed.destroy_process_group(group)
 
 
 def is_peer_lost(error: BaseException) -> bool:

@@ -5,6 +5,7 @@ Stage 1 trains the projector on ASR, Stage 2 the projector and the LLM on all ta
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import logging
@@ -24,7 +25,7 @@ from transformers import TrainingArguments, set_seed
 from ..convert import new_model
 from ..modeling_llaso import LlasoForConditionalGeneration
 from ..processing_llaso import LlasoProcessor
-from .checkpoints import discard_all, remove_partial, whole_checkpoints
+from .checkpoints import discard_all, remove_partial, whole_checkpoints, write_whole
 from .collator import Collator, RowEncoder
 from .config import Recipe, load_recipe
 from .data import Corpus, NumberedCorpus, open_corpus, open_held_out
@@ -32,7 +33,8 @@ from .distill import TeacherCollator
 from .encoder_cache import GIGABYTE, EncoderCache, fill, fingerprint
 from .held_out import HeldOut
 from .history import History, plot_history, read_history
-from .other_processes import plain_errors
+from .locks import alone_in
+from .other_processes import patient_barrier, plain_errors
 from .parts import add_lora, describe_parts, freeze_all_but, hold_frozen_in, report_parts
 from .plan import BatchRule, steps_per_epoch
 from .trainer import LlasoTrainer, export
@@ -99,16 +101,26 @@ def train(
     Raises:
         ValueError: a mistake in the recipe or the data, or `out` holds a run of another recipe.
         OSError: files that cannot be read or written.
+        FolderBusy: another process trains in `out`.
         TrainingDiverged: the loss became NaN or exploded.
         KeyboardInterrupt, SystemExit: stopped by Ctrl-C or SIGTERM, after saving.
     """
-    start = time.perf_counter()
     settings = load_recipe(recipe, overrides)
     out = Path(settings.out)
     if finished := _finished(out, settings):
         return finished
-    main_process, world = int(os.environ.get("RANK", 0)) == 0, int(os.environ.get("WORLD_SIZE", 1))
-    say = report if main_process else logger.debug
+    main_process = int(os.environ.get("RANK", 0)) == 0
+    with plain_errors(), alone_in(out) if main_process else contextlib.nullcontext():
+        # Whoever was in the folder a moment ago may have finished the run.
+        return _finished(out, settings) or _train(
+            settings, out, main_process, report if main_process else logger.debug
+        )
+
+
+def _train(settings: Recipe, out: Path, main_process: bool, say: Report) -> TrainResult:
+    """The run itself, alone in its folder."""
+    start = time.perf_counter()
+    world = int(os.environ.get("WORLD_SIZE", 1))
     if main_process:
         remove_partial(out)
     checkpoints = whole_checkpoints(out)
@@ -159,7 +171,7 @@ def train(
         trainer.add_callback(WatchHeldOut(trainer, held_out, say))
     trainer.add_callback(stop)
     if main_process:
-        (out / RECIPE).write_text(yaml.safe_dump(settings.to_dict(), sort_keys=False), encoding="utf-8")
+        write_whole(out / RECIPE, yaml.safe_dump(settings.to_dict(), sort_keys=False))
 
     if cache is not None:
         fill_cache(cache, trainer, corpus, held_out, say)
@@ -167,20 +179,19 @@ def train(
         f"{steps:,} steps of {settings.batch.per_device} x {settings.batch.accumulation} x {world} rows"
         + (f", going on from step {start_step:,}" if start_step else "")
     )
-    with stop, plain_errors():
+    with stop:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.all_stop and trainer.state.global_step < steps:
         say(f"stopped after step {trainer.state.global_step:,}, which is saved; the same command goes on from there")
         raise KeyboardInterrupt if stop.received == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
 
     # What is left behind.
-    with plain_errors():
-        export(trainer, out)
+    export(trainer, out)
     records = read_history(out / HISTORY)
     result = _result(records, settings, steps, time.perf_counter() - start)
     if main_process:
         plot_history(records, out / CURVE, f"{out.name}: {', '.join(settings.train)}")
-        (out / RESULT).write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
+        write_whole(out / RESULT, json.dumps(asdict(result), indent=2) + "\n")
         discard_all(out)
     say(f"done in {left_time(result.seconds)}: {out}")
     return result
@@ -293,22 +304,17 @@ def fill_cache(cache: EncoderCache, trainer: LlasoTrainer, corpus: Corpus, held_
         return
     model, processor = trainer.model, trainer.processing_class
     assert isinstance(model, LlasoForConditionalGeneration) and isinstance(processor, LlasoProcessor)
-    with trainer.accelerator.main_process_first():
-        cache.read_index()
+    with patient_barrier() as wait_for_first:
         if trainer.is_world_process_zero():
             order = corpus.lengths.argsort(kind="stable").tolist()
             rows = (row for part in (held_out.rows, map(corpus.__getitem__, order)) for row in part)
             total = len(order) + len(held_out.rows)
+            progress = _every_few_seconds(report, total)
             model.eval()
-            fill(
-                cache,
-                model,
-                processor,
-                rows,
-                trainer.accelerator.autocast,
-                _every_few_seconds(report, total),
-            )
+            fill(cache, model, processor, rows, trainer.accelerator.autocast, trainer.args.device, progress, report)
             report(f"encoder output of {len(cache.entries):,} clips kept: {cache.bytes_used / 1e6:,.0f} MB")
+        wait_for_first()
+    cache.read_index()
 
 
 def _every_few_seconds(report: Report, total: int, seconds: float = 5.0) -> Callable[[int], None]:

@@ -1,0 +1,113 @@
+"""Who works in a folder: one process at a time, kept apart by a lock that the system drops when its holder dies.
+
+The lock is `flock` on the folder's `.lock`, which says who holds it and goes when it is given back. A process that is
+killed leaves the file but not the lock. Children do not inherit the lock unless they are handed its descriptor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+LOCK = ".lock"
+
+_held: set[int] = set()
+"""Descriptors of this process's locks; a fork closes its copies, or it would hold them beyond its parent's end."""
+
+
+class FolderBusy(OSError):
+    """Another process works in this folder."""
+
+    def __init__(self, folder: Path, holder: str) -> None:
+        super().__init__(f"{folder} is in use by {holder}; wait for it, stop it, or name another folder")
+        self.folder, self.holder = folder, holder
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[int]:
+    """Be the only process that works in a folder, made where absent.
+
+    Yields:
+        The lock's descriptor; a child process that is handed it (`pass_fds`) keeps the lock as long as it lives.
+
+    Raises:
+        FolderBusy: another process does; the message says which.
+        OSError: the lock cannot be written.
+    """
+    with _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB) as descriptor:
+        yield descriptor
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder: Path, report: Callable[[str], None]) -> Iterator[int]:
+    """The same, after waiting for whoever works there, which `report` is told.
+
+    Raises:
+        OSError: the lock cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor = stack.enter_context(alone_in(folder))
+        except FolderBusy as busy:
+            report(f"waiting for {busy.holder}, which works in {folder}")
+            descriptor = stack.enter_context(_locked(folder, fcntl.LOCK_EX))
+        yield descriptor
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, how: int) -> Iterator[int]:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK
+    descriptor = _take(path, how)
+    while not _is_there(path, descriptor):  # whoever held it before has deleted the file
+        os.close(descriptor)
+        descriptor = _take(path, how)
+    _held.add(descriptor)
+    try:
+        with contextlib.suppress(OSError):  # a full disk: the lock holds, unnamed
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, _this_process().encode(), 0)
+        yield descriptor
+    finally:
+        path.unlink(missing_ok=True)
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+def _take(path: Path, how: int) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, how)
+    except BaseException as error:
+        holder = os.pread(descriptor, 1000, 0).decode(errors="replace") or "another process"
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise FolderBusy(path.parent, holder) from None
+        raise
+    return descriptor
+
+
+def _is_there(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _this_process() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()} ({shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])})"
+
+
+def _let_go_in_child() -> None:
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
