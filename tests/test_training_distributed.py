@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -23,14 +24,13 @@ from modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.training.checkpoints import whole_checkpoints
 from modeling_llaso.training.config import RECIPES
 from modeling_llaso.training.encoder_cache import GIGABYTE
-from modeling_llaso.training.history import read_history
 from modeling_llaso.training.train import train
 
 CONFIGURATIONS = RECIPES / "accelerate"
 LLASO = ("-m", "modeling_llaso.cli", "train")
 WORKER = str(Path(__file__).with_name("rank_worker.py"))
 STEPS = 10
-LOSE_AFTER = 4  # steps; checkpoints are written every 2
+LOSE_AT = 5  # checkpoints are written every 2 steps
 CACHE_BYTES = 30_000
 LOSS_TOLERANCE = 2e-5
 """Relative, a step: sums of float32 in another order."""
@@ -93,13 +93,24 @@ def launch(configuration: str, *arguments: str, **environment: str) -> subproces
     )
 
 
-def launch_two_nodes(recipe: Path) -> list[subprocess.Popen[str]]:
+def frozen_worker(launched: list[subprocess.Popen[str]]) -> psutil.Process:
+    """The process that stands still where `rank_worker.py` was told to, once it does."""
+    while True:
+        for launcher in launched:
+            assert launcher.poll() is None, launcher.communicate()[0][-4000:]
+            for worker in psutil.Process(launcher.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if worker.status() == psutil.STATUS_STOPPED:
+                        return worker
+        time.sleep(0.01)
+
+
+def launch_two_nodes(recipe: Path, **environment: str) -> list[subprocess.Popen[str]]:
     """Two machines of one process each, both of them this one."""
     common = ("--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", free_port())
+    common += ("--mixed_precision", "no")
     return [
-        launch(
-            "multi_node", *common, "--machine_rank", rank, "--mixed_precision", "no", WORKER, str(recipe), SHARD="1"
-        )
+        launch("multi_node", *common, "--machine_rank", rank, WORKER, str(recipe), SHARD="1", **environment)
         for rank in ("0", "1")
     ]
 
@@ -135,17 +146,13 @@ def test_two_nodes_with_sharded_weights_lose_one_go_on_and_follow_it_too(root, a
     recipe = recipe_of(root, "nodes", 1)
     out, file = Path(recipe["out"]), tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe))
-    nodes = launch_two_nodes(file)
-    while not (out / "history.jsonl").exists() or len(read_history(out / "history.jsonl")) < LOSE_AFTER:
-        assert [node.poll() for node in nodes] == [None, None], [node.communicate()[0][-4000:] for node in nodes]
-        time.sleep(0.01)
-    for worker in psutil.Process(nodes[1].pid).children(recursive=True):
-        worker.send_signal(signal.SIGKILL)
+    nodes = launch_two_nodes(file, FREEZE=f"step:1:{LOSE_AT}")
+    frozen_worker(nodes).kill()
     outputs = [node.communicate(timeout=120)[0] for node in nodes]
     assert all(node.returncode for node in nodes)
     assert "a process that trains along is gone" in outputs[0] and "Run the same command again" in outputs[0]
     kept = whole_checkpoints(out)
-    assert kept and not (out / "training.json").exists()
+    assert kept[-1][0] == LOSE_AT - 1 and not (out / "training.json").exists()
 
     nodes = launch_two_nodes(file)
     outputs = [node.communicate()[0] for node in nodes]
@@ -168,12 +175,11 @@ def test_sharded_checkpoints_and_models_keep_the_types_of_their_parts(root, tmp_
     )
     out = Path(recipe["out"])
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    where = ("--num_processes", "2", "--main_process_port", free_port(), *SHARDING_ON_CPU)
-    process = launch("fsdp2", *where, str(tmp_path / "recipe.yaml"))
-    while not whole_checkpoints(out):
-        assert process.poll() is None, process.communicate()[0][-4000:]
-        time.sleep(0.01)
+    where = ("--num_processes", "2", "--main_process_port", free_port(), WORKER)
+    process = launch("fsdp2", *where, str(tmp_path / "recipe.yaml"), SHARD="1", FREEZE="step:0:3")
+    worker = frozen_worker([process])
     os.link(whole_checkpoints(out)[0][1] / "model.safetensors", tmp_path / "checkpoint.safetensors")
+    worker.send_signal(signal.SIGCONT)
     output = process.communicate()[0]
     assert process.returncode == 0, output[-4000:]
     checkpoint, model = load_file(tmp_path / "checkpoint.safetensors"), load_file(out / "model.safetensors")
