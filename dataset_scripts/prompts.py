@@ -47,7 +47,8 @@ def formats(item: Item, fact: Fact, max_seconds: float = MAX_SECONDS) -> dict[st
     """The formats a fact can take, with their weights.
 
     A sound can follow a written or a spoken instruction; a written input can follow a spoken one. An item without a
-    sound has its own question (or, in `text_audio`, its input) spoken, if that can be done in `max_seconds`.
+    sound has its own question (or, in `text_audio`, its input) spoken, if that can be done in `max_seconds`; choices
+    are read out before a sound where they leave it half of the time.
     """
     weights = dict(TASKS[fact.task].formats)
     if not fact.input:
@@ -55,14 +56,16 @@ def formats(item: Item, fact: Fact, max_seconds: float = MAX_SECONDS) -> dict[st
         if not item.sound:
             weights.pop("text_audio", None)
     possible = {name: weight for name, weight in weights.items() if fact.modality in ("", name)}
+    letters = max_seconds * LETTERS_PER_SECOND
     if item.sound:
-        return possible
-    spoken = {
-        "text_audio": len(fact.input),
-        "audio_text": len(fact.instruction),
-        "audio": len(fact.instruction) + len(fact.input),
-    }
-    return {name: weight for name, weight in possible.items() if spoken[name] <= max_seconds * LETTERS_PER_SECOND}
+        spoken = {"audio": 2 * len(enumerate_choices(fact.choices))}
+    else:
+        spoken = {
+            "text_audio": len(fact.input),
+            "audio_text": len(fact.instruction),
+            "audio": len(fact.instruction) + len(fact.input),
+        }
+    return {name: weight for name, weight in possible.items() if spoken.get(name, 0) <= letters}
 
 
 def write(

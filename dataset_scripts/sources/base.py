@@ -176,6 +176,8 @@ class Reject:
     reason: str
 
 
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
 # --- sources -------------------------------------------------------------------------------------------------------
 
 
@@ -272,15 +274,31 @@ class Source:
         assert self.root is not None
         if not self.root.is_dir():
             return f"{self.name}: no such folder: {self.root}. Expected {self.title}, laid out as\n{self.layout}"
-        missing = [need for need in self.needs if not any(next(self.root.glob(way), None) for way in need.split("|"))]
+        matched = {
+            need: next((path for way in need.split("|") for path in self.root.glob(way)), None) for need in self.needs
+        }
+        missing = [need for need, path in matched.items() if path is None]
         if not missing:
-            return ""
+            pointers = [str(path) for path in matched.values() if path and _is_lfs_pointer(path)]
+            return (
+                f"{self.name}: {pointers[0]} is a Git LFS pointer, not the file: run `git lfs pull`"
+                if pointers
+                else ""
+            )
         found = sorted(path.name + "/" * path.is_dir() for path in itertools.islice(self.root.iterdir(), 12))
         return (
             f"{self.name}: {self.root} has another layout: nothing matches "
             f"{', '.join(need.replace('|', ' or ') for need in missing)}.\n"
             f"Expected {self.title}, laid out as\n{self.layout}\nFound: {', '.join(found) or 'an empty folder'}"
         )
+
+
+def _is_lfs_pointer(path: Path) -> bool:
+    """Whether Git has left a note in place of a large file."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_LFS_POINTER)) == _LFS_POINTER
 
 
 def names() -> list[str]:
@@ -365,18 +383,6 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict | Reject]]:
             yield number, value if isinstance(value, dict) else Reject(f"{path}:{number}", "not a JSON object")
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        ValueError: it is not JSON, or not UTF-8.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-
-
 def stream_json(path: Path, prefix: str) -> Iterator[dict[str, Any]]:
     """Objects of a large JSON file one by one, at an ijson prefix such as "audios.item".
 
@@ -393,18 +399,24 @@ def stream_json(path: Path, prefix: str) -> Iterator[dict[str, Any]]:
 
 
 def stream_json_object(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Members of a large JSON object one by one.
+    """Members of a large JSON object one by one, each an object itself.
 
     Raises:
-        ValueError: the file is not JSON, or ends too early.
+        ValueError: the file is not JSON, ends too early, or is no object of objects.
     """
     import ijson
 
+    name = ""
     with path.open("rb") as file:
         try:
-            yield from ijson.kvitems(file, "", use_float=True)
+            for name, value in ijson.kvitems(file, "", use_float=True):
+                if not isinstance(value, dict):
+                    raise ValueError(f"{path}: {name} is no JSON object")
+                yield name, value
         except (ijson.JSONError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: {error}") from error
+    if not name:
+        raise ValueError(f"{path}: no JSON object with anything in it")
 
 
 # --- questions in text ----------------------------------------------------------------------------------------------

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .base import Fact, Item, Recording, Reject, Source, lines, read_json
+from .base import Fact, Item, Recording, Reject, Source, lines, stream_json_object
 
 
 def read(root: Path) -> Iterator[Item | Reject]:
     """One item for each line of train/wav.scp and test/wav.scp; speakers may be children."""
     file = root / "resource" / "scores.json"
-    scores: dict[str, dict[str, Any]] = read_json(file)
+    scores = dict(stream_json_object(file))
     unread = set(scores)
     for part, split in {"train": "", "test": "test"}.items():
         list = root / part / "wav.scp"
@@ -63,7 +63,7 @@ SOURCE = Source(
     tasks=("PSWL", "PSSL"),
     layout="resource/scores.json\n{train,test}/wav.scp (id<tab>WAVE/SPEAKER{0001}/{id}.WAV)\n"
     "WAVE/SPEAKER{0001}/{id}.WAV",
-    needs=("resource/scores.json", "train/wav.scp", "test/wav.scp"),
+    needs=("resource/scores.json", "train/wav.scp", "test/wav.scp", "WAVE/*/*.WAV"),
     read=read,
     expected={"PSWL": 5_000, "PSSL": 5_000},
     benchmark={"PSWL": 200, "PSSL": 200},

@@ -17,14 +17,16 @@ def read(root: Path) -> Iterator[Item | Reject]:
     folders = sorted(folder for pattern in CLIPS for folder in root.glob(pattern))
     known = set()
     for table in sorted(root.glob("vox[12]_meta.csv")):
-        column = part = 0
+        column = part = width = 0
+        delimiter = ""
         for number, line in lines(table):
             where = f"{table}:{number}"
             if isinstance(line, Reject):
                 yield line
                 continue
-            # VoxCeleb1's table is parted by tabs, VoxCeleb2's by commas with blanks around them.
-            cells = [cell.strip() for cell in line.replace("\t", ",").split(",")]
+            # VoxCeleb1's table is parted by tabs, VoxCeleb2's by commas with blanks or tabs before them.
+            delimiter = delimiter or ("," if "," in line else "\t")
+            cells = [cell.strip() for cell in line.split(delimiter)]
             if number == 1:
                 if not {"Gender", "Set"} <= set(cells):
                     raise ValueError(f"{table}: no column Gender or Set; its header is {line}")
