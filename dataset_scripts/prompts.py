@@ -31,16 +31,14 @@ def row_id(source: Source, item: Item, fact: Fact) -> str:
 
 
 def fault(item: Item, fact: Fact, max_seconds: float = MAX_SECONDS) -> str:
-    """What is wrong with a fact, or "" where nothing is."""
-    if reason := fact.fault():
-        return reason
+    """Why a fact cannot be asked of its item, or "" where it can; those at fault themselves never leave `Source.items`."""
     if not item.sound and not fact.instruction:
         return f"{fact.task}: neither a sound nor an instruction to speak"
-    if not formats(item, fact, math.inf):
-        return f"{fact.task}: cannot take the format {fact.modality!r}"
-    if not formats(item, fact, max_seconds):
+    if formats(item, fact, max_seconds):
+        return ""
+    if formats(item, fact, math.inf):
         return f"{fact.task}: too long to be spoken in {max_seconds:g} s"
-    return ""
+    return f"{fact.task}: cannot take the format {fact.modality!r}"
 
 
 def formats(item: Item, fact: Fact, max_seconds: float = MAX_SECONDS) -> dict[str, float]:
@@ -58,7 +56,7 @@ def formats(item: Item, fact: Fact, max_seconds: float = MAX_SECONDS) -> dict[st
     possible = {name: weight for name, weight in weights.items() if fact.modality in ("", name)}
     letters = max_seconds * LETTERS_PER_SECOND
     if item.sound:
-        spoken = {"audio": 2 * len(enumerate_choices(fact.choices))}
+        spoken = {"audio": 2 * sum(map(len, fact.choices))}
     else:
         spoken = {
             "text_audio": len(fact.input),

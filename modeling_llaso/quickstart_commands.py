@@ -15,7 +15,7 @@ def add_parser(commands) -> None:
     )
     quickstart.add_argument("--out", default="runs/quickstart", metavar="DIR", help="where everything goes")
     quickstart.add_argument(
-        "--speech", metavar="DIR", help="recordings of spoken digits as well: recordings/*.wav and speakers.json"
+        "--speech", metavar="DIR", help="recordings of spoken digits as well: a folder with recordings/*.wav"
     )
     quickstart.add_argument("--encoder", metavar="ID", help="a Whisper, in place of the stand-in trained here")
     quickstart.add_argument("--llm", metavar="ID", help="a causal language model, in place of the stand-in")

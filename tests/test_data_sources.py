@@ -36,11 +36,13 @@ def text(path: Path, content: str | bytes) -> None:
 
 
 def read(name: str, root: Path, **options) -> tuple[list[Item], list[Reject]]:
-    """Items and rejects of a source; whatever comes as an item can be asked, in the formats of its tasks."""
-    found = list(base.load(name).at(root, **options).items())
-    for item in (x for x in found if isinstance(x, Item)):
-        assert not any(prompts.fault(item, fact) for fact in item.facts) and item.facts
-        assert {fact.task for fact in item.facts} <= set(base.load(name).tasks)
+    """Items and rejects of a source; whatever comes as an item can be written as rows."""
+    source = base.load(name).at(root, **options)
+    found = list(source.items())
+    for item, fact in ((x, fact) for x in found if isinstance(x, Item) for fact in x.facts):
+        assert not prompts.fault(item, fact) and fact.task in source.tasks
+        row = prompts.write("instruct", source, item, fact, "train", 0, ["en-us+f1"])
+        assert row["target"] == fact.target and sorted(row["choices"]) == sorted(fact.choices)
     return [x for x in found if isinstance(x, Item)], [x for x in found if isinstance(x, Reject)]
 
 
@@ -375,7 +377,7 @@ def test_slurp(tmp_path: Path):
     text(tmp_path / "dataset/slurp/metadata.json", json.dumps({"4489": {"nlub_id": 5027, "recordings": people}}))
     text(tmp_path / "dataset/slurp/train.jsonl", json.dumps(entry) + "\n{broken\n" + json.dumps({"sentence": "x"}))
     other = {**entry, "scenario": "iot", "action": "hue_lighton", "recordings": recordings[:1]}
-    silent = {**entry, "recordings": []}
+    silent = {**entry, "recordings": [], "sentence_annotation": "wake me up at five am"}
     text(tmp_path / "dataset/slurp/devel.jsonl", json.dumps(other) + "\n" + json.dumps(silent))
     made = {**entry, "recordings": [{"file": "audio-synth-1.flac", "wer": 0.0}]}
     text(tmp_path / "dataset/slurp/train_synthetic.jsonl", json.dumps(made))
@@ -393,6 +395,7 @@ def test_slurp(tmp_path: Path):
         "the recording is not marked correct": ["train.jsonl:1 (audio--1504194195.flac: unclear)"],
         "not JSON: Expecting property name enclosed in double quotes": ["train.jsonl:2"],
         "no sentence, annotation, scenario or action": ["train.jsonl:3"],
+        "EE: no entity in the sentence": ["devel.jsonl:2"],
         "no recordings": ["devel.jsonl:2"],
         "no such file": ["test.jsonl"],
     }
@@ -535,12 +538,16 @@ def test_question_files_at_fault(tmp_path: Path):
         {"instruction": "Name.", "output": {"text": ["a"]}},
         {"instruction": "Name.", "input": "a", "output": " "},
         "no object",
+        {"instruction": "", "input": "Why?", "output": "So."},
     ]
     text(tmp_path / "a.json", json.dumps(rows))
     text(tmp_path / "b.jsonl", json.dumps(rows[0]).encode() + b'\n{"instruction": "caf\xe9", "output": "x"}\n')
     text(tmp_path / "c.json.gz", b"\x1f\x8b")
     items, rejects = read("alpaca_dan", tmp_path)
-    assert [(i.id, i.facts[0].target) for i in items] == [("a-0000001", "0"), ("b-0000001", "0")]
+    asked = [(i.id, i.facts[0].instruction, i.facts[0].input, i.facts[0].target) for i in items]
+    assert asked == [
+        ("a-0000001", "Count.", "", "0"), ("a-0000005", "Why?", "", "So."), ("b-0000001", "Count.", "", "0")
+    ]  # fmt: skip
     assert reasons(rejects) == {
         "question, input or answer is not text": ["a.json:2"],
         "no answer": ["a.json:3"],

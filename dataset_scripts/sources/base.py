@@ -458,13 +458,18 @@ def read_questions(
 
 
 def question(id: str, where: str, instruction: Any, input: Any, output: Any) -> Item | Reject:
-    """An AQA item without a sound: the build speaks the question, the input or both."""
+    """An AQA item without a sound: the build speaks the question, the input or both.
+
+    Where there is an input alone (a prompt without OpenOrca's system message, say), that is the question.
+    """
     fields = ["" if value is None else value for value in (instruction, input, output)]
     if not all(isinstance(value, (str, int, float)) for value in fields):
         return Reject(where, "question, input or answer is not text")
     asked, given, answer = (str(value).strip() for value in fields)
     if given.casefold() in ("none", "<noinput>"):
         given = ""
+    if not asked:
+        asked, given = given, ""
     if not asked or not answer:
         return Reject(where, "no question" if not asked else "no answer")
     fact = Fact("AQA", answer, instruction=asked, input=given)
