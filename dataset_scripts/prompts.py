@@ -31,7 +31,7 @@ def row_id(source: Source, item: Item, fact: Fact) -> str:
 
 
 def fault(item: Item, fact: Fact, max_seconds: float = MAX_SECONDS) -> str:
-    """Why a fact cannot be asked of its item, or "" where it can; what a fact itself lacks, `Source.items` has seen to."""
+    """Why a fact cannot be asked of its item, or "" where it can (`Source.items` has looked at the fact itself)."""
     if not item.sound and not fact.instruction:
         return f"{fact.task}: neither a sound nor an instruction to speak"
     if formats(item, fact, max_seconds):
