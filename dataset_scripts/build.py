@@ -15,7 +15,7 @@ import shutil
 import socket
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from . import card, draw, executors, leakage, lengths, locks
 from .clips import ClipStore, part_of, seconds, write_atomically
-from .plan import PlannedRow, Settings, make_plan
+from .plan import PlannedRow, Settings, make_plan, reject_line, stratum_name
 from .prompts import sound_from_json
 from .schema import CORPORA, FEATURES
 from .sources.base import Sound, Source
@@ -36,6 +36,11 @@ logger = logging.getLogger(__name__)
 
 ROW_GROUP = 100
 """Rows a Parquet row group holds: what a reader takes into memory at once."""
+KEPT_OF_PLAN = (
+    "fingerprint", "corpus", "seed", "limit", "speech", "processor", "sources", "labels", "offered", "evaluation",
+    "dropped", "beyond_limit", "without_facts", "found",
+)  # fmt: skip
+"""What build.json says of the plan as it stands there."""
 KEYS = pa.schema(
     [("id", pa.string()), ("split", pa.string()), ("sha256", pa.string())]
     + [(kind, pa.list_(pa.string())) for kind in ("speaker", "sentence", "recording")]
@@ -195,16 +200,19 @@ class ShardJob:
 
     def __call__(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
         """Build shard number `rank` of the plan, unless its record is there."""
-        plan = Path(self.out) / ".build" / "plan"
-        shard = json.loads((plan / "plan.json").read_text())["shards"][rank]
+        folder = Path(self.out) / ".build" / "plan"
+        plan = json.loads((folder / "plan.json").read_text())
+        shard = plan["shards"][rank]
         if self.done(shard["name"]):
             return
         started, cpu = time.perf_counter(), time.process_time()
-        rows = self._planned(plan / "rows" / f"{shard['name']}.jsonl")
-        built = _Shard(Path(self.out), shard["name"])
+        rows, spares = self._planned(folder / "rows" / f"{shard['name']}.jsonl")
+        built = _Shard(Path(self.out), shard["name"], plan["roots"])
         try:
-            for start in range(0, len(rows), ROW_GROUP):
-                self._build_group(rows[start : start + ROW_GROUP], built)
+            while rows:
+                failed = self._build_group(rows[:ROW_GROUP], built)
+                # Who stands in comes last, and may need a stand-in as well.
+                rows = rows[ROW_GROUP:] + built.stand_in(failed, spares)
             record = built.close()
         except BaseException:
             built.discard()
@@ -213,14 +221,18 @@ class ShardJob:
         record["cpu_seconds_to_build"] = round(time.process_time() - cpu, 3)
         write_atomically(self.record(shard["name"]), json.dumps(record, indent=1).encode())
 
-    def _planned(self, file: Path) -> list[PlannedRow]:
-        """The shard's rows in their drawn order; the file is absent where a shard got none."""
+    def _planned(self, file: Path) -> tuple[list[PlannedRow], _Spares]:
+        """The shard's rows in their drawn order, and their spares; the file is absent where a shard got none."""
         lines = file.read_bytes().splitlines() if file.exists() else []
-        rows = [PlannedRow.parse(line) for line in lines]
-        return sorted(rows, key=lambda row: (draw.integer(self.seed, row.id, "order"), row.id))
+        rows, spares = list[PlannedRow](), _Spares(list)
+        for row in sorted(
+            map(PlannedRow.parse, lines), key=lambda row: (draw.integer(self.seed, row.id, "order"), row.id)
+        ):
+            (spares[row.stratum] if row.spare else rows).append(row)
+        return rows, spares
 
-    def _build_group(self, rows: Sequence[PlannedRow], built: _Shard) -> None:
-        """Build the rows of one row group: first all speech that is missing, then row by row."""
+    def _build_group(self, rows: Sequence[PlannedRow], built: _Shard) -> list[PlannedRow]:
+        """Build the rows of one row group: first speech that is missing, then row by row; gives those set aside."""
         store = _store(self.clips, self.speech)
         recipes: list[tuple[PlannedRow, dict[str, Any], list[tuple[Sound, ...]]]] = []
         for row in rows:
@@ -229,20 +241,20 @@ class ShardJob:
             recipes.append((row, content, [tuple(map(sound_from_json, clip)) for clip in recipe]))
         store.prepare(sound for _, _, recipe in recipes for clip in recipe for sound in clip)
         group: list[dict[str, Any]] = []
+        failed: list[PlannedRow] = []
         for row, content, recipe in recipes:
-            if row.id in built.seen:
-                built.set_aside(row, "duplicate id")
-                continue
-            built.seen.add(row.id)
             try:
-                clips = [store.clip(clip) for clip in recipe]
+                if row.id in built.seen:
+                    raise ValueError("duplicate id")
+                built.seen.add(row.id)
+                clips = [store.clip(clip, self.max_seconds) for clip in recipe]
                 durations = [seconds(clip) for clip in clips]
+                if sum(durations) > self.max_seconds:
+                    raise ValueError(f"longer than {self.max_seconds:g} s")
                 content["length"] = self.length(content["messages"], durations) if self.length else 0
             except ValueError as error:
-                built.set_aside(row, str(error))
-                continue
-            if sum(durations) > self.max_seconds:
-                built.set_aside(row, f"longer than {self.max_seconds:g} s")
+                built.set_aside(row, str(error), [sound for clip in recipe for sound in clip])
+                failed.append(row)
                 continue
             names = [f"{row.id.replace('/', '_')}_{number}.flac" for number in range(len(clips))]
             content["audio"] = [{"bytes": clip, "path": name} for clip, name in zip(clips, names, strict=True)]
@@ -251,6 +263,11 @@ class ShardJob:
             group.append(content)
             built.count(row, content)
         built.write(group)
+        return failed
+
+
+_Spares = defaultdict[tuple[str, ...], list[PlannedRow]]
+"""Spares of a shard by stratum, the next one first."""
 
 
 def shard_file(out: Path, name: str) -> Path:
@@ -262,7 +279,7 @@ def shard_file(out: Path, name: str) -> Path:
 class _Shard:
     """One Parquet file in the making, and its record."""
 
-    def __init__(self, out: Path, name: str) -> None:
+    def __init__(self, out: Path, name: str, roots: Mapping[str, str]) -> None:
         self.file = shard_file(out, name)
         self.name = name
         self.seen: set[str] = set()
@@ -271,7 +288,9 @@ class _Shard:
         self._rows: Counter[str] = Counter()
         self._seconds: Counter[str] = Counter()
         self._key_rows: list[dict[str, Any]] = []
-        self._rejects: list[dict[str, str]] = []
+        self._rejects: list[str] = []
+        self._roots = roots
+        self._stood_in, self._short = Counter[str](), Counter[str]()
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self._keys.parent.mkdir(parents=True, exist_ok=True)
         schema = FEATURES.arrow_schema
@@ -289,10 +308,21 @@ class _Shard:
         self._seconds[name] += content["duration"]
         self._key_rows.append({"id": row.id, "split": row.split, "sha256": content["sha256"], **row.keys})
 
-    def set_aside(self, row: PlannedRow, reason: str) -> None:
-        """Enter a row that could not be built, with its reason."""
+    def set_aside(self, row: PlannedRow, reason: str, sounds: Sequence[Sound]) -> None:
+        """Enter a row that could not be built, with its reason and file."""
         logger.warning("%s set aside: %s", row.id, reason)
-        self._rejects.append({"source": row.source, "where": row.id, "reason": reason})
+        self._rejects.append(reject_line(row.source, row.id, reason, sounds, self._roots[row.source]))
+
+    def stand_in(self, failed: Sequence[PlannedRow], spares: _Spares) -> list[PlannedRow]:
+        """Spares of the same strata in the place of rows that could not be built; enters what is missing for good."""
+        found = []
+        for row in failed:
+            if spares[row.stratum]:
+                found.append(spares[row.stratum].pop(0))
+                self._stood_in[row.held_group] += 1
+            elif row.split != "train":
+                self._short[stratum_name(row.stratum)] += 1
+        return found
 
     def close(self) -> dict[str, Any]:
         """Put the file into its place and give its record."""
@@ -310,6 +340,8 @@ class _Shard:
             "rows": dict(sorted(self._rows.items())),
             "seconds": {name: round(value, 3) for name, value in sorted(self._seconds.items())},
             "rejects": self._rejects,
+            "stood_in": dict(self._stood_in),
+            "short": dict(self._short),
         }
 
     def discard(self) -> None:
@@ -356,37 +388,32 @@ def _finish(out: Path, plan: Mapping[str, Any]) -> None:
     """Sum up the records: rejects.jsonl, the dataset card and build.json; drop what was only needed to build."""
     work = out / ".build"
     records = [json.loads((work / "shards" / f"{shard['name']}.json").read_text()) for shard in plan["shards"]]
-    planned = (work / "plan" / "rejects.jsonl").read_text(encoding="utf-8")
-    late = "".join(json.dumps(reject) + "\n" for record in records for reject in record["rejects"])
-    write_atomically(out / "rejects.jsonl", (planned + late).encode())
-    rows, seconds = Counter[str](), Counter[str]()
-    for record in records:
-        rows.update(record["rows"])
-        seconds.update(record["seconds"])
+    rejects = (work / "plan" / "rejects.jsonl").read_text(encoding="utf-8")
+    rejects += "".join(line for record in records for line in record["rejects"])
+    write_atomically(out / "rejects.jsonl", rejects.encode())
+    rows, seconds, stood_in, short = (
+        sum((Counter(record[name]) for record in records), Counter())
+        for name in ("rows", "seconds", "stood_in", "short")
+    )
+    held_back = {name: left for name, count in plan["held_back"].items() if (left := count - stood_in[name])}
+    reasons = Counter(json.loads(line)["reason"] for line in rejects.splitlines())
+    left_out = (held_back.values(), plan["dropped"].values(), reasons.values())
+    assert plan["offered"] == rows.total() + plan["beyond_limit"] + sum(map(sum, left_out)), "a row is unaccounted for"
     summary = {
-        **{
-            key: plan[key]
-            for key in (
-                "fingerprint",
-                "corpus",
-                "seed",
-                "speech",
-                "processor",
-                "sources",
-                "labels",
-                "held_out",
-                "dropped",
-                "held_back",
-                "found",
-            )
-        },  # fmt: skip
+        **{key: plan[key] for key in KEPT_OF_PLAN},
+        "held_out": {
+            **plan["held_out"],
+            "built": sum(count for name, count in rows.items() if not name.endswith("/train")),
+            "short": dict(Counter(plan["held_out"]["short"]) + short),
+        },
+        "held_back": held_back,
         "rows": rows.total(),
         "hours": round(seconds.total() / 3600, 4),
         "bytes": sum(record["bytes"] for record in records),
         "counts": {
             name: {"rows": count, "hours": round(seconds[name] / 3600, 4)} for name, count in sorted(rows.items())
         },
-        "rejects": Counter(json.loads(line)["reason"] for line in (planned + late).splitlines()),
+        "rejects": dict(reasons),
         "shards": {record["name"]: {"sha256": record["sha256"], "bytes": record["bytes"]} for record in records},
     }
     write_atomically(out / "README.md", card.write(summary, out).encode())

@@ -115,6 +115,8 @@ def _left_out(summary: Mapping[str, Any]) -> str:
         f"{sum(summary['rejects'].values()):,} entries were set aside while building (`rejects.jsonl` lists each with "
         "its reason)"
     ]
+    if limit := summary.get("limit"):
+        said.append(f"it was built under a limit of {limit:,} rows, which left out more than is counted here")
     if set_aside := summary.get("set_aside", 0):
         said.append(f"{set_aside:,} rows were set aside by validation")
     if dropped := sum(summary["dropped"].values()):

@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import socket
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -31,6 +32,8 @@ PAUSE_S = 0.35
 """Silence between the sounds of one clip, seconds."""
 SILENCE = 1e-4
 """Peak below which a sound is silent (-80 dB of full scale)."""
+TOLERANCE_S = 0.1
+"""Seconds by which a file may end before the end that its header or its corpus states."""
 NOTES_VERSION = 1
 """Part of a note's address; raise it when `notes.play` sounds different."""
 
@@ -62,11 +65,15 @@ class ClipStore:
                 with contextlib.suppress(UnheardError):  # `clip` will say so, to those who asked for it
                     self._keep(sound, samples)
 
-    def clip(self, sounds: tuple[Sound, ...]) -> bytes:
+    def clip(self, sounds: tuple[Sound, ...], most: float = math.inf) -> bytes:
         """One clip as 16 kHz mono FLAC; several sounds are joined with a short pause.
 
+        Args:
+            sounds: what is heard, in order.
+            most: seconds that a recording may last.
+
         Raises:
-            ValueError: a recording is missing, empty, not readable or silent, or the speech backend said nothing.
+            ValueError: a recording cannot be used (see `read_recording`), or the speech backend said nothing.
         """
         if len(sounds) == 1 and not isinstance(sounds[0], Recording):
             return self._made(sounds[0])
@@ -74,7 +81,7 @@ class ClipStore:
         for sound in sounds:
             if parts:
                 parts.append(np.zeros(int(PAUSE_S * SAMPLE_RATE), np.float32))
-            parts.append(read_recording(sound) if isinstance(sound, Recording) else decode(self._made(sound)))
+            parts.append(read_recording(sound, most) if isinstance(sound, Recording) else decode(self._made(sound)))
         return encode(np.concatenate(parts))
 
     @property
@@ -153,28 +160,65 @@ def seconds(flac: bytes) -> float:
 
 
 def check_heard(samples: np.ndarray) -> None:
-    """Raise UnheardError for an empty or silent sound."""
+    """Raise UnheardError for an empty or silent sound, or one whose samples are no numbers."""
     if not samples.size:
         raise UnheardError("empty audio")
-    if float(np.max(np.abs(samples))) < SILENCE:
+    peak = float(np.max(np.abs(samples)))
+    if not np.isfinite(peak):
+        raise UnheardError("audio with samples that are no numbers")
+    if peak < SILENCE:
         raise UnheardError("silent audio")
 
 
-def read_recording(recording: Recording) -> np.ndarray:
-    """A stretch of a file as float32 mono at 16 kHz.
+def recording_seconds(recording: Recording) -> float:
+    """How long a stretch of a file is, by the file's header.
 
     Raises:
         ValueError: the file is missing, empty or not readable, or the stretch lies outside it.
     """
+    with _opened(recording) as (file, frames):
+        return frames / file.samplerate
+
+
+def read_recording(recording: Recording, most: float = math.inf) -> np.ndarray:
+    """A stretch of a file as float32 mono at 16 kHz.
+
+    Args:
+        recording: the file and the stretch.
+        most: seconds; a longer stretch is refused before it is read.
+
+    Raises:
+        ValueError: the file is missing, empty, not readable, silent or cut off, the stretch lies outside it, or is
+            longer than `most`.
+    """
+    with _opened(recording) as (file, frames):
+        rate = file.samplerate
+        if frames > most * rate:
+            raise ValueError(f"longer than {most:g} s")
+        samples = file.read(frames, dtype="float32", always_2d=True)
+    if len(samples) < frames - TOLERANCE_S * rate:
+        raise ValueError("unreadable audio: it is cut off")
+    mono = samples.mean(axis=1)
+    check_heard(mono)
+    heard = soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ").astype(np.float32)
+    return acoustics.apply(heard, recording.acoustics) if recording.acoustics else heard
+
+
+@contextlib.contextmanager
+def _opened(recording: Recording) -> Iterator[tuple[soundfile.SoundFile, int]]:
+    """A recording's file at its first frame, and its frames."""
     try:
         with soundfile.SoundFile(recording.path) as file:
-            rate = file.samplerate
-            first = round(recording.start * rate)
-            count = -1 if recording.end is None else round(recording.end * rate) - first
-            if first >= file.frames:
-                raise ValueError("no audio in this stretch" if file.frames else "empty audio")
+            first = round(recording.start * file.samplerate)
+            last = file.frames if recording.end is None else round(recording.end * file.samplerate)
+            if not file.frames:
+                raise ValueError("empty audio")
+            if not 0 <= first < min(last, file.frames):
+                raise ValueError("no audio in this stretch")
+            if last > file.frames + TOLERANCE_S * file.samplerate:
+                raise ValueError("the audio ends before its stretch does")
             file.seek(first)
-            samples = file.read(count, dtype="float32", always_2d=True)
+            yield file, min(last, file.frames) - first
     except FileNotFoundError as error:
         raise ValueError("no such audio file") from error
     except soundfile.LibsndfileError as error:
@@ -182,7 +226,3 @@ def read_recording(recording: Recording) -> np.ndarray:
             raise ValueError("no such audio file") from error
         empty = os.path.getsize(recording.path) == 0
         raise ValueError("empty audio file" if empty else f"unreadable audio: {error.error_string}") from error
-    mono = samples.mean(axis=1)
-    check_heard(mono)
-    heard = soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ").astype(np.float32)
-    return acoustics.apply(heard, recording.acoustics) if recording.acoustics else heard

@@ -29,7 +29,9 @@ def add_parser(commands) -> None:
         parser.add_argument("corpus", choices=("align", "instruct", "eval"))
         parser.add_argument("--sources", type=Path, required=True, metavar="YAML", help="which corpora lie where")
         parser.add_argument("--seed", type=int, default=0, help="of every draw (default 0)")
-        parser.add_argument("--limit", type=int, metavar="N", help="at most N rows, to try things out")
+        parser.add_argument(
+            "--limit", type=int, metavar="N", help="at most N rows in all, to try things out; the same for all corpora"
+        )
         parser.add_argument("--processor", metavar="CHECKPOINT", help="count each row's tokens with its processor")
         parser.add_argument("--out", type=Path, required=parser is build, metavar="DIR", help="the corpus's folder")
     plan.set_defaults(run=_plan)
@@ -109,11 +111,20 @@ def _plan(arguments: argparse.Namespace) -> int:
                 print(f"{name}: {found:,} {task} found, of {expected:,} that the whole corpus is said to have")
     held = plan["held_out"]
     print(f"held out: {held['drawn']:,} of {held['asked']:,} asked for, in {len(held['quotas'])} strata")
+    if held["drawn"] < held["asked"]:
+        for stratum, count in held["short"].items():
+            print(f"  {stratum}: {count:,} too few")
+    elif held["short"]:
+        print(f"  {len(held['short'])} strata gave less than their share; others made up for them")
     for kind, count in plan["dropped"].items():
         if count:
             print(f"left out of training: {count:,} rows that share a {kind} with held-out rows")
+    if plan["beyond_limit"]:
+        print(f"left out by the limit: {plan['beyond_limit']:,} of the rows read")
     if plan["held_back"]:
         print(f"held back: {sum(plan['held_back'].values()):,} rows of held-out speakers and sentences, in no split")
+    for source, count in plan["without_facts"].items():
+        print(f"{source}: {count:,} items without anything to ask about them")
     for reason, count in plan["rejects"].items():
         print(f"set aside: {count:,} × {reason}")
     return 0
@@ -161,10 +172,22 @@ def _summary(out: Path) -> int:
     leaks = json.loads((out / "leakage.json").read_text())
     rejects = sum(built["rejects"].values())
     print(f"{out}: {built['rows']:,} rows, {built['hours']:,.2f} h, {_size(built['bytes'])}; {rejects:,} set aside")
+    held = built["held_out"]
+    if built["corpus"] == "eval" and held["built"] < held["asked"]:
+        print(
+            f"{held['asked'] - held['built']:,} fewer rows than asked for: `held_out.short` in build.json says where"
+        )
     if not leaks["rows_checked"]:
         print("not compared with training yet: build again with --against and the training corpora's folders")
     if not leaks["clean"]:
-        print(f"{out / 'leakage.json'}: training and evaluation share rows", file=sys.stderr)
+        print(f"{out / 'leakage.json'}: training and evaluation share what it lists", file=sys.stderr)
+        for name, entry in leaks["compared"].items():
+            if not entry["drawn_alike"]:
+                print(
+                    f"{name} was built with another seed, limit, number of rows or other sources, and so held out "
+                    "other rows: build it again with this corpus's",
+                    file=sys.stderr,
+                )
         return 1
     return 0
 

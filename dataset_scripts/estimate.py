@@ -9,11 +9,11 @@ from __future__ import annotations
 import heapq
 import json
 from collections import defaultdict
-
-import soundfile
+from collections.abc import Sequence
 
 from . import draw, prompts
-from .sources.base import Note, Recording, Sound
+from .clips import recording_seconds
+from .sources.base import Recording, Sound, Speech
 
 SAMPLE = 16
 FLAC_BYTES_PER_SECOND = 18_000.0
@@ -52,13 +52,28 @@ class Estimate:
 
 def seconds(sound: Sound) -> float:
     """About how long a sound lasts; 0 for a recording that cannot be read (the build will set it aside)."""
-    if isinstance(sound, Note):
-        return sound.seconds
-    if not isinstance(sound, Recording):
-        return len(sound.text) / prompts.LETTERS_PER_SECOND * 165 / sound.rate
-    if sound.end is not None:
-        return sound.end - sound.start
     try:
-        return soundfile.info(sound.path).duration - sound.start
-    except (soundfile.LibsndfileError, OSError):
+        return _seconds(sound) if not isinstance(sound, Recording) or sound.end is None else sound.end - sound.start
+    except ValueError:
         return 0.0
+
+
+def _seconds(sound: Sound) -> float:
+    """About how long a sound lasts.
+
+    Raises:
+        ValueError: a recording's header cannot be read, or its stretch lies outside the file.
+    """
+    if isinstance(sound, Speech):
+        # espeak-ng takes from 0.7 to 2.2 times as long for whole sentences.
+        return len(sound.text) / prompts.LETTERS_PER_SECOND * 165 / sound.rate
+    return recording_seconds(sound) if isinstance(sound, Recording) else sound.seconds
+
+
+def unfit(sounds: Sequence[Sound], most: float) -> str:
+    """Why a row is not to be drawn for evaluation, as far as files' headers and letters tell, or ""."""
+    try:
+        whole = sum(map(_seconds, sounds))
+    except ValueError as error:
+        return str(error)
+    return f"longer than {most:g} s" if whole > most else ""

@@ -7,6 +7,7 @@ gives the content of `leakage.json`.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ def compare(held_out: Path, others: Sequence[Path] = ()) -> dict[str, Any]:
 
     Returns:
         `clean` (nothing is shared), `rows_checked` (training rows looked through), `held_out` (distinct keys by
-        kind), and for each corpus compared its fingerprint, its rows, and how many distinct keys it shares, by kind,
-        with up to five of them.
+        kind), and for each corpus compared its fingerprint, whether it held out the same evaluation (`drawn_alike`),
+        its rows and keys looked through, and how many distinct keys it shares, by kind, with up to five of them.
 
     Raises:
         ValueError: a folder is no finished corpus.
@@ -40,16 +41,20 @@ def compare(held_out: Path, others: Sequence[Path] = ()) -> dict[str, Any]:
                 held[kind].update(key[kind])
     compared: dict[str, dict[str, Any]] = {}
     for corpus in dict.fromkeys((held_out, *others)):
-        checked = 0
+        checked, looked_at = 0, Counter[str]()
         shared: dict[str, set[str]] = {kind: set() for kind in KINDS}
         for split, key in _keys(corpus):
             if split == "train" or (corpus != held_out and split != "test"):
                 checked += 1
                 for kind in KINDS:
+                    looked_at[kind] += len(key[kind])
                     shared[kind].update(held[kind].intersection(key[kind]))
+        summary = _summary(corpus)
         compared[corpus.name if corpus.name not in compared else str(corpus)] = {
-            "fingerprint": _summary(corpus)["fingerprint"],
+            "fingerprint": summary["fingerprint"],
+            "drawn_alike": summary["evaluation"] == _summary(held_out)["evaluation"],
             "rows_checked": checked,
+            "keys_checked": dict(looked_at),
             "shared": {kind: len(found) for kind, found in shared.items()},
             "examples": {kind: sorted(found)[:5] for kind, found in shared.items() if found},
         }

@@ -1,8 +1,9 @@
 """What will be built, before any audio is touched: which rows, in which corpus, split and shard.
 
-One walk over the sources' metadata draws the evaluation and validation rows by quota, writes all training rows to a
-spool on disk, then drops from training whatever shares a speaker, a sentence or a recording with the held-out rows,
-and deals the rest into shards by hash. Memory holds the held-out rows and one buffer, however long the corpora are.
+One walk over the sources' metadata draws the evaluation rows by quota and writes validation and training rows to
+spools on disk. Then the validation rows are drawn from those that share nothing with the evaluation, and training gets
+what shares no speaker, sentence or recording with either, dealt into shards by hash. Memory holds the held-out rows
+and one buffer, however long the corpora are.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ import json
 import math
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
 
 from . import draw, prompts
 from .clips import write_atomically
-from .estimate import FLAC_BYTES_PER_SECOND, Estimate
+from .estimate import FLAC_BYTES_PER_SECOND, Estimate, unfit
 from .quotas import allocate
 from .schema import SPLITS
-from .sources.base import Fact, Item, Recording, Reject, Source
+from .sources.base import Fact, Item, Recording, Reject, Sound, Source
 from .synthesize import voices
 
 EVAL_ROWS = 15_044
@@ -33,8 +34,12 @@ VALIDATION_ROWS = 2_000
 ROWS_PER_SHARD = 2_000
 ASR_IN_INSTRUCT = 0.1
 """The part of the transcribed recordings that LLaSO-Instruct repeats."""
-VERSION = 2
+VERSION = 3
 """Raise it when the same sources and seed give other rows."""
+READ_PER_LIMITED_ROW = 40
+"""Under a limit, so many items of each source are read for each row allowed, should it need them."""
+SPARES = 2
+"""Spares of a stratum beyond one for each row drawn from it."""
 PROGRESS_EVERY = 1_000
 _BUFFER_BYTES = 64 << 20
 
@@ -48,8 +53,9 @@ class Settings:
         seed: of every draw.
         eval_rows: rows of the evaluation, all sources together.
         validation_rows: rows of the validation split.
-        limit: at most so many rows in all, the first of each source (a tenth of them for validation); None for no
-            limit.
+        limit: at most so many rows in all: the evaluation's, or a tenth for validation and the rest for training, the
+            first of each source, in equal shares. Of each source no more is read than it takes, and what is held
+            out is drawn from that, so give all three corpora the same limit. None for no limit.
         rows_per_shard: about so many rows go into one file.
         speech: the speech backend, see `synthesize.backend`.
         voices: synthetic voices by split; no voice may be in two of them.
@@ -65,8 +71,17 @@ class Settings:
     rows_per_shard: int = ROWS_PER_SHARD
     speech: str = "espeak"
     voices: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    max_seconds: float = 30.0
+    max_seconds: float = prompts.MAX_SECONDS
     processor: str = ""
+
+    def __post_init__(self) -> None:
+        lowest = {"eval_rows": 0, "validation_rows": 0, "rows_per_shard": 1, "limit": 1}
+        for name, low in lowest.items():
+            value = getattr(self, name)
+            if not (name == "limit" and value is None) and (type(value) is not int or value < low):
+                raise ValueError(f"{name}: {value!r} is not a whole number of {low} or more")
+        if not isinstance(self.max_seconds, int | float) or not self.max_seconds > 0:
+            raise ValueError(f"max_seconds: {self.max_seconds!r} is not a number above 0")
 
     def fingerprint(self, sources: Sequence[Source]) -> str:
         """A hash of the settings and of the sources' names, folders and options."""
@@ -166,7 +181,8 @@ class _Keys:
 class PlannedRow:
     """A row to be built, as JSON (see `prompts.write`), beside what planning and checking need to know of it.
 
-    `keys` names what it must not share with rows of another part: speakers and voices, sentences, recordings.
+    `keys` names what it must not share with rows of another part: speakers and voices, sentences, recordings. A
+    `spare` is built only where a drawn row of its stratum cannot be.
     """
 
     id: str
@@ -177,16 +193,36 @@ class PlannedRow:
     category: str
     split: str
     keys: dict[str, list[str]]
+    spare: bool
     json: str
 
     @classmethod
     def of(cls, row: dict[str, Any], keys: dict[str, list[str]]) -> PlannedRow:
         same = {name: row[name] for name in ("id", "source", "task", "modality", "category", "split")}
-        return cls(**same, label=row["target"] if row["choices"] else "", keys=keys, json=json.dumps(row))
+        return cls(**same, label=row["target"] if row["choices"] else "", keys=keys, spare=False, json=json.dumps(row))
+
+    @property
+    def stratum(self) -> tuple[str, str, str, str]:
+        """What evaluation is stratified by: source, task, label (of a closed set) and format."""
+        return self.source, self.task, self.label, self.modality
+
+    @property
+    def group(self) -> str:
+        """What built rows are counted by: source/task/format/split."""
+        return "/".join((self.source, self.task, self.modality, self.split))
+
+    @property
+    def held_group(self) -> str:
+        """What rows held back are counted by: source/task/split."""
+        return f"{self.source}/{self.task}/{self.split}"
+
+    def sounds(self) -> list[Sound]:
+        """All that is heard in it, clip after clip."""
+        return [prompts.sound_from_json(sound) for clip in json.loads(self.json)["clips"] for sound in clip]
 
     def line(self) -> bytes:
         """One line of the spool."""
-        head = [self.id, self.source, self.task, self.label, self.modality, self.category, self.split, self.keys]
+        head = [getattr(self, name) for name in self.__slots__ if name != "json"]
         return f"{json.dumps(head)}\t{self.json}\n".encode()
 
     @classmethod
@@ -197,45 +233,103 @@ class PlannedRow:
 
 
 class _Draw:
-    """Rows drawn by quota: keeps, for every stratum, the rows whose hash is lowest."""
+    """Rows drawn by quota: keeps, for every stratum, the rows whose hash is lowest of those that can be built.
 
-    def __init__(self, total: int, seed: int, sources: Sequence[Source]) -> None:
-        self._total, self._seed = total, seed
+    Twice a group's share is kept of every stratum: the others can so make up for one that runs short, and what is left
+    over are spares for rows that turn out, when their audio is read, not to be usable.
+    """
+
+    def __init__(self, total: int, settings: Settings, sources: Sequence[Source]) -> None:
+        self.total, self._seed, self._most = total, settings.seed, settings.max_seconds
         self._weights = {
             (source.name, task): float(source.benchmark.get(task, 100)) for source in sources for task in source.tasks
         }
-        # Twice a group's share is kept of every stratum, so that the others can make up for one that runs short.
         self._scale = 2 * total / max(sum(self._weights.values()), 1.0)
-        self._strata: dict[tuple[str, str, str, str], list[tuple[int, str, int, PlannedRow]]] = defaultdict(list)
-        self._offered = 0
+        self._strata: dict[tuple[str, ...], list[tuple[int, str, PlannedRow]]] = defaultdict(list)
+        self._ids: set[str] = set()
 
-    def offer(self, row: PlannedRow) -> None:
-        """Let one candidate go by."""
-        kept = self._strata[row.source, row.task, row.label, row.modality]
-        self._offered += 1  # tells rows of one id apart, which the build sets aside
-        entry = (-draw.integer(self._seed, row.id, "draw"), row.id, self._offered, row)
-        if len(kept) < self._weights.get((row.source, row.task), 100.0) * self._scale + 20:
+    def offer(self, row: PlannedRow) -> str:
+        """Let one candidate go by; why it cannot be drawn, or "" where it was kept, or is not among the lowest."""
+        kept = self._strata[row.stratum]
+        entry = (-draw.integer(self._seed, row.id, "draw"), row.id, row)
+        full = len(kept) >= self._weights.get((row.source, row.task), 100.0) * self._scale + 20
+        if row.id in self._ids:
+            return "duplicate id"
+        if full and entry[:2] < kept[0][:2]:
+            return ""
+        if reason := unfit(row.sounds(), self._most):
+            return reason
+        self._ids.add(row.id)
+        if full:
+            self._ids.remove(heapq.heapreplace(kept, entry)[1])
+        else:
             heapq.heappush(kept, entry)
-        elif entry[:2] > kept[0][:2]:
-            heapq.heapreplace(kept, entry)
+        return ""
 
-    def take(self, held: _Keys) -> tuple[list[PlannedRow], dict[str, int]]:
-        """The drawn rows that share nothing with `held`, and the quota of every stratum."""
-        pools: dict[tuple[str, str], dict[tuple[str, str], list[PlannedRow]]] = defaultdict(dict)
-        for (source, task, label, modality), kept in sorted(self._strata.items()):
-            ordered = (row for *_, row in sorted(kept, key=lambda entry: (-entry[0], *entry[1:3])))
-            if pool := [row for row in ordered if not held.clash(row.keys)]:
-                pools[source, task][label, modality] = pool
-        sizes = {group: sum(map(len, strata.values())) for group, strata in pools.items()}
-        quota = allocate(self._total, {group: self._weights.get(group, 100.0) for group in pools}, sizes)
-        rows: list[PlannedRow] = []
-        stated: dict[str, int] = {}
+    def take(self, groups: Iterable[tuple[str, str]]) -> Drawn:
+        """The drawn rows and their spares; `groups` are the sources' tasks of which some should have come."""
+        pools: dict[tuple[str, str], dict[tuple[str, ...], list[PlannedRow]]] = defaultdict(dict)
+        for (source, task, *rest), kept in sorted(self._strata.items()):
+            if kept:
+                pools[source, task][*rest] = [row for *_, row in sorted(kept, key=lambda entry: (-entry[0], entry[1]))]
+        weights = {group: self._weights.get(group, 100.0) for group in sorted({*groups, *pools})}
+        sizes = {group: sum(map(len, pools[group].values())) if group in pools else 0 for group in weights}
+        quota = allocate(self.total, weights, sizes)
+        shares = allocate(self.total, weights, dict.fromkeys(weights, self.total))
+        drawn = Drawn([], [], {}, {})
         for group, strata in pools.items():
-            room = {name: len(pool) for name, pool in strata.items()}
-            for name, count in allocate(quota[group], dict.fromkeys(strata, 1.0), room).items():
-                rows += strata[name][:count]
-                stated["/".join(part for part in (*group, *name) if part)] = count
-        return rows, stated
+            evenly = dict.fromkeys(strata, 1.0)
+            counts = allocate(quota[group], evenly, {name: len(pool) for name, pool in strata.items()})
+            wanted = allocate(shares[group], evenly, dict.fromkeys(strata, shares[group]))
+            for name, count in counts.items():
+                rows = strata[name]
+                drawn.rows.extend(rows[:count])
+                drawn.spares.extend(zip(itertools.cycle(rows[:count]), rows[count : 2 * count + SPARES], strict=False))
+                drawn.state(stratum_name((*group, *name)), count, wanted[name])
+        for group, share in shares.items():
+            if group not in pools:
+                drawn.state("/".join(group), 0, share)
+        return drawn
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn.
+
+    Args:
+        rows: the drawn rows.
+        spares: rows of the same strata, each with the drawn row it is to be built beside.
+        quotas: rows drawn from each stratum.
+        short: rows that a stratum (or a task that has no row to offer) gave less than its share; others made up for
+            them as far as they could.
+    """
+
+    rows: list[PlannedRow]
+    spares: list[tuple[PlannedRow, PlannedRow]]
+    quotas: dict[str, int]
+    short: dict[str, int]
+
+    def state(self, stratum: str, count: int, share: int) -> None:
+        """Enter what a stratum gave, and what it should have given."""
+        if count:
+            self.quotas[stratum] = count
+        if count < share:
+            self.short[stratum] = share - count
+
+    def digest(self) -> str:
+        """Equal for equal draws: corpora that hold out the same rows say so by it."""
+        ids = sorted(row.id for row in (*self.rows, *(spare for _, spare in self.spares)))
+        return sha256("\n".join(ids).encode(errors="surrogateescape")).hexdigest()
+
+    def hold(self, held: _Keys) -> None:
+        """Add to `held` what no other part may share with these rows and spares."""
+        for row in (*self.rows, *(spare for _, spare in self.spares)):
+            held.add(row.keys)
+
+
+def stratum_name(stratum: Sequence[str]) -> str:
+    """A stratum as one word: "source/task/label/format", without a label where answers are open."""
+    return "/".join(part for part in stratum if part)
 
 
 class _Planner:
@@ -250,131 +344,194 @@ class _Planner:
         for voice, split in parts:
             if other := next((o for v, o in parts if v == voice and o != split), ""):
                 raise ValueError(f"voice {voice} is in {split} and in {other}: give each voice to one split")
-        self.rejects: Counter[str] = Counter()
         most = math.inf if settings.limit is None else settings.limit
-        self.asked_eval = int(min(settings.eval_rows, most))
-        self.asked_validation = int(min(settings.validation_rows, most // 10))
-        self.evaluation = _Draw(self.asked_eval, settings.seed, sources)
-        self.validation = _Draw(self.asked_validation, settings.seed, sources)
-        self.spooled: Counter[tuple[str, str, str]] = Counter()
-        self.found: Counter[str] = Counter()
-        self.held_back: Counter[str] = Counter()
-        self.items = 0
+        self.evaluation = _Draw(int(min(settings.eval_rows, most)), settings, sources)
+        self.validation = _Draw(int(min(settings.validation_rows, most // 10)), settings, sources)
+        self.roots = {source.name: str(source.root or "") for source in sources}
+        self.offered = self.items = self.beyond_limit = 0
+        self.groups: set[tuple[str, str]] = set()
+        self.spooled, self.found, self.without_facts = Counter[tuple[str, str, str]](), Counter[str](), Counter[str]()
+        self.held_back, self.rejects, self.dropped = Counter[str](), Counter[str](), Counter[str]()
 
     def run(self) -> dict[str, Any]:
         """Plan, and give the content of plan.json."""
-        settings, spool = self.settings, self.folder / "spool.jsonl"
-        with spool.open("wb") as rows, (self.folder / "rejects.jsonl").open("w", encoding="utf-8") as rejects:
-            self._walk(rows, rejects)
-        held = _Keys()
-        drawn, quotas = self.evaluation.take(held)
-        for row in drawn:
-            held.add(row.keys)
-        if settings.corpus != "eval":
-            drawn, quotas = self.validation.take(held)
-            for row in drawn:
-                held.add(row.keys)
-        self.held_back.subtract(Counter(_group(row) for row in drawn))
-        dealt = self._deal(spool, drawn, held)
-        spool.unlink()
+        settings, held = self.settings, _Keys()
+        with (self.folder / "rejects.jsonl").open("w", encoding="utf-8") as self.reject_file:
+            with self._spool("train").open("wb") as train, self._spool("validation").open("wb") as validation:
+                self._walk(train, validation)
+            drawn = self.evaluation.take(self.groups)
+            drawn.hold(held)
+            evaluation = drawn.digest()
+            if settings.corpus != "eval":
+                drawn = self._draw_validation(held)
+                drawn.hold(held)
+        self.held_back.subtract(Counter(row.held_group for row in drawn.rows))
+        dealt = self._deal(drawn, held)
+        for split in ("train", "validation"):
+            self._spool(split).unlink()
         names = ", ".join(source.name for source in self.sources)
         if not dealt["rows"]:
             raise ValueError(
                 f"nothing to build: no row of {names} goes into {settings.corpus}; "
                 f"{sum(self.rejects.values())} rejected: {dict(self.rejects.most_common(3))}"
             )
-        asked = self.asked_eval if settings.corpus == "eval" else self.asked_validation
+        left_out = (self.held_back, self.dropped, self.rejects)
+        assert self.offered == dealt["rows"] + self.beyond_limit + sum(count.total() for count in left_out)
         return {
             "corpus": settings.corpus,
             "seed": settings.seed,
             "speech": settings.speech,
             "processor": settings.processor,
             "max_seconds": settings.max_seconds,
+            "limit": settings.limit,
             "sources": {source.name: source.card() for source in self.sources},
+            "roots": self.roots,
+            "offered": self.offered,
+            "evaluation": evaluation,
             **dealt,
-            "held_out": {"asked": asked, "drawn": len(drawn), "quotas": quotas},
+            "held_out": {
+                "asked": (self.evaluation if settings.corpus == "eval" else self.validation).total,
+                "drawn": len(drawn.rows),
+                "quotas": drawn.quotas,
+                "short": drawn.short,
+            },
+            "dropped": {kind: self.dropped[kind] for kind in held.kinds()},
             "held_back": {name: count for name, count in sorted(self.held_back.items()) if count},
+            "beyond_limit": self.beyond_limit,
             "items": self.items,
+            "without_facts": dict(self.without_facts),
             "found": dict(sorted(self.found.items())),
             "rejects": dict(self.rejects.most_common()),
         }
 
-    def _walk(self, spool: BinaryIO, rejects: TextIO) -> None:
-        """Read all items: offer the held-out ones to the draws, write the others to the spool."""
-        corpus, seed = self.settings.corpus, self.settings.seed
-        trained = ("align", "instruct") if corpus == "eval" else (corpus,)
+    def _spool(self, split: str) -> Path:
+        return self.folder / f"{split}.jsonl"
+
+    def _walk(self, train: BinaryIO, validation: BinaryIO) -> None:
+        """Read all items: offer the evaluation's to its draw, write the others to the spools."""
         for source in self.sources:
-            items = source.items()
-            if self.settings.limit is not None:
-                items = itertools.islice(items, math.ceil(self.settings.limit / len(self.sources)))
-            for item in items:
+            facts, read = Counter[str](), 0
+            for item in source.items():
                 if isinstance(item, Reject):
-                    self._reject(rejects, source.name, item.where, item.reason)
+                    self.offered += 1
+                    self._reject(source.name, item.where, item.reason)
                     continue
-                self.items += 1
-                if self.progress and self.items % PROGRESS_EVERY == 0:
-                    self.progress(self.items)
-                split = split_of(source, item, seed)
+                read += 1
+                if self.progress and (self.items + read) % PROGRESS_EVERY == 0:
+                    self.progress(self.items + read)
+                split = split_of(source, item, self.settings.seed)
                 if split not in SPLITS:
                     raise ValueError(
                         f"{source.name}: item {item.id}: split {split!r} is not one of {', '.join(SPLITS)}"
                     )
+                self.without_facts[source.name] += not item.facts
                 for fact in item.facts:
-                    if reason := prompts.fault(item, fact):
-                        self._reject(rejects, source.name, item.id, reason)
-                        continue
-                    self.found[f"{source.name}/{fact.task}"] += 1
-                    into = corpora_of(source, item, fact, seed)
-                    if corpus in into and (split == "test" or split == "validation" and corpus != "eval"):
-                        self.held_back[f"{source.name}/{fact.task}/{split}"] += 1
-                    if split == "test" and "eval" in into:
-                        self.evaluation.offer(self._row("eval", source, item, fact, split))
-                    elif split == "validation" and corpus in into and corpus != "eval":
-                        self.validation.offer(self._row(corpus, source, item, fact, split))
-                    elif split == "train" and not set(into).isdisjoint(trained):
-                        row = self._row(corpus, source, item, fact, split)
-                        spool.write(row.line())
-                        self.spooled[row.modality, row.category, split] += 1
+                    into = corpora_of(source, item, fact, self.settings.seed)
+                    if self._sort(source, item, fact, split, into, train, validation):
+                        facts.update(f"{corpus}/{split}" for corpus in into)
+                if self.settings.limit and self._enough(facts, read):
+                    break
+            self.items += read
+        self.without_facts = +self.without_facts
+
+    def _enough(self, facts: Counter[str], read: int) -> bool:
+        """Whether a source has given what a limited build can take of it: the same for all corpora, which are to hold
+        out the same rows."""
+        most = self.settings.limit or 0
+        parts = ("align/train", "instruct/train", "eval/test")
+        return read >= most * READ_PER_LIMITED_ROW or min(facts[part] for part in parts) >= most
+
+    def _sort(
+        self,
+        source: Source,
+        item: Item,
+        fact: Fact,
+        split: str,
+        into: Sequence[str],
+        train: BinaryIO,
+        validation: BinaryIO,
+    ) -> bool:
+        """Put one fact, which goes into these corpora, where it belongs; whether there was nothing wrong with it."""
+        corpus = self.settings.corpus
+        ours = corpus in into and (corpus != "eval" or split == "test")
+        self.offered += ours
+        if reason := prompts.fault(item, fact, self.settings.max_seconds):
+            if ours:
+                self._reject(source.name, item.where or prompts.row_id(source, item, fact), reason, item.sound)
+            return False
+        self.found[f"{source.name}/{fact.task}"] += 1
+        if corpus in into:
+            self.groups.add((source.name, fact.task))
+        if split == "test" and "eval" in into:
+            # The same row whichever corpus is planned.
+            reason = self.evaluation.offer(self._row("eval", source, item, fact, split))
+        elif ours and split != "test":
+            row = self._row(corpus, source, item, fact, split)
+            if split == "train":
+                train.write(row.line())
+                self.spooled[row.modality, row.category, split] += 1
+                return True
+            validation.write(row.line())
+        if ours and reason:
+            self._reject(source.name, item.where or prompts.row_id(source, item, fact), reason, item.sound)
+        elif ours:
+            self.held_back[f"{source.name}/{fact.task}/{split}"] += 1
+        return True
 
     def _row(self, corpus: str, source: Source, item: Item, fact: Fact, split: str) -> PlannedRow:
-        row = prompts.write(corpus, source, item, fact, split, self.settings.seed, self.voices[split])
+        seed, voices = self.settings.seed, self.voices[split]
+        row = prompts.write(corpus, source, item, fact, split, seed, voices, self.settings.max_seconds)
         return PlannedRow.of(row, keys_of(source, item, row["voice"]))
 
-    def _reject(self, file: TextIO, source: str, where: str, reason: str) -> None:
-        self.rejects[f"{source}: {reason}"] += 1
-        file.write(json.dumps({"source": source, "where": where, "reason": reason}, ensure_ascii=True) + "\n")
+    def _draw_validation(self, held: _Keys) -> Drawn:
+        """Draw from the validation rows that share nothing with what is held."""
+        for row, _ in self._spooled("validation"):
+            if not held.clash(row.keys) and (reason := self.validation.offer(row)):
+                self.held_back[row.held_group] -= 1
+                self._reject(row.source, row.id, reason, row.sounds())
+        return self.validation.take(self.groups)
 
-    def _deal(self, spool: Path, drawn: list[PlannedRow], held: _Keys) -> dict[str, Any]:
+    def _spooled(self, split: str) -> Iterator[tuple[PlannedRow, bytes]]:
+        """Rows of a spool, each with its line."""
+        with self._spool(split).open("rb") as lines:
+            for line in lines:
+                yield PlannedRow.parse(line), line
+
+    def _reject(self, source: str, where: str, reason: str, sounds: Sequence[Sound] = ()) -> None:
+        self.rejects[f"{source}: {reason}"] += 1
+        self.reject_file.write(reject_line(source, where, reason, sounds, self.roots[source]))
+
+    def _deal(self, drawn: Drawn, held: _Keys) -> dict[str, Any]:
         """Deal the drawn rows and the training rows that share nothing with them into one file a shard."""
-        build_train = self.settings.corpus != "eval"
-        sizes = Counter((row.modality, row.category, row.split) for row in drawn)
-        if build_train:
-            sizes.update(self.spooled)
+        limit = self.settings.limit
+        sizes = Counter((row.modality, row.category, row.split) for row in drawn.rows)
+        sizes.update({name: count if limit is None else min(count, limit) for name, count in self.spooled.items()})
         shards = {name: max(1, math.ceil(count / self.settings.rows_per_shard)) for name, count in sizes.items()}
-        counts: Counter[str] = Counter()
-        labels: Counter[str] = Counter()
-        dropped: Counter[str] = Counter()
+        room = None if limit is None else self._room(limit - len(drawn.rows), held)
+        counts, labels = Counter[str](), Counter[str]()
         estimate = Estimate(self.settings.seed)
         with _Buckets(self.folder / "rows", shards, self.settings.seed) as buckets:
 
             def keep(row: PlannedRow, line: bytes) -> None:
                 buckets.add(row, line)
-                group = "/".join((row.source, row.task, row.modality, row.split))
-                counts[group] += 1
+                counts[row.group] += 1
                 if row.label:
                     labels["/".join((row.source, row.task, row.label))] += 1
-                estimate.add(group, row.id, row.json)
+                estimate.add(row.group, row.id, row.json)
 
-            for row in drawn:
+            for row in drawn.rows:
                 keep(row, row.line())
-            with spool.open("rb") as lines:
-                for line in lines:
-                    row = PlannedRow.parse(line)
-                    if clash := held.clash(row.keys):
-                        dropped[clash] += 1
-                        continue
-                    if build_train and (self.settings.limit is None or buckets.total < self.settings.limit):
-                        keep(row, line)
+            for beside, row in drawn.spares:
+                buckets.add(row, replace(row, spare=True).line(), beside)
+            for row, line in self._spooled("train"):
+                if clash := held.clash(row.keys):
+                    self.dropped[clash] += 1
+                elif room is not None and not room[row.source]:
+                    self.beyond_limit += 1
+                else:
+                    keep(row, line)
+                    if room is not None:
+                        room[row.source] -= 1
         hours = estimate.hours()
         return {
             "rows": buckets.total,
@@ -383,8 +540,12 @@ class _Planner:
             "labels": dict(sorted(labels.items())),
             "hours": {name: round(value, 4) for name, value in hours.items()},
             "bytes": round(sum(hours.values()) * 3600 * FLAC_BYTES_PER_SECOND),
-            "dropped": {kind: dropped[kind] for kind in held.kinds()},
         }
+
+    def _room(self, rows: int, held: _Keys) -> dict[str, int]:
+        """How many training rows each source may give under a limit."""
+        clean = Counter(row.source for row, _ in self._spooled("train") if not held.clash(row.keys))
+        return allocate(rows, dict.fromkeys(sorted(clean), 1.0), clean)
 
 
 class _Buckets:
@@ -404,13 +565,13 @@ class _Buckets:
     def total(self) -> int:
         return self.counts.total()
 
-    def add(self, row: PlannedRow, line: bytes) -> None:
-        """Deal one row, written as `line`."""
+    def add(self, row: PlannedRow, line: bytes, beside: PlannedRow | None = None) -> None:
+        """Deal one row, written as `line`; a spare goes where the row `beside` it goes, and does not count."""
         number = self._shards[row.modality, row.category, row.split]
-        index = draw.integer(self._seed, row.id, "shard") % number
+        index = draw.integer(self._seed, (beside or row).id, "shard") % number
         name = self._name(row.modality, row.category, row.split, index)
         self._waiting[name].append(line)
-        self.counts[name] += 1
+        self.counts[name] += beside is None
         self._bytes += len(line)
         if self._bytes > _BUFFER_BYTES:
             self.flush()
@@ -434,9 +595,12 @@ class _Buckets:
         self.flush()
 
 
-def _group(row: PlannedRow) -> str:
-    """The name under which `held_back` counts a row."""
-    return f"{row.source}/{row.task}/{row.split}"
+def reject_line(source: str, where: str, reason: str, sounds: Sequence[Sound], root: str) -> str:
+    """One line of rejects.jsonl, with the recording where there is one; paths are relative to the source's folder."""
+    line = {"source": source, "where": where.removeprefix(f"{root}/"), "reason": reason}
+    if file := next((sound.path for sound in sounds if isinstance(sound, Recording)), ""):
+        line["file"] = file.removeprefix(f"{root}/")
+    return json.dumps(line) + "\n"
 
 
 def keys_of(source: Source, item: Item, voices: str) -> dict[str, list[str]]:

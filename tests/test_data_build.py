@@ -210,7 +210,7 @@ def test_an_inserted_row_leaves_most_bytes_as_they_were(tmp_path: Path):
         return new / sum(map(len, after))
 
     def ours(rows: list[dict], folder: Path) -> bytes:
-        shard = _Shard(folder, "audio.train-semantic-00000-of-00001")
+        shard = _Shard(folder, "audio.train-semantic-00000-of-00001", {})
         for start in range(0, len(rows), 100):
             shard.write(rows[start : start + 100])
         shard.close()
@@ -240,7 +240,7 @@ def test_rows_do_not_depend_on_what_else_is_built(tmp_path: Path, corpora: dict[
 def test_benchmark_quotas(tmp_path: Path):
     """Strata sum to the total, groups follow the benchmark's weights, labels are even."""
     source = replace(SOURCE, needs=(), benchmark={"ASR": 300, "SGC": 100, "PP": 100, "AQA": 100}, eval_share=1.0)
-    made = source.at(tmp_path, recordings=400, notes=80, questions=200)
+    made = source.at(write_recordings(tmp_path, 400), recordings=400, notes=80, questions=200)
     settings = plan.Settings("eval", eval_rows=120, voices=VOICES)
     planned = plan.make_plan(settings, [made], tmp_path / "plan")
     quotas = planned["held_out"]["quotas"]
@@ -271,7 +271,7 @@ def test_held_out_speakers_and_sentences_leave_training(tmp_path: Path):
 
 def test_nothing_is_lost_in_silence(tmp_path: Path):
     """Every fact of every item is a row, dropped, held back, or rejected, and counted as such."""
-    source = SOURCE.at(write_recordings(tmp_path / "tiny", 1), recordings=200, notes=80, questions=60)
+    source = SOURCE.at(write_recordings(tmp_path / "tiny", 200), recordings=200, notes=80, questions=60)
     facts = [
         (plan.corpora_of(source, item, fact, 0), plan.split_of(source, item, 0))
         for item in source.items()
