@@ -38,7 +38,7 @@ ROW_GROUP = 100
 """Rows a Parquet row group holds: what a reader takes into memory at once."""
 KEPT_OF_PLAN = (
     "fingerprint", "corpus", "seed", "limit", "speech", "processor", "sources", "labels", "offered", "evaluation",
-    "dropped", "beyond_limit", "without_facts", "found",
+    "dropped", "beyond_limit", "without_facts", "found", "settings",
 )  # fmt: skip
 """What build.json says of the plan as it stands there."""
 KEYS = pa.schema(
@@ -293,13 +293,8 @@ class _Shard:
         self._stood_in, self._short = Counter[str](), Counter[str]()
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self._keys.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._writer = pq.ParquetWriter(
-                self._part, FEATURES.arrow_schema, compression="zstd", use_content_defined_chunking=True
-            )
-        except OSError:
-            self._part.unlink(missing_ok=True)
-            raise
+        schema = FEATURES.arrow_schema
+        self._writer = pq.ParquetWriter(self._part, schema, compression="zstd", use_content_defined_chunking=True)
 
     def write(self, rows: list[dict[str, Any]]) -> None:
         """Append one row group."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping
-from hashlib import file_digest, sha256
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from .corpus_folder import content_of
 from .schema import MODALITIES, SPLITS
 from .tasks import TASKS
 
@@ -25,22 +24,37 @@ FORMATS = {
     "audio_text": "spoken instruction, written input",
     "audio": "audio alone: the instruction is spoken too",
 }
+MEANINGS = {
+    "default": "everything",
+    **FORMATS,
+    "linguistic": "tasks about the words",
+    "semantic": "tasks about the meaning",
+    "paralinguistic": "tasks about speakers and sounds",
+}
+"""The configs and what they hold."""
+MANIFEST = """> **This is a manifest.** Its rows have no audio, because some sources may not be published again.
+> Who has the sources builds the corpus anew: `llaso data build` with the seed and the settings that stand in
+> `build.json` gives rows of the same `id` and `sha256`."""
 CITATION = """@article{llaso2025,
+  author  = {Sun, Yirong and Geng, Yizhong and Wei, Peidong and Chen, Yanjun and Yang, Jinghan and Chen, Rongfei and
+             Zhang, Wei and Shen, Xiaoyu},
   title   = {LLaSO: A Foundational Framework for Reproducible Research in Large Language and Speech Model},
   journal = {arXiv preprint arXiv:2508.15418},
   year    = {2025}
 }"""
 
 
-def write(summary: Mapping[str, Any], out: Path, note: str = "") -> str:
+def write(summary: Mapping[str, Any], out: Path, address: str = "PATH", leaks: Mapping[str, Any] | None = None) -> str:
     """The text of README.md.
 
     Args:
         summary: content of build.json.
         out: the corpus folder; its configs list the files that are there.
-        note: what a reader is to know before all else.
+        address: what its readers give to `load_dataset`.
+        leaks: content of leakage.json, which has to be clean; None leaves it out.
     """
-    counts = {tuple(name.split("/")): entry for name, entry in summary["counts"].items()}
+    counts = {tuple(name.rsplit("/", 3)): entry for name, entry in summary["counts"].items()}
+    configs = _configs(out, summary["shards"])
     head = {
         "pretty_name": TITLES[summary["corpus"]],
         "license": "other",
@@ -49,64 +63,82 @@ def write(summary: Mapping[str, Any], out: Path, note: str = "") -> str:
         "task_categories": ["automatic-speech-recognition", "audio-classification", "audio-text-to-text"],
         "tags": ["llaso", "speech", "audio", "instruction-tuning"],
         "size_categories": [_size(summary["rows"])],
-        "configs": _configs(out, summary["shards"]),
+        "configs": configs,
     }
-    by_task: dict[str, Counter[str]] = defaultdict(Counter)
-    by_source: dict[str, Counter[str]] = defaultdict(Counter)
+    rows: dict[str, Counter[str]] = defaultdict(Counter)
     hours: Counter[str] = Counter()
-    splits: Counter[str] = Counter()
     for (source, task, modality, split), entry in counts.items():
-        by_task[task][modality] += entry["rows"]
-        by_source[source]["rows"] += entry["rows"]
-        hours[source] += entry["hours"]
-        splits[split] += entry["rows"]
+        rows[f"task {task}"][modality] += entry["rows"]
+        parts = [f"config {name}" for name in ("default", modality, TASKS[task].category)]
+        for part in (*parts, f"source {source}"):
+            rows[part][split] += entry["rows"]
+        for part in (*parts, f"source {source}", f"task {task}"):
+            hours[part] += entry["hours"]
+    splits = [split for split in SPLITS if rows["config default"][split]]
+    said = ", ".join(f"{rows['config default'][split]:,} {split}" for split in splits) or "none"
     sections = [
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
-        *[f"> {note}"] * bool(note),
         f"# {TITLES[summary['corpus']]}",
-        f"{PURPOSE[summary['corpus']].capitalize()} (arXiv 2508.15418). {summary['rows']:,} rows, "
-        f"{summary['hours']:,.2f} hours: {', '.join(f'{splits[s]:,} {s}' for s in SPLITS if splits[s])}. "
-        f"Seed {summary['seed']}, spoken by {summary['speech']}.",
-        "```python\nfrom datasets import load_dataset\n\n"
-        'rows = load_dataset(PATH, "text_audio", split="'
-        + next(s for s in SPLITS if splits[s])
-        + '", streaming=True)\n```\n'
-        "Audio is 16 kHz mono FLAC in a typed `Audio` column that is not decoded on reading.",
-        "## Formats and tasks",
+        *[MANIFEST] * summary.get("manifest", False),
+        f"{PURPOSE[summary['corpus']].capitalize()}, after the paper [LLaSO](https://arxiv.org/abs/2508.15418). "
+        f"{summary['rows']:,} rows, {summary['hours']:,.2f} hours: {said}.",
+        _example(address, configs),
+        "## Configs",
+        "Each format and each group of tasks is a config of its own; `default` is everything.",
         _table(
-            ["task", *FORMATS],
+            ["config", "what", *splits, "hours"],
             [
-                [f"{task} ({TASKS[task].name})", *(f"{by_task[task][m]:,}" for m in MODALITIES)]
-                for task in sorted(by_task)
+                [f"`{name}`", meaning, *(f"{rows[f'config {name}'][split]:,}" for split in splits)]
+                + [f"{hours[f'config {name}']:,.2f}"]
+                for name, meaning in MEANINGS.items()
+                if any(name == config["config_name"] for config in configs)
             ],
         ),
-        "\n".join(f"- `{name}`: {meaning}" for name, meaning in FORMATS.items()),
+        "## Tasks",
+        _table(
+            ["task", *MODALITIES, "hours"],
+            [
+                [f"{task} ({TASKS[task].name})", *(f"{rows[f'task {task}'][m]:,}" for m in MODALITIES)]
+                + [f"{hours[f'task {task}']:,.2f}"]
+                for task in TASKS
+                if f"task {task}" in rows
+            ],
+        ),
         "## Sources and licences",
         _table(
-            ["source", "rows", "hours", "licence", "home"],
+            ["source", *splits, "hours", "licence", "audio may be published again", "home"],
             [
-                [s["title"], f"{by_source[name]['rows']:,}", f"{hours[name]:,.2f}", s["license"], s["homepage"]]
-                for name, s in summary["sources"].items()
-                if by_source[name]["rows"]
+                [card["title"], *(f"{rows[f'source {name}'][split]:,}" for split in splits)]
+                + [f"{hours[f'source {name}']:,.2f}", card["license"], "yes" if card["redistributable"] else "no"]
+                + [card["homepage"]]
+                for name, card in summary["sources"].items()
+                if f"source {name}" in rows
             ],
         ),
-        "Each row names its source and licence. Which instruction, style, voice, format and split a row has is a "
-        "function of a hash of the seed and its id.",
-        "## What was left out",
+        "The rows of a source stay under its licence, which stands in each row (`license`), as does the source itself "
+        "(`source`).",
+        "## How it was made",
+        f"By `llaso data`, from the sources above with seed {summary['seed']}; fingerprint "
+        f"`{summary['fingerprint'][:16]}`. Synthetic speech is by {summary['speech']}. Which instruction, style, "
+        "voice, format and split a row has is a function of a hash of the seed and its id.",
         _left_out(summary),
-        f"## Citation\n```bibtex\n{CITATION}\n```",
+        *[_apart(leaks)] * bool(leaks and leaks["rows_checked"]),
+        f"## Citation\n\n```bibtex\n{CITATION}\n```",
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def digests(out: Path) -> dict[str, dict[str, Any]]:
-    """The entry `shards` of build.json, by reading the files: their digests and sizes."""
-    shards = {}
-    for path in sorted(out.glob("data/*/*.parquet")):
-        with path.open("rb") as file:
-            digest = file_digest(file, "sha256").hexdigest()
-        shards[f"{path.parent.name}.{path.stem}"] = {"sha256": digest, "bytes": path.stat().st_size}
-    return shards
+def _example(address: str, configs: Sequence[Mapping[str, Any]]) -> str:
+    """How to load the first format that is there."""
+    shown = next((config for config in configs if config["config_name"] in MODALITIES), None)
+    chosen = f', "{shown["config_name"]}", split="{shown["data_files"][0]["split"]}"' if shown else ""
+    path = address if address == "PATH" else f'"{address}"'
+    return (
+        "```python\nfrom datasets import load_dataset\n\n"
+        f"rows = load_dataset({path}{chosen}, streaming=True)\n```\n\n"
+        "A row carries its conversation (`messages`, ready for a chat template), its reference answer (`target`, "
+        "`choices`) and its clips (`audio`: 16 kHz mono FLAC in a typed `Audio` column, not decoded on reading)."
+    )
 
 
 def _left_out(summary: Mapping[str, Any]) -> str:
@@ -132,15 +164,22 @@ def _left_out(summary: Mapping[str, Any]) -> str:
     return "; ".join(said) + "."
 
 
+def _apart(leaks: Mapping[str, Any]) -> str:
+    """What the held-out rows were compared with."""
+    names = ", ".join(f"`{name}`" for name, entry in leaks["compared"].items() if entry["rows_checked"])
+    return (
+        f"The held-out rows share no audio, speaker, synthetic voice, sentence or recording with the "
+        f"{leaks['rows_checked']:,} training rows of {names} (`leakage.json`), but for what a source shares by nature."
+    )
+
+
 def _configs(out: Path, shards: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """`default` with everything, one config a format and one a category; only files that are there are named.
 
     `description` names the content: datasets keeps what it has read of a folder under the folder's base name and a
     hash of these configs, and would otherwise answer for one `llaso-align` with the rows of another.
     """
-    content = sha256(
-        json.dumps(sorted((name, shard["sha256"]) for name, shard in shards.items())).encode()
-    ).hexdigest()
+    content = content_of(shards)
     globs = {"default": "data/*/{split}-*.parquet"}
     globs |= {modality: f"data/{modality}/{{split}}-*.parquet" for modality in MODALITIES}
     categories = sorted({task.category for task in TASKS.values()})

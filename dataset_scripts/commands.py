@@ -45,6 +45,14 @@ def add_parser(commands) -> None:
 
     validate = actions.add_parser("validate", help="check every row; write validation.json and a page to look at")
     validate.add_argument("folder", type=Path, metavar="DIR")
+    validate.add_argument(
+        "--against",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="other corpora that must share nothing with it",
+    )
     validate.add_argument("--dry-run", action="store_true", help="report bad rows, but leave them where they are")
     validate.add_argument("--examples", type=int, default=12, metavar="N", help="players on the page (default 12)")
     validate.set_defaults(run=_validate)
@@ -197,14 +205,22 @@ def _validate(arguments: argparse.Namespace) -> int:
 
     report = validate(
         arguments.folder,
+        against=arguments.against,
         set_aside=not arguments.dry_run,
         examples=arguments.examples,
         progress=_Progress("checked"),
     )
-    print(f"{report['rows']:,} rows checked, {report['bad']:,} bad: see {arguments.folder / 'validation.html'}")
+    before = report["set_aside"] - report["found"] * (not arguments.dry_run)
+    print(
+        f"{report['rows'] + report['set_aside'] - before:,} rows checked, {report['found']:,} bad"
+        + f", {before:,} set aside before" * bool(before)
+        + f": see {arguments.folder / 'validation.html'}"
+    )
     for reason, count in report["reasons"].items():
         print(f"  {count:,} × {reason}")
-    return 1 if report["bad"] else 0
+    for note in report["notes"]:
+        print(note)
+    return 1 if report["found"] else 0
 
 
 def _publish(arguments: argparse.Namespace) -> int:
@@ -218,7 +234,7 @@ def _publish(arguments: argparse.Namespace) -> int:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    from .release import import_release
+    from .release_import import import_release
 
     if not arguments.without_audio and arguments.audio_root is None:
         raise ValueError("say where the audio lies (--audio-root DIR), or leave it out (--without-audio)")
@@ -238,7 +254,7 @@ def _import(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from .release import export_release
+    from .release_export import export_release
 
     print(f"{arguments.out}: {export_release(arguments.folder, arguments.out):,} rows")
     return 0

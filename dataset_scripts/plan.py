@@ -384,6 +384,12 @@ class _Planner:
             "processor": settings.processor,
             "max_seconds": settings.max_seconds,
             "limit": settings.limit,
+            "settings": {
+                **{name: getattr(settings, name) for name in ("eval_rows", "validation_rows", "limit")},
+                **{name: getattr(settings, name) for name in ("rows_per_shard", "max_seconds")},
+                "voices": {split: list(pool) for split, pool in self.voices.items()},
+                "options": json.loads(json.dumps({s.name: dict(s.options) for s in self.sources}, default=str)),
+            },
             "sources": {source.name: source.card() for source in self.sources},
             "roots": self.roots,
             "offered": self.offered,

@@ -1,41 +1,43 @@
 """Whether a corpus may be used: every row's audio, text, labels and separation are checked.
 
-Reads a corpus folder file by file; writes `validation.json` and `validation.html`, and takes bad rows out of their
-shards into `.build/set_aside/`, each with its reason in `set_aside.jsonl`. A run never dies of one bad row.
+Reads a corpus folder row by row; writes `validation.json`, `validation.html` and `bad_rows.jsonl`, and takes bad rows
+out of their shards into `.build/set_aside/`. A run never dies of one bad row. Everything is made beside the corpus
+and moved into it at the end, so that a run that is killed leaves the corpus as it was.
 """
 
 from __future__ import annotations
 
-import io
 import json
-from array import array
+import re
+import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import soundfile
 
-from . import card, draw, validation_page
-from .clips import SILENCE, write_atomically
-from .publish import closed_sources
-from .schema import MODALITIES, SAMPLE_RATE, SPLITS
+from . import card, checks, corpus_folder, draw, leakage, separation, validation_page
+from .clips import write_atomically
+from .schema import FEATURES
 from .tasks import TASKS
 
-CLIPPED_SHARE = 0.001
-"""A clip is clipped when more of its samples than this lie at full scale."""
-LENGTH_TOLERANCE = 0.01
-"""Seconds by which a row's stated duration may differ from its audio."""
-BIN_SECONDS = 1.0
+LONGEST_BIN = 60
+"""Seconds from which all rows count as equally long."""
+MOST_LABELS = 500
+"""Labels of a task that are counted one by one."""
 PROGRESS_EVERY = 100
+ROWS_AT_ONCE = 100
+LISTING = "bad_rows.jsonl"
 
 
 def validate(
     folder: Path,
     *,
+    against: Sequence[Path] = (),
     set_aside: bool = True,
     examples: int = 12,
     seed: int = 0,
@@ -45,130 +47,185 @@ def validate(
 
     Args:
         folder: a corpus folder.
-        set_aside: take bad rows out of their shards; otherwise only report them.
+        against: other corpora, whose rows of other splits must share no audio, speaker, voice, sentence or recording
+            with this one's; they are only read. `leakage.json` is written anew.
+        set_aside: take bad rows out of their shards; otherwise only list them.
         examples: rows with a player on the page, drawn by hash.
         seed: of that draw.
         progress: called now and then with the rows checked and the rows there are.
 
-    Rows set aside also leave `build.json`'s counts and the card.
+    Rows set aside also leave `build.json`'s counts and the card. Rows that an earlier run set aside stay listed and
+    counted, so that a second run reports the same.
 
     Returns:
-        The content of validation.json: rows, bad, reasons, notes, hours by source, histograms.
+        The content of validation.json, and `found`: how many rows this run found bad.
 
     Raises:
-        ValueError: the folder holds no corpus, or a file in it is no Parquet of this schema.
+        ValueError: a folder holds no corpus, or a file in it is no whole Parquet file of this schema.
+        OSError: the disk is full; the corpus is as it was.
     """
-    files = sorted(folder.glob("data/*/*.parquet"))
-    if not files:
-        raise ValueError(f"{folder} holds no corpus: no data/<format>/*.parquet")
-    first = next((row for file in files for row in _rows(file) if row["audio"]), None)
-    manifest = first is not None and first["audio"][0]["bytes"] is None
-    seen = _Seen()
-    total = 0
+    if examples < 0:
+        raise ValueError(f"{examples} examples: give 0 or more")
+    moves = _Moves(folder)
+    moves.finish()  # what a killed run had decided
+    files = corpus_folder.shard_files(folder)
+    record = corpus_folder.read_record(folder)
+    manifest, sources = bool(record and record.get("manifest")), record and record["sources"]
+    shards = corpus_folder.digests(folder)
+    apart = separation.Separation()
+    for each, found in _keyed(folder):
+        apart.note(each, found)
+    apart.settle()
+    for other in against:
+        if other.resolve() == folder.resolve():
+            raise ValueError(f"{other} is the corpus itself: name others after --against")
+        apart.compare(other.resolve().name, ((row["split"], found) for row, found in _keyed(other)))
+    total = sum(pq.read_metadata(file).num_rows for file in files)
+    tally, listing, keys = _Tally(examples, seed), _Listing(folder, moves), separation.KeyReader(folder)
     for file in files:
-        for row in _rows(file, ("id", "task", "modality", "sha256", "split", "speaker", "voice")):
-            seen.note(row)
-            total += 1
-    seen.settle()
-    faults: dict[Path, dict[int, str]] = defaultdict(dict)
-    reasons: Counter[str] = Counter()
-    hours: Counter[str] = Counter()
-    lengths: Counter[int] = Counter()
-    labels: dict[str, Counter[str]] = defaultdict(Counter)
-    good: Counter[str] = Counter()
-    good_hours: Counter[str] = Counter()
-    kept_examples: list[tuple[int, dict[str, Any]]] = []
-    rows = 0
-    for file in files:
-        for index, row in enumerate(_rows(file)):
-            rows += 1
-            if progress and (rows % PROGRESS_EVERY == 0 or rows == total):
-                progress(rows, total)
-            found = list(faults_of(row, manifest)) + seen.faults_of(row)
-            if found:
-                faults[file][index] = "; ".join(found)
-                reasons.update(fault.split(":")[0] for fault in found)
-                continue
-            hours[row["source"]] += row["duration"] / 3600
-            group = "/".join((row["source"], row["task"], row["modality"], row["split"]))
-            good[group] += 1
-            good_hours[group] += row["duration"] / 3600
-            lengths[int(row["duration"] / BIN_SECONDS)] += 1
-            labels[row["task"]][_label(row)] += 1
-            kept_examples.append((draw.integer(seed, row["id"], "example"), row))
-            kept_examples = sorted(kept_examples, key=lambda entry: entry[0])[:examples]
-    listed = [
-        {"file": str(file.relative_to(folder)), "row": index, "reason": reason}
-        for file, bad in faults.items()
-        for index, reason in bad.items()
-    ]
+        name, bad = corpus_folder.shard_name(file), set()
+        for index, row in _rows(file):
+            if progress and ((index + 1) % PROGRESS_EVERY == 0 or tally.rows + 1 == total):
+                progress(tally.rows + 1, total)
+            if row is None:
+                faults = ["text is not UTF-8"]
+            else:
+                faults = list(checks.faults_of(row, manifest=manifest, shard=name, sources=sources))
+                faults = faults or apart.faults_of(row, keys.keys_of(name, row))
+            tally.count(None if faults else row)
+            if faults:
+                bad.add(index)
+                place = {"file": str(file.relative_to(folder)), "row": index, "id": row["id"] if row else None}
+                listing.add({**place, "reasons": faults, "set_aside": set_aside})
+        if bad and set_aside:
+            _take_out(folder, moves, file, bad)
+            with moves.place(file.relative_to(folder)).open("rb") as kept:
+                shards[name] = {"sha256": file_digest(kept, "sha256").hexdigest(), "bytes": kept.seek(0, 2)}
+    listing.close()
     report = {
-        "rows": rows,
-        "bad": len(listed),
-        "set_aside": set_aside and bool(listed),
-        "reasons": dict(reasons.most_common()),
-        "notes": ["a manifest: there is no audio to check"] * manifest + _notes(folder),
-        "hours": {source: round(value, 4) for source, value in sorted(hours.items())},
-        "seconds": {f"{bin * BIN_SECONDS:g}": lengths[bin] for bin in range(max(lengths, default=-1) + 1)},
-        "labels": {task: _in_order(counter) for task, counter in sorted(labels.items())},
+        "rows": tally.good if set_aside else tally.rows,
+        "bad": 0 if set_aside else listing.found,
+        "set_aside": listing.earlier + listing.found * set_aside,
+        "reasons": dict(listing.reasons.most_common()),
+        "notes": _notes(record, manifest, [folder, *against]),
+        "against": [other.resolve().name for other in against],
+        **tally.report(),
+        "content": corpus_folder.content_of(shards),
     }
-    write_atomically(folder / "set_aside.jsonl", "".join(json.dumps(entry) + "\n" for entry in listed).encode())
-    if set_aside:
-        for file, bad in faults.items():
-            _take_out(folder, file, bad)
-        _correct_record(folder, good, good_hours, len(listed))
-    write_atomically(folder / "validation.json", json.dumps(report, indent=1, ensure_ascii=False).encode())
-    page = validation_page.write(folder.name, report, [row for _, row in kept_examples])
-    write_atomically(folder / "validation.html", page.encode())
-    return report
+    if record and set_aside and shards != record["shards"]:
+        corrected = _corrected(record, tally, report["set_aside"], shards)
+        moves.write("README.md", card.write(corrected, folder))
+        moves.write("build.json", json.dumps(corrected, indent=1, ensure_ascii=False))
+    moves.write("validation.json", json.dumps(report, indent=1, ensure_ascii=False))
+    moves.write("validation.html", validation_page.write(folder.resolve().name, report, tally.examples()))
+    moves.decide()
+    moves.finish()
+    if against and not _without_keys([folder, *against]):
+        proof = json.dumps(leakage.compare(folder, against), indent=1)
+        write_atomically(folder / "leakage.json", proof.encode())
+    return {**report, "found": listing.found}
 
 
-def faults_of(row: Mapping[str, Any], manifest: bool = False) -> Iterator[str]:
-    """What is wrong with a row by itself: "kind: detail" each.
+class _Moves:
+    """Files made beside a corpus, and moved into it when all are there; a run that was killed while moving goes on."""
 
-    Args:
-        row: the row, audio undecoded.
-        manifest: whether the corpus has no audio at all, so that its absence is no fault.
-    """
-    for name, known in (("task", TASKS), ("modality", MODALITIES), ("split", SPLITS)):
-        if row[name] not in known:
-            yield f"unknown {name}: {row[name]!r}"
-    for message in row["messages"]:
-        said = "".join(part["text"] or "" for part in message["content"] if part["type"] == "text")
-        if not said.strip() and not any(part["type"] == "audio" for part in message["content"]):
-            yield "empty text"
-    if not (row["target"] or "").strip():
-        yield "empty target"
-    last: Mapping[str, Any] = row["messages"][-1] if row["messages"] else {"role": "", "content": []}
-    if last["role"] != "assistant" or [part["text"] for part in last["content"]] != [row["target"]]:
-        yield "target is not the last answer"
-    if row["choices"] and row["target"] not in row["choices"]:
-        yield f"target not among choices: {row['target']!r}"
-    placeholders = sum(part["type"] == "audio" for message in row["messages"] for part in message["content"])
-    if placeholders != len(row["audio"]):
-        yield f"audio count: {placeholders} placeholders for {len(row['audio'])} clips"
-    if manifest:
-        return
-    heard = 0.0
-    for clip in row["audio"]:
-        if not clip["bytes"]:
-            yield f"no audio: {clip['path']}"
-            continue
-        try:
-            samples, rate = soundfile.read(io.BytesIO(clip["bytes"]), dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError as error:
-            yield f"undecodable audio: {error.error_string}"
-            continue
-        heard += samples.shape[0] / rate
-        level = np.abs(samples)
-        if rate != SAMPLE_RATE or samples.shape[1] != 1:
-            yield f"audio format: {rate} Hz, {samples.shape[1]} channels"
-        if not samples.size or float(level.max()) < SILENCE:
-            yield "silent audio"
-        elif float((level >= 1 - 2 / 32768).mean()) > CLIPPED_SHARE:
-            yield "clipped audio"
-    if row["audio"] and abs(heard - (row["duration"] or 0.0)) > LENGTH_TOLERANCE:
-        yield f"duration: {row['duration']} s stated, {heard:.3f} s heard"
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._work = folder, folder / ".build" / "validation"
+        self._new, self._decided = self._work / "new", self._work / "decided"
+
+    def place(self, name: str | Path) -> Path:
+        """Where to write the new version of a file of the corpus."""
+        path = self._new / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def write(self, name: str, text: str) -> None:
+        """Write the new version of a text file."""
+        self.place(name).write_text(text, encoding="utf-8")
+
+    def decide(self) -> None:
+        """Say that all new versions are whole."""
+        self._decided.touch()
+
+    def finish(self) -> None:
+        """Move the new versions into their places where that was decided; drop them where it was not."""
+        if self._decided.exists():
+            for path in sorted(path for path in self._new.rglob("*") if path.is_file()):
+                target = self._folder / path.relative_to(self._new)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(target)
+        shutil.rmtree(self._work, ignore_errors=True)
+
+
+class _Listing:
+    """The list of bad rows, begun with those that an earlier run set aside; written as they are found."""
+
+    def __init__(self, folder: Path, moves: _Moves) -> None:
+        self.found = self.earlier = 0
+        self.reasons: Counter[str] = Counter()
+        self._file = moves.place(LISTING).open("w", encoding="utf-8")
+        earlier = folder / LISTING
+        for line in earlier.read_text(encoding="utf-8").splitlines() if earlier.exists() else ():
+            if (entry := json.loads(line))["set_aside"]:
+                self.earlier += 1
+                self._write(entry)
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """List a row that this run found bad."""
+        self.found += 1
+        self._write(entry)
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        self._file.close()
+
+    def _write(self, entry: Mapping[str, Any]) -> None:
+        self.reasons.update({reason.split(":")[0] for reason in entry["reasons"]})
+        self._file.write(json.dumps(entry) + "\n")
+
+
+class _Tally:
+    """Counts of the good rows, and the few of them to be shown."""
+
+    def __init__(self, examples: int, seed: int) -> None:
+        self.rows = self.good = 0
+        self.groups: Counter[str] = Counter()
+        self.seconds: Counter[str] = Counter()
+        self._hours: Counter[str] = Counter()
+        self._bins: Counter[int] = Counter()
+        self._labels: dict[str, Counter[str]] = defaultdict(Counter)
+        self._wanted, self._seed = examples, seed
+        self._examples: list[tuple[int, str, dict[str, Any]]] = []
+
+    def count(self, row: dict[str, Any] | None) -> None:
+        """Count a row; None for a bad one."""
+        self.rows += 1
+        if row is None:
+            return
+        self.good += 1
+        group = "/".join((row["source"], row["task"], row["modality"], row["split"]))
+        self.groups[group] += 1
+        self.seconds[group] += row["duration"]
+        self._hours[row["source"]] += row["duration"] / 3600
+        self._bins[int(min(row["duration"], LONGEST_BIN))] += 1
+        labels, label = self._labels[row["task"]], _label(row)
+        labels[label if label in labels or len(labels) < MOST_LABELS else "(further labels)"] += 1
+        drawn = draw.integer(self._seed, row["id"], "example")
+        if len(self._examples) < self._wanted or self._wanted and drawn < self._examples[-1][0]:
+            self._examples = sorted([*self._examples, (drawn, row["id"], row)], key=lambda e: e[:2])[: self._wanted]
+
+    def examples(self) -> list[dict[str, Any]]:
+        """The rows whose hash is lowest."""
+        return [row for _, _, row in self._examples]
+
+    def report(self) -> dict[str, Any]:
+        """Hours by source, rows by length in seconds, and rows by label of each task."""
+        names = [f"{n} to {n + 1}" for n in range(LONGEST_BIN)] + [f"{LONGEST_BIN} or more"]
+        return {
+            "hours": {source: round(value, 4) for source, value in sorted(self._hours.items())},
+            "seconds": {names[n]: self._bins[n] for n in range(max(self._bins, default=-1) + 1)},
+            "labels": {task: _in_order(counter) for task, counter in sorted(self._labels.items())},
+        }
 
 
 def _label(row: Mapping[str, Any]) -> str:
@@ -182,122 +239,116 @@ def _label(row: Mapping[str, Any]) -> str:
 
 
 def _in_order(labels: Counter[str]) -> dict[str, int]:
-    """Numbers from low to high, and before them all other labels from often to seldom."""
-    number = {label: int(label.split()[0]) for label in labels if label[0].isdecimal()}
-    return dict(sorted(labels.items(), key=lambda entry: (number.get(entry[0], -1), -entry[1])))
+    """Labels that begin with a number from low to high, and before them all others from often to seldom."""
+    number = {label: int(found[0]) if (found := re.match(r"\d+", label)) else -1 for label in labels}
+    return dict(sorted(labels.items(), key=lambda entry: (number[entry[0]], -entry[1], entry[0])))
 
 
-class _Seen:
-    """Which ids and clips occur twice, and which clips, speakers and voices stand on both sides of the split.
-
-    Ids and clips are kept as 8 bytes a row; whole keys are kept only of held-out rows.
-    """
-
-    def __init__(self) -> None:
-        self._ids, self._rows = array("Q"), array("Q")
-        self._held: dict[str, set[str]] = {"audio": set(), "speaker": set(), "voice": set()}
-        self._first: set[int] = set()
-
-    def note(self, row: Mapping[str, Any]) -> None:
-        """First pass."""
-        self._ids.append(draw.integer(0, row["id"], "id"))
-        if row["sha256"]:
-            self._rows.append(_row_hash(row))
-        if row["split"] != "train":
-            for kind, key in _keys(row):
-                self._held[kind].add(key)
-
-    def settle(self) -> None:
-        """Between the passes: keep only what occurs more than once."""
-        self._twice = {name: _repeated(values) for name, values in (("id", self._ids), ("row", self._rows))}
-        self._ids, self._rows = array("Q"), array("Q")
-
-    def faults_of(self, row: Mapping[str, Any]) -> list[str]:
-        """Second pass: the first of several equal rows is kept; training rows give way to held-out ones."""
-        found = []
-        for name, value in (("id", draw.integer(0, row["id"], "id")), ("row", _row_hash(row))):
-            if value in self._twice[name]:
-                if value in self._first:
-                    found.append("duplicate id" if name == "id" else "duplicate audio")
-                self._first.add(value)
-        if row["split"] == "train":
-            found += [f"{kind} also held out: {key}" for kind, key in _keys(row) if key in self._held[kind]]
-        return found
+def _keyed(folder: Path) -> Iterator[tuple[dict[str, Any], separation.Keys]]:
+    """Every row of a corpus and its keys; without audio, and without rows that lack something."""
+    record, reader = corpus_folder.read_record(folder), separation.KeyReader(folder)
+    columns = (*separation.COLUMNS, *["audio"] * bool(record and record.get("manifest")))
+    for file in corpus_folder.shard_files(folder):
+        for _, row in _rows(file, columns):
+            if row is not None and not any(checks.missing(row)):
+                yield row, reader.keys_of(corpus_folder.shard_name(file), row)
 
 
-def _keys(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    if row["sha256"]:
-        yield "audio", row["sha256"]
-    if row["speaker"]:
-        yield "speaker", row["speaker"]
-    for voice in row["voice"].split():
-        yield "voice", voice
-
-
-def _row_hash(row: Mapping[str, Any]) -> int:
-    """The same clip asked the same task in the same format; one clip may serve several tasks."""
-    task = row["id"].rpartition("/")[2] if row["task"] in row["id"] else row["task"]
-    return draw.integer(0, f"{row['sha256']}/{task}/{row['modality']}", "row")
-
-
-def _repeated(values: array) -> set[int]:
-    unique, counts = np.unique(np.frombuffer(values, np.uint64), return_counts=True)
-    return {int(value) for value in unique[counts > 1]}
-
-
-def _rows(file: Path, columns: tuple[str, ...] | None = None) -> Iterator[dict[str, Any]]:
-    """Rows of a shard, a hundred in memory at a time.
+def _rows(file: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Numbered rows of a shard, a hundred in memory at a time; None for one whose text is not UTF-8.
 
     Raises:
-        ValueError: the file is no Parquet file or lacks a column.
+        ValueError: the file is no whole Parquet file, or has other columns.
     """
     try:
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=100, columns=list(columns) if columns else None):
-            yield from batch.to_pylist()
-    except (pa.ArrowException, KeyError) as error:
-        raise ValueError(f"{file} is no shard of this schema: {error}") from error
+        found = pq.read_schema(file)
+        for field in FEATURES.arrow_schema:
+            at = found.get_field_index(field.name)
+            if at < 0 or found.field(at).type != field.type:
+                there = found.field(at).type if at >= 0 else "missing"
+                raise ValueError(
+                    f"{file} is no shard of this schema: column {field.name} is {there}, not {field.type}"
+                )
+        index = 0
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=ROWS_AT_ONCE, columns=columns and list(columns)):
+            yield from enumerate(_decoded(batch), start=index)
+            index += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{file} is no shard of this schema: {error}; copy it or build it again") from error
 
 
-def _take_out(folder: Path, file: Path, bad: Mapping[int, str]) -> None:
-    """Move rows from a shard to `.build/set_aside/`, the whole shard or nothing."""
-    table = pq.read_table(file)
-    mask = np.ones(table.num_rows, dtype=bool)
-    mask[list(bad)] = False
-    aside = folder / ".build" / "set_aside" / file.relative_to(folder / "data")
-    aside.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table.filter(pa.array(~mask)), aside, compression="zstd")
-    part = file.with_name(f".{file.name}.part")
-    kept = table.filter(pa.array(mask))
+def _decoded(batch: pa.RecordBatch) -> list[dict[str, Any] | None]:
     try:
-        pq.write_table(kept, part, compression="zstd", use_content_defined_chunking=True, row_group_size=100)
-        part.replace(file)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        if batch.num_rows == 1:
+            return [None]
+        return [row for at in range(batch.num_rows) for row in _decoded(batch.slice(at, 1))]
 
 
-def _correct_record(folder: Path, rows: Counter[str], hours: Counter[str], bad: int) -> None:
-    """Make build.json and the card say what is left; nothing to do where they say so already, or are not there."""
-    record = folder / "build.json"
-    summary = json.loads(record.read_text(encoding="utf-8")) if record.exists() else None
-    if summary is None or (not bad and {name: entry["rows"] for name, entry in summary["counts"].items()} == rows):
-        return
-    shards = card.digests(folder)
-    corrected = {
-        **summary,
-        "rows": rows.total(),
-        "hours": round(hours.total(), 4),
+def _take_out(folder: Path, moves: _Moves, file: Path, bad: set[int]) -> None:
+    """Write a shard without its bad rows, and these to the ones set aside before; the same for its keys."""
+    place = file.relative_to(folder)
+    aside = Path(".build", "set_aside", *place.parts[1:])
+    shard, before, kept_ids = pq.ParquetFile(file), folder / aside, set()
+    options = {"compression": "zstd", "use_content_defined_chunking": True}
+    with (
+        pq.ParquetWriter(moves.place(place), shard.schema_arrow, **options) as kept,
+        pq.ParquetWriter(moves.place(aside), shard.schema_arrow, **options) as taken,
+    ):
+        for batch in pq.ParquetFile(before).iter_batches(batch_size=ROWS_AT_ONCE) if before.exists() else ():
+            taken.write_batch(batch)
+        index = 0
+        for batch in shard.iter_batches(batch_size=ROWS_AT_ONCE):
+            good = np.array([index + at not in bad for at in range(batch.num_rows)])
+            for writer, mask in ((kept, good), (taken, ~good)):
+                if mask.any():
+                    writer.write_batch(batch.filter(pa.array(mask)))
+            kept_ids.update(batch.filter(pa.array(good)).column("id").to_pylist())
+            index += batch.num_rows
+    keys = corpus_folder.keys_file(folder, corpus_folder.shard_name(file))
+    if keys.exists():
+        table = pq.read_table(keys)
+        mask = pa.array([id in kept_ids for id in table.column("id").to_pylist()], pa.bool_())
+        pq.write_table(table.filter(mask), moves.place(keys.relative_to(folder)), compression="zstd")
+
+
+def _corrected(
+    record: Mapping[str, Any], tally: _Tally, set_aside: int, shards: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """build.json for what is left."""
+    hours = {name: tally.seconds[name] / 3600 for name in tally.groups}
+    return {
+        **record,
+        "rows": tally.good,
+        "hours": round(sum(hours.values()), 4),
         "bytes": sum(shard["bytes"] for shard in shards.values()),
-        "counts": {name: {"rows": n, "hours": round(hours[name], 4)} for name, n in sorted(rows.items())},
-        "set_aside": summary.get("set_aside", 0) + bad,
+        "counts": {name: {"rows": n, "hours": round(hours[name], 4)} for name, n in sorted(tally.groups.items())},
+        "set_aside": set_aside,
         "shards": shards,
     }
-    write_atomically(folder / "README.md", card.write(corrected, folder).encode())
-    write_atomically(record, json.dumps(corrected, indent=1, ensure_ascii=False).encode())
 
 
-def _notes(folder: Path) -> list[str]:
-    """What a publisher should know besides: sources whose audio may not be published again."""
-    record = folder / "build.json"
-    closed = closed_sources(json.loads(record.read_text())) if record.exists() else []
-    return [f"may not be published with audio: {name}" for name in closed]
+def _without_keys(folders: Sequence[Path]) -> list[Path]:
+    """The corpora whose rows' sentences and recordings are not known here."""
+    return [
+        folder
+        for folder in folders
+        if not all(
+            corpus_folder.keys_file(folder, corpus_folder.shard_name(file)).exists()
+            for file in corpus_folder.shard_files(folder)
+        )
+    ]
+
+
+def _notes(record: Mapping[str, Any] | None, manifest: bool, folders: Sequence[Path]) -> list[str]:
+    """What a publisher should know besides."""
+    notes = ["a manifest: there is no audio to check"] * manifest
+    closed = corpus_folder.closed_sources(record) if record else []
+    notes += [f"may not be published with audio: {name}" for name in closed]
+    notes += [
+        f"sentences and recordings of {folder.resolve().name} are not known here, since `llaso data build` did not "
+        "make it in this place: audio, speakers and voices were compared"
+        for folder in _without_keys(folders)
+    ]
+    return notes

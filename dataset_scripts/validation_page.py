@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import itertools
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 OPEN = "(open)"
 """The label of free answers in the report."""
+MOST_BARS = 61
+"""Bars of one chart; further values are one bar together."""
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; }
@@ -34,25 +37,28 @@ def write(title: str, report: Mapping[str, Any], rows: Sequence[Mapping[str, Any
         rows: rows to show with a player each.
     """
     hours = sum(report["hours"].values())
-    verdict = (
-        f'<p class="bad">{report["bad"]:,} of {report["rows"]:,} rows are bad; set_aside.jsonl lists them. '
-        f"The others last {hours:,.2f} hours.</p>"
-        if report["bad"]
-        else f'<p class="good">All {report["rows"]:,} rows are good. They last {hours:,.2f} hours.</p>'
-    )
+    good = report["rows"] - report["bad"]
+    verdict = f'<p class="good">{good:,} rows are good. They last {hours:,.2f} hours.</p>'
+    if report["bad"]:
+        verdict += f'<p class="bad">{report["bad"]:,} bad rows are still there: bad_rows.jsonl lists them.</p>'
+    if report["set_aside"]:
+        verdict += f'<p class="bad">{report["set_aside"]:,} bad rows were set aside: bad_rows.jsonl lists them.</p>'
+    if report["against"]:
+        verdict += f"<p>Compared with {escape(', '.join(report['against']))}.</p>"
     tasks = {task: sum(labels.values()) for task, labels in report["labels"].items()}
     charts = [
-        _bars("Reasons", report["reasons"]) if report["reasons"] else "",
+        _bars("Why rows are bad", report["reasons"]),
         _bars("Hours per source", report["hours"]),
         _bars("Rows per task", tasks),
-        _bars("Seconds per row", {f"{second} to {float(second) + 1:g}": n for second, n in report["seconds"].items()}),
+        _bars("Seconds per row", report["seconds"]),
         *(_bars(f"Answers of {task}", labels) for task, labels in report["labels"].items() if set(labels) != {OPEN}),
     ]
     sections = [
         f"<h1>{escape(title)}: validation</h1>{verdict}",
         *(f"<p>{escape(note)}</p>" for note in report["notes"]),
         f'<div class="charts">{"".join(charts)}</div>',
-        f'<h2 style="margin-top: 2.5rem">Examples</h2><div class="examples">{"".join(map(_example, rows))}</div>',
+        '<h2 style="margin-top: 2.5rem">Examples, drawn by chance</h2>' if rows else "",
+        f'<div class="examples">{"".join(map(_example, rows))}</div>',
     ]
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -62,7 +68,12 @@ def write(title: str, report: Mapping[str, Any], rows: Sequence[Mapping[str, Any
 
 
 def _bars(title: str, values: Mapping[str, float]) -> str:
-    """A horizontal bar chart as a table."""
+    """A horizontal bar chart as a table; nothing where there are no values."""
+    if not values:
+        return ""
+    if len(values) > MOST_BARS:
+        first = dict(itertools.islice(values.items(), MOST_BARS))
+        values = {**first, f"({len(values) - MOST_BARS} more)": sum(values.values()) - sum(first.values())}
     most = max(values.values(), default=0) or 1
     lines = (
         f'<tr><td>{escape(name)}</td><td class="number">{value:,}</td>'

@@ -1,0 +1,104 @@
+"""Writes a corpus as the authors' released JSON files, row by row: its own rows, or those that were imported."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from . import corpus_folder
+from .clips import write_atomically
+from .release import FOLDERS, OURS, ROWS_AT_ONCE, conversations_of, inside
+
+
+def export_release(folder: Path, out: Path) -> int:
+    """Write a corpus as released files: one for each source, task and format, or those it was imported from.
+
+    Audio goes to `out`/audio/ as FLAC, unless the rows were imported: then their own voice paths are written. The
+    folder appears when it is whole.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        ValueError: the folder holds no corpus, `out` is not empty, or a row names a file outside of `out`.
+    """
+    shards = corpus_folder.shard_files(folder)
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty: choose another folder")
+    part = out.absolute().with_name(f".{out.absolute().name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    imported = "release" in pq.read_schema(shards[0]).names
+    shapes: dict[Path, str] = {}
+    rows = 0
+    for file, shape, released in _released_rows(shards) if imported else _own_rows(shards, part / "audio"):
+        try:
+            path = inside(part, file)
+        except ValueError as error:
+            raise ValueError(f"{folder}: a row comes from the file {file!r}: {error}") from error
+        first = path not in shapes
+        shapes[path] = shape
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as opened:
+            opened.write({"list": ("[\n" if first else ",\n"), "lines": "", "object": ""}[shape])
+            opened.write(json.dumps(released, ensure_ascii=False) + "\n" * (shape != "list"))
+        rows += 1
+    for path, shape in shapes.items():
+        if shape == "list":
+            with path.open("a", encoding="utf-8") as opened:
+                opened.write("\n]\n")
+    if out.exists():
+        out.rmdir()
+    part.replace(out)
+    return rows
+
+
+def _released_rows(shards: Sequence[Path]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """File, shape and content of every imported row, file by file and in the order they had there."""
+
+    def read(files: Sequence[Path]) -> Iterator[tuple[str, int, str, dict[str, Any]]]:
+        for file in files:
+            for batch in pq.ParquetFile(file).iter_batches(batch_size=ROWS_AT_ONCE, columns=["messages", "release"]):
+                for row in batch.to_pylist():
+                    kept = json.loads(row["release"])
+                    if kept["fields"].get("conversations", ...) is None:
+                        kept["fields"]["conversations"] = conversations_of(row["messages"])
+                    yield kept["file"], kept["number"], kept["shape"], kept["fields"]
+
+    groups: dict[str, list[Path]] = {}
+    for shard in shards:
+        groups.setdefault(corpus_folder.shard_name(shard).split("-of-")[0].rpartition("-")[0], []).append(shard)
+    merged: Iterable[tuple[str, int, str, dict[str, Any]]] = heapq.merge(
+        *map(read, groups.values()), key=lambda row: row[:2]
+    )
+    for file, _, shape, fields in merged:
+        yield file, shape, fields
+
+
+def _own_rows(shards: Sequence[Path], audio: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """File, shape and content of rows of our own as released ones; their clips are written below `audio`."""
+    folders = {modality: name for name, modality in FOLDERS.items()}
+    for shard in shards:
+        for batch in pq.ParquetFile(shard).iter_batches(batch_size=ROWS_AT_ONCE):
+            for row in batch.to_pylist():
+                voices = []
+                for clip in row["audio"]:
+                    voices.append(f"{row['source']}/{clip['path']}")
+                    if clip["bytes"]:
+                        write_atomically(inside(audio, voices[-1]), clip["bytes"])
+                yield (
+                    f"{folders[row['modality']]}/{row['source']}_{row['task']}_{row['split']}.json",
+                    "list",
+                    {
+                        "id": row["id"],
+                        "voice": voices,
+                        "conversations": conversations_of(row["messages"]),
+                        "metadata": {name: row[name] for name in (*OURS, "duration")},
+                    },
+                )
