@@ -79,7 +79,7 @@ def write(summary: Mapping[str, Any], out: Path, address: str = "PATH", leaks: M
     sections = [
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
         f"# {TITLES[summary['corpus']]}",
-        *[MANIFEST] * summary.get("manifest", False),
+        *([MANIFEST] if summary.get("manifest") else []),
         f"{PURPOSE[summary['corpus']].capitalize()}, after the paper [LLaSO](https://arxiv.org/abs/2508.15418). "
         f"{summary['rows']:,} rows, {summary['hours']:,.2f} hours: {said}.",
         _example(address, configs),
@@ -122,7 +122,7 @@ def write(summary: Mapping[str, Any], out: Path, address: str = "PATH", leaks: M
         f"`{summary['fingerprint'][:16]}`. Synthetic speech is by {summary['speech']}. Which instruction, style, "
         "voice, format and split a row has is a function of a hash of the seed and its id.",
         _left_out(summary),
-        *[_apart(leaks)] * bool(leaks and leaks["rows_checked"]),
+        *([_apart(leaks)] if leaks and leaks["rows_checked"] else []),
         f"## Citation\n\n```bibtex\n{CITATION}\n```",
     ]
     return "\n\n".join(sections) + "\n"
