@@ -293,8 +293,13 @@ class _Shard:
         self._stood_in, self._short = Counter[str](), Counter[str]()
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self._keys.parent.mkdir(parents=True, exist_ok=True)
-        schema = FEATURES.arrow_schema
-        self._writer = pq.ParquetWriter(self._part, schema, compression="zstd", use_content_defined_chunking=True)
+        try:
+            self._writer = pq.ParquetWriter(
+                self._part, FEATURES.arrow_schema, compression="zstd", use_content_defined_chunking=True
+            )
+        except OSError:
+            self._part.unlink(missing_ok=True)
+            raise
 
     def write(self, rows: list[dict[str, Any]]) -> None:
         """Append one row group."""

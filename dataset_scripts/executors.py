@@ -82,8 +82,7 @@ def run(
         raise ValueError(f"the {executor} executor is not installed: pip install 'llaso[data]'") from error
 
     class Local(LocalPipelineExecutor):
-        """The local executor, whose workers write to their log files only, and may be lost: datatrove's own pool
-        would wait for a killed one for ever."""
+        """The local executor, whose workers are silent and may be lost: datatrove's pool would wait for ever."""
 
         def run(self) -> None:
             ranks = self.get_incomplete_ranks(range(self.tasks))
@@ -136,9 +135,11 @@ def _run_in_pool(executor: Any, ranks: Sequence[int], workers: int, preload: str
 def _begin(pickled: bytes) -> None:
     """In a worker: take the executor, and end when the build's own process does."""
     import dill
+    from datatrove.utils.logging import logger
 
     global _executor
     _executor = dill.loads(pickled)
+    logger.disable("datatrove")  # what goes wrong is told by the build's own process
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -350,30 +351,94 @@ def run(*arguments: str, command: Sequence[str] = ("build",), **options) -> subp
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
-def test_same_bytes_after_kills_and_with_four_workers(tmp_path: Path):
-    file = write_public_corpora(tmp_path)
-    once = tmp_path / "once"
-    done = run("instruct", "--sources", str(file), "--out", str(once), "--workers", "4")
+def kill_when(ready: Callable[[], bool], *arguments: str) -> None:
+    """Start a build in a session of its own, and kill all of it once it has come so far."""
+    process = run(*arguments, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not ready():
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def finished(out: Path, *arguments: str) -> dict[str, str]:
+    """Digests of all that a build leaves, once it has run to its end."""
+    done = run(*arguments, "--out", str(out))
     assert done.wait() == 0, done.stderr.read()
-    expected = digests(once)
-    assert len(expected) > 8
-    killed = tmp_path / "killed"
-    for shards in (1, 4):
-        process = run("instruct", "--sources", str(file), "--out", str(killed), start_new_session=True)
-        deadline = time.monotonic() + 120
-        while len(list(killed.glob("data/*/*.parquet"))) < shards and process.poll() is None:
+    assert not list(out.rglob(".*.part"))
+    files = [*out.glob("data/*/*"), *out.glob("*.jsonl"), *out.glob("*.md"), *out.glob("*.json")]
+    return {str(file.relative_to(out)): sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, ...], dict[str, str]]:
+    """A build's arguments, and the digests of what it leaves where nothing disturbs it."""
+    root = tmp_path_factory.mktemp("uninterrupted")
+    arguments = ("instruct", "--sources", str(write_public_corpora(root)))
+    digests = finished(root / "out", *arguments, "--workers", "4")
+    assert len(digests) > 12
+    return arguments, digests
+
+
+def test_same_bytes_after_kills_in_every_part(uninterrupted, tmp_path: Path):
+    """Killed while planning, speaking, writing a shard, between shards and at the end; then run through, and again."""
+    arguments, expected = uninterrupted
+    out, corpus = tmp_path / "out", Path(arguments[2]).parent
+    to_out = (*arguments, "--out", str(out))
+    spool, plan_json = out / ".build" / "plan" / "train.jsonl", out / ".build" / "plan" / "plan.json"
+
+    questions = corpus / "dolly" / "databricks-dolly-15k.jsonl"
+    text = questions.read_text()
+    questions.unlink()
+    os.mkfifo(questions)  # planning waits for the rest of a file that does not come
+    try:
+        pipe = os.open(questions, os.O_RDWR)
+        os.write(pipe, text[: len(text) // 2].encode())
+        kill_when(lambda: spool.exists(), *to_out)
+        os.close(pipe)
+    finally:
+        questions.unlink()
+        questions.write_text(text)
+    assert not plan_json.exists()
+
+    kill_when(lambda: any((out / ".build" / "clips").rglob("*.flac")), *to_out)
+    assert plan_json.exists() and not (out / "build.json").exists()
+    kill_when(lambda: any(out.glob("data/*/.*.part")), *to_out)
+    kill_when(lambda: len(list(out.glob("data/*/*.parquet"))) > 3, *to_out)
+    shards = len(json.loads(plan_json.read_text())["shards"])
+    assert 3 < len(list(out.glob(".build/shards/*.json"))) < shards
+
+    rejects = out / ".build" / "plan" / "rejects.jsonl"
+    text = rejects.read_text()
+    rejects.unlink()
+    os.mkfifo(rejects)  # the last step waits for it
+    kill_when(lambda: len(list(out.glob(".build/shards/*.json"))) == shards, *to_out)
+    rejects.unlink()
+    rejects.write_text(text)
+    assert not (out / "build.json").exists()
+
+    assert finished(out, *arguments) == expected
+    before = (out / "build.json").stat().st_mtime_ns
+    assert finished(out, *arguments) == expected and (out / "build.json").stat().st_mtime_ns == before
+
+
+def test_same_bytes_after_kills_at_random(uninterrupted, tmp_path: Path):
+    """Four workers, killed with their parent or without it, at any moment of the build."""
+    arguments, expected = uninterrupted
+    out, chance = tmp_path / "out", random.Random(0)
+    for _ in range(4):
+        process = run(*arguments, "--out", str(out), "--workers", "4", start_new_session=True)
+        lock, deadline = out / ".build" / "lock", time.monotonic() + 120
+        while process.poll() is None and (not lock.exists() or f"process {process.pid} " not in lock.read_text()):
             assert time.monotonic() < deadline
             time.sleep(0.005)
-        os.killpg(process.pid, signal.SIGKILL)
+        time.sleep(chance.uniform(0, 1.5))
+        if chance.random() < 0.5:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
-    assert not (killed / "build.json").exists()
-    done = run("instruct", "--sources", str(file), "--out", str(killed))
-    assert done.wait() == 0, done.stderr.read()
-    assert digests(killed) == expected
-    assert (killed / "README.md").read_text() == (once / "README.md").read_text()
-    before = (killed / "build.json").stat().st_mtime_ns
-    assert run("instruct", "--sources", str(file), "--out", str(killed)).wait() == 0
-    assert (killed / "build.json").stat().st_mtime_ns == before
+    assert finished(out, *arguments, "--workers", "4") == expected
 
 
 def test_one_build_a_folder(tmp_path: Path):
@@ -431,22 +496,35 @@ def test_leftovers_of_killed_runs_are_removed(tmp_path: Path):
     assert digests(build("instruct", [source], out, **SETTINGS)) == expected
 
 
-def test_full_disk(tmp_path: Path):
-    """Writing fails in the middle of a shard (here: a limit on file sizes): a clear line, nothing half-written."""
-    resource = pytest.importorskip("resource")
-    file = write_public_corpora(tmp_path)
-    out = tmp_path / "out"
+FULL_DISK = """
+set -e
+mount -t tmpfs -o size=$1 none "$2"
+build="$3 -m modeling_llaso.cli data build instruct --sources $4 --out $2/out --workers 2"
+if $build 2> "$5"; then exit 9; fi
+find "$2" -name '*.part' >> "$5"
+mount -o remount,size=64m "$2"
+$build
+cp -r "$2/out" "$6"
+"""
 
-    def limit() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (14_000, 14_000))
 
-    process = run("align", "--sources", str(file), "--out", str(out), preexec_fn=limit)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 2 and "File too large" in errors and "Traceback" not in errors
-    assert not list(out.rglob("*.part")) and not list(out.rglob(".*.part")) and not (out / "build.json").exists()
-    assert run("align", "--sources", str(file), "--out", str(out)).wait() == 0
-    assert rows_of(out)
+@pytest.mark.parametrize("size", ["64k", "1200k"], ids=["planning", "shards"])
+def test_full_disk(size: str, uninterrupted, tmp_path: Path):
+    """A disk really full, then made larger: a clear line, nothing half-written, and the same bytes in the end."""
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this system lets nobody mount a small disk")
+    arguments, expected = uninterrupted
+    (tmp_path / "disk").mkdir()
+    process = subprocess.run(
+        ["unshare", "-rm", "bash", "-c", FULL_DISK, "bash", size, str(tmp_path / "disk"), sys.executable, arguments[2],
+         str(tmp_path / "said"), str(tmp_path / "out")],
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    said = (tmp_path / "said").read_text()
+    assert said.startswith("llaso: error: ") and len(said.splitlines()) == 1
+    assert "the disk is full" in said and "the same command goes on" in said
+    assert digests(tmp_path / "out") == {name: value for name, value in expected.items() if name.startswith("data/")}
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------
