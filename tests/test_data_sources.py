@@ -133,6 +133,9 @@ def test_gigaspeech(tmp_path: Path):
         "no transcript": ["GigaSpeech.json: POD1_S3"],
         "a tag that is no punctuation mark": ["GigaSpeech.json: POD1_S4 (A <NEWTAG> B)"],
     }
+    text(tmp_path / "GigaSpeech.json", json.dumps({"audios": ["POD1"]}))
+    with pytest.raises(ValueError, match="gigaspeech: .*an entry is of another kind .string indices.*Expected"):
+        read("gigaspeech", tmp_path)
     del manifest["audios"][1]["path"]
     text(tmp_path / "GigaSpeech.json", json.dumps(manifest))
     with pytest.raises(ValueError, match="gigaspeech: .*an entry has no 'path'"):
@@ -539,19 +542,26 @@ def test_question_files_at_fault(tmp_path: Path):
         {"instruction": "Name.", "input": "a", "output": " "},
         "no object",
         {"instruction": "", "input": "Why?", "output": "So."},
+        {"instruction": "Count.", "input": "", "output": "0"},
+        {"instruction": "Count.", "input": "", "output": "1"},
     ]
     text(tmp_path / "a.json", json.dumps(rows))
-    text(tmp_path / "b.jsonl", json.dumps(rows[0]).encode() + b'\n{"instruction": "caf\xe9", "output": "x"}\n')
+    text(
+        tmp_path / "b.jsonl",
+        json.dumps({**rows[0], "output": 2}).encode() + b'\n{"instruction": "caf\xe9", "output": "x"}\n',
+    )
     text(tmp_path / "c.json.gz", b"\x1f\x8b")
     items, rejects = read("alpaca_dan", tmp_path)
     asked = [(i.id, i.facts[0].instruction, i.facts[0].input, i.facts[0].target) for i in items]
     assert asked == [
-        ("a-0000001", "Count.", "", "0"), ("a-0000005", "Why?", "", "So."), ("b-0000001", "Count.", "", "0")
+        ("a-0000001", "Count.", "", "0"), ("a-0000005", "Why?", "", "So."), ("a-0000007", "Count.", "", "1"),
+        ("b-0000001", "Count.", "", "2"),
     ]  # fmt: skip
     assert reasons(rejects) == {
         "question, input or answer is not text": ["a.json:2"],
         "no answer": ["a.json:3"],
         "not a JSON object": ["a.json:4"],
+        "question and answer of an earlier row": ["a.json:6"],
         "text is not UTF-8": ["b.jsonl:2"],
     }
     text(tmp_path / "b.jsonl", json.dumps({"prompt": "Hi", "completion": "Ho"}))

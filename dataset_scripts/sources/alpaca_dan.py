@@ -16,7 +16,7 @@ def read(root: Path) -> Iterator[Item | Reject]:
 SOURCE = Source(
     name="alpaca_dan",
     title="AlpacaDan",
-    license="see home page",
+    license="unknown",
     homepage="https://huggingface.co/datasets?search=AlpacaDan",
     tasks=("AQA",),
     layout="*.json or *.jsonl",

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .. import draw
 from ..tasks import CLOSED, NUMBER, TASKS
 
 OPEN_LICENSES = frozenset(
@@ -234,7 +235,7 @@ class Source:
 
         Raises:
             ValueError: the folder is missing or laid out otherwise (the message shows both layouts), or an entry of a
-            file lacks a field.
+            file lacks a field or is none.
         """
         if self.root is not None and (fault := self.layout_fault()):
             raise ValueError(fault)
@@ -247,9 +248,10 @@ class Source:
                 yield from (Reject(found.where or found.id, fault) for fault in faults if fault)
                 if good := tuple(fact for fact, fault in zip(found.facts, faults, strict=True) if not fault):
                     yield replace(found, facts=good)
-        except KeyError as error:
+        except (KeyError, TypeError, AttributeError) as error:
+            wrong = f"has no {error}" if isinstance(error, KeyError) else f"is of another kind ({error})"
             raise ValueError(
-                f"{self.name}: {self.root}: an entry has no {error}; is this another version of {self.title}? "
+                f"{self.name}: {self.root}: an entry {wrong}; is this another version of {self.title}? "
                 f"Expected\n{self.layout}"
             ) from error
 
@@ -436,12 +438,13 @@ def read_questions(
         root: the folder.
         pattern: which files to read.
         instruction, input, output: names of the fields; the input may be missing.
-        id: name of the id field; "" numbers the rows.
+        id: name of the id field, which then tells rows apart; "" numbers the rows, and sets repeated ones aside.
 
     Raises:
         ValueError: a file is broken, or its first row has no question or answer by these names.
     """
     files = sorted(file for file in root.glob(pattern) if file.suffix in (".json", ".jsonl", ".parquet"))
+    seen = set[int]()
     for file in files:
         numbered, checked = f"{file.stem}-" * (len(files) > 1), False
         for number, row in _rows(file):
@@ -453,8 +456,14 @@ def read_questions(
                     f"{file}:{number}: no field {instruction!r} or {output!r}; the row has {', '.join(row)}"
                 )
             checked = True
-            name = str(row.get(id) or "") or f"{numbered}{number:07d}"
-            yield question(name, f"{file}:{number}", row.get(instruction), row.get(input), row.get(output))
+            where, name = f"{file}:{number}", str(row.get(id) or "") or f"{numbered}{number:07d}"
+            found = question(name, where, row.get(instruction), row.get(input), row.get(output))
+            if isinstance(found, Item) and not id:
+                said = draw.integer(0, f"{found.sentence}\0{found.facts[0].target}", "question")
+                if said in seen:
+                    found = Reject(where, "question and answer of an earlier row")
+                seen.add(said)
+            yield found
 
 
 def question(id: str, where: str, instruction: Any, input: Any, output: Any) -> Item | Reject:

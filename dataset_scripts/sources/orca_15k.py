@@ -16,7 +16,7 @@ def read(root: Path) -> Iterator[Item | Reject]:
 SOURCE = Source(
     name="orca_15k",
     title="OrcaNo / orca_15k",
-    license="see home page",
+    license="unknown",
     homepage="https://huggingface.co/datasets?search=orca_15k",
     tasks=("AQA",),
     layout="*.json or *.jsonl",
