@@ -75,8 +75,11 @@ def batch_of(config: LlasoConfig, rows: int, seconds: float, device: str) -> dic
 
 def flops_of_a_row(model: LlasoForConditionalGeneration, row: dict[str, torch.Tensor], device: str) -> float:
     """FLOPs of one row's forward and backward pass, as its operators count them."""
+    chosen = model.config._attn_implementation
+    model.set_attn_implementation("eager")  # the counter knows no grouped queries in sdpa
     with FlopCounterMode(display=False) as counter:
         step(model, row, device).backward()
+    model.set_attn_implementation(chosen)
     model.zero_grad()
     return counter.get_total_flops()
 
