@@ -1,7 +1,7 @@
 """Reads the authors' released JSON into a corpus folder, row by row, without ever holding a file in memory.
 
-Each released file becomes parts beside the corpus and then a record, so that a run that is killed goes on from the
-files that are done; the corpus appears when all are.
+Each released file becomes parts beside the corpus and then a record, so that a run that is killed, or stopped by a
+broken file, goes on from the files that are done; the corpus appears when all are.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import card, corpus_folder, lengths
+from . import card, corpus_folder, lengths, locks
 from .clips import encode, read_recording, seconds, write_atomically
 from .release import (
     FOLDERS,
@@ -80,18 +80,30 @@ def import_release(
     if audio_root is not None and not audio_root.is_dir():
         raise ValueError(f"{audio_root}: there is no such folder of audio")
     files = _files(folder)
-    work = out / ".build" / "import"
-    asked = [corpus, str(audio_root), processor, rows_per_shard]
-    asked += [[name, file.stat().st_size, file.stat().st_mtime_ns] for name, file in files.items()]
-    _begin(out, work / "asked.json", json.dumps(asked))
-    reader = _Reader(corpus, audio_root, lengths.TokenCounter(processor) if processor else None)
+    reader = _Reader(corpus, audio_root, processor)
+    if (out / "build.json").exists():
+        raise ValueError(f"{out} holds a corpus already: choose another folder or delete it")
+    with locks.only_one(out):
+        return _import(files, out, reader, rows_per_shard, progress)
+
+
+def _import(
+    files: Mapping[str, Path], out: Path, reader: _Reader, rows_per_shard: int, progress: Callable[[int], None] | None
+) -> dict[str, Any]:
+    """`import_release`, while no other process writes to the folder."""
+    work, placing = out / ".build" / "import", out / ".build" / "import" / "placing.json"
+    asked = {name: reader.asked(file, rows_per_shard) for name, file in files.items()}
+    if (out / "data").exists() and not (placing.exists() and json.loads(placing.read_text()) == asked):
+        raise ValueError(f"{out} holds a corpus already, or part of one: choose another folder or delete it")
     records: list[dict[str, Any]] = []
     done = 0
-    for index, (name, file) in enumerate(files.items()):
-        record = work / f"{index:05d}.json"
-        if not record.exists():
-            _import_file(file, name, reader, _Parts(work, index, rows_per_shard), record, done, progress)
-        records.append(json.loads(record.read_text(encoding="utf-8")))
+    for name, file in files.items():
+        record = work / f"{sha256(name.encode()).hexdigest()[:16]}.json"
+        if not record.exists() or json.loads(record.read_text())["asked"] != asked[name]:
+            parts = _Parts(work, record.stem, rows_per_shard)
+            counted = _import_file(file, name, reader, parts, done, progress)
+            write_atomically(record, json.dumps({"asked": asked[name], **counted}).encode())
+        records.append(json.loads(record.read_text()))
         done += records[-1]["read"]
     rows, lasting, reasons = Counter[str](), Counter[str](), Counter[str]()
     sources: dict[str, dict[str, Any]] = {}
@@ -103,17 +115,18 @@ def import_release(
     if not rows:
         said = ", ".join(f"{count} × {reason}" for reason, count in reasons.most_common(3))
         shutil.rmtree(work)
-        raise ValueError(f"{folder}: no row can be used: {said or 'the files are empty'}")
+        raise ValueError(f"nothing to import, no row can be used: {said or 'the files are empty'}")
+    write_atomically(placing, json.dumps(asked).encode())
     _place(out, work, records)
     shards = corpus_folder.digests(out)
     summary = {
         "fingerprint": corpus_folder.content_of(shards),
-        "corpus": corpus,
+        "corpus": reader.corpus,
         "seed": 0,
         "speech": "the authors",
-        "processor": processor,
+        "processor": reader.processor,
         "sources": sources,
-        "manifest": audio_root is None,
+        "manifest": reader.root is None,
         "dropped": {},
         "held_back": {},
         "rows": rows.total(),
@@ -124,8 +137,8 @@ def import_release(
         "shards": shards,
     }
     with (work / "rejects.jsonl").open("wb") as listed:
-        for index in range(len(files)):
-            with (work / f"{index:05d}.rejects.jsonl").open("rb") as some:
+        for record in records:
+            with (work / record["rejects"]).open("rb") as some:
                 shutil.copyfileobj(some, listed)
     (work / "rejects.jsonl").replace(out / "rejects.jsonl")
     write_atomically(out / "README.md", card.write(summary, out).encode())
@@ -149,32 +162,20 @@ def _files(folder: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def _begin(out: Path, asked: Path, what: str) -> None:
-    """Make the work folder, or go on with the one that an import of the same files left."""
-    if asked.exists() and not (out / "build.json").exists():
-        if asked.read_text(encoding="utf-8") != what:
-            raise ValueError(f"{out} holds an unfinished import of other files: choose another folder or delete it")
-        return
-    if (out / "data").exists() or (out / "build.json").exists():
-        raise ValueError(f"{out} holds a corpus already: choose another folder or delete it")
-    write_atomically(asked, what.encode())
-
-
 def _import_file(
     file: Path,
     name: str,
     reader: _Reader,
     parts: _Parts,
-    record: Path,
     before: int,
     progress: Callable[[int], None] | None,
-) -> None:
-    """Read one file into parts and, when they are whole, its record."""
+) -> dict[str, Any]:
+    """Read one file into parts; gives its record."""
     rows, lasting, reasons = Counter[str](), Counter[str](), Counter[str]()
     sources: dict[str, str] = {}
     number = 0
     shape, found = _rows_of(file)
-    with parts, record.with_suffix(".rejects.jsonl").open("w", encoding="utf-8") as rejects:
+    with parts, parts.rejects.open("w", encoding="utf-8") as rejects:
         for number, released in found:
             row = reader.row(name, number, shape, released)
             if isinstance(row, str):
@@ -188,8 +189,8 @@ def _import_file(
                 sources[row["source"]] = row["license"]
             if progress and number % ROWS_AT_ONCE == 0:
                 progress(before + number)
-    entry = {"read": number, "rows": rows, "seconds": lasting, "reasons": reasons, "sources": sources}
-    write_atomically(record, json.dumps({**entry, "parts": parts.written}).encode())
+    counted = {"read": number, "rows": rows, "seconds": lasting, "reasons": reasons, "sources": sources}
+    return {**counted, "parts": parts.written, "rejects": parts.rejects.name}
 
 
 def _rows_of(file: Path) -> tuple[str, Iterator[tuple[int, dict[str, Any] | Reject]]]:
@@ -227,8 +228,14 @@ def _stem(name: str) -> str:
 class _Reader:
     """Turns released rows into rows of this schema."""
 
-    def __init__(self, corpus: str, audio_root: Path | None, length: lengths.TokenCounter | None) -> None:
-        self._corpus, self._root, self._length = corpus, audio_root, length
+    def __init__(self, corpus: str, audio_root: Path | None, processor: str) -> None:
+        self.corpus, self.root, self.processor = corpus, audio_root, processor
+        self._length = lengths.TokenCounter(processor) if processor else None
+
+    def asked(self, file: Path, rows_per_shard: int) -> list[Any]:
+        """What the rows of a file depend on: other values, other rows."""
+        stat = file.stat()
+        return [self.corpus, str(self.root), self.processor, rows_per_shard, stat.st_size, stat.st_mtime_ns]
 
     def row(self, name: str, number: int, shape: str, released: Mapping[str, Any] | Reject) -> dict[str, Any] | str:
         """Row `number` of the file `name`, or why it cannot be one."""
@@ -259,9 +266,9 @@ class _Reader:
         try:
             release = json.dumps({"file": name, "number": number, "shape": shape, "fields": fields})
             json.dumps(released, ensure_ascii=False).encode()
-            if self._root is not None:
+            if self.root is not None:
                 for clip in clips:
-                    clip["bytes"] = encode(read_recording(Recording(str(_audio(self._root, clip["path"])))))
+                    clip["bytes"] = encode(read_recording(Recording(str(_audio(self.root, clip["path"])))))
             heard = [clip["bytes"] for clip in clips if clip["bytes"]]
             counted = self._length(messages, [seconds(clip) for clip in heard]) if self._length and heard else 0
         except UnicodeEncodeError:
@@ -273,10 +280,10 @@ class _Reader:
         folder = PurePosixPath(name).parent.name
         return {
             "id": f"{PurePosixPath(name).with_suffix('')}/{number:08d}",
-            "corpus": self._corpus,
+            "corpus": self.corpus,
             "modality": FOLDERS.get(folder) or _modality(name, messages),
             "source": _stem(name),
-            "split": "test" if self._corpus == "eval" or PurePosixPath(name).stem.endswith("_test") else "train",
+            "split": "test" if self.corpus == "eval" or PurePosixPath(name).stem.endswith("_test") else "train",
             "messages": messages,
             "audio": clips,
             "target": turns[-1]["value"],
@@ -361,8 +368,9 @@ def _card(source: str, license: str) -> dict[str, Any]:
 class _Parts:
     """Parquet files of the rows of one released file, a series for each format, category and split."""
 
-    def __init__(self, work: Path, index: int, rows: int) -> None:
-        self._work, self._index, self._rows = work, index, rows
+    def __init__(self, work: Path, name: str, rows: int) -> None:
+        self._work, self._name, self._rows = work, name, rows
+        self.rejects = work / f"{name}.rejects.jsonl"
         self._waiting: dict[str, list[dict[str, Any]]] = {}
         self._open: dict[str, pq.ParquetWriter] = {}
         self._in_part: Counter[str] = Counter()
@@ -381,7 +389,7 @@ class _Parts:
     def _write(self, series: str) -> None:
         """Write a row group of what waits; close the part that is full."""
         if series not in self._open:
-            name = f"{self._index:05d}.{series}-{sum(known == series for known, _ in self.written):05d}.parquet"
+            name = f"{self._name}.{series}-{sum(known == series for known, _ in self.written):05d}.parquet"
             self.written.append((series, name))
             self._open[series] = self._close.enter_context(
                 pq.ParquetWriter(
@@ -399,6 +407,7 @@ class _Parts:
             self._in_part[series] = 0
 
     def __enter__(self) -> _Parts:
+        self._work.mkdir(parents=True, exist_ok=True)
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:

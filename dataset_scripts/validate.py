@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import card, checks, corpus_folder, draw, leakage, separation, validation_page
+from . import card, checks, corpus_folder, draw, leakage, locks, separation, validation_page
 from .clips import write_atomically
 from .schema import FEATURES
 from .tasks import TASKS
@@ -66,6 +66,15 @@ def validate(
     """
     if examples < 0:
         raise ValueError(f"{examples} examples: give 0 or more")
+    corpus_folder.shard_files(folder)
+    with locks.only_one(folder):
+        return _validate(folder, against, set_aside, _Tally(examples, seed), progress)
+
+
+def _validate(
+    folder: Path, against: Sequence[Path], set_aside: bool, tally: _Tally, progress: Callable[[int, int], None] | None
+) -> dict[str, Any]:
+    """`validate`, while no other process changes the folder."""
     moves = _Moves(folder)
     moves.finish()  # what a killed run had decided
     files = corpus_folder.shard_files(folder)
@@ -81,7 +90,7 @@ def validate(
             raise ValueError(f"{other} is the corpus itself: name others after --against")
         apart.compare(other.resolve().name, ((row["split"], found) for row, found in _keyed(other)))
     total = sum(pq.read_metadata(file).num_rows for file in files)
-    tally, listing, keys = _Tally(examples, seed), _Listing(folder, moves), separation.KeyReader(folder)
+    listing, keys = _Listing(folder, moves), separation.KeyReader(folder)
     for file in files:
         name, bad = corpus_folder.shard_name(file), set()
         for index, row in _rows(file):

@@ -203,7 +203,9 @@ def listed(folder: Path) -> list[dict]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+    """All files but the lock, in which its last holder stands."""
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != "lock")
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
 def test_a_good_corpus_is_good(corpus: Path):
@@ -553,6 +555,19 @@ def test_a_killed_run_leaves_the_corpus_as_it_was(corpus: Path, tmp_path: Path, 
     validate(corpus)
     validate(twin)
     assert contents(corpus) == contents(twin)
+
+
+def test_two_at_once(corpus: Path, tmp_path: Path):
+    """The second says who is at work, and touches nothing."""
+    wait = "import sys, time; from pathlib import Path; from dataset_scripts import locks\n" \
+        "with locks.only_one(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"  # fmt: skip
+    with subprocess.Popen([sys.executable, "-c", wait, str(corpus)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout and other.stdout.readline() == "held\n"
+        before = contents(corpus)
+        with pytest.raises(ValueError, match=f"by process {other.pid}"):
+            validate(corpus)
+        assert contents(corpus) == before
+        other.kill()
 
 
 def test_a_disk_that_is_full_while_rows_are_taken_out(corpus: Path, monkeypatch: pytest.MonkeyPatch):
