@@ -137,8 +137,8 @@ def _import(
         "shards": shards,
     }
     with (work / "rejects.jsonl").open("wb") as listed:
-        for record in records:
-            with (work / record["rejects"]).open("rb") as some:
+        for each in records:
+            with (work / each["rejects"]).open("rb") as some:
                 shutil.copyfileobj(some, listed)
     (work / "rejects.jsonl").replace(out / "rejects.jsonl")
     write_atomically(out / "README.md", card.write(summary, out).encode())
