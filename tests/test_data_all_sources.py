@@ -216,5 +216,6 @@ def test_nothing_is_set_aside(built: dict[str, Path]):
     for folder in built.values():
         summary = json.loads((folder / "build.json").read_text())
         assert summary["rejects"] == {} and json.loads((folder / "leakage.json").read_text())["clean"]
+        assert main(["data", "validate", str(folder)]) == 0
     terms = {name: source["redistributable"] for name, source in summary["sources"].items()}
     assert terms == {name: base.load(name).redistributable for name in terms} and len(set(terms.values())) == 2
