@@ -88,11 +88,14 @@ def read(path: Path) -> SourcesFile:
     """Read a sources file, and look into every folder it names.
 
     Raises:
-        ValueError: it is not YAML, names an unknown source, option or setting, gives one a value of another type, or
-        a folder is missing, laid out otherwise or named twice. The message names the nearest that is known.
+        ValueError: it is missing or not YAML, names an unknown source, option or setting (the message says the
+        nearest that is known), gives one a value of another type, or a folder is missing, laid out otherwise or named
+        twice.
     """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError as error:
+        raise ValueError(f"no sources file {path}: `llaso data sources` prints one to fill in") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("sources"), dict) or not content["sources"]:

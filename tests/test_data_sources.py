@@ -646,8 +646,12 @@ def test_another_layout_is_named(name: str, tmp_path: Path):
         read(name, tmp_path)
     source = base.load(name)
     assert source.layout in str(error.value) and "something_else.txt" in str(error.value) and name in str(error.value)
+    assert "name that folder" not in str(error.value)
     with pytest.raises(ValueError, match="no such folder"):
         read(name, tmp_path / "nowhere")
+    lay_out(name, tmp_path / "unpacked")
+    with pytest.raises(ValueError, match=f"{tmp_path}/unpacked is laid out so: name that folder"):
+        read(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["cremad", "dolly", "speechocean762"])
@@ -766,6 +770,11 @@ def test_sources_file(tmp_path: Path):
     assert chosen.sources[1].options == {"held_out": "theo"} and chosen.settings == {"eval_rows": 7}
     text(tmp_path / "s.yaml", "sources: {dolly: dolly}\nprocessor: dolly\nmax_seconds: 20\n")
     assert sources_file.read(tmp_path / "s.yaml").settings == {"processor": str(tmp_path / "dolly"), "max_seconds": 20}
+
+
+def test_a_missing_sources_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["data", "plan", "align", "--sources", str(tmp_path / "s.yaml")]) == 2
+    assert f"no sources file {tmp_path}/s.yaml: `llaso data sources` prints one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -276,23 +276,25 @@ class Source:
         assert self.root is not None
         if not self.root.is_dir():
             return f"{self.name}: no such folder: {self.root}. Expected {self.title}, laid out as\n{self.layout}"
-        matched = {
-            need: next((path for way in need.split("|") for path in self.root.glob(way)), None) for need in self.needs
-        }
-        missing = [need for need, path in matched.items() if path is None]
+        matched = self._matched(self.root)
+        missing = [need.replace("|", " or ") for need, path in matched.items() if path is None]
         if not missing:
-            pointers = [str(path) for path in matched.values() if path and _is_lfs_pointer(path)]
-            return (
-                f"{self.name}: {pointers[0]} is a Git LFS pointer, not the file: run `git lfs pull`"
-                if pointers
-                else ""
-            )
-        found = sorted(path.name + "/" * path.is_dir() for path in itertools.islice(self.root.iterdir(), 12))
+            pointer = next((path for path in matched.values() if path and _is_lfs_pointer(path)), None)
+            return f"{self.name}: {pointer} is a Git LFS pointer, not the file: run `git lfs pull`" if pointer else ""
+        some = sorted(itertools.islice(self.root.iterdir(), 12))
+        found = ", ".join(path.name + "/" * path.is_dir() for path in some) or "an empty folder"
+        fitting = next((path for path in some if path.is_dir() and all(self._matched(path).values())), None)
         return (
-            f"{self.name}: {self.root} has another layout: nothing matches "
-            f"{', '.join(need.replace('|', ' or ') for need in missing)}.\n"
-            f"Expected {self.title}, laid out as\n{self.layout}\nFound: {', '.join(found) or 'an empty folder'}"
+            f"{self.name}: {self.root} has another layout: nothing matches {', '.join(missing)}.\n"
+            f"Expected {self.title}, laid out as\n{self.layout}\nFound: {found}"
+            + (f"\n{fitting} is laid out so: name that folder" if fitting else "")
         )
+
+    def _matched(self, folder: Path) -> dict[str, Path | None]:
+        """For each of `needs`, something below a folder that matches it, or None."""
+        return {
+            need: next((path for way in need.split("|") for path in folder.glob(way)), None) for need in self.needs
+        }
 
 
 def _is_lfs_pointer(path: Path) -> bool:
