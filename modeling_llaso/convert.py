@@ -371,11 +371,8 @@ def new_model(
         The model and its processor. New rows of the embeddings are the mean of the old, as released.
     """
     language_model = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype)
-    tokenizer = AutoTokenizer.from_pretrained(llm)
-    known = len(tokenizer)
-    add_audio_tokens(tokenizer)
-    extractor = WhisperFeatureExtractor.from_pretrained(encoder)
-    processor = LlasoProcessor(extractor, tokenizer, audio_padding=audio_padding, projector_stride=projector_stride)
+    known = len(AutoTokenizer.from_pretrained(llm))
+    processor = new_processor(encoder, llm, audio_padding=audio_padding, projector_stride=projector_stride)
     grow_embeddings(language_model, known, processor.audio_token_id)
 
     whisper_config = AutoConfig.from_pretrained(encoder)
@@ -406,6 +403,16 @@ def new_model(
     if projector is not None:
         load_projector(model, projector)
     return model.eval(), processor
+
+
+def new_processor(
+    encoder: str | Path, llm: str | Path, *, audio_padding: str = "full", projector_stride: int = 1
+) -> LlasoProcessor:
+    """The processor of an untrained LLaSO: the LLM's tokenizer with audio's tokens, the Whisper's log-mel."""
+    tokenizer = AutoTokenizer.from_pretrained(llm)
+    add_audio_tokens(tokenizer)
+    extractor = WhisperFeatureExtractor.from_pretrained(encoder)
+    return LlasoProcessor(extractor, tokenizer, audio_padding=audio_padding, projector_stride=projector_stride)
 
 
 def grow_embeddings(language_model, known: int, rows: int) -> None:

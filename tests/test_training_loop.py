@@ -490,7 +490,7 @@ def test_both_stages_from_one_command_each(root, capsys):
         train(first, {"optimizer.max_steps": 4, "optimizer.learning_rate": 0.1})
 
     second = tiny_recipe(root, "stage2", train=["projector", "llm"], lora={"rank": 2})
-    second["model"] = {"checkpoint": str(out), "audio_padding": "trim"}
+    second["model"] = {"checkpoint": str(out)}  # whose audio_padding it keeps
     done = train(second, {"optimizer.max_steps": 2, "data.tasks": "IP"})
     assert done.wer is not None
     names = json.loads((Path(done.out) / "config.json").read_text())
@@ -526,5 +526,13 @@ def test_data_mistakes_are_named(root, tmp_path):
     pq.write_table(pa.table({"id": ["a"], "text": ["b"]}), tmp_path / "data" / "train-0.parquet")
     with pytest.raises(ValueError, match="no column task, modality, messages, audio"):
         open_corpus(load_recipe(recipe, [f"data.path={tmp_path}"]).data, 0)
+    strided = load_recipe(recipe, ["model.projector_stride=2"])
+    model, processor = open_model(strided)
+    model.save_pretrained(tmp_path / "strided")
+    processor.save_pretrained(tmp_path / "strided")
+    again = load_recipe(recipe, [f"model.checkpoint={tmp_path / 'strided'}", "model.audio_padding=null"])
+    assert [part.audio_padding for part in (open_model(again)[0].config, open_model(again)[1])] == ["trim", "trim"]
+    with pytest.raises(ValueError, match="model.projector_stride is 3, but the projector of .* was made with 2"):
+        open_model(load_recipe(again, ["model.projector_stride=3"]))
     with pytest.raises(ValueError, match="is a whisper model, not a LLaSO one"):
         open_model(load_recipe(recipe, [f"model.checkpoint={root / 'encoder'}"]))

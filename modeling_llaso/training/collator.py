@@ -17,8 +17,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from ..processing_llaso import LlasoProcessor
-from .data import Row, clip_bytes, log_mels
+from .data import clip_bytes, log_mels
 from .encoder_cache import EncoderCache, clip_key, stack_windows
+from .lengths import Row, clean_messages
 
 logger = logging.getLogger(__name__)
 
@@ -195,17 +196,3 @@ def pad(examples: Sequence[Example], pad_token_id: int, keep_windows: bool = Fal
         return batch | {"windows": windows, "windows_encoded": encoded}
     features, mask = stack_windows(windows)
     return batch | {"input_features": features, "input_features_mask": mask}
-
-
-def clean_messages(row: Row) -> list[dict[str, Any]]:
-    """A row's messages without the empty fields that a table's fixed columns leave."""
-    return [
-        {
-            "role": message["role"],
-            "content": [
-                {"type": "audio"} if part["type"] == "audio" else {"type": "text", "text": part["text"] or ""}
-                for part in message["content"]
-            ],
-        }
-        for message in row["messages"]
-    ]

@@ -31,9 +31,9 @@ class ModelChoice:
     llm: str | None = None  # causal LM folder or Hub id
     checkpoint: str | None = None  # LLaSO folder or Hub id; encoder and llm are then not read
     revision: str | None = None  # of the checkpoint, where it lies on the Hub
-    audio_padding: Literal["full", "trim"] = "full"
-    projector_stride: int = 1  # encoder vectors (20 ms each) that become one token, of a new model
-    projector_pooling: Literal["average", "concatenate"] = "average"  # how they do
+    audio_padding: Literal["full", "trim"] | None = None  # unset: the checkpoint's own; of a new model, full
+    projector_stride: int | None = None  # encoder vectors (20 ms each) that become one token; unset likewise, or 1
+    projector_pooling: Literal["average", "concatenate"] | None = None  # how they do; unset likewise, or average
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ class DataChoice:
     max_length: int = 2048  # tokens of text; a longer row is cut, its audio never is
     bad_rows: Literal["stop", "skip"] = "stop"  # an unreadable row ends the run, or is left out and counted
     rows: int = 0  # what the corpus holds, for --dry-run where it is not at hand
-    tokens_per_row: int = 0  # likewise, the mean after audio expansion
+    seconds_per_row: float = 0.0  # likewise, the mean of its audio
+    text_tokens_per_row: int = 0  # likewise, the mean of what is not audio
 
 
 @dataclass(frozen=True)
@@ -319,7 +320,7 @@ def _value(hint: Any, value: Any, where: str, name: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, where, f"{name}.")
     origin, choices = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):
         if value is None:
             return None
         return _value(next(choice for choice in choices if choice is not types.NoneType), value, where, name)

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,20 +23,18 @@ import torch
 
 from ..processing_llaso import LlasoProcessor
 from .config import DataChoice
+from .lengths import COMPARED, Row, length_rule, lengths_of
 from .plan import BatchRule, shuffled_windows, stream_windows
 
 logger = logging.getLogger(__name__)
 
-Row = dict[str, Any]
 Windows = Callable[[int], Iterator[list[tuple[Any, int]]]]
 """From an epoch to its windows of `(row or row number, length)`."""
 
-NEEDED = ("id", "task", "modality", "messages", "audio")
+NEEDED = ("id", "task", "modality", "messages", "audio", "target")
 """Columns without which a row cannot be learned from."""
-KEPT = (*NEEDED, "target", "duration", "length")
+KEPT = (*NEEDED, "duration", "length")
 """Columns that are read; the others stay on disk."""
-FRAMES_PER_SECOND, CHARACTERS_PER_TOKEN = 50, 4
-"""Whisper's frames, and a usual tokenizer's text: they estimate a row's length where no `length` is given."""
 
 
 @dataclass
@@ -61,6 +59,7 @@ class StreamedCorpus:
     """A corpus read from its beginning while training, shuffled in a buffer."""
 
     stream: datasets.IterableDataset
+    length_of: Callable[[Row], int]
     buffer: int = 1000
 
     def __getitem__(self, row: Row) -> Row:
@@ -75,14 +74,21 @@ class StreamedCorpus:
             shuffled.set_epoch(epoch)
             return shuffled
 
-        return stream_windows(stream, row_length, rule)
+        return stream_windows(stream, self.length_of, rule)
 
 
 Corpus = NumberedCorpus | StreamedCorpus
 
 
-def open_corpus(choice: DataChoice, seed: int) -> Corpus:
+def open_corpus(choice: DataChoice, seed: int, processor: LlasoProcessor | None = None, workers: int = 0) -> Corpus:
     """The training rows of a recipe.
+
+    Args:
+        choice: the recipe's data section.
+        seed: of the run.
+        processor: of the model that is to read them: tells their lengths. Without one, `length` is believed, and
+            estimated where it is missing.
+        workers: processes that count lengths, where a corpus does not have them.
 
     Raises:
         ValueError: a column is missing, or no row passes the recipe's filters.
@@ -93,13 +99,16 @@ def open_corpus(choice: DataChoice, seed: int) -> Corpus:
         stream = _load(choice.path, choice, choice.split, streaming=True)
         if admit is not None:
             stream = stream.filter(admit, input_columns=["task", "modality"])
+        length_of = length_rule(stream.take(COMPARED), processor, choice.path)
         if choice.text_path:
             text = _load(choice.text_path, choice, choice.split, streaming=True, config="default")
+            text_length = length_rule(text.take(COMPARED), processor, choice.text_path)
             shares = [1 - choice.text_share, choice.text_share]
             stream = datasets.interleave_datasets(
                 [stream, text], shares, seed=seed, stopping_strategy="first_exhausted"
             )
-        return StreamedCorpus(stream)
+            return StreamedCorpus(stream, lambda row: (length_of if row["audio"] else text_length)(row))
+        return StreamedCorpus(stream, length_of)
 
     table = _admitted(_load(choice.path, choice, choice.split), admit, choice)
     audio_rows, text_drawn = len(table), 0
@@ -107,7 +116,7 @@ def open_corpus(choice: DataChoice, seed: int) -> Corpus:
         text = _load(choice.text_path, choice, choice.split, config="default")
         text_drawn = min(len(text), round(audio_rows * choice.text_share / (1 - choice.text_share)))
         table = datasets.concatenate_datasets([table, text.cast(table.features)])
-    return NumberedCorpus(table, _lengths(table), audio_rows, text_drawn)
+    return NumberedCorpus(table, lengths_of(table, processor, choice.path, workers), audio_rows, text_drawn)
 
 
 def open_held_out(choice: DataChoice, task: str, rows: int) -> list[Row]:
@@ -124,14 +133,6 @@ def open_held_out(choice: DataChoice, task: str, rows: int) -> list[Row]:
         (hashlib.sha256(key.encode()).digest(), number) for number, (key, code) in numbered if code == task
     )
     return [table[number] for _, number in chosen[:rows]]
-
-
-def row_length(row: Row) -> int:
-    """Tokens of a row after audio expansion: its `length`, or an estimate where none is given."""
-    if row.get("length"):
-        return int(row["length"])
-    characters = sum(len(part["text"] or "") for message in row["messages"] for part in message["content"])
-    return max(1, int((row.get("duration") or 0) * FRAMES_PER_SECOND) + characters // CHARACTERS_PER_TOKEN)
 
 
 def clip_bytes(clip: dict[str, Any]) -> bytes:
@@ -251,19 +252,3 @@ def _admitted(
             f"{', '.join(sorted({f'{task} ({modality})' for task, modality in pairs}))}"
         )
     return table.select(numbers)
-
-
-def _lengths(table: datasets.Dataset) -> np.ndarray:
-    """Expanded length of every row, read from the cheap columns alone."""
-    if "length" in table.column_names:
-        lengths = np.asarray(table["length"], dtype=np.int64)
-        if lengths.min() > 0:
-            return lengths
-    cheap = table.select_columns([name for name in ("messages", "duration", "length") if name in table.column_names])
-    return np.fromiter((row_length(row) for row in _rows(cheap)), dtype=np.int64, count=len(table))
-
-
-def _rows(table: datasets.Dataset) -> Iterable[Row]:
-    for batch in table.iter(batch_size=1000):
-        for values in zip(*batch.values(), strict=True):
-            yield dict(zip(batch, values, strict=True))

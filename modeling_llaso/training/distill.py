@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ..modeling_llaso import LlasoForConditionalGeneration
-from .collator import RowEncoder, clean_messages
-from .data import Row
+from .collator import RowEncoder
+from .lengths import Row, clean_messages
 from .parts import cast_frozen
 
 TRANSCRIBED = ("ASR",)

@@ -1,24 +1,40 @@
 """What a recipe would cost, without weights, data or network: parameters, steps, tokens, memory, arithmetic.
 
-The network is built on the meta device, so its counts are exact; rows and lengths are read where the corpus is at
-hand and taken from the recipe where it is not; memory and FLOPs are estimates, whose formulas stand beside them.
+The network has shapes and no numbers. One micro-batch of mean rows goes through it forward and backward, and every
+operator's products and every tensor's bytes are counted (`ledger.py`); rows and lengths are read where the corpus is
+at hand and taken from the recipe where it is not.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, PreTrainedConfig
 
-from ..configuration_llaso import LLAMA_3_2_3B, WHISPER_LARGE_V3, LlasoConfig
+from ..configuration_llaso import LLAMA_3_2_3B, WHISPER_LARGE_V3, LlasoConfig, count_audio_tokens
+from ..convert import new_processor
 from ..modeling_llaso import LlasoForConditionalGeneration
+from ..processing_llaso import LlasoProcessor
 from .config import Recipe, load_recipe
 from .data import NumberedCorpus, open_corpus
-from .parts import PartReport, add_lora, describe_parts, freeze_all_but, hold_frozen_in, report_parts
+from .ledger import ENCODER, BatchShape, Ledger, weigh_micro_batch
+from .parts import (
+    PartReport,
+    add_lora,
+    describe_parts,
+    freeze_all_but,
+    hold_frozen_in,
+    keep_frozen,
+    report_parts,
+)
 from .plan import padding_share, steps_per_epoch
 from .train import batch_rule
 
@@ -26,11 +42,33 @@ KNOWN_ENCODERS = {"openai/whisper-large-v3": WHISPER_LARGE_V3}
 KNOWN_LLMS = {"meta-llama/Llama-3.2-3B-Instruct": LLAMA_3_2_3B}
 """Backbones whose sizes are known here, so that the released recipes need no download to be weighed."""
 
-ANSWER_SHARE = 0.05
-"""Of a row's tokens, those that are answers, where no corpus says: it sizes the logits."""
+ANSWER_SHARE = 0.4
+"""Of a row's text, the answer: it sizes the logits."""
 BYTES_GRADIENT, BYTES_ADAM = 4, 8
 """Float32 gradients; Adam's two moments."""
+FRAMES_PER_SECOND = 100
 GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A corpus in the mean.
+
+    Attributes:
+        count: rows of an epoch.
+        text: tokens of a row that are not audio.
+        windows: of audio in a row.
+        frames: mel frames of a window.
+        padding: share of what the LLM computes that is padding; None where no corpus is at hand.
+        steps: optimizer steps of an epoch.
+    """
+
+    count: int
+    text: float
+    windows: float
+    frames: int
+    padding: float | None
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -41,12 +79,11 @@ class Estimate:
         parts: of the network, trainable or not.
         rows: of the corpus.
         tokens: of one epoch, after audio expansion, padding left out.
-        padding: share of what is computed that is padding; None where no corpus is at hand.
+        padding: share of what the LLM computes that is padding; None where no corpus is at hand.
         steps: of the run.
         batch: rows of one step, all processes together.
-        memory: bytes on one device by purpose, unsharded.
-        flops: of the whole run.
-        measured: whether rows and tokens were read from the corpus.
+        memory: bytes on one device by purpose, unsharded, when most are held.
+        flops: of the whole run, padding left out.
     """
 
     parts: list[PartReport]
@@ -57,7 +94,11 @@ class Estimate:
     batch: int
     memory: dict[str, float]
     flops: float
-    measured: bool
+
+    @property
+    def measured(self) -> bool:
+        """Whether rows and tokens were read from the corpus."""
+        return self.padding is not None
 
     def lines(self) -> list[str]:
         """As `llaso train --dry-run` prints it."""
@@ -68,12 +109,12 @@ class Estimate:
         lines.append(f"rows            {self.rows:,} ({source})")
         lines.append(f"tokens          {self.tokens:,} an epoch, {self.tokens / max(1, self.rows):,.0f} a row")
         if self.padding is not None:
-            lines.append(f"padding         {self.padding:.1%} of what is computed")
+            lines.append(f"padding         {self.padding:.1%} of what the LLM computes")
         lines.append(f"effective batch {self.batch:,} rows")
         lines.append(f"steps           {self.steps:,}")
         lines.append(f"arithmetic      {self.flops:.3g} FLOP (estimate)")
         lines.append(f"memory          {sum(self.memory.values()) / GIB:.1f} GiB a device, unsharded (estimate):")
-        lines += [f"                {size / GIB:8.1f} GiB {purpose}" for purpose, size in self.memory.items()]
+        lines += [f"                {size / GIB:8.2f} GiB {purpose}" for purpose, size in self.memory.items() if size]
         return lines
 
 
@@ -84,47 +125,102 @@ def dry_run(recipe: str | Path | Recipe, overrides: Iterable[str] = ()) -> Estim
         ValueError: a mistake in the recipe, or a backbone whose sizes are neither known nor on this disk.
     """
     settings = load_recipe(recipe, overrides)
-    with torch.device("meta"):
-        model = LlasoForConditionalGeneration(config_of(settings))
-        freeze_all_but(model, settings.train)
-        if settings.lora.rank:
-            add_lora(model, settings.lora)
-    if settings.compute.frozen_weights == "bf16":
-        hold_frozen_in(model, torch.bfloat16)
-    parts = report_parts(model)
-
+    config = config_of(settings)
     world = int(os.environ.get("WORLD_SIZE", 1))
-    rule = batch_rule(settings, world)
-    padding, measured = None, Path(settings.data.path).exists() and not settings.data.streaming
-    if measured:
-        corpus = open_corpus(settings.data, settings.seed)
-        assert isinstance(corpus, NumberedCorpus)
-        windows = corpus.windows(rule, settings.seed)
-        epoch_steps = steps_per_epoch(windows, rule, settings.seed)
-        lengths = [window for window in windows(0)]
-        rows, tokens = sum(map(len, lengths)), sum(length for window in lengths for _, length in window)
-        padding = padding_share(rule.epoch(windows(0), settings.seed, 0))
-    else:
-        rows, tokens = settings.data.rows, settings.data.rows * settings.data.tokens_per_row
-        if not rows or not tokens:
-            raise ValueError(
-                f"{settings.data.path} is not at hand; say what it holds with data.rows and data.tokens_per_row"
-            )
-        epoch_steps = -(-rows // (settings.batch.per_device * rule.parallel))
-    steps = settings.optimizer.max_steps or max(1, round(settings.optimizer.epochs * epoch_steps))
-    per_row = tokens / rows
-    seen = steps * settings.batch.per_device * rule.parallel * per_row
+    rows = rows_of(settings, config, world)
+    steps = settings.optimizer.max_steps or max(1, round(settings.optimizer.epochs * rows.steps))
+    a_row = rows.text + rows.windows * count_audio_tokens(rows.frames, config.projector_stride)
+    at_once = settings.batch.per_device
+    if settings.batch.max_tokens:
+        at_once = max(1, min(at_once, int(settings.batch.max_tokens // a_row)))
+    text = round(rows.text)
+    shape = BatchShape(at_once, text, max(1, round(ANSWER_SHARE * text)), round(at_once * rows.windows), rows.frames)
+    parts, ledger = weigh(settings, config, shape)
+
+    batch = at_once * settings.batch.accumulation * world
+    seen = steps * batch
+    encoded = seen if settings.encoder_cache_folder is None else min(seen, rows.count)
+    flops = dict(ledger.flops)
+    encoder_flops = flops.pop(ENCODER, 0)
+    trainable = sum(part.trainable for part in parts)
+    llm = next(part for part in parts if part.name == "llm")
+    teaches = settings.optimizer.distill_weight > 0 and llm.trainable > 0  # a copy does; a frozen LLM itself does
+    teacher_width = 2 if settings.compute.frozen_weights == "bf16" else 4
     return Estimate(
         parts=parts,
-        rows=rows,
-        tokens=tokens,
-        padding=padding,
+        rows=rows.count,
+        tokens=round(rows.count * a_row),
+        padding=rows.padding,
         steps=steps,
-        batch=settings.batch.per_device * rule.parallel,
-        memory=_memory(model, parts, settings, settings.batch.per_device * per_row),
-        flops=seen * flops_per_token(model, parts, per_row, settings.compute.gradient_checkpointing),
-        measured=measured,
+        batch=batch,
+        memory={
+            "weights": sum(part.weight_bytes for part in parts),
+            "gradients": BYTES_GRADIENT * trainable,
+            "Adam's moments": BYTES_ADAM * trainable,
+            "the teacher's weights": teacher_width * llm.parameters if teaches else 0,
+            **ledger.peak,
+        },
+        flops=(seen * sum(flops.values()) + encoded * encoder_flops) / at_once,
     )
+
+
+def weigh(recipe: Recipe, config: LlasoConfig, shape: BatchShape) -> tuple[list[PartReport], Ledger]:
+    """The recipe's network made of shapes: what its parts do, and what one micro-batch costs."""
+    with torch.device("meta"):
+        model = LlasoForConditionalGeneration(config)
+        frozen = freeze_all_but(model, recipe.train)
+        if recipe.lora.rank:
+            add_lora(model, recipe.lora)
+    if recipe.compute.frozen_weights == "bf16":
+        hold_frozen_in(model, torch.bfloat16)
+    if recipe.compute.attention == "eager":  # the others keep as little as PyTorch's own
+        model.set_attn_implementation("eager")
+    model.train()
+    if recipe.compute.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    keep_frozen(frozen, model)
+    parts = report_parts(model)
+    with FakeTensorMode():
+        _onto_fake_cpu(model)
+        ledger = weigh_micro_batch(model, shape, recipe.compute.precision == "bf16", recipe.compute.answer_only_logits)
+    return parts, ledger
+
+
+def rows_of(recipe: Recipe, config: LlasoConfig, world: int) -> Rows:
+    """The recipe's corpus in the mean, read where it is at hand.
+
+    Raises:
+        ValueError: it is not at hand, and the recipe does not say what it holds.
+    """
+    data, full = recipe.data, config.audio_padding == "full"
+    rule = batch_rule(recipe, world)
+    if Path(data.path).exists() and not data.streaming:
+        corpus = open_corpus(data, recipe.seed, _processor_at_hand(recipe, config), recipe.compute.workers)
+        assert isinstance(corpus, NumberedCorpus)
+        windows = corpus.windows(rule, recipe.seed)
+        lengths = [length for window in windows(0) for _, length in window]
+        seconds = np.asarray([duration or 0.0 for duration in corpus.table["duration"]])
+        cut = np.ceil(seconds * FRAMES_PER_SECOND / config.max_frames)
+        frames = config.max_frames if full else round(FRAMES_PER_SECOND * seconds.sum() / max(1, cut.sum()))
+        audio = cut.mean() * count_audio_tokens(frames, config.projector_stride)
+        return Rows(
+            count=len(lengths),
+            text=max(1.0, float(np.mean(lengths) - audio)),
+            windows=float(cut.mean()),
+            frames=frames,
+            padding=padding_share(rule.epoch(windows(0), recipe.seed, 0)),
+            steps=steps_per_epoch(windows, rule, recipe.seed),
+        )
+    if not data.rows or not data.text_tokens_per_row:
+        raise ValueError(
+            f"{data.path} is not at hand; say what it holds with data.rows, data.seconds_per_row and "
+            "data.text_tokens_per_row"
+        )
+    of_a_row = data.seconds_per_row * FRAMES_PER_SECOND
+    clips = math.ceil(of_a_row / config.max_frames)
+    frames = config.max_frames if full else round(of_a_row / max(1, clips))
+    steps = math.ceil(data.rows / (recipe.batch.per_device * rule.parallel))
+    return Rows(data.rows, data.text_tokens_per_row, clips, frames, None, steps)
 
 
 def config_of(recipe: Recipe) -> LlasoConfig:
@@ -136,7 +232,7 @@ def config_of(recipe: Recipe) -> LlasoConfig:
     choice = recipe.model
     if choice.checkpoint and (Path(choice.checkpoint) / "config.json").exists():
         config = LlasoConfig.from_pretrained(choice.checkpoint)
-        config.audio_padding = choice.audio_padding
+        config.audio_padding = choice.audio_padding or config.audio_padding
         return config
     audio, text = _sizes(choice.encoder, KNOWN_ENCODERS), _sizes(choice.llm, KNOWN_LLMS)
     if audio is None or text is None:
@@ -145,60 +241,49 @@ def config_of(recipe: Recipe) -> LlasoConfig:
             f"{choice.checkpoint}, {choice.encoder}, {choice.llm}), or one of "
             f"{', '.join([*KNOWN_ENCODERS, *KNOWN_LLMS])}"
         )
+    if (
+        Path(str(choice.encoder)).is_dir() and Path(str(choice.llm)).is_dir()
+    ):  # audio's tokens make the vocabulary grow
+        placeholder = new_processor(str(choice.encoder), str(choice.llm)).audio_token_id
+        text = text | {"vocab_size": max(placeholder, text["vocab_size"])}
     return LlasoConfig(
         audio_config=audio,
         text_config=text,
         audio_token_id=text["vocab_size"],
-        audio_padding=choice.audio_padding,
-        projector_stride=choice.projector_stride,
-        projector_pooling=choice.projector_pooling,
+        audio_padding=choice.audio_padding or "full",
+        projector_stride=choice.projector_stride or 1,
+        projector_pooling=choice.projector_pooling or "average",
     )
 
 
-def flops_per_token(
-    model: LlasoForConditionalGeneration, parts: list[PartReport], row_tokens: float, checkpointing: bool
-) -> float:
-    """FLOPs that one token of a row costs in training.
-
-    Two a weight and token forward, two more backward for the gradient of a part's input, two more for that of its
-    weights, two more where checkpointing computes the forward pass again; and attention's own products. An encoder
-    works on one position a token (its convolutions apart), which holds for a projector stride of 1.
-    """
-    text, audio = model.config.text_config, model.config.audio_config
-    by_name = {part.name: part for part in parts}
-    embedding = text.vocab_size * text.hidden_size
-
-    def passes(part: PartReport) -> int:
-        return 2 + (2 + 2 * checkpointing if part.graph else 0) + (2 if part.trainable else 0)
-
-    llm, encoder, projector = by_name["llm"], by_name["encoder"], by_name["projector"]
-    flops = passes(llm) * (llm.parameters - embedding) + passes(projector) * projector.parameters
-    flops += passes(encoder) * encoder.parameters
-    flops += passes(llm) * text.num_hidden_layers * 2 * row_tokens * text.hidden_size
-    positions = audio.max_source_positions if model.config.audio_padding == "full" else row_tokens
-    return flops + passes(encoder) * audio.encoder_layers * 2 * positions * audio.d_model
+def _processor_at_hand(recipe: Recipe, config: LlasoConfig) -> LlasoProcessor | None:
+    """What counts the corpus's tokens, from folders on this disk; None where there are none."""
+    choice = recipe.model
+    if choice.checkpoint and (Path(choice.checkpoint) / "processor_config.json").exists():
+        processor = LlasoProcessor.from_pretrained(choice.checkpoint)
+        processor.audio_padding = config.audio_padding
+        return processor
+    if choice.encoder and choice.llm and Path(choice.encoder).is_dir() and Path(choice.llm).is_dir():
+        return new_processor(
+            choice.encoder,
+            choice.llm,
+            audio_padding=config.audio_padding,
+            projector_stride=config.projector_stride,
+        )
+    return None
 
 
-def _memory(
-    model: LlasoForConditionalGeneration, parts: list[PartReport], recipe: Recipe, tokens: float
-) -> dict[str, float]:
-    """Bytes on one device: states exactly, activations by the usual count of what a transformer layer keeps.
-
-    A layer keeps about 34 hidden vectors of two bytes a token without checkpointing (Korthikanti et al. 2022, with
-    fused attention), or its input alone with it; the head keeps its logits in three copies of four bytes.
-    """
-    text = model.config.text_config
-    trainable = sum(part.trainable for part in parts)
-    width = 2 if recipe.compute.precision == "bf16" else 4
-    vectors = 1 if recipe.compute.gradient_checkpointing else 17
-    scored = tokens * (ANSWER_SHARE if recipe.compute.answer_only_logits else 1)
-    return {
-        "weights": sum(part.weight_bytes for part in parts),
-        "gradients": BYTES_GRADIENT * trainable,
-        "Adam": BYTES_ADAM * trainable,
-        "activations": tokens * text.num_hidden_layers * text.hidden_size * vectors * width,
-        "logits": scored * text.vocab_size * 3 * 4,
+def _onto_fake_cpu(model: nn.Module) -> None:
+    """Put fake tensors of the same shapes and types in place of those on the meta device; tied ones stay tied."""
+    fakes = {
+        weight: nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype), weight.requires_grad)
+        for weight in model.parameters()
     }
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            module._parameters[name] = None if weight is None else fakes[weight]
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
 def _sizes(name: str | None, known: dict[str, dict]) -> dict | None:

@@ -23,7 +23,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..modeling_llaso import LlasoForConditionalGeneration
 from ..processing_llaso import LlasoProcessor
-from .data import Row, clip_bytes, log_mels
+from .data import clip_bytes, log_mels
+from .lengths import Row
 from .locks import one_at_a_time
 
 logger = logging.getLogger(__name__)

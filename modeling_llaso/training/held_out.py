@@ -12,9 +12,9 @@ from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from ..modeling_llaso import LlasoForConditionalGeneration
 from ..processing_llaso import LlasoProcessor
-from .collator import clean_messages
-from .data import Row, clip_bytes, decode_audio, row_length
+from .data import clip_bytes, decode_audio
 from .encoder_cache import EncoderCache, clip_key, project_windows
+from .lengths import Row, clean_messages
 
 ROWS_AT_ONCE = 16
 SPARE_TOKENS = 16
@@ -72,7 +72,7 @@ class HeldOut:
             `errors`, `words`, `rows`, `seconds`, and `samples`, a few (reference, transcription) pairs.
         """
         start = time.perf_counter()
-        chosen = sorted(self.rows[:rows], key=row_length)
+        chosen = sorted(self.rows[:rows], key=lambda row: row.get("duration") or 0.0)
         mine = chosen[rank::world]
         batches = -(-len(chosen) // (world * ROWS_AT_ONCE))
         errors = words = 0

@@ -138,7 +138,7 @@ def _train(settings: Recipe, out: Path, main_process: bool, say: Report) -> Trai
         say(line)
 
     # The rows, and which of them meet.
-    corpus = open_corpus(settings.data, settings.seed)
+    corpus = open_corpus(settings.data, settings.seed, processor, settings.compute.workers)
     rule = batch_rule(settings, world)
     epoch_steps, steps = count_steps(settings, corpus, rule)
     cache = open_cache(settings, model, processor)
@@ -209,9 +209,9 @@ def open_model(recipe: Recipe) -> tuple[LlasoForConditionalGeneration, LlasoProc
         model, processor = new_model(
             choice.encoder,
             choice.llm,
-            audio_padding=choice.audio_padding,
-            projector_stride=choice.projector_stride,
-            projector_pooling=choice.projector_pooling,
+            audio_padding=choice.audio_padding or "full",
+            projector_stride=choice.projector_stride or 1,
+            projector_pooling=choice.projector_pooling or "average",
             dtype="float32",
             seed=recipe.seed,
         )
@@ -224,6 +224,12 @@ def open_model(recipe: Recipe) -> tuple[LlasoForConditionalGeneration, LlasoProc
                 f"model.checkpoint {choice.checkpoint} is a {config.model_type} model, not a LLaSO one; to start from "
                 "an encoder and an LLM, set model.checkpoint=null and name model.encoder and model.llm"
             )
+        for name in ("projector_stride", "projector_pooling"):
+            if getattr(choice, name) not in (None, getattr(config, name)):
+                raise ValueError(
+                    f"model.{name} is {getattr(choice, name)}, but the projector of {choice.checkpoint} was made with "
+                    f"{getattr(config, name)}; leave it out, or start from an encoder and an LLM"
+                )
         model = LlasoForConditionalGeneration.from_pretrained(
             choice.checkpoint,
             revision=choice.revision or "main",
@@ -231,7 +237,8 @@ def open_model(recipe: Recipe) -> tuple[LlasoForConditionalGeneration, LlasoProc
             attn_implementation=recipe.compute.attention,
         )
         processor = LlasoProcessor.from_pretrained(choice.checkpoint, revision=choice.revision or "main")
-    model.config.audio_padding = processor.audio_padding = choice.audio_padding
+    if choice.audio_padding is not None:
+        model.config.audio_padding = processor.audio_padding = choice.audio_padding
     return model, processor
 
 
