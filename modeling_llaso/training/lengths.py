@@ -18,9 +18,9 @@ from typing import Any
 import datasets
 import numpy as np
 import soundfile
-from filelock import FileLock
 
 from ..processing_llaso import LlasoProcessor
+from .locks import one_at_a_time
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ def _counted(table: datasets.Dataset, processor: LlasoProcessor | None, workers:
     files = table.cache_files
     folder = Path(files[0]["filename"]).parent if files else Path(datasets.config.HF_DATASETS_CACHE)
     fingerprint = hashlib.sha256(f"{cheap._fingerprint} {_rule(processor)}".encode()).hexdigest()[:16]
-    with FileLock(folder / "lengths.lock"):  # one process of a machine counts, the others read what it found
+    with one_at_a_time(folder, logger.info):  # one process of a machine counts, the others read what it found
         counted = cheap.map(
             count,
             remove_columns=cheap.column_names,
