@@ -628,12 +628,16 @@ def test_unnatural_instructions(tmp_path: Path):
     assert [(i.facts[0].instruction, i.facts[0].input) for i in items] == [("Fill in.", "A ____"), ("Fill in.", "")]
     # The full data has paraphrases too; they count as the sentence they paraphrase.
     other = {"instruction": "Complete this. {INPUT}", "input": "A ____", "output": "B", "instruction_with_input": "…"}
-    full = [{**row, "reformulations": [other, {**other, "output": ""}]}, {**row, "instances": []}]
+    full = [{**row, "reformulations": [other, {**other, "output": ""}, other]}, {**row, "instances": []}]
     text(tmp_path / "full_data.jsonl", "\n".join(map(json.dumps, full)))
     items, rejects = read("unnatural_instructions", tmp_path)
     assert [i.facts[0].instruction for i in items] == ["Fill in.", "Fill in.", "Complete this."]
     assert items[2].sentence == items[0].sentence == "Fill in. A ____" and len({i.id for i in items}) == 3
-    assert reasons(rejects) == {"no answer": ["full_data.jsonl:1"], "no instances": ["full_data.jsonl:2"]}
+    assert reasons(rejects) == {
+        "no answer": ["full_data.jsonl:1"],
+        "question and answer of an earlier row": ["full_data.jsonl:1"],
+        "no instances": ["full_data.jsonl:2"],
+    }
 
 
 # --- what all sources share ---------------------------------------------------------------------------------------

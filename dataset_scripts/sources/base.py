@@ -440,13 +440,12 @@ def read_questions(
         root: the folder.
         pattern: which files to read.
         instruction, input, output: names of the fields; the input may be missing.
-        id: name of the id field, which then tells rows apart; "" numbers the rows, and sets repeated ones aside.
+        id: name of the id field; "" numbers the rows.
 
     Raises:
         ValueError: a file is broken, or its first row has no question or answer by these names.
     """
     files = sorted(file for file in root.glob(pattern) if file.suffix in (".json", ".jsonl", ".parquet"))
-    seen = set[int]()
     for file in files:
         numbered, checked = f"{file.stem}-" * (len(files) > 1), False
         for number, row in _rows(file):
@@ -458,14 +457,24 @@ def read_questions(
                     f"{file}:{number}: no field {instruction!r} or {output!r}; the row has {', '.join(row)}"
                 )
             checked = True
-            where, name = f"{file}:{number}", str(row.get(id) or "") or f"{numbered}{number:07d}"
-            found = question(name, where, row.get(instruction), row.get(input), row.get(output))
-            if isinstance(found, Item) and not id:
-                said = draw.integer(0, f"{found.sentence}\0{found.facts[0].target}", "question")
-                if said in seen:
-                    found = Reject(where, "question and answer of an earlier row")
-                seen.add(said)
-            yield found
+            name = str(row.get(id) or "") or f"{numbered}{number:07d}"
+            yield question(name, f"{file}:{number}", row.get(instruction), row.get(input), row.get(output))
+
+
+def distinct(found: Iterable[Item | Reject]) -> Iterator[Item | Reject]:
+    """Questions, those set aside that an earlier one equals with its input and answer.
+
+    It remembers every question as a number: for corpora of some hundred thousand.
+    """
+    seen = set[int]()
+    for item in found:
+        if isinstance(item, Item):
+            fact = item.facts[0]
+            said = draw.integer(0, "\0".join((fact.instruction, fact.input, fact.target)), "question")
+            if said in seen:
+                item = Reject(item.where, "question and answer of an earlier row")
+            seen.add(said)
+        yield item
 
 
 def question(id: str, where: str, instruction: Any, input: Any, output: Any) -> Item | Reject:

@@ -15,7 +15,7 @@ def read(root: Path) -> Iterator[Item | Reject]:
     for chapter in sorted(path for path in root.glob("*/*/*") if path.is_dir()):
         part, speaker, _ = chapter.parts[-3:]
         transcripts = chapter / f"{speaker}-{chapter.name}.trans.txt"
-        read = set()
+        known = set()
         for number, line in lines(transcripts) if transcripts.exists() else ():
             where = f"{transcripts}:{number}"
             if isinstance(line, Reject):
@@ -26,7 +26,7 @@ def read(root: Path) -> Iterator[Item | Reject]:
             if not text:
                 yield Reject(where, "no transcript")
                 continue
-            read.add(id)
+            known.add(id)
             yield Item(
                 f"{part}/{id}",
                 (Fact("ASR", text),),
@@ -36,7 +36,7 @@ def read(root: Path) -> Iterator[Item | Reject]:
                 split=SPLITS.get(part.split("-")[0], ""),
                 where=where,
             )
-        unread = sorted(file for file in chapter.glob("*.flac") if file.stem not in read)
+        unread = sorted(file for file in chapter.glob("*.flac") if file.stem not in known)
         yield from (Reject(str(file), "recording without a transcript") for file in unread)
 
 

@@ -10,7 +10,7 @@ from .base import Fact, Item, Recording, Reject, Source, lines
 
 def read(root: Path) -> Iterator[Item | Reject]:
     """One item for each line of metadata.csv; the normalized text (numbers written out) is the transcript."""
-    metadata, read = root / "metadata.csv", set()
+    metadata, known = root / "metadata.csv", set()
     for number, line in lines(metadata):
         where = f"{metadata}:{number}"
         if isinstance(line, Reject):
@@ -24,10 +24,10 @@ def read(root: Path) -> Iterator[Item | Reject]:
         if not text:
             yield Reject(where, "no transcript")
             continue
-        read.add(id)
+        known.add(id)
         wav = root / "wavs" / f"{id}.wav"
         yield Item(id, (Fact("ASR", text),), (Recording(str(wav)),), "librivox:LJ", text, where=where)
-    unread = sorted(file for file in (root / "wavs").glob("*.wav") if file.stem not in read)
+    unread = sorted(file for file in (root / "wavs").glob("*.wav") if file.stem not in known)
     yield from (Reject(str(file), "recording without a transcript") for file in unread)
 
 

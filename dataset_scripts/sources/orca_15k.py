@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from .base import Item, Reject, Source, read_questions
+from .base import Item, Reject, Source, distinct, read_questions
 
 
 def read(root: Path) -> Iterator[Item | Reject]:
     """One item a question."""
-    return read_questions(root, "*.json*")
+    return distinct(read_questions(root, "*.json*"))
 
 
 SOURCE = Source(

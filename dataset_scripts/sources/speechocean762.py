@@ -15,9 +15,9 @@ def read(root: Path) -> Iterator[Item | Reject]:
     scores = dict(stream_json_object(file))
     unread = set(scores)
     for part, split in {"train": "", "test": "test"}.items():
-        list = root / part / "wav.scp"
-        for number, line in lines(list):
-            where = f"{list}:{number}"
+        listing = root / part / "wav.scp"
+        for number, line in lines(listing):
+            where = f"{listing}:{number}"
             if isinstance(line, Reject):
                 yield line
                 continue

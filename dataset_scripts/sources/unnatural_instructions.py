@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .base import Item, Reject, Source, json_lines, question
+from .base import Item, Reject, Source, distinct, json_lines, question
 
 
 def read(root: Path) -> Iterator[Item | Reject]:
@@ -15,6 +15,10 @@ def read(root: Path) -> Iterator[Item | Reject]:
 
     An instance's constraints on the answer are not asked: the released rows have none.
     """
+    return distinct(_questions(root))
+
+
+def _questions(root: Path) -> Iterator[Item | Reject]:
     file = next(file for file in (root / "full_data.jsonl", root / "core_data.jsonl") if file.exists())
     for number, entry in json_lines(file):
         where = f"{file}:{number}"
