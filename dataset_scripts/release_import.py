@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from . import card, corpus_folder, lengths, locks
 from .clips import encode, read_recording, seconds, write_atomically
+from .files import json_lines
 from .release import (
     FOLDERS,
     OURS,
@@ -32,7 +33,7 @@ from .release import (
     parts_of,
 )
 from .schema import CORPORA, SPLITS
-from .sources.base import Recording, Reject, json_lines
+from .sources.base import Recording, Reject
 from .tasks import TASKS
 
 ROWS_PER_SHARD = 2_000

@@ -17,6 +17,7 @@ import soundfile
 from dataset_scripts import instructions, labels, plan, prompts, sources_file
 from dataset_scripts.instructions import FOLDER, STYLES, templates
 from dataset_scripts.notes import VELOCITIES
+from dataset_scripts.questions import question
 from dataset_scripts.schema import SPLITS
 from dataset_scripts.sources import accentdb, base, common_voice, cremad, fake_or_real, meld, nsynth, vctk, vocalsound
 from dataset_scripts.sources.base import Item, Reject
@@ -581,12 +582,10 @@ def test_question_files_at_fault(tmp_path: Path):
 def test_what_is_too_long_to_speak(tmp_path: Path):
     """A question is only put into formats in which it can be said in time; one that fits none is rejected."""
     long = "word " * 200
-    items = [
-        base.question(f"{n}", "", *fields) for n, fields in enumerate((("Sum up.", long, "x"), (long, "Hi", "x")))
-    ]
+    items = [question(f"{n}", "", *fields) for n, fields in enumerate((("Sum up.", long, "x"), (long, "Hi", "x")))]
     assert [set(prompts.formats(item, item.facts[0])) for item in items] == [{"audio_text"}, {"text_audio"}]
     assert set(prompts.formats(items[0], items[0].facts[0], 120.0)) == {"text_audio", "audio_text", "audio"}
-    both = base.question("2", "", long, long, "x")
+    both = question("2", "", long, long, "x")
     assert prompts.fault(both, both.facts[0]) == "AQA: too long to be spoken in 30 s"
     assert not prompts.fault(both, both.facts[0], 300.0)
     rows = [

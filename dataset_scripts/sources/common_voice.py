@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .. import labels
-from .base import Item, Recording, Reject, Source, table
+from ..files import table
+from .base import Item, Recording, Reject, Source
 
 ACCENTS = ("Australian English", "Canadian English", "England English", "Filipino", "German English",
            "Hong Kong English", "Indian English", "Irish English", "Malaysian English", "New Zealand English",

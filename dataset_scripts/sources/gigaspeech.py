@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from .base import Fact, Item, Recording, Reject, Source, stream_json
+from ..files import stream_json
+from .base import Fact, Item, Recording, Reject, Source
 
 PUNCTUATION = {"COMMA": ",", "PERIOD": ".", "QUESTIONMARK": "?", "EXCLAMATIONPOINT": "!"}
 NO_SPEECH = re.compile(r"<(SIL|MUSIC|NOISE|OTHER)>")

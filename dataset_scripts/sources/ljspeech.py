@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from .base import Fact, Item, Recording, Reject, Source, lines
+from ..files import lines
+from .base import Fact, Item, Recording, Reject, Source
 
 
 def read(root: Path) -> Iterator[Item | Reject]:

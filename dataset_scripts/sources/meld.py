@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from .base import Fact, Item, Recording, Reject, Source, table
+from ..files import table
+from .base import Fact, Item, Recording, Reject, Source
 
 EMOTIONS = {
     "anger": "anger",

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .. import draw
+from ..files import lines
 from ..synthesize import phonemes
-from .base import Fact, Item, Recording, Reject, Source, lines
+from .base import Fact, Item, Recording, Reject, Source
 
 SPLITS = {"train": "train", "dev": "validation", "test": "test"}
 

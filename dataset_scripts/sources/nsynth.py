@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..files import stream_json_object
 from ..notes import VELOCITIES
-from .base import Fact, Item, Recording, Reject, Source, stream_json_object
+from .base import Fact, Item, Recording, Reject, Source
 
 FAMILIES = ("bass", "brass", "flute", "guitar", "keyboard", "mallet", "organ", "reed", "string", "synth lead", "vocal")
 KINDS = ("acoustic", "electronic", "synthetic")

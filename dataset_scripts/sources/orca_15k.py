@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from .base import Item, Reject, Source, distinct, read_questions
+from ..questions import distinct, read_questions
+from .base import Item, Reject, Source
 
 
 def read(root: Path) -> Iterator[Item | Reject]:

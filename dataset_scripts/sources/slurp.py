@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from .base import Fact, Item, Recording, Reject, Source, json_lines, stream_json_object
+from ..files import json_lines, stream_json_object
+from .base import Fact, Item, Recording, Reject, Source
 
 PARTS = ("train", "devel", "test")
 SYNTHETIC = "train_synthetic"

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .base import Fact, Item, Recording, Reject, Source, lines, stream_json_object
+from ..files import lines, stream_json_object
+from .base import Fact, Item, Recording, Reject, Source
 
 
 def read(root: Path) -> Iterator[Item | Reject]:

@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .base import Item, Reject, Source, distinct, json_lines, question
+from ..files import json_lines
+from ..questions import distinct, question
+from .base import Item, Reject, Source
 
 
 def read(root: Path) -> Iterator[Item | Reject]:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .. import labels
-from .base import Fact, Item, Recording, Reject, Source, lines
+from ..files import lines
+from .base import Fact, Item, Recording, Reject, Source
 
 ACCENTS = ("American", "Australian", "British", "Canadian", "Indian", "Irish", "New Zealand", "Northern Irish",
            "Scottish", "South African", "Welsh")  # fmt: skip

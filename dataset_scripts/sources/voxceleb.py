@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .. import labels
-from .base import Item, Recording, Reject, Source, lines
+from ..files import lines
+from .base import Item, Recording, Reject, Source
 
 CLIPS = ("wav", "aac", "*/wav", "*/aac", "*/*/wav", "*/*/aac")
 """Where the folders of speakers lie: wav/ in VoxCeleb1, aac/ in VoxCeleb2, below dev/, test/ or one's own folders."""

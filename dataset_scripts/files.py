@@ -1,0 +1,106 @@
+"""The usual kinds of files that corpora come in, read a line, a row or an object at a time.
+
+What cannot be read of a file comes as a `Reject` with its line; a file that is no such file at all is a ValueError.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from .sources.base import Reject
+
+
+def lines(path: Path) -> Iterator[tuple[int, str | Reject]]:
+    """Numbered lines (from 1) of a text file, without line ends; a line that is not UTF-8 comes as a `Reject`."""
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            try:
+                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError:
+                yield number, Reject(f"{path}:{number}", "text is not UTF-8")
+
+
+def table(
+    path: Path, delimiter: str = ",", columns: Iterable[str] = ()
+) -> Iterator[tuple[int, dict[str, str] | Reject]]:
+    """Numbered rows of a table with a header line; quotes are honoured for commas and taken literally for tabs.
+
+    A row that is not UTF-8, or has more or fewer cells than the header, comes as a `Reject`.
+
+    Raises:
+        ValueError: a column of `columns` is not in the header, or the file is no table.
+    """
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.reader(
+            file, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
+        )
+        try:
+            header = next(reader, [])
+            if absent := [column for column in columns if column not in header]:
+                raise ValueError(f"{path}: no column {', '.join(absent)}; its header is {', '.join(header)}")
+            for cells in reader:
+                where = f"{path}:{reader.line_num}"
+                if not cells:
+                    continue  # an empty line
+                if len(cells) != len(header):
+                    yield reader.line_num, Reject(where, "not as many cells as the header has")
+                elif any("\udc80" <= char <= "\udcff" for cell in cells for char in cell):
+                    yield reader.line_num, Reject(where, "text is not UTF-8")
+                else:
+                    yield reader.line_num, dict(zip(header, cells, strict=True))
+        except csv.Error as error:
+            raise ValueError(f"{path}:{reader.line_num}: {error}") from error
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict | Reject]]:
+    """Numbered objects of a JSON-lines file; a broken line comes as a `Reject`."""
+    for number, line in lines(path):
+        if isinstance(line, Reject):
+            yield number, line
+        elif line.strip():
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError as error:
+                yield number, Reject(f"{path}:{number}", f"not JSON: {error.msg}")
+                continue
+            yield number, value if isinstance(value, dict) else Reject(f"{path}:{number}", "not a JSON object")
+
+
+def stream_json(path: Path, prefix: str) -> Iterator[dict[str, Any]]:
+    """Objects of a large JSON file one by one, at an ijson prefix such as "audios.item".
+
+    Raises:
+        ValueError: the file is not JSON, or ends too early.
+    """
+    import ijson
+
+    with path.open("rb") as file:
+        try:
+            yield from ijson.items(file, prefix, use_float=True)
+        except (ijson.JSONError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def stream_json_object(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Members of a large JSON object one by one, each an object itself.
+
+    Raises:
+        ValueError: the file is not JSON, ends too early, or is no object of objects.
+    """
+    import ijson
+
+    name = ""
+    with path.open("rb") as file:
+        try:
+            for name, value in ijson.kvitems(file, "", use_float=True):
+                if not isinstance(value, dict):
+                    raise ValueError(f"{path}: {name} is no JSON object")
+                yield name, value
+        except (ijson.JSONError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: {error}") from error
+    if not name:
+        raise ValueError(f"{path}: no JSON object with anything in it")
