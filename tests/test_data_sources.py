@@ -285,7 +285,7 @@ def test_voxceleb(tmp_path: Path):
         ("id00012/y/00003", {"SGC": "male"}, ""),
     ]
     assert reasons(rejects) == {
-        "gender '?' is neither f nor m": ["vox1_meta.csv:4"],
+        "gender is neither f nor m": ["vox1_meta.csv:4 (?)"],
         "no clips of this speaker": ["vox1_meta.csv:5 (id10301)"],
         "not as many cells as the header has": ["vox1_meta.csv:6"],
         "no decoder for .m4a: put a .wav or .flac of the same name beside": ["00004.m4a"],
@@ -347,8 +347,8 @@ def test_meld(tmp_path: Path):
         "SV: speaker is none of the six": ["train_sent_emo.csv:3 (The Interviewer)"],
         "only a film: ffmpeg -i CLIP.mp4 -ac 1 -ar 16000 CLIP.wav": ["train_sent_emo.csv:4"],
         "no such file": ["dev_sent_emo.csv"],
-        "ER: label 'bored' is not among anger, disgust, fear, joy, neutrality, sadness, surprise": [
-            "test_sent_emo.csv:2"
+        "ER: label is not among anger, disgust, fear, joy, neutrality, sadness, surprise": [
+            "test_sent_emo.csv:2 (bored)"
         ],
         "not as many cells as the header has": ["test_sent_emo.csv:4"],
     }
@@ -459,8 +459,8 @@ def test_nsynth(tmp_path: Path):
     assert items[0].split == "validation" and items[0].speaker == "synth_lead_synthetic_033"
     assert facts(items[1]) == {"IC": "synth lead", "ISC": "synthetic"}
     assert reasons(rejects) == {
-        "PP: '128' is not a number from 0 to 127": ["examples.json: synth_lead_synthetic_033-128-060"],
-        "VC: label '60' is not among 25, 50, 75, 100, 127": ["examples.json: synth_lead_synthetic_033-128-060"],
+        "PP: not a number from 0 to 127": ["examples.json: synth_lead_synthetic_033-128-060 (128)"],
+        "VC: label is not among 25, 50, 75, 100, 127": ["examples.json: synth_lead_synthetic_033-128-060 (60)"],
         "no such file": ["examples.json", "examples.json"],
     }
     text(tmp_path / "nsynth-valid/examples.json", json.dumps(examples)[:-9])

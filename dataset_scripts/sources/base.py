@@ -119,19 +119,19 @@ class Fact:
     corpora: tuple[str, ...] = ()
 
     def fault(self) -> str:
-        """What is wrong with it, whatever it is a fact of, or "" where nothing is."""
+        """What is wrong with it, whatever it is a fact of, or "" where nothing is; its target is not quoted."""
         if self.task not in TASKS:
             return f"unknown task {self.task!r}"
         task = TASKS[self.task]
         if not self.target.strip():
             return f"{self.task}: empty target"
         if self.choices and self.target not in self.choices:
-            return f"{self.task}: label {self.target!r} is not among {', '.join(self.choices)}"
+            return f"{self.task}: label is not among {', '.join(self.choices)}"
         number = task.answer == NUMBER or self.granularity == "number"
         if task.answer == CLOSED and not number and not self.choices:
             return f"{self.task}: no choices for a closed set"
         if number and not (re.fullmatch(r"\d+", self.target) and task.low <= int(self.target) <= task.high):
-            return f"{self.task}: {self.target!r} is not a number from {task.low} to {task.high}"
+            return f"{self.task}: not a number from {task.low} to {task.high}"
         return ""
 
 
@@ -242,7 +242,9 @@ class Source:
                 if not isinstance(found, Item) or not any(faults):
                     yield found
                     continue
-                yield from (Reject(found.where or found.id, fault) for fault in faults if fault)
+                for fact, fault in zip(found.facts, faults, strict=True):
+                    if fault:
+                        yield Reject(f"{found.where or found.id} ({fact.target})", fault)
                 if good := tuple(fact for fact, fault in zip(found.facts, faults, strict=True) if not fault):
                     yield replace(found, facts=good)
         except (KeyError, TypeError, AttributeError) as error:

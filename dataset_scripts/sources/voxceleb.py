@@ -39,7 +39,7 @@ def read(root: Path) -> Iterator[Item | Reject]:
             speaker, facts = cells[0], labels.gender(cells[column])
             known.add(speaker)
             if not facts:
-                yield Reject(where, f"gender {cells[column]!r} is neither f nor m")
+                yield Reject(f"{where} ({cells[column]})", "gender is neither f nor m")
                 continue
             found = False
             for folder in folders:
