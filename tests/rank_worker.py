@@ -1,9 +1,10 @@
 """One process of a training run, as `llaso train` is: `python rank_worker.py RECIPE.yaml`.
 
 The environment may ask for two things. `SHARD=1`, where a configuration shards: this process says that the CPU is an
-accelerator, since accelerate keeps FSDP for those. `FREEZE=POINT:RANK:NUMBER`: that process stops itself (SIGSTOP) the
-NUMBERth time it comes to a point, so that a test can kill it just there: `step`, where a step is recorded but not yet
-taken; `save`, where a checkpoint's files are written but it does not count yet.
+accelerator, since accelerate keeps FSDP for those. `FREEZE=POINT:RANK:NUMBER,…`: that process stops itself (SIGSTOP)
+the NUMBERth time it comes to a point, so that a test can do something to it just there: `step`, where a step is
+recorded but not yet taken; `save`, where a checkpoint's files are written but it does not count yet; `train`, where
+the last step is done and the model not yet written.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from transformers import Trainer
 
 from modeling_llaso.cli import main
 from modeling_llaso.training.history import History
+
+POINTS = {"step": (History, "add"), "save": (Trainer, "_save_checkpoint"), "train": (Trainer, "train")}
 
 
 def after(kind: type, name: str, then) -> None:
@@ -49,12 +52,12 @@ def freeze_at(point: str, rank: str, number: str) -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
 
     if os.environ.get("RANK", "0") == rank:
-        after(*{"step": (History, "add"), "save": (Trainer, "_save_checkpoint")}[point], freeze)
+        after(*POINTS[point], freeze)
 
 
 if __name__ == "__main__":
     if "SHARD" in os.environ:
         after(PartialState, "__init__", as_accelerator)
-    if "FREEZE" in os.environ:
-        freeze_at(*os.environ["FREEZE"].split(":"))
+    for place in filter(None, os.environ.get("FREEZE", "").split(",")):
+        freeze_at(*place.split(":"))
     sys.exit(main(["train", *sys.argv[1:]]))

@@ -51,7 +51,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def recipe_of(root: Path, out: str, accumulation: int) -> dict[str, Any]:
+def recipe_of(root: Path, out: str, accumulation: int, **changes: Any) -> dict[str, Any]:
     """All that could tell processes apart: text alone, a teacher, and a cache too small for every clip."""
     return tiny_recipe(
         root,
@@ -63,6 +63,7 @@ def recipe_of(root: Path, out: str, accumulation: int) -> dict[str, Any]:
         optimizer__max_steps=STEPS,
         optimizer__distill_weight=0.3,
         compute__encoder_cache_gb=CACHE_BYTES / GIGABYTE,
+        **changes,
     )
 
 
@@ -118,6 +119,7 @@ def launch_two_nodes(recipe: Path, **environment: str) -> list[subprocess.Popen[
 def assert_same_training(one: Path, other: Path) -> None:
     first, second = curve(one), curve(other)
     assert len(first) == len(second) == STEPS
+    assert [rows for *_, rows in first] == [rows for *_, rows in second]  # the same rows meet in every micro-batch
     for (step, loss, norm, _), (_, other_loss, other_norm, _) in zip(first, second, strict=True):
         assert other_loss == pytest.approx(loss, rel=LOSS_TOLERANCE), f"step {step}"
         assert other_norm == pytest.approx(norm, rel=1e-3), f"step {step}"
@@ -139,6 +141,60 @@ def test_two_processes_follow_the_loss_curve_of_one(root, alone, tmp_path):
     assert process.returncode == 0, output[-4000:]
     assert "of 4 x 1 x 2 rows" in output
     assert_same_training(alone, Path(recipe["out"]))
+
+
+def launch_two(recipe: dict[str, Any], **environment: str) -> subprocess.Popen[str]:
+    """Two processes on this machine."""
+    file = Path(recipe["out"] + ".yaml")
+    file.write_text(yaml.safe_dump(recipe))
+    return launch("cpu", "--main_process_port", free_port(), WORKER, str(file), **environment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["launcher", "everyone"])
+def test_whoever_gets_a_signal_all_processes_save_the_same_step_and_stop(root, who):
+    recipe = recipe_of(root, f"signal-{who}", 1, compute__workers=1)
+    process = launch_two(recipe, FREEZE=f"step:1:{LOSE_AT}")
+    frozen = frozen_worker([process])
+    if who == "launcher":
+        process.send_signal(signal.SIGINT)
+    else:  # as a cluster does; the launcher then sends its own
+        for one in psutil.Process(process.pid).children(recursive=True):
+            one.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
+    number = signal.SIGINT if who == "launcher" else signal.SIGTERM
+    while not waits_for(frozen, number):
+        time.sleep(0.01)
+    frozen.send_signal(signal.SIGCONT)
+    output = process.communicate()[0]
+    assert process.returncode != 0
+    step = LOSE_AT + 1  # at the latest: the signals came while all but the taking of step 5 was done
+    assert output.count(f"stopped after step {step}, which is saved; the same command goes on from there") == 1, output
+    assert whole_checkpoints(Path(recipe["out"]))[-1][0] == step
+
+
+def waits_for(process: psutil.Process, number: signal.Signals) -> bool:
+    """Whether a signal has been sent to a process that stands still."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    pending = int(status.split("ShdPnd:")[1].split()[0], 16)
+    return bool(pending >> (number - 1) & 1)
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_whose_second_is_killed_is_finished_by_one(root, alone):
+    recipe = recipe_of(root, "fewer", 1)
+    out = Path(recipe["out"])
+    process = launch_two(recipe, FREEZE=f"step:1:{LOSE_AT}")
+    frozen_worker([process]).kill()
+    output = process.communicate()[0]
+    assert "a process that trains along is gone" in output and "Run the same command again" in output
+    assert whole_checkpoints(out)[-1][0] == LOSE_AT - 1
+    with pytest.raises(ValueError, match="2 micro-batches, but .* is 1 x 1 now; set batch.accumulation=2"):
+        train(recipe)
+    lines: list[str] = []
+    train(recipe, ["batch.accumulation=2"], lines.append)
+    assert any(f"going on from step {LOSE_AT - 1}" in line for line in lines)
+    assert_same_training(alone, out)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,11 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from tiny_training import curve, row, save_backbones, save_corpus, tiny_recipe, weights_digest
 
-from modeling_llaso.training.checkpoints import MARKER, mark_whole, remove_partial, whole_checkpoints
+from modeling_llaso.training.checkpoints import MARKER, mark_whole, put_aside_partial, whole_checkpoints
 from modeling_llaso.training.history import History, read_history
 from modeling_llaso.training.locks import FolderBusy
 from modeling_llaso.training.train import train
@@ -50,6 +52,11 @@ def recipe_for(root: Path, out: str, changes: dict[str, Any]) -> dict[str, Any]:
     return tiny_recipe(root, out, optimizer__max_steps=STEPS, watch__save_every=3, batch__per_device=2, **changes)
 
 
+def wait_until_frozen(process: subprocess.Popen[str]) -> None:
+    _, status = os.waitpid(process.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status), process.stdout.read()
+
+
 @contextlib.contextmanager
 def frozen_run(recipe: dict[str, Any], freeze: str) -> Iterator[subprocess.Popen[str]]:
     """A run in a process of its own that stands still where `rank_worker.py` is told to; killed at the end."""
@@ -62,8 +69,7 @@ def frozen_run(recipe: dict[str, Any], freeze: str) -> Iterator[subprocess.Popen
         stderr=subprocess.STDOUT,
         text=True,
     ) as process:
-        _, status = os.waitpid(process.pid, os.WUNTRACED)
-        assert os.WIFSTOPPED(status), process.stdout.read()
+        wait_until_frozen(process)
         yield process
         process.kill()
         process.wait()
@@ -107,6 +113,99 @@ def test_sigterm_saves_first_and_the_same_call_goes_on(root, tmp_path):
     assert [step for step, *_ in curve(out)] == list(range(1, STEPS + 1))
 
 
+def test_more_signals_while_the_last_checkpoint_is_written_do_not_break_it(root):
+    recipe = recipe_for(root, "signals", {"compute__workers": 1})
+    out = Path(recipe["out"])
+    with frozen_run(recipe, "step:0:4,save:0:2") as process:
+        for process_id in (process.pid, *(child.pid for child in psutil.Process(process.pid).children())):
+            os.kill(process_id, signal.SIGINT)  # as Ctrl-C does, to the reading process as well
+            os.kill(process_id, signal.SIGTERM)
+        process.send_signal(signal.SIGCONT)
+        wait_until_frozen(process)
+        assert not (out / "checkpoint-5" / MARKER).exists()  # of the step under way as the first signals came
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            process.send_signal(number)
+        process.send_signal(signal.SIGCONT)
+        output = process.communicate()[0]
+    assert process.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM), output
+    assert output.count("stopped after step 5, which is saved; the same command goes on from there") == 1
+    assert [step for step, _ in whole_checkpoints(out)] == [3, 5]
+    assert (out / "loss.png").stat().st_size > 5000
+
+
+def test_a_run_killed_before_its_model_is_written_goes_on_there(root):
+    recipe = recipe_for(root, "written", {})
+    with frozen_run(recipe, "train:0:1"):
+        pass
+    before = curve(Path(recipe["out"]))
+    assert len(before) == STEPS and train(recipe).steps == STEPS
+    assert curve(Path(recipe["out"])) == before
+    assert (Path(recipe["out"]) / "model.safetensors").exists()
+
+
+@pytest.fixture(scope="module")
+def checkpoints(root) -> Path:
+    """A run killed at step 7, with checkpoints of steps 3 and 6."""
+    recipe = recipe_for(root, "checkpoints", {})
+    with frozen_run(recipe, "step:0:7"):
+        pass
+    return Path(recipe["out"])
+
+
+def test_a_checkpoint_that_lost_part_of_any_file_gives_way_to_the_one_before(checkpoints, tmp_path, caplog):
+    assert [step for step, _ in whole_checkpoints(checkpoints)] == [3, 6]
+    names = sorted(path.name for path in (checkpoints / "checkpoint-6").iterdir())
+    assert {MARKER, "config.json", "model.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt"} <= set(names)
+    for name in names:
+        out = tmp_path / name
+        shutil.copytree(checkpoints, out)
+        file = out / "checkpoint-6" / name
+        os.truncate(file, file.stat().st_size // 2)
+        assert [step for step, _ in whole_checkpoints(out)] == [3], name
+        put_aside_partial(out)
+        assert f"checkpoint-6 is left out, as {'its ' if name == MARKER else ''}{name} " in caplog.text
+        assert sorted(folder.name for folder in out.glob("*checkpoint*")) == ["checkpoint-3", "damaged-checkpoint-6"]
+        caplog.clear()
+
+
+def test_the_run_goes_on_from_the_checkpoint_before_a_damaged_one(root, checkpoints, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(checkpoints, out)
+    os.truncate(out / "checkpoint-6" / "optimizer.pt", 100)
+    lines: list[str] = []
+    train(recipe_for(root, "checkpoints", {}) | {"out": str(out)}, report=lines.append)
+    assert any("going on from step 3" in line for line in lines)
+    assert len(curve(out)) == STEPS and curve(out)[:6] == curve(checkpoints)[:6]
+    assert [folder.name for folder in out.glob("*checkpoint*")] == ["damaged-checkpoint-6"]
+
+
+def test_what_may_not_change_is_refused_by_name(root, checkpoints, monkeypatch):
+    recipe = recipe_for(root, "checkpoints", {})
+    with pytest.raises(ValueError, match=r"another recipe \(seed was 7, is 8\)"):
+        train(recipe, ["seed=8"])
+    with pytest.raises(ValueError, match=r"2 micro-batches, but .* is 3 x 1 now; set batch.accumulation=2"):
+        train(recipe, ["batch.accumulation=3"])
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match=r"is 2 x 4 now; take a number of processes that divides it"):
+        train(recipe)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="weights were split by none, now by fsdp, which cannot read"):
+        train(recipe, ["batch.accumulation=1"])
+
+
+def test_rows_that_changed_are_noticed(root, tmp_path):
+    rows = [row(i) for i in range(12)]
+    save_corpus(tmp_path / "corpus", {"train": rows})
+    recipe = recipe_for(root, "rows", {"data__path": str(tmp_path / "corpus")})
+    with frozen_run(recipe, "step:0:4"):
+        pass
+    shutil.rmtree(tmp_path / "corpus")
+    save_corpus(tmp_path / "corpus", {"train": rows[1:]})
+    with pytest.raises(ValueError, match=r"the corpus has changed since this run began \(12 then, 11 now\)"):
+        train(recipe)
+
+
 def test_a_full_disk_keeps_the_checkpoint_before_and_the_run_goes_on_once_there_is_room(root):
     recipe = recipe_for(root, "full", {})
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -147,8 +246,8 @@ def test_only_whole_checkpoints_count(tmp_path):
         if step < 8:
             mark_whole(tmp_path / f"checkpoint-{step}", step, keep=2)
     assert [step for step, _ in whole_checkpoints(tmp_path)] == [4, 6]
-    assert json.loads((tmp_path / "checkpoint-6" / MARKER).read_text()) == {"step": 6}
-    remove_partial(tmp_path)
+    assert json.loads((tmp_path / "checkpoint-6" / MARKER).read_text()) == {"step": 6, "bytes": {}}
+    put_aside_partial(tmp_path)
     assert sorted(folder.name for folder in tmp_path.iterdir()) == ["checkpoint-4", "checkpoint-6"]
 
 

@@ -1,7 +1,8 @@
-"""Checkpoints that are whole or absent.
+"""Checkpoints that are whole or do not count.
 
-A checkpoint counts once its marker is written, which happens last; older ones go only after that. So a run killed at
-any moment finds its newest whole checkpoint, and a full disk costs at most the checkpoint being written.
+A checkpoint counts once its marker is written, which happens last, and as long as its files have the sizes that the
+marker states; older ones go only after that. So a run killed at any moment finds its newest whole checkpoint, a full
+disk costs at most the checkpoint being written, and one that lost part of a file gives way to the one before.
 
 A checkpoint holds the whole model, frozen parts too, so that `from_pretrained` loads it like any other and a resumed
 run depends on no folder that may have changed since. At full size, in float32, the price is 15 GB in Stage 1, where
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 from pathlib import Path
@@ -24,28 +26,49 @@ NAME = re.compile(r"checkpoint-(\d+)")
 
 def whole_checkpoints(out: Path) -> list[tuple[int, Path]]:
     """Step and folder of every whole checkpoint, oldest first."""
-    found = []
-    for folder in out.glob("checkpoint-*"):
-        match = NAME.fullmatch(folder.name)
-        if match and (folder / MARKER).is_file():
-            found.append((int(match[1]), folder))
-    return sorted(found)
+    return sorted((step, folder) for step, folder in _all_checkpoints(out) if not what_lacks(folder))
 
 
-def remove_partial(out: Path) -> None:
-    """Delete what a kill left half-written."""
-    for folder in out.glob("checkpoint-*"):
-        if NAME.fullmatch(folder.name) and not (folder / MARKER).is_file():
-            logger.warning("removing %s: it was not written to its end", folder)
+def what_lacks(folder: Path) -> str:
+    """What keeps a checkpoint from being whole, in words; empty where nothing does."""
+    try:
+        sizes = json.loads((folder / MARKER).read_text(encoding="utf-8"))["bytes"]
+    except FileNotFoundError:
+        return "it was not written to its end"
+    except (ValueError, LookupError, TypeError):
+        return f"its {MARKER} is damaged"
+    for name, size in sizes.items():
+        found = (folder / name).stat().st_size if (folder / name).is_file() else 0
+        if found != size:
+            return f"{name} has {found:,} of {size:,} bytes"
+    return ""
+
+
+def put_aside_partial(out: Path) -> None:
+    """Delete what a kill left half-written, and rename what was whole once, so that somebody may look at it."""
+    for _, folder in _all_checkpoints(out):
+        lacks = what_lacks(folder)
+        if lacks and (folder / MARKER).exists():
+            aside = folder.with_name(f"damaged-{folder.name}")
+            logger.warning("%s is left out, as %s; it is %s now", folder, lacks, aside.name)
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+        elif lacks:
+            logger.warning("removing %s: %s", folder, lacks)
             shutil.rmtree(folder)
 
 
 def mark_whole(folder: Path, step: int, keep: int) -> None:
-    """Declare a checkpoint whole, then delete all but the newest `keep`.
+    """Declare a checkpoint whole once it is on the disk itself, then delete all but the newest `keep`.
 
     A folder about to be deleted loses its marker first, so that a kill in between leaves no false checkpoint.
     """
-    (folder / MARKER).write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
+    sizes = {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+            sizes[str(file.relative_to(folder))] = os.fstat(opened.fileno()).st_size
+    write_whole(folder / MARKER, json.dumps({"step": step, "bytes": sizes}) + "\n")
     for _, old in whole_checkpoints(folder.parent)[:-keep]:
         (old / MARKER).unlink()
         shutil.rmtree(old)
@@ -59,7 +82,14 @@ def discard_all(out: Path) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file that others find whole or not at all."""
+    """Write a text file that others find whole or not at all, whenever they look and whatever happens."""
     part = path.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     part.replace(path)
+
+
+def _all_checkpoints(out: Path) -> list[tuple[int, Path]]:
+    return [(int(match[1]), path) for path in out.glob("checkpoint-*") if (match := NAME.fullmatch(path.name))]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from pathlib import Path
 
 
@@ -64,7 +66,8 @@ def run_train(arguments: argparse.Namespace) -> int:
     try:
         result = train(arguments.recipe, arguments.overrides, report=lambda line: print(line, flush=True))
     except TrainingDiverged as error:
-        print(f"llaso: training diverged: {error}")
+        if int(os.environ.get("RANK", 0)) == 0:  # every process says the same
+            print(f"llaso: training diverged: {error}", file=sys.stderr)
         return 1
     if result.wer is not None:
         print(f"held-out word error rate {result.wer:.3f} on {result.wer_words:,} words")

@@ -46,6 +46,11 @@ class NumberedCorpus:
     audio_rows: int
     text_drawn: int = 0
 
+    @property
+    def rows(self) -> int:
+        """Rows in all."""
+        return len(self.lengths)
+
     def __getitem__(self, number: int) -> Row:
         return self.table[number]
 
@@ -61,6 +66,7 @@ class StreamedCorpus:
     stream: datasets.IterableDataset
     length_of: Callable[[Row], int]
     buffer: int = 1000
+    rows: int = 0  # nobody knows
 
     def __getitem__(self, row: Row) -> Row:
         """The row itself: a stream has no numbers, so its batches carry the rows."""

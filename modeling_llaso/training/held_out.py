@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,8 @@ from ..processing_llaso import LlasoProcessor
 from .data import clip_bytes, decode_audio
 from .encoder_cache import EncoderCache, clip_key, project_windows
 from .lengths import Row, clean_messages
+
+logger = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 16
 SPARE_TOKENS = 16
@@ -41,13 +44,17 @@ def word_errors(prediction: str, reference: str) -> tuple[int, int]:
 
 
 class HeldOut:
-    """Held-out ASR rows, transcribed on demand.
+    """Held-out ASR rows, transcribed on demand; those without a transcript are left out, with a warning.
 
     Args:
         rows: of the validation split.
         processor: writes the prompts.
         cache: the frozen encoder's output, where it is kept.
         sharded: the weights are split over processes, which then generate in step, encoding anew.
+        skip_bad_rows: leave out rows whose audio cannot be read as well, instead of raising.
+
+    Raises:
+        ValueError: a row's audio cannot be read.
     """
 
     def __init__(
@@ -56,17 +63,36 @@ class HeldOut:
         processor: LlasoProcessor,
         cache: EncoderCache | None = None,
         sharded: bool = False,
+        skip_bad_rows: bool = False,
     ) -> None:
-        self.rows, self.processor, self.sharded = list(rows), processor, sharded
+        self.rows = [row for row in rows if normalize(row.get("target") or "").split()]
+        if untold := len(rows) - len(self.rows):
+            logger.warning("%d held-out rows have no transcript and are left out", untold)
+        self.rows = [row for row in self.rows if self._readable(row, processor, skip_bad_rows)]
+        self.processor, self.sharded = processor, sharded
         self.cache = None if sharded else cache
+
+    @staticmethod
+    def _readable(row: Row, processor: LlasoProcessor, skip: bool) -> bool:
+        try:
+            if not decode_audio(row, processor.feature_extractor.sampling_rate):
+                raise ValueError("it has no audio")
+        except ValueError as error:
+            if not skip:
+                raise ValueError(
+                    f"held-out row {row['id']}: {error} (set data.bad_rows=skip to leave such rows out)"
+                ) from error
+            logger.warning("left out: held-out row %s: %s", row["id"], error)
+            return False
+        return True
 
     def evaluate(
         self, model: LlasoForConditionalGeneration, rows: int, rank: int = 0, world: int = 1
     ) -> dict[str, Any]:
-        """Transcribe the first `rows` rows, or this process's share of them.
+        """Transcribe the first `rows` rows, or this process's share of them; training goes on as if nothing had been.
 
-        Every process generates as many batches, empty ones with a row that does not count, since sharded models
-        generate in step.
+        Where weights are sharded, every process generates as many batches, empty ones with a row that does not count,
+        since they generate in step.
 
         Returns:
             `errors`, `words`, `rows`, `seconds`, and `samples`, a few (reference, transcription) pairs.
@@ -77,15 +103,18 @@ class HeldOut:
         batches = -(-len(chosen) // (world * ROWS_AT_ONCE))
         errors = words = 0
         samples = []
-        was_training = model.training
+        modes = {module: module.training for module in model.modules()}
         model.eval()
         for number in range(batches):
             batch = mine[number::batches]
+            if not batch and not self.sharded:
+                continue
             for row, text in zip(batch, self._transcribe(model, batch or chosen[:1]), strict=False):
                 wrong, said = word_errors(text, row["target"])
                 errors, words = errors + wrong, words + said
                 samples.append((row["target"], text))
-        model.train(was_training)
+        for module, mode in modes.items():
+            module.training = mode
         return {
             "errors": errors,
             "words": words,

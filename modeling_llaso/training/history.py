@@ -34,6 +34,7 @@ class History:
         records = [record for record in read_history(path) if record["step"] <= start_step]
         self.recent.extend(record for record in records if record["kind"] == "step")
         self.first_losses = [record["loss"] for record in records if record["kind"] == "step"][:FIRST]
+        self.evaluated = max((record["step"] for record in records if record["kind"] == "held_out"), default=0)
         if write:
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(".part")
@@ -51,6 +52,8 @@ class History:
             self.recent.append(record)
             if len(self.first_losses) < FIRST:
                 self.first_losses.append(record["loss"])
+        else:
+            self.evaluated = record["step"]
         if self.write:
             try:
                 with self.path.open("a", encoding="utf-8") as file:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,6 +47,29 @@ def plain_errors() -> Iterator[None]:
             f"a reading process died, most often for want of memory; {GO_ON}, with a smaller compute.workers or "
             "batch.per_device if it happens again"
         ) from error
+
+
+def gathered(thing: Any) -> list[Any]:
+    """What every process of the run has to say, in the order of their ranks; a collective."""
+    if not torch.distributed.is_initialized():
+        return [thing]
+    things: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(things, thing)
+    return things
+
+
+def all_see_the_same(start_step: int, out: Path) -> None:
+    """Make sure that every process goes on from the same checkpoint.
+
+    Raises:
+        ValueError: some see others, so that the folder is not one that all machines share.
+    """
+    steps = gathered(start_step)
+    if len(set(steps)) > 1:
+        raise ValueError(
+            f"the processes of this run see checkpoints of steps {', '.join(map(str, steps))} in {out}; name a folder "
+            "that all machines share with --set out=…"
+        )
 
 
 @contextmanager

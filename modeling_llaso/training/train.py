@@ -13,19 +13,18 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-import yaml
 from transformers import TrainingArguments, set_seed
 
 from ..convert import new_model
 from ..modeling_llaso import LlasoForConditionalGeneration
 from ..processing_llaso import LlasoProcessor
-from .checkpoints import discard_all, remove_partial, whole_checkpoints, write_whole
+from .checkpoints import discard_all, put_aside_partial, whole_checkpoints, write_whole
 from .collator import Collator, RowEncoder
 from .config import Recipe, load_recipe
 from .data import Corpus, NumberedCorpus, open_corpus, open_held_out
@@ -34,21 +33,19 @@ from .encoder_cache import GIGABYTE, EncoderCache, fill, fingerprint
 from .held_out import HeldOut
 from .history import History, plot_history, read_history
 from .locks import alone_in
-from .other_processes import patient_barrier, plain_errors
+from .other_processes import all_see_the_same, patient_barrier, plain_errors
 from .parts import add_lora, describe_parts, freeze_all_but, hold_frozen_in, report_parts
 from .plan import BatchRule, steps_per_epoch
+from .resume import StepPlan, digest_of, note, refuse_another_run, refuse_other_rows, step_plan
 from .trainer import LlasoTrainer, export
 from .watch import Progress, Report, StopOnSignal, WatchHeldOut, left_time
 
 logger = logging.getLogger(__name__)
 
 RESULT = "training.json"
-RECIPE = "recipe.yaml"
 HISTORY = "history.jsonl"
 CURVE = "loss.png"
 WER_TASK = "ASR"
-MAY_CHANGE = ("watch.", "compute.workers", "compute.encoder_cache", "out")
-"""Settings that may differ between a killed run and the one that resumes it."""
 
 
 @dataclass(frozen=True)
@@ -103,26 +100,26 @@ def train(
         OSError: files that cannot be read or written.
         FolderBusy: another process trains in `out`.
         TrainingDiverged: the loss became NaN or exploded.
-        KeyboardInterrupt, SystemExit: stopped by Ctrl-C or SIGTERM, after saving.
+        SystemExit: stopped by SIGTERM, Ctrl-C or SIGHUP, after saving; its code is 128 and the signal's number.
     """
     settings = load_recipe(recipe, overrides)
     out = Path(settings.out)
-    if finished := _finished(out, settings):
+    main_process, world = int(os.environ.get("RANK", 0)) == 0, int(os.environ.get("WORLD_SIZE", 1))
+    plan = step_plan(settings, world)
+    if finished := _finished(out, settings, plan):
         return finished
-    main_process = int(os.environ.get("RANK", 0)) == 0
     with plain_errors(), alone_in(out) if main_process else contextlib.nullcontext():
         # Whoever was in the folder a moment ago may have finished the run.
-        return _finished(out, settings) or _train(
-            settings, out, main_process, report if main_process else logger.debug
+        return _finished(out, settings, plan) or _train(
+            settings, out, plan, main_process, report if main_process else logger.debug
         )
 
 
-def _train(settings: Recipe, out: Path, main_process: bool, say: Report) -> TrainResult:
+def _train(settings: Recipe, out: Path, plan: StepPlan, main_process: bool, say: Report) -> TrainResult:
     """The run itself, alone in its folder."""
     start = time.perf_counter()
-    world = int(os.environ.get("WORLD_SIZE", 1))
     if main_process:
-        remove_partial(out)
+        put_aside_partial(out)
     checkpoints = whole_checkpoints(out)
     start_step, checkpoint = checkpoints[-1] if checkpoints else (0, None)
 
@@ -139,7 +136,12 @@ def _train(settings: Recipe, out: Path, main_process: bool, say: Report) -> Trai
 
     # The rows, and which of them meet.
     corpus = open_corpus(settings.data, settings.seed, processor, settings.compute.workers)
-    rule = batch_rule(settings, world)
+    if main_process:
+        plan = replace(plan, rows=corpus.rows, data=digest_of(corpus, settings.data))
+        if start_step:
+            refuse_other_rows(out, plan)
+        note(out, settings, plan)
+    rule = batch_rule(settings, plan.processes)
     epoch_steps, steps = count_steps(settings, corpus, rule)
     cache = open_cache(settings, model, processor)
     encode = RowEncoder(processor, settings.data.max_length, cache)
@@ -159,38 +161,42 @@ def _train(settings: Recipe, out: Path, main_process: bool, say: Report) -> Trai
         history=History(out / HISTORY, start_step, main_process, recent=max(1000, 6 * settings.watch.log_every)),
         start_step=start_step,
     )
+    all_see_the_same(start_step, out)
     held_out = HeldOut(
         open_held_out(settings.data, WER_TASK, max(settings.watch.final_rows, settings.watch.evaluate_rows)),
         processor,
         cache,
         sharded=trainer.shards,
+        skip_bad_rows=settings.data.bad_rows == "skip",
     )
     stop = StopOnSignal(trainer)
     trainer.add_callback(Progress(trainer, say, settings.watch.log_every, epoch_steps))
     if held_out.rows:
         trainer.add_callback(WatchHeldOut(trainer, held_out, say))
     trainer.add_callback(stop)
-    if main_process:
-        write_whole(out / RECIPE, yaml.safe_dump(settings.to_dict(), sort_keys=False))
-
     if cache is not None:
         fill_cache(cache, trainer, corpus, held_out, say)
     say(
-        f"{steps:,} steps of {settings.batch.per_device} x {settings.batch.accumulation} x {world} rows"
+        f"{steps:,} steps of {settings.batch.per_device} x {settings.batch.accumulation} x {plan.processes} rows"
         + (f", going on from step {start_step:,}" if start_step else "")
     )
-    with stop:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if trainer.all_stop and trainer.state.global_step < steps:
-        say(f"stopped after step {trainer.state.global_step:,}, which is saved; the same command goes on from there")
-        raise KeyboardInterrupt if stop.received == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
+    try:
+        with stop:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if trainer.all_stop:
+                step = trainer.state.global_step
+                say(f"stopped after step {step:,}, which is saved; the same command goes on from there")
+                trainer.accelerator.wait_for_everyone()  # once one process is gone, a launcher ends the others
+                raise SystemExit(128 + (stop.received or signal.SIGTERM))
+    finally:
+        if main_process:
+            draw_curve(out, settings)
 
     # What is left behind.
     export(trainer, out)
     records = read_history(out / HISTORY)
     result = _result(records, settings, steps, time.perf_counter() - start)
     if main_process:
-        plot_history(records, out / CURVE, f"{out.name}: {', '.join(settings.train)}")
         write_whole(out / RESULT, json.dumps(asdict(result), indent=2) + "\n")
         discard_all(out)
     say(f"done in {left_time(result.seconds)}: {out}")
@@ -338,6 +344,14 @@ def _every_few_seconds(report: Report, total: int, seconds: float = 5.0) -> Call
     return progress
 
 
+def draw_curve(out: Path, recipe: Recipe) -> None:
+    """Draw what the history holds, however the run ended; where that fails, the run's own end is what counts."""
+    try:
+        plot_history(read_history(out / HISTORY), out / CURVE, f"{out.name}: {', '.join(recipe.train)}")
+    except OSError as error:
+        logger.warning("%s could not be drawn: %s", out / CURVE, error)
+
+
 def _result(history: list[dict[str, Any]], recipe: Recipe, steps: int, seconds: float) -> TrainResult:
     trained = [record for record in history if record["kind"] == "step"]
     held_out = [record for record in history if record["kind"] == "held_out"]
@@ -355,32 +369,12 @@ def _result(history: list[dict[str, Any]], recipe: Recipe, steps: int, seconds: 
     )
 
 
-def _finished(out: Path, recipe: Recipe) -> TrainResult | None:
+def _finished(out: Path, recipe: Recipe, plan: StepPlan) -> TrainResult | None:
     """The result of this very recipe in `out`, if it is there.
 
     Raises:
         ValueError: `out` holds a run, finished or not, of another recipe.
     """
-    if (out / RECIPE).exists():
-        earlier = _flat(yaml.safe_load((out / RECIPE).read_text(encoding="utf-8")))
-        now = _flat(recipe.to_dict())
-        changed = [
-            f"{name} was {earlier.get(name)!r}, is {now.get(name)!r}"
-            for name in sorted(earlier.keys() | now.keys())
-            if earlier.get(name) != now.get(name) and not name.startswith(MAY_CHANGE)
-        ]
-        if changed:
-            raise ValueError(
-                f"{out} holds a run of another recipe ({'; '.join(changed)}); name another folder with --set out=…, "
-                "or delete this one"
-            )
-    if not (out / RESULT).exists():
-        return None
-    return TrainResult(**json.loads((out / RESULT).read_text(encoding="utf-8")))
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
+    finished = (out / RESULT).exists()
+    refuse_another_run(out, recipe, plan, finished)
+    return TrainResult(**json.loads((out / RESULT).read_text(encoding="utf-8"))) if finished else None

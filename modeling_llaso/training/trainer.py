@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ from .data import Corpus
 from .distill import Teacher
 from .history import History
 from .kept_audio import KeptAudio, accept_kept_audio
-from .other_processes import is_peer_lost
+from .other_processes import gathered, is_peer_lost
 from .parts import add_lora, keep_frozen, merge_lora
 from .plan import BatchRule, Plan
 
@@ -42,8 +44,8 @@ CALM_STEPS = 20
 """Steps before a jump of the loss counts as an explosion, and the steps its median is taken over."""
 NAMED_ROWS = 8
 """Rows that are named when a run diverges."""
-
-
+SUMS = ("loss_sum", "answer_tokens", "micro_losses", "tokens", "padded", "skipped", "micro_batches")
+"""Of a step, over its micro-batches and all processes."""
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 """What a full disk shows as: Python's own error, torch.save's, safetensors'."""
 
@@ -221,36 +223,20 @@ class LlasoTrainer(Trainer):
     def _record_step(self, grad_norm: float | None) -> None:
         """Sum the step up over its micro-batches and all processes, check it, and keep its record."""
         parts, self.step_parts = self.step_parts, []
-        on_device = [
-            torch.stack([part[name].sum() for part in parts]).sum().double()
-            for name in ("row_losses", "row_tokens", "loss", "tokens")
-        ]
-        counted = torch.tensor(
-            [
-                sum(part["padded"] for part in parts),
-                sum(len(part["skipped"]) for part in parts),
-                len(parts),
-                self.asked_to_stop(),
-            ],
-            dtype=torch.double,
-            device=self.args.device,
-        )
-        sums = self.accelerator.reduce(torch.cat([torch.stack(on_device), counted]), reduction="sum")
-        loss_sum, answer_tokens, micro_losses, tokens, padded, skipped, micro_batches, stops = sums.tolist()
-        self.all_stop = stops > 0
+        everyone = gathered(_summary(parts) | {"stop": self.asked_to_stop()})
+        total = {name: sum(one[name] for one in everyone) for name in SUMS}
+        self.all_stop = any(one["stop"] for one in everyone)
         if self.recipe.optimizer.normalization == "paper":
-            loss = micro_losses / micro_batches
+            loss = total["micro_losses"] / total["micro_batches"]
         else:
-            loss = loss_sum / max(1.0, answer_tokens)
+            loss = total["loss_sum"] / max(1.0, total["answer_tokens"])
         self._check(loss, grad_norm, parts)
         tasks: dict[str, list[float]] = {}
-        for part in parts:
-            for task, total, count in zip(
-                part["tasks"], part["row_losses"].tolist(), part["row_tokens"].tolist(), strict=True
-            ):
-                entry = tasks.setdefault(task, [0.0, 0])
-                entry[0] += total
-                entry[1] += count
+        for task, loss_sum, tokens in (entry for one in everyone for entry in one["tasks"]):
+            entry = tasks.setdefault(task, [0.0, 0])
+            entry[0] += loss_sum
+            entry[1] += tokens
+        micro_batches = sorted(digest for one in everyone for digest in one["rows"])
         self.history.add(
             {
                 "kind": "step",
@@ -258,12 +244,9 @@ class LlasoTrainer(Trainer):
                 "loss": loss,
                 "grad_norm": grad_norm,
                 "learning_rate": self._get_learning_rate(),
-                "answer_tokens": int(answer_tokens),
-                "tokens": int(tokens),
-                "padded": int(padded),
-                "skipped": int(skipped),
-                "rows": hashlib.sha256("\n".join(i for part in parts for i in part["ids"]).encode()).hexdigest()[:16],
-                "tasks": tasks,  # of this process's rows
+                **{name: int(total[name]) for name in ("answer_tokens", "tokens", "padded", "skipped")},
+                "rows": _digest("".join(micro_batches)),
+                "tasks": tasks,
             }
         )
 
@@ -287,13 +270,14 @@ class LlasoTrainer(Trainer):
                 part["row_losses"].tolist(), part["row_tokens"].tolist(), part["ids"], strict=True
             )
         ]
+        rows = [row for of_process in gathered(rows) for row in of_process]
         broken = [row_id for row_loss, row_id in rows if not math.isfinite(row_loss)]
         rows.sort(key=lambda item: -item[0] if math.isfinite(item[0]) else -math.inf)
         named = broken or [row_id for _, row_id in rows]
         raise TrainingDiverged(
-            f"step {step}: {what}. Weights are those of step {step - 1}. Rows of this step, worst first: "
-            f"{', '.join(named[:NAMED_ROWS])}. A lower optimizer.learning_rate, a longer optimizer.warmup_ratio or "
-            "data without these rows helps; the last checkpoint is kept"
+            f"step {step}: {what}. Rows of this step, worst first: {', '.join(named[:NAMED_ROWS])}. Nothing of it is "
+            "saved, and the last checkpoint is kept. A lower optimizer.learning_rate, a longer optimizer.warmup_ratio "
+            "or data without these rows helps, in another folder (--set out=…)"
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -334,10 +318,43 @@ class LlasoTrainer(Trainer):
             ) from error
 
 
+def _summary(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """What one process adds to the record of a step, from its micro-batches, as plain numbers."""
+    on_device = ("row_losses", "row_tokens", "loss", "tokens")
+    sums = torch.stack([torch.stack([part[name].sum().double() for part in parts]).sum() for name in on_device])
+    return dict(zip(("loss_sum", "answer_tokens", "micro_losses", "tokens"), sums.tolist(), strict=True)) | {
+        "padded": sum(part["padded"] for part in parts),
+        "skipped": sum(len(part["skipped"]) for part in parts),
+        "micro_batches": len(parts),
+        "tasks": [
+            entry
+            for part in parts
+            for entry in zip(part["tasks"], part["row_losses"].tolist(), part["row_tokens"].tolist(), strict=True)
+        ],
+        "rows": [_digest("\n".join(part["ids"])) for part in parts],
+    }
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def leave_signals_to_main(worker: int) -> None:
-    """A reading process goes on when Ctrl-C reaches it, since the main process saves first; SIGTERM ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """A reading process goes on when a signal reaches all of them, since the main process saves first.
+
+    The main process alone ends it, by SIGTERM.
+    """
+    main = os.getppid()
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def end_when_main_says() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main:
+            pass
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=end_when_main_says, daemon=True).start()
 
 
 def export(trainer: LlasoTrainer, folder: Path) -> None:

@@ -18,7 +18,7 @@ from .trainer import LlasoTrainer
 Report = Callable[[str], None]
 """Takes one line for the person watching."""
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Progress(TrainerCallback):
@@ -70,16 +70,31 @@ class WatchHeldOut(TrainerCallback):
     def __init__(self, trainer: LlasoTrainer, held_out: HeldOut, report: Report) -> None:
         self.trainer, self.held_out, self.report = trainer, held_out, report
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Make up for what a run that was asked to stop put off."""
+        if self.trainer.history.evaluated < state.global_step:
+            self._evaluate_if_due(args, state)
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if not self.trainer.all_stop:  # whoever asked to stop may not wait for more than a checkpoint
+            self._evaluate_if_due(args, state)
+
+    def _evaluate_if_due(self, args: TrainingArguments, state: TrainerState) -> None:
         watch = self.trainer.recipe.watch
         last = state.global_step == state.max_steps
-        if not last and (not watch.evaluate_every or state.global_step % watch.evaluate_every):
+        if not last and (
+            not watch.evaluate_every or not state.global_step or state.global_step % watch.evaluate_every
+        ):
+            return
+        rows = watch.final_rows if last else watch.evaluate_rows
+        if not self.held_out.rows[:rows]:
             return
         accelerator = self.trainer.accelerator
         model = accelerator.unwrap_model(self.trainer.model)
-        rows = watch.final_rows if last else watch.evaluate_rows
         result = self.held_out.evaluate(model, rows, args.process_index, args.world_size)
         counts = accelerator.reduce(
             torch.tensor([result["errors"], result["words"], result["rows"]], device=args.device), reduction="sum"
@@ -96,10 +111,12 @@ class WatchHeldOut(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """SIGTERM and Ctrl-C end the run after the step under way, with a checkpoint.
+    """SIGTERM, Ctrl-C or a lost terminal end the run after the step under way, with a checkpoint.
 
     Used as a context: handlers are set inside it and put back after it. Outside the main thread, where no handler can
-    be set, it does nothing. Several processes stop at the same step, whichever of them got the signal.
+    be set, it does nothing; a signal that this process was started to ignore (`nohup`) stays ignored. Several
+    processes stop at the same step, whichever of them got the signal. More signals change nothing, since a launcher
+    sends its own after the terminal's: what must end at once takes SIGQUIT (Ctrl-\\) or SIGKILL.
 
     Args:
         trainer: is stopped.
@@ -113,22 +130,24 @@ class StopOnSignal(TrainerCallback):
 
     def __enter__(self) -> StopOnSignal:
         if threading.current_thread() is threading.main_thread():
-            self.previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+            for number in STOP_SIGNALS:
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self.previous[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        if kind is not None and self.trainer.args.world_size > 1:
+            return  # a launcher that has lost one process ends the others, which shall say why they end
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt  # asked twice: at once, without a checkpoint
-        self.received = number
+        self.received = self.received or number
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.trainer.all_stop and state.global_step < state.max_steps:
+        if self.trainer.all_stop:
             control.should_save = control.should_training_stop = True
 
 
