@@ -55,8 +55,8 @@ class StepPlan:
 
 def step_plan(recipe: Recipe, world: int) -> StepPlan:
     """The plan of this launch, its data not yet looked at."""
-    sharding = [kind for kind in ("fsdp", "deepspeed") if os.environ.get(f"ACCELERATE_USE_{kind.upper()}") == "true"]
-    return StepPlan(recipe.batch.accumulation * world, world, *sharding or ["none"])
+    used = [kind for kind in ("fsdp", "deepspeed") if os.environ.get(f"ACCELERATE_USE_{kind.upper()}") == "true"]
+    return StepPlan(recipe.batch.accumulation * world, world, used[0] if used else "none")
 
 
 def refuse_another_run(out: Path, recipe: Recipe, plan: StepPlan, finished: bool) -> None:
