@@ -151,15 +151,20 @@ def test_mls(tmp_path: Path):
     for name in ("12/34/12_34_000001.flac", "12/34/12_34_000003.flac", "12/56/12_56_000001.opus"):
         audio(tmp_path / f"train/audio/{name.removesuffix('.opus')}{'.ogg' * name.endswith('.opus')}")
     (tmp_path / "train/audio/12/56/12_56_000001.ogg").rename(tmp_path / "train/audio/12/56/12_56_000001.opus")
+    text(tmp_path / "train/audio/12/34/12_34_000001.opus", "the same as .flac")
     text(tmp_path / "test/transcripts.txt", "9_8_000001\tan end\n")
     audio(tmp_path / "test/audio/9/8/9_8_000001.flac")
     items, rejects = read("mls", tmp_path, phoneme_share=1.0)
     assert facts(items[0]) == {"ASR": "the park", "PR": "ðə pɑːɹk"}
-    assert items[0].speaker == "librivox:12" and [i.split for i in items] == ["train", "test"]
+    assert (
+        items[0].sound[0].path.endswith(".flac")
+        and items[0].speaker == "librivox:12"
+        and [i.split for i in items] == ["train", "test"]
+    )
     assert reasons(rejects) == {
         "not {speaker}_{book}_{number}<tab>transcript": ["transcripts.txt:2"],
         "no recording": ["transcripts.txt:3"],
-        "recording without a transcript": ["12_34_000003.flac", "12_56_000001.opus"],
+        "recording without a transcript": ["12_34_000003", "12_56_000001"],
         "no such file": ["transcripts.txt"],  # of dev
     }
     assert facts(read("mls", tmp_path, phoneme_share=0.0)[0][0]) == {"ASR": "the park"}

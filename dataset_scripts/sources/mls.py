@@ -55,8 +55,8 @@ def _parse(part: Path, line: str) -> tuple[str, str, Path]:
         return "", "", part
     speaker, book, _ = id.split("_")
     stem = part / "audio" / speaker / book / id
-    opus = stem.with_suffix(".opus")
-    return id, text.strip(), opus if opus.exists() else stem.with_suffix(".flac")
+    flac = stem.with_suffix(".flac")
+    return id, text.strip(), flac if flac.exists() else stem.with_suffix(".opus")
 
 
 def _unused(part: Path, used: Counter[Path]) -> Iterator[Reject]:
@@ -67,14 +67,14 @@ def _unused(part: Path, used: Counter[Path]) -> Iterator[Reject]:
         if isinstance(line, str):
             _, text, file = _parse(part, line)
             if text and file.parent in left:
-                left[file.parent].discard(file)
+                left[file.parent].discard(file.with_suffix(""))
     for file in sorted(file for files in left.values() for file in files):
         yield Reject(str(file), "recording without a transcript")
 
 
 def _recordings(book: Path) -> set[Path]:
-    """The recordings of a book."""
-    return {file for file in book.iterdir() if file.suffix in (".flac", ".opus")}
+    """The recordings of a book, without suffix: there may be a .flac made of an .opus beside it."""
+    return {file.with_suffix("") for file in book.iterdir() if file.suffix in (".flac", ".opus")}
 
 
 SOURCE = Source(
