@@ -29,6 +29,7 @@ LONGEST_BIN = 60
 """Seconds from which all rows count as equally long."""
 MOST_LABELS = 500
 """Labels of a task that are counted one by one."""
+BAD_ROWS_SHOWN = 20
 PROGRESS_EVERY = 100
 ROWS_AT_ONCE = 100
 LISTING = "bad_rows.jsonl"
@@ -126,7 +127,8 @@ def _validate(
         moves.write("README.md", card.write(corrected, folder))
         moves.write("build.json", json.dumps(corrected, indent=1, ensure_ascii=False))
     moves.write("validation.json", json.dumps(report, indent=1, ensure_ascii=False))
-    moves.write("validation.html", validation_page.write(folder.resolve().name, report, tally.examples()))
+    page = validation_page.write(folder.resolve().name, report, tally.examples(), listing.first)
+    moves.write("validation.html", page)
     moves.decide()
     moves.finish()
     if against and not _without_keys([folder, *against]):
@@ -171,6 +173,7 @@ class _Listing:
 
     def __init__(self, folder: Path, moves: _Moves) -> None:
         self.found = self.earlier = 0
+        self.first: list[Mapping[str, Any]] = []
         self.reasons: Counter[str] = Counter()
         self._file = moves.place(LISTING).open("w", encoding="utf-8")
         earlier = folder / LISTING
@@ -189,6 +192,8 @@ class _Listing:
         self._file.close()
 
     def _write(self, entry: Mapping[str, Any]) -> None:
+        if len(self.first) < BAD_ROWS_SHOWN:
+            self.first.append(entry)
         self.reasons.update({reason.split(":")[0] for reason in entry["reasons"]})
         self._file.write(json.dumps(entry) + "\n")
 
@@ -228,10 +233,14 @@ class _Tally:
         return [row for _, _, row in self._examples]
 
     def report(self) -> dict[str, Any]:
-        """Hours by source, rows by length in seconds, and rows by label of each task."""
+        """Hours by source, rows by format and split, by length in seconds, and rows by label of each task."""
+        formats: Counter[str] = Counter()
+        for group, count in sorted(self.groups.items()):
+            formats[", ".join(group.rsplit("/", 2)[1:])] += count
         names = [f"{n} to {n + 1}" for n in range(LONGEST_BIN)] + [f"{LONGEST_BIN} or more"]
         return {
             "hours": {source: round(value, 4) for source, value in sorted(self._hours.items())},
+            "formats": dict(formats),
             "seconds": {names[n]: self._bins[n] for n in range(max(self._bins, default=-1) + 1)},
             "labels": {task: _in_order(counter) for task, counter in sorted(self._labels.items())},
         }

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from .tasks import TASKS
+
 OPEN = "(open)"
 """The label of free answers in the report."""
 MOST_BARS = 61
@@ -24,17 +26,20 @@ td { padding: .15rem .6rem .15rem 0; overflow-wrap: anywhere; }
 .good { color: light-dark(#1c7a3c, #6fce8f); } .bad { color: light-dark(#b3261e, #ff8a80); }
 .examples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); gap: 1.5rem 3rem; }
 article { overflow-wrap: anywhere; } article p { margin: .3rem 0; } audio { height: 2.2rem; width: min(100%, 20rem); }
-small { opacity: .7; }
+small { opacity: .7; } h2.apart { margin-top: 2.5rem; } .listed td { vertical-align: top; }
 """
 
 
-def write(title: str, report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+def write(
+    title: str, report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], bad: Sequence[Mapping[str, Any]] = ()
+) -> str:
     """One self-contained HTML page.
 
     Args:
         title: name of the corpus.
         report: content of validation.json.
         rows: rows to show with a player each.
+        bad: some entries of bad_rows.jsonl.
     """
     hours = sum(report["hours"].values())
     good = report["rows"] - report["bad"]
@@ -45,10 +50,11 @@ def write(title: str, report: Mapping[str, Any], rows: Sequence[Mapping[str, Any
         verdict += f'<p class="bad">{report["set_aside"]:,} bad rows were set aside: bad_rows.jsonl lists them.</p>'
     if report["against"]:
         verdict += f"<p>Compared with {escape(', '.join(report['against']))}.</p>"
-    tasks = {task: sum(labels.values()) for task, labels in report["labels"].items()}
+    tasks = {f"{task} ({TASKS[task].name})": sum(labels.values()) for task, labels in report["labels"].items()}
     charts = [
         _bars("Why rows are bad", report["reasons"]),
         _bars("Hours per source", report["hours"]),
+        _bars("Rows per format and split", report["formats"]),
         _bars("Rows per task", tasks),
         _bars("Seconds per row", report["seconds"]),
         *(_bars(f"Answers of {task}", labels) for task, labels in report["labels"].items() if set(labels) != {OPEN}),
@@ -57,7 +63,8 @@ def write(title: str, report: Mapping[str, Any], rows: Sequence[Mapping[str, Any
         f"<h1>{escape(title)}: validation</h1>{verdict}",
         *(f"<p>{escape(note)}</p>" for note in report["notes"]),
         f'<div class="charts">{"".join(charts)}</div>',
-        '<h2 style="margin-top: 2.5rem">Examples, drawn by chance</h2>' if rows else "",
+        _bad_rows(bad, report["bad"] + report["set_aside"]),
+        '<h2 class="apart">Examples, drawn by chance</h2>' if rows else "",
         f'<div class="examples">{"".join(map(_example, rows))}</div>',
     ]
     head = (
@@ -81,6 +88,18 @@ def _bars(title: str, values: Mapping[str, float]) -> str:
         for name, value in values.items()
     )
     return f"<section><h2>{escape(title)}</h2><table>{''.join(lines)}</table></section>"
+
+
+def _bad_rows(bad: Sequence[Mapping[str, Any]], count: int) -> str:
+    """The first bad rows: where they were found, and why they are bad."""
+    if not bad:
+        return ""
+    lines = (
+        f"<tr><td>{escape(entry['file'])}, row {entry['row']}</td><td>{escape(entry['id'] or '')}</td>"
+        f"<td>{escape('; '.join(entry['reasons']))}</td></tr>"
+        for entry in bad
+    )
+    return f'<h2 class="apart">Bad rows, {len(bad)} of {count:,}</h2><table class="listed">{"".join(lines)}</table>'
 
 
 def _example(row: Mapping[str, Any]) -> str:

@@ -139,7 +139,7 @@ def test_publish_is_cut_goes_on_and_is_read(
         assert wanted and json.loads(line) == json.loads(json.dumps(sorted(wanted))), config
 
 
-def test_the_card_is_what_was_built(built: Path, hub: HubServer):
+def test_the_card_is_what_was_built(built: Path, hub: HubServer, tmp_path: Path):
     assert main(["data", "publish", str(built), "owner/llaso-instruct"]) == 0
     text = hub.files(REPO)["README.md"].decode()
     card = DatasetCard(text)
@@ -166,6 +166,12 @@ def test_the_card_is_what_was_built(built: Path, hub: HubServer):
     assert (
         f"share no audio, speaker, synthetic voice, sentence or recording with the {apart['rows_checked']:,}" in text
     )
+    # Who downloads it can check it, too.
+    for path, data in hub.files(REPO).items():
+        (tmp_path / "copy" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "copy" / path).write_bytes(data)
+    checked = validate(tmp_path / "copy")
+    assert checked["found"] == 0 and "sentences and recordings of copy are not known here" in checked["notes"][0]
     tasks = Counter(row["task"] for row in rows_of(built))
     for task, line in ((task, next(s for s in text.splitlines() if s.startswith(f"| {task} ("))) for task in tasks):
         assert sum(int(cell) for cell in line.split("|")[2:5]) == tasks[task]

@@ -20,6 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 from datasets import load_dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_corpus import SOURCE, VOICES, read, write_recordings
 
 from dataset_scripts.build import build
@@ -159,6 +161,37 @@ def test_a_header_that_promises_too_much_fills_no_memory():
     assert [fault.split(":")[0] for fault in faults_of(row)] == ["undecodable audio"]
 
 
+def or_null(values: st.SearchStrategy) -> st.SearchStrategy:
+    return st.none() | values
+
+
+WORD = or_null(st.text(max_size=3) | st.sampled_from(["text", "audio", "user", "assistant", "train", "SGC", "tiny"]))
+PART = or_null(st.fixed_dictionaries({"type": WORD, "text": WORD}))
+MESSAGE = or_null(st.fixed_dictionaries({"role": WORD, "content": or_null(st.lists(PART, max_size=2))}))
+CLIP = or_null(st.fixed_dictionaries({"bytes": or_null(st.binary(max_size=9)), "path": WORD}))
+COLUMN = {
+    "messages": or_null(st.lists(MESSAGE, max_size=2)),
+    "audio": or_null(st.lists(CLIP, max_size=2)),
+    "choices": or_null(st.lists(WORD, max_size=2)),
+    "duration": or_null(st.floats()),
+    "length": or_null(st.integers(-9, 9)),
+}
+CHANGE = st.one_of([st.tuples(st.just(name), COLUMN.get(name, WORD)) for name in FEATURES])
+ANY_ROW = st.lists(CHANGE, max_size=2).map(lambda changes: good_row(**dict(changes)))
+
+
+@settings(max_examples=12, deadline=None)
+@given(rows=st.lists(ANY_ROW, min_size=20, max_size=40))
+def test_no_row_ends_a_run(tmp_path_factory: pytest.TempPathFactory, rows: list[dict]):
+    """Whatever stands in the columns: it is good, or bad with a reason; and what is left is good."""
+    folder = write_corpus(tmp_path_factory.mktemp("any"), {"text_audio.train-paralinguistic": rows})
+    report = validate(folder)
+    assert report["rows"] + report["set_aside"] == len(rows) == len(rows_of(folder)) + len(listed(folder))
+    assert all(entry["reasons"] for entry in listed(folder))
+    assert validate(folder)["found"] == 0
+    shutil.rmtree(folder)
+
+
 # --- whole corpora ------------------------------------------------------------------------------------------------
 
 
@@ -213,7 +246,7 @@ def test_a_good_corpus_is_good(corpus: Path):
     assert main(["data", "validate", str(corpus), "--examples", "3"]) == 0
     report = json.loads((corpus / "validation.json").read_text())
     assert report["rows"] == len(rows_of(corpus)) and not (report["bad"] or report["set_aside"] or report["reasons"])
-    assert sum(report["seconds"].values()) == report["rows"]
+    assert sum(report["seconds"].values()) == sum(report["formats"].values()) == report["rows"]
     assert sum(count for labels in report["labels"].values() for count in labels.values()) == report["rows"]
     page = (corpus / "validation.html").read_text()
     assert page.count("<audio ") == 3 and "http" not in page and "Hours per source" in page
@@ -249,6 +282,8 @@ def test_bad_rows_are_set_aside_with_their_reasons(corpus: Path):
     kinds = {
         (e["row"], e["id"]): [r.split(":")[0] for r in e["reasons"]] for e in listed(corpus) if e["file"] == place
     }
+    page = (corpus / "validation.html").read_text()
+    assert "data/text_audio/" in page and "silent audio" in page and "bad/silent" in page
     last = len(good)
     assert kinds == {
         (0, "bad/silent"): ["silent audio"],
@@ -300,13 +335,14 @@ def test_a_bad_row_is_neither_shown_nor_kept(tmp_path: Path):
 def test_the_page_escapes_every_text(tmp_path: Path):
     evil = '<script>alert("1")</script>\'"&'
     rows = [good_row(evil, choices=[evil, "b"], source=evil, license=evil, **answered(evil, evil))]
+    rows.append({**rows[0], "target": evil * 2})
     source = {"title": evil, "license": evil, "redistributable": False, "homepage": evil}
     folder = write_corpus(tmp_path / "<b>&", {"text_audio.train-paralinguistic": rows}, **{evil: source})
     report = validate(folder)
-    assert report["rows"] == 1 and not report["reasons"]
+    assert report["rows"] == report["found"] == 1
     page = (folder / "validation.html").read_text()
     assert "<script" not in page and "<b>" not in page.split("<body>")[1].split("<article>")[0]
-    assert page.count("&lt;script&gt;") >= 6
+    assert page.count("&lt;script&gt;") >= 8
 
 
 def test_a_corpus_whose_rows_are_all_bad(tmp_path: Path):
