@@ -84,6 +84,29 @@ def test_registered_in_a_fresh_process(checkpoint, tmp_path):
     check(checkpoint, printed, "modeling_llaso")
 
 
+@pytest.mark.parametrize(
+    "first",
+    [
+        "from transformers import AutoModel, AutoModelForMultimodalLM, AutoProcessor; import modeling_llaso",
+        "import modeling_llaso.modeling_llaso",
+        "from transformers import AutoConfig; import modeling_llaso; from transformers import AutoModel",
+    ],
+    ids=["transformers first", "ours first", "in between"],
+)
+def test_the_order_of_imports_does_not_matter(first):
+    printed = run(
+        f"{first}\n"
+        "from transformers import AutoConfig, AutoModel, AutoModelForMultimodalLM, AutoModelForSeq2SeqLM, AutoProcessor\n"
+        "from transformers.models.auto.processing_auto import PROCESSOR_MAPPING\n"
+        "config = type(AutoConfig.for_model('llaso'))\n"
+        "models = (AutoModel, AutoModelForMultimodalLM, AutoModelForSeq2SeqLM)\n"
+        "print([config.__name__, *(m._model_mapping[config].__name__ for m in models), "
+        "PROCESSOR_MAPPING[config].__name__])"
+    )
+    generates = "LlasoForConditionalGeneration"
+    assert printed.strip() == str(["LlasoConfig", "LlasoModel", generates, generates, "LlasoProcessor"])
+
+
 @pytest.mark.slow
 def test_its_own_code_where_the_package_is_not_importable(checkpoint, tmp_path):
     """And what is saved from there carries the code on."""

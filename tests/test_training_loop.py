@@ -339,8 +339,8 @@ def test_adapters_merge_into_weights_held_in_bf16_without_being_rounded_to_them(
 def test_adapters_for_layers_the_llm_lacks_are_refused(root):
     recipe = load_recipe(tiny_recipe(root, "unused", lora={"rank": 2}, train=["projector", "llm"]))
     model, _ = open_model(recipe)
-    wrong = load_recipe(recipe, ["lora.targets=[nothing]"])
-    with pytest.raises(ValueError, match="no layer named nothing"):
+    wrong = load_recipe(recipe, ["lora.targets=[q_proj, nothing]"])
+    with pytest.raises(ValueError, match="no linear layer named nothing; it has down_proj, gate_proj"):
         add_lora(model, wrong.lora)
 
 
@@ -518,13 +518,15 @@ def test_data_mistakes_are_named(root, tmp_path):
     with pytest.raises(FileNotFoundError, match="no corpus at ./nowhere"):
         open_corpus(load_recipe(recipe, ["data.path=./nowhere"]).data, 0)
     with pytest.raises(ValueError, match=r"leave no row; it has ASR \(text_audio\), IP \(text_audio\)"):
-        open_corpus(load_recipe(recipe, ["data.tasks=[PR]"]).data, 0)
+        open_corpus(load_recipe(recipe, ["data.without_tasks=[ASR, IP]"]).data, 0)
+    with pytest.raises(ValueError, match=r"names PR, which it has no row of; it has ASR, IP"):
+        open_corpus(load_recipe(recipe, ["data.tasks=[ASR, PR]"]).data, 0)
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     (tmp_path / "data").mkdir()
     pq.write_table(pa.table({"id": ["a"], "text": ["b"]}), tmp_path / "data" / "train-0.parquet")
-    with pytest.raises(ValueError, match="no column task, modality, messages, audio"):
+    with pytest.raises(ValueError, match="no column task, modality, messages, audio, target"):
         open_corpus(load_recipe(recipe, [f"data.path={tmp_path}"]).data, 0)
     strided = load_recipe(recipe, ["model.projector_stride=2"])
     model, processor = open_model(strided)

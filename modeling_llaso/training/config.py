@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import operator
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +23,11 @@ RECIPES = Path(__file__).parent / "recipes"
 """Where the package's own recipes lie; `llaso train stage1_align` finds them by name."""
 
 Part = Literal["encoder", "projector", "llm"]
+Modality = Literal["text_audio", "audio_text", "audio"]
+Schedule = Literal[
+    "cosine", "linear", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt", "cosine_with_restarts"
+]
+Attention = Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class DataChoice:
     revision: str | None = None
     tasks: tuple[str, ...] = ()  # only these; empty means all
     without_tasks: tuple[str, ...] = ()  # all but these
-    without_modalities: tuple[str, ...] = ()  # no row of these formats: text_audio, audio_text, audio
+    without_modalities: tuple[Modality, ...] = ()  # no row of these formats
     streaming: bool = False  # read while training, never the whole corpus at once; needs optimizer.max_steps
     text_path: str | None = None  # a corpus of rows without audio, mixed in
     text_share: float = 0.1  # of the rows, where text_path is named
@@ -87,9 +94,9 @@ class OptimizerChoice:
     epochs: float = 1.0
     max_steps: int = 0  # ends sooner (or, streaming, at all); 0 means epochs decide
     warmup_ratio: float = 0.0
-    schedule: str = "cosine"
+    schedule: Schedule = "cosine"  # of transformers' Trainer
     weight_decay: float = 0.0
-    clip: float = 1.0
+    clip: float = 1.0  # of the gradient's norm; 0 clips nothing
     normalization: Literal["token", "paper"] = "token"
     distill_weight: float = 0.0  # of the text LLM's answers to transcribed rows; the rest is the label's
     distill_temperature: float = 1.0
@@ -103,7 +110,7 @@ class ComputeChoice:
     frozen_weights: Literal["bf16", "fp32"] = "fp32"  # how what does not learn is held; what learns is always fp32
     gradient_checkpointing: bool = False
     answer_only_logits: bool = True  # the LLM's head runs on answer tokens alone
-    attention: str | None = None  # sdpa, eager, flash_attention_2; transformers' choice by default
+    attention: Attention | None = None  # transformers' choice by default
     encoder_cache_gb: float = 0.0  # disk for the frozen encoder's output; 0 computes it anew each time
     encoder_cache: str | None = None  # its folder; `encoder-cache` beside `out` by default
     workers: int = 0  # processes that read and featurize
@@ -122,6 +129,47 @@ class WatchChoice:
     gate_wer: float | None = None  # the word error rate to come under
     max_loss_jump: float = 10.0  # times the recent median loss; above it the run stops
     reporters: tuple[str, ...] = ("auto",)  # of transformers' Trainer; auto: trackio where installed
+
+
+Range = tuple[Callable[[float], bool], str]
+AT_LEAST_0: Range = (lambda value: value >= 0, "at least 0")
+AT_LEAST_1: Range = (lambda value: value >= 1, "at least 1")
+ABOVE_0: Range = (lambda value: value > 0, "above 0")
+BELOW_1: Range = (lambda value: 0 <= value < 1, "at least 0 and below 1")
+RANGES: dict[str, Range] = {
+    "model.projector_stride": AT_LEAST_1,
+    "data.text_share": BELOW_1,
+    "data.max_length": AT_LEAST_1,
+    "data.rows": AT_LEAST_0,
+    "data.seconds_per_row": AT_LEAST_0,
+    "data.text_tokens_per_row": AT_LEAST_0,
+    "optimizer.learning_rate": ABOVE_0,
+    "optimizer.epochs": ABOVE_0,
+    "optimizer.max_steps": AT_LEAST_0,
+    "optimizer.warmup_ratio": BELOW_1,
+    "optimizer.weight_decay": AT_LEAST_0,
+    "optimizer.clip": AT_LEAST_0,
+    "optimizer.distill_weight": (lambda value: 0 <= value <= 1, "between 0 and 1"),
+    "optimizer.distill_temperature": ABOVE_0,
+    "lora.rank": AT_LEAST_0,
+    "lora.alpha": AT_LEAST_1,
+    "lora.dropout": BELOW_1,
+    "batch.per_device": AT_LEAST_1,
+    "batch.accumulation": AT_LEAST_1,
+    "batch.max_tokens": AT_LEAST_0,
+    "batch.window": AT_LEAST_1,
+    "compute.encoder_cache_gb": AT_LEAST_0,
+    "compute.workers": AT_LEAST_0,
+    "watch.log_every": AT_LEAST_1,
+    "watch.save_every": AT_LEAST_1,
+    "watch.keep": AT_LEAST_1,
+    "watch.evaluate_every": AT_LEAST_0,
+    "watch.evaluate_rows": AT_LEAST_0,
+    "watch.final_rows": AT_LEAST_0,
+    "watch.gate_wer": ABOVE_0,
+    "watch.max_loss_jump": (lambda value: value > 1, "above 1"),
+}
+"""What every number of a recipe may be; the seed may be any."""
 
 
 @dataclass(frozen=True)
@@ -159,26 +207,10 @@ class Recipe:
             )
         if self.lora.rank > 0 and "llm" not in self.train:
             raise ValueError("recipe: `lora.rank` adapts the LLM, but `train` does not name llm")
-        for name, value, least in (
-            ("batch.per_device", self.batch.per_device, 1),
-            ("batch.accumulation", self.batch.accumulation, 1),
-            ("batch.window", self.batch.window, 1),
-            ("batch.max_tokens", self.batch.max_tokens, 0),
-            ("optimizer.epochs", self.optimizer.epochs, 0),
-            ("optimizer.learning_rate", self.optimizer.learning_rate, 0),
-            ("data.max_length", self.data.max_length, 1),
-            ("watch.log_every", self.watch.log_every, 1),
-            ("watch.save_every", self.watch.save_every, 1),
-            ("watch.keep", self.watch.keep, 1),
-        ):
-            if value < least:
-                raise ValueError(f"recipe: `{name}` is {value}, but must be at least {least}")
-        if not 0 <= self.optimizer.distill_weight <= 1:
-            raise ValueError(
-                f"recipe: `optimizer.distill_weight` is {self.optimizer.distill_weight}, not within 0 to 1"
-            )
-        if not 0 <= self.data.text_share < 1:
-            raise ValueError(f"recipe: `data.text_share` is {self.data.text_share}, but is a share: 0 <= share < 1")
+        for name, (fits, words) in RANGES.items():
+            value = operator.attrgetter(name)(self)
+            if value is not None and not (math.isfinite(value) and fits(value)):
+                raise ValueError(f"recipe: `{name}` is {value}, but must be {words}")
 
     @property
     def encoder_cache_folder(self) -> Path | None:
@@ -243,13 +275,25 @@ def valid_names(kind: type = Recipe, prefix: str = "") -> list[str]:
     return names
 
 
+class _EveryKeyOnce(yaml.SafeLoader):
+    """YAML in which a key that comes twice is an error; plain YAML would drop the first in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"`{key.value}` comes twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A recipe's own keys laid over those of its `base`."""
     if path.resolve() in seen:
         raise ValueError(f"{path.name}: its `base` leads back to itself")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _EveryKeyOnce)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: a recipe is a mapping of sections, this is {type(tree).__name__}")
@@ -265,7 +309,10 @@ def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+        if isinstance(old, dict) and (value is None or isinstance(value, Mapping)):
+            merged[key] = _merge(old, value or {})
+        else:
+            merged[key] = value
     return merged
 
 
@@ -277,7 +324,10 @@ def _override_items(overrides: Iterable[str] | Mapping[str, Any]) -> list[tuple[
         name, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"--set {text}: write it as key=value, e.g. batch.per_device=4")
-        items.append((name.strip(), yaml.safe_load(value) if value.strip() else None))
+        try:
+            items.append((name.strip(), yaml.safe_load(value) if value.strip() else None))
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {text}: `{value}` is no YAML value: {' '.join(str(error).split())}") from error
     return items
 
 
@@ -287,7 +337,11 @@ def _set(tree: dict[str, Any], name: str, value: Any) -> None:
         raise ValueError(f"--set {name}: {_unknown(name, valid_names())}")
     *sections, last = name.split(".")
     for section in sections:
-        tree = tree.setdefault(section, {})
+        if tree.get(section) is None:
+            tree[section] = {}
+        tree = tree[section]
+        if not isinstance(tree, dict):
+            raise ValueError(f"--set {name}: the recipe has {tree!r} for `{section}`, a section with keys of its own")
     tree[last] = value
 
 
@@ -300,6 +354,7 @@ def _unknown(name: str, valid: list[str]) -> str:
 
 def _build(kind: Any, tree: Any, where: str, prefix: str) -> Any:
     """A dataclass from a mapping, every value checked against its type."""
+    tree = {} if tree is None else tree  # a section whose keys are all left out
     if not isinstance(tree, Mapping):
         raise ValueError(f"{where}: `{prefix.rstrip('.')}` is a section with keys of its own, not {tree!r}")
     hints = typing.get_type_hints(kind)
@@ -341,9 +396,9 @@ def _value(hint: Any, value: Any, where: str, name: str) -> Any:
     if hint is int or hint is float:
         try:
             number = float(value) if not isinstance(value, bool) else None
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = None
-        if number is None or (hint is int and number != int(number)):
+        if number is None or (hint is int and not number.is_integer()):
             raise ValueError(f"{where}: `{name}` is a{'n integer' if hint is int else ' number'}, not {value!r}")
         return hint(number)
     if not isinstance(value, str):

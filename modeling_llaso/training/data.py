@@ -251,6 +251,12 @@ def _admitted(
     if admit is None:
         return table
     pairs = list(zip(table["task"], table["modality"], strict=True))
+    tasks = sorted({task for task, _ in pairs})
+    if absent := sorted({*choice.tasks, *choice.without_tasks} - set(tasks)):
+        raise ValueError(
+            f"{choice.path}: data.tasks or data.without_tasks names {', '.join(absent)}, which it has no row of; it "
+            f"has {', '.join(tasks)}"
+        )
     numbers = [number for number, pair in enumerate(pairs) if admit(*pair)]
     if not numbers:
         raise ValueError(

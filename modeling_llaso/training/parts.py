@@ -131,15 +131,18 @@ def add_lora(model: LlasoForConditionalGeneration, choice: LoraChoice) -> None:
     """Freeze the LLM's weights and put low-rank adapters beside its linear layers, in place.
 
     Raises:
-        ValueError: peft is not installed, or no layer of the LLM has one of the names.
+        ValueError: peft is not installed, or the LLM has no linear layer of one of the names.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ValueError("lora.rank needs peft: pip install 'llaso[train]'") from error
-    names = {name.rpartition(".")[2] for name, _ in model.model.language_model.named_modules()}
-    if not names.intersection(choice.targets):
-        raise ValueError(f"lora.targets: the LLM has no layer named {', '.join(choice.targets)}")
+    layers = model.model.language_model.named_modules()
+    names = {name.rpartition(".")[2] for name, module in layers if isinstance(module, nn.Linear)}
+    if missing := [target for target in choice.targets if target not in names]:
+        raise ValueError(
+            f"lora.targets: the LLM has no linear layer named {', '.join(missing)}; it has {', '.join(sorted(names))}"
+        )
     for module in modules_of(model, "llm"):
         module.requires_grad_(False)
     config = LoraConfig(
