@@ -96,7 +96,7 @@ def test_registered_in_a_fresh_process(checkpoint, tmp_path):
 def test_the_order_of_imports_does_not_matter(first):
     printed = run(
         f"{first}\n"
-        "from transformers import AutoConfig, AutoModel, AutoModelForMultimodalLM, AutoModelForSeq2SeqLM, AutoProcessor\n"
+        "from transformers import AutoConfig, AutoModel, AutoModelForMultimodalLM, AutoModelForSeq2SeqLM\n"
         "from transformers.models.auto.processing_auto import PROCESSOR_MAPPING\n"
         "config = type(AutoConfig.for_model('llaso'))\n"
         "models = (AutoModel, AutoModelForMultimodalLM, AutoModelForSeq2SeqLM)\n"

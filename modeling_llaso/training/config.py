@@ -166,7 +166,7 @@ RANGES: dict[str, Range] = {
     "watch.evaluate_every": AT_LEAST_0,
     "watch.evaluate_rows": AT_LEAST_0,
     "watch.final_rows": AT_LEAST_0,
-    "watch.gate_wer": ABOVE_0,
+    "watch.gate_wer": AT_LEAST_0,
     "watch.max_loss_jump": (lambda value: value > 1, "above 1"),
 }
 """What every number of a recipe may be; the seed may be any."""
