@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from .sources.base import Reject
+
+_BROKEN = re.compile("[\udc80-\udcff]")
+"""What the error handler surrogateescape leaves of bytes that are not UTF-8."""
 
 
 def lines(path: Path) -> Iterator[tuple[int, str | Reject]]:
@@ -48,7 +52,7 @@ def table(
                     continue  # an empty line
                 if len(cells) != len(header):
                     yield reader.line_num, Reject(where, "not as many cells as the header has")
-                elif any("\udc80" <= char <= "\udcff" for cell in cells for char in cell):
+                elif _BROKEN.search("".join(cells)):
                     yield reader.line_num, Reject(where, "text is not UTF-8")
                 else:
                     yield reader.line_num, dict(zip(header, cells, strict=True))
