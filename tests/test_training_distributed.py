@@ -24,6 +24,7 @@ from modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.training.checkpoints import whole_checkpoints
 from modeling_llaso.training.config import RECIPES
 from modeling_llaso.training.encoder_cache import GIGABYTE
+from modeling_llaso.training.history import read_history
 from modeling_llaso.training.train import train
 
 CONFIGURATIONS = RECIPES / "accelerate"
@@ -195,6 +196,19 @@ def test_a_run_of_two_processes_whose_second_is_killed_is_finished_by_one(root, 
     train(recipe, ["batch.accumulation=2"], lines.append)
     assert any(f"going on from step {LOSE_AT - 1}" in line for line in lines)
     assert_same_training(alone, out)
+
+
+@pytest.mark.slow
+def test_when_a_loss_is_no_number_the_rows_of_all_processes_are_named_once(root):
+    recipe = recipe_of(root, "diverged", 1, batch__per_device=3, watch__save_every=1)
+    recipe["optimizer"] |= {"learning_rate": 1e38, "warmup_ratio": 0.0}
+    output = (process := launch_two(recipe)).communicate()[0]
+    assert process.returncode != 0 and output.count("training diverged: step 2: the loss is nan") == 1, output
+    named = output.split("worst first: ")[1].split(".")[0].split(", ")
+    assert len(named) == 2 * 3 and all(name.split("-")[0] in ("asr", "ip", "aqa") for name in named)
+    out = Path(recipe["out"])
+    assert [record["step"] for record in read_history(out / "history.jsonl") if record["kind"] == "step"] == [1]
+    assert whole_checkpoints(out)[-1][0] == 1 and (out / "loss.png").exists()
 
 
 @pytest.mark.slow
