@@ -109,16 +109,13 @@ def read(path: Path) -> SourcesFile:
         raise ValueError(f"{path}: " + "\n\n".join(wrong))
     _check_shared_folders(path, sources)
     settings = {key: value for key, value in content.items() if key in SETTINGS}
-    for field in fields(Settings):
-        if field.name in settings and field.name != "voices":
-            _check_type(f"{path}: {field.name}", settings[field.name], field.default)
-    for name in ("rows_per_shard", "max_seconds"):
-        if settings.get(name, 1) <= 0:
-            raise ValueError(f"{path}: {name}: {settings[name]} is not above 0")
-    for name in ("eval_rows", "validation_rows"):
-        if settings.get(name, 0) < 0:
-            raise ValueError(f"{path}: {name}: {settings[name]} is below 0")
+    for name in ("speech", "processor"):
+        _check_type(f"{path}: {name}", settings.get(name, ""), "")
     _check_voices(path, settings.get("voices", {}))
+    try:
+        Settings("align", **settings)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     executors = {key: content.get(key) or {} for key in EXECUTORS}
     for key, options in executors.items():
         if not isinstance(options, dict):
