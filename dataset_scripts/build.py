@@ -421,7 +421,7 @@ def _finish(out: Path, plan: Mapping[str, Any]) -> None:
         "rejects": dict(reasons),
         "shards": {record["name"]: {"sha256": record["sha256"], "bytes": record["bytes"]} for record in records},
     }
-    write_atomically(out / "README.md", card.write(summary, out).encode())
+    write_atomically(out / "README.md", card.write(summary).encode())
     write_atomically(out / "build.json", json.dumps(summary, indent=1, ensure_ascii=False).encode())
     shutil.rmtree(work / "plan" / "rows", ignore_errors=True)
     _sweep(out, anybodys=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -44,17 +43,25 @@ CITATION = """@article{llaso2025,
 }"""
 
 
-def write(summary: Mapping[str, Any], out: Path, address: str = "PATH", leaks: Mapping[str, Any] | None = None) -> str:
+def write(summary: Mapping[str, Any], address: str = "PATH", leaks: Mapping[str, Any] | None = None) -> str:
     """The text of README.md.
 
     Args:
         summary: content of build.json.
-        out: the corpus folder; its configs list the files that are there.
         address: what its readers give to `load_dataset`.
         leaks: content of leakage.json, which has to be clean; None leaves it out.
     """
     counts = {tuple(name.rsplit("/", 3)): entry for name, entry in summary["counts"].items()}
-    configs = _configs(out, summary["shards"])
+    rows: dict[str, Counter[str]] = defaultdict(Counter)
+    hours: Counter[str] = Counter()
+    for (source, task, modality, split), entry in counts.items():
+        rows[f"task {task}"][modality] += entry["rows"]
+        parts = [f"config {name}" for name in ("default", modality, TASKS[task].category)]
+        for part in (*parts, f"source {source}"):
+            rows[part][split] += entry["rows"]
+        for part in (*parts, f"source {source}", f"task {task}"):
+            hours[part] += entry["hours"]
+    configs = _configs(rows, summary["shards"])
     head = {
         "pretty_name": TITLES[summary["corpus"]],
         "license": "other",
@@ -65,15 +72,6 @@ def write(summary: Mapping[str, Any], out: Path, address: str = "PATH", leaks: M
         "size_categories": [_size(summary["rows"])],
         "configs": configs,
     }
-    rows: dict[str, Counter[str]] = defaultdict(Counter)
-    hours: Counter[str] = Counter()
-    for (source, task, modality, split), entry in counts.items():
-        rows[f"task {task}"][modality] += entry["rows"]
-        parts = [f"config {name}" for name in ("default", modality, TASKS[task].category)]
-        for part in (*parts, f"source {source}"):
-            rows[part][split] += entry["rows"]
-        for part in (*parts, f"source {source}", f"task {task}"):
-            hours[part] += entry["hours"]
     splits = [split for split in SPLITS if rows["config default"][split]]
     said = ", ".join(f"{rows['config default'][split]:,} {split}" for split in splits) or "none"
     sections = [
@@ -166,18 +164,23 @@ def _left_out(summary: Mapping[str, Any]) -> str:
 
 def _apart(leaks: Mapping[str, Any]) -> str:
     """What the held-out rows were compared with."""
+    by_nature = ", ".join(
+        f"{source} its {' and '.join(kinds)}s" for source, kinds in leaks["shared_by_nature"].items()
+    )
     names = ", ".join(f"`{name}`" for name, entry in leaks["compared"].items() if entry["rows_checked"])
     return (
         f"The held-out rows share no audio, speaker, synthetic voice, sentence or recording with the "
-        f"{leaks['rows_checked']:,} training rows of {names} (`leakage.json`), but for what a source shares by nature."
+        f"{leaks['rows_checked']:,} training rows of {names} (`leakage.json`)"
+        + (f", but for what these share by nature: {by_nature}." if by_nature else ".")
     )
 
 
-def _configs(out: Path, shards: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """`default` with everything, one config a format and one a category; only files that are there are named.
+def _configs(rows: Mapping[str, Mapping[str, int]], shards: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """`default` with everything, one config a format and one a category; only splits that have rows are named.
 
-    `description` names the content: datasets keeps what it has read of a folder under the folder's base name and a
-    hash of these configs, and would otherwise answer for one `llaso-align` with the rows of another.
+    datasets refuses a config of which one split is empty. `description` names the content: datasets keeps what it has
+    read of a folder under the folder's base name and a hash of these configs, and would otherwise answer for one
+    `llaso-align` with the rows of another.
     """
     content = content_of(shards)
     globs = {"default": "data/*/{split}-*.parquet"}
@@ -186,8 +189,11 @@ def _configs(out: Path, shards: Mapping[str, Mapping[str, Any]]) -> list[dict[st
     globs |= {category: f"data/*/{{split}}-{category}-*.parquet" for category in categories}
     configs = []
     for name, pattern in globs.items():
-        paths = {split: pattern.format(split=split) for split in SPLITS}
-        files = [{"split": split, "path": path} for split, path in paths.items() if next(out.glob(path), None)]
+        files = [
+            {"split": split, "path": pattern.format(split=split)}
+            for split in SPLITS
+            if rows.get(f"config {name}", {}).get(split)
+        ]
         if files:
             configs.append({"config_name": name, "data_files": files, "description": f"content {content[:16]}"})
     return configs

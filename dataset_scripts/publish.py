@@ -53,7 +53,7 @@ def publish(folder: Path, repo_id: str, *, private: bool = False, manifest_only:
     staged = write_manifest(folder, record) if manifest_only and not record.get("manifest") else folder
     record = corpus_folder.read_record(staged) or record
     leaks = json.loads((folder / "leakage.json").read_text()) if (folder / "leakage.json").exists() else None
-    write_atomically(staged / "README.md", card.write(record, staged, repo_id, leaks).encode())
+    write_atomically(staged / "README.md", card.write(record, repo_id, leaks).encode())
     with _plain_errors(repo_id):
         api = HfApi()
         _check_repository(api, repo_id, record)

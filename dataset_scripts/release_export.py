@@ -35,28 +35,37 @@ def export_release(folder: Path, out: Path) -> int:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     imported = "release" in pq.read_schema(shards[0]).names
+    try:
+        rows = _write_files(part, _released_rows(shards) if imported else _own_rows(shards, part / "audio"))
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    if out.exists():
+        out.rmdir()
+    part.replace(out)
+    return rows
+
+
+def _write_files(folder: Path, rows: Iterable[tuple[str, str, dict[str, Any]]]) -> int:
+    """Write rows, each into its file, in the shape of that file; gives their number."""
     shapes: dict[Path, str] = {}
-    rows = 0
-    for file, shape, released in _released_rows(shards) if imported else _own_rows(shards, part / "audio"):
+    count = 0
+    for count, (file, shape, released) in enumerate(rows, start=1):
         try:
-            path = inside(part, file)
+            path = inside(folder, file)
         except ValueError as error:
-            raise ValueError(f"{folder}: a row comes from the file {file!r}: {error}") from error
+            raise ValueError(f"row {count} comes from the file {file!r}: {error}") from error
         first = path not in shapes
         shapes[path] = shape
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as opened:
             opened.write({"list": ("[\n" if first else ",\n"), "lines": "", "object": ""}[shape])
             opened.write(json.dumps(released, ensure_ascii=False) + "\n" * (shape != "list"))
-        rows += 1
     for path, shape in shapes.items():
         if shape == "list":
             with path.open("a", encoding="utf-8") as opened:
                 opened.write("\n]\n")
-    if out.exists():
-        out.rmdir()
-    part.replace(out)
-    return rows
+    return count
 
 
 def _released_rows(shards: Sequence[Path]) -> Iterator[tuple[str, str, dict[str, Any]]]:

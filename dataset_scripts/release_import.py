@@ -142,7 +142,7 @@ def _import(
             with (work / each["rejects"]).open("rb") as some:
                 shutil.copyfileobj(some, listed)
     (work / "rejects.jsonl").replace(out / "rejects.jsonl")
-    write_atomically(out / "README.md", card.write(summary, out).encode())
+    write_atomically(out / "README.md", card.write(summary).encode())
     write_atomically(out / "build.json", json.dumps(summary, indent=1, ensure_ascii=False).encode())
     shutil.rmtree(work)
     return summary

@@ -124,7 +124,7 @@ def _validate(
     }
     if record and set_aside and shards != record["shards"]:
         corrected = _corrected(record, tally, report["set_aside"], shards)
-        moves.write("README.md", card.write(corrected, folder))
+        moves.write("README.md", card.write(corrected))
         moves.write("build.json", json.dumps(corrected, indent=1, ensure_ascii=False))
     moves.write("validation.json", json.dumps(report, indent=1, ensure_ascii=False))
     page = validation_page.write(folder.resolve().name, report, tally.examples(), listing.first)

@@ -310,7 +310,7 @@ def test_export_writes_nothing_outside(built: Path, tmp_path: Path, name: str):
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), file)
     with pytest.raises(ValueError, match="climbs out of its folder"):
         export_release(own, tmp_path / "sub/back")
-    assert not list(tmp_path.rglob("evil.json")) and not (tmp_path / "sub/back").exists()
+    assert not list(tmp_path.rglob("evil.json")) and not list(tmp_path.glob("sub/*"))
 
 
 # --- kills and memory ---------------------------------------------------------------------------------------------
@@ -378,6 +378,28 @@ def test_a_killed_import_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         }
 
     assert contents(out) == contents(whole)
+
+
+def test_a_full_disk(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Nothing half is left, and the same command goes on."""
+    audio = write_recordings(tmp_path / "audio", 20)
+    rows = [{"voice": f"{n:03d}.wav", "conversations": turn("What?<audio>")} for n in range(20)]
+    source = write(tmp_path / "in", {"asr.json": rows, "dolly.json": rows[:3]})
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dataset_scripts.release_import.pq.ParquetWriter.write_table", full)
+        with pytest.raises(OSError, match="No space left"):
+            import_release(source, tmp_path / "out", audio_root=audio)
+    assert not (tmp_path / "out/data").exists() and not (tmp_path / "out/build.json").exists()
+    assert import_release(source, tmp_path / "out", audio_root=audio)["rows"] == 23
+    with monkeypatch.context() as patch:
+        patch.setattr("dataset_scripts.release_export.write_atomically", full)
+        with pytest.raises(OSError, match="No space left"):
+            export_release(built, tmp_path / "sub/back")
+    assert not list(tmp_path.glob("sub/*"))
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path):

@@ -353,6 +353,17 @@ def test_a_corpus_whose_rows_are_all_bad(tmp_path: Path):
     assert validate(folder)["found"] == 0
 
 
+def test_a_split_without_rows(tmp_path: Path):
+    """It leaves the card's configs: datasets would load none of them."""
+    rows = split_rows()
+    rows["text_audio.validation-paralinguistic"][0]["duration"] = 9.0
+    folder = write_corpus(tmp_path / "c", rows)
+    assert validate(folder)["found"] == 1
+    for config in ("default", "text_audio", "paralinguistic"):
+        found = load_dataset(str(folder), config, cache_dir=str(tmp_path / "cache"))
+        assert {split: len(rows) for split, rows in found.items()} == {"train": 2}
+
+
 def test_labels_that_begin_with_a_number_and_lengths_without_end(tmp_path: Path):
     """VCTK's ages; and a manifest may state any duration."""
     ages = ("15-19", "20-24", "30+")
