@@ -8,9 +8,10 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .sources.base import Reject
 
@@ -78,33 +79,39 @@ def stream_json(path: Path, prefix: str) -> Iterator[dict[str, Any]]:
     """Objects of a large JSON file one by one, at an ijson prefix such as "audios.item".
 
     Raises:
-        ValueError: the file is not JSON, or ends too early.
+        ValueError: the file is not JSON or not UTF-8, or ends too early.
     """
     import ijson
 
-    with path.open("rb") as file:
-        try:
-            yield from ijson.items(file, prefix, use_float=True)
-        except (ijson.JSONError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: {error}") from error
+    return _streamed(path, lambda file: ijson.items(file, prefix, use_float=True))
 
 
 def stream_json_object(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Members of a large JSON object one by one, each an object itself.
 
     Raises:
-        ValueError: the file is not JSON, ends too early, or is no object of objects.
+        ValueError: the file is not JSON or not UTF-8, ends too early, or is no object of objects.
     """
     import ijson
 
     name = ""
-    with path.open("rb") as file:
-        try:
-            for name, value in ijson.kvitems(file, "", use_float=True):
-                if not isinstance(value, dict):
-                    raise ValueError(f"{path}: {name} is no JSON object")
-                yield name, value
-        except (ijson.JSONError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: {error}") from error
+    for name, value in _streamed(path, lambda file: ijson.kvitems(file, "", use_float=True)):
+        if not isinstance(value, dict):
+            raise ValueError(f"{path}: {name} is no JSON object")
+        yield name, value
     if not name:
         raise ValueError(f"{path}: no JSON object with anything in it")
+
+
+def _streamed(path: Path, parse: Callable[[BinaryIO], Iterator[Any]]) -> Iterator[Any]:
+    """What ijson finds in a file, whose byte order mark is passed over; its errors, with the file's name."""
+    import ijson
+
+    with path.open("rb") as file:
+        if file.read(len(BOM_UTF8)) != BOM_UTF8:
+            file.seek(0)
+        try:
+            yield from parse(file)
+        except (ijson.JSONError, UnicodeDecodeError) as error:
+            said = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error)
+            raise ValueError(f"{path} is not JSON in UTF-8: {said}") from error

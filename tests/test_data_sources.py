@@ -446,7 +446,7 @@ def test_speechocean762(tmp_path: Path):
         ('{"1": 2}', "1 is no JSON object"),
     ):
         text(tmp_path / "resource/scores.json", broken)
-        with pytest.raises(ValueError, match=f"scores.json: .*({message})"):
+        with pytest.raises(ValueError, match=f"scores.json.*({message})"):
             read("speechocean762", tmp_path)
 
 
@@ -577,7 +577,12 @@ def test_question_files_at_fault(tmp_path: Path):
         read("alpaca_dan", tmp_path)
     text(tmp_path / "b.jsonl", "")
     text(tmp_path / "a.json", json.dumps(rows)[:-20])
-    with pytest.raises(ValueError, match="a.json: "):
+    with pytest.raises(ValueError, match="a.json is not JSON in UTF-8: "):
+        read("alpaca_dan", tmp_path)
+    text(tmp_path / "a.json", b'\xef\xbb\xbf[{"instruction": "Count.", "output": "1"}]')
+    assert len(read("alpaca_dan", tmp_path)[0]) == 1
+    text(tmp_path / "a.json", b'[{"instruction": "caf\xe9", "output": "1"}]')
+    with pytest.raises(ValueError, match="a.json is not JSON in UTF-8: .*(invalid bytes|can't decode)"):
         read("alpaca_dan", tmp_path)
     text(tmp_path / "orca/1M-GPT4-Augmented.parquet", "no parquet")
     with pytest.raises(ValueError, match="1M-GPT4-Augmented.parquet: .*magic"):
