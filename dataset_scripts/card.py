@@ -120,7 +120,7 @@ def write(summary: Mapping[str, Any], address: str = "PATH", leaks: Mapping[str,
         f"`{summary['fingerprint'][:16]}`. Synthetic speech is by {summary['speech']}. Which instruction, style, "
         "voice, format and split a row has is a function of a hash of the seed and its id.",
         _left_out(summary),
-        *([_apart(leaks)] if leaks and leaks["rows_checked"] else []),
+        *([_apart(leaks)] if leaks else []),
         f"## Citation\n\n```bibtex\n{CITATION}\n```",
     ]
     return "\n\n".join(sections) + "\n"
@@ -164,6 +164,8 @@ def _left_out(summary: Mapping[str, Any]) -> str:
 
 def _apart(leaks: Mapping[str, Any]) -> str:
     """What the held-out rows were compared with."""
+    if not leaks["rows_checked"]:
+        return "The held-out rows have been compared with no training corpus."
     by_nature = ", ".join(
         f"{source} its {' and '.join(kinds)}s" for source, kinds in leaks["shared_by_nature"].items()
     )

@@ -38,7 +38,7 @@ def faults_of(
 
     Args:
         row: the row, audio undecoded.
-        manifest: whether the corpus has no audio at all, so that its absence is no fault.
+        manifest: whether the corpus says that it has no audio, so that its presence is the fault.
         shard: name of the shard it lies in, "" where that does not matter.
         sources: the entry `sources` of build.json, None where there is none.
     """
@@ -50,7 +50,9 @@ def faults_of(
     yield from _bad_answer(row)
     if not (math.isfinite(row["duration"]) and row["duration"] >= 0):
         yield f"duration: {row['duration']} s stated"
-    if not manifest:
+    if manifest:
+        yield from (f"audio in a manifest: {clip['path']}" for clip in row["audio"] if clip["bytes"])
+    else:
         yield from _bad_audio(row)
 
 

@@ -238,6 +238,8 @@ def _import(arguments: argparse.Namespace) -> int:
 
     if not arguments.without_audio and arguments.audio_root is None:
         raise ValueError("say where the audio lies (--audio-root DIR), or leave it out (--without-audio)")
+    if arguments.without_audio and arguments.audio_root is not None:
+        raise ValueError("either with audio (--audio-root DIR) or without it (--without-audio), not both")
     root = None if arguments.without_audio else arguments.audio_root
     report = import_release(
         arguments.folder,

@@ -37,6 +37,7 @@ from .sources.base import Recording, Reject
 from .tasks import TASKS
 
 ROWS_PER_SHARD = 2_000
+BOM = b"\xef\xbb\xbf"
 LICENSE = "as its source"
 _TASK_OF_FILE = (
     ("sentence_level", "PSSL"), ("word_level", "PSWL"), ("phoneme", "PR"), ("entity", "EE"), ("intent", "IP"),
@@ -199,20 +200,23 @@ def _rows_of(file: Path) -> tuple[str, Iterator[tuple[int, dict[str, Any] | Reje
     if file.suffix == ".jsonl":
         return "lines", json_lines(file)
     with file.open("rb") as opened:
-        first = opened.read(1 << 12).lstrip(b"\xef\xbb\xbf \r\n\t")[:1]
+        first = opened.read(1 << 12).removeprefix(BOM).lstrip()[:1]
     if first not in (b"[", b"{"):
         raise ValueError(f"{file} " + (f"is not JSON: it begins with {first!r}" if first else "is empty"))
     return ("list", _stream(file, "item")) if first == b"[" else ("object", _stream(file, ""))
 
 
 def _stream(file: Path, prefix: str) -> Iterator[tuple[int, dict[str, Any] | Reject]]:
-    """Numbered rows of a list, or the one of a file that is a single object."""
+    """Numbered rows of a list, or of objects one after the other (one, mostly)."""
     import ijson
 
     number = 0
     with file.open("rb") as opened:
+        if opened.read(len(BOM)) != BOM:
+            opened.seek(0)
+        values = ijson.items(opened, prefix, use_float=True, multiple_values=not prefix)
         try:
-            for number, row in enumerate(ijson.items(opened, prefix, use_float=True), start=1):
+            for number, row in enumerate(values, start=1):
                 yield number, row if isinstance(row, dict) else Reject(f"{file}:{number}", "not a JSON object")
         except (ijson.JSONError, UnicodeDecodeError) as error:
             said = str(error).strip().splitlines()[0]

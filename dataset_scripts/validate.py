@@ -122,7 +122,8 @@ def _validate(
         **tally.report(),
         "content": corpus_folder.content_of(shards),
     }
-    if record and set_aside and shards != record["shards"]:
+    counted = {name: entry["rows"] for name, entry in record["counts"].items()} if record else {}
+    if record and set_aside and (shards != record["shards"] or counted != tally.groups):
         corrected = _corrected(record, tally, report["set_aside"], shards)
         moves.write("README.md", card.write(corrected))
         moves.write("build.json", json.dumps(corrected, indent=1, ensure_ascii=False))

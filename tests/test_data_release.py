@@ -147,6 +147,19 @@ def test_files_of_mixed_formats_come_back_in_order(tmp_path: Path):
     assert {name: json.loads((tmp_path / "back" / name).read_text()) for name in files} == files
 
 
+def test_objects_one_after_the_other_and_byte_order_marks(tmp_path: Path):
+    """Files named .json may hold an object a line."""
+    rows = [{"id": n, "voice": ["a.wav"], "conversations": turn("Who?<audio>")} for n in range(3)]
+    lines, listed = "\n".join(map(json.dumps, rows)) + "\n", json.dumps(rows)
+    source = write(
+        tmp_path / "in", {"orca.json": lines, "dolly.json": "\ufeff" + listed, "alpaca.json": "\n " + listed}
+    )
+    assert import_release(source, tmp_path / "corpus", audio_root=None)["rows"] == 9
+    export_release(tmp_path / "corpus", tmp_path / "back")
+    assert (tmp_path / "back/orca.json").read_text() == lines
+    assert json.loads((tmp_path / "back/dolly.json").read_text()) == rows
+
+
 def test_files_of_one_name_stay_apart(tmp_path: Path):
     files = {
         name: [{"voice": [name], "conversations": turn("?<audio>")}]
@@ -278,6 +291,7 @@ def test_what_cannot_be_imported_at_all(tmp_path: Path, capsys: pytest.CaptureFi
     refused("dolly.json: broken or truncated JSON in row 1")
     (source / "dolly.json").write_text(whole)
     refused("--audio-root", "--corpus", "eval")
+    refused("not both", "--without-audio", "--audio-root", str(source))
     refused("there is no such folder of audio", "--audio-root", str(tmp_path / "nowhere"))
     (source / "dolly.json").rename(source / "mystery.json")
     refused("the file's name tells no task")

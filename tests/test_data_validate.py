@@ -155,6 +155,12 @@ def test_an_empty_target_is_a_fault():
     assert list(faults_of(good_row(choices=[], template_id="", **answered(" ")))) == ["empty text", "empty target"]
 
 
+def test_audio_in_a_manifest_is_a_fault():
+    """A manifest is published without asking whether audio may be: there must be none."""
+    assert list(faults_of(good_row(), manifest=True)) == ["audio in a manifest: a.flac"]
+    assert list(faults_of(good_row(audio=[{"bytes": None, "path": "a.flac"}]), manifest=True)) == []
+
+
 def test_a_header_that_promises_too_much_fills_no_memory():
     """A FLAC header may promise 2^36 samples: 256 GiB as floats."""
     row = good_row(**with_clip(promising(flac(TONE), (1 << 36) - 1)))
@@ -378,6 +384,15 @@ def test_labels_that_begin_with_a_number_and_lengths_without_end(tmp_path: Path)
     report = validate(folder)
     assert report["rows"] == 4 and list(report["labels"]["AR"]) == list(ages)
     assert len(report["seconds"]) == 61 and report["seconds"]["60 or more"] == 2
+
+
+def test_a_record_that_counts_wrongly_is_corrected(corpus: Path):
+    """By its counts publishing knows whose audio there is."""
+    record = json.loads((corpus / "build.json").read_text())
+    wrong = {name: entry for name, entry in record["counts"].items() if "/PP/" not in name}
+    (corpus / "build.json").write_text(json.dumps({**record, "counts": wrong}))
+    validate(corpus)
+    assert json.loads((corpus / "build.json").read_text())["counts"].keys() == record["counts"].keys()
 
 
 def test_one_missing_clip_makes_no_manifest(tmp_path: Path):
