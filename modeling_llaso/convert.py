@@ -370,14 +370,15 @@ def new_model(
     Returns:
         The model and its processor. New rows of the embeddings are the mean of the old, as released.
     """
+    whisper_config = AutoConfig.from_pretrained(encoder)
+    if whisper_config.model_type != "whisper":
+        raise ValueError(f"{encoder}: the encoder is a {whisper_config.model_type!r}, not a Whisper")
+    if (llm_type := AutoConfig.from_pretrained(llm).model_type) in ("whisper", "llaso"):
+        raise ValueError(f"{llm}: the LLM is a {llm_type!r}, not a language model of text")
     language_model = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype)
     known = len(AutoTokenizer.from_pretrained(llm))
     processor = new_processor(encoder, llm, audio_padding=audio_padding, projector_stride=projector_stride)
     grow_embeddings(language_model, known, processor.audio_token_id)
-
-    whisper_config = AutoConfig.from_pretrained(encoder)
-    if whisper_config.model_type != "whisper":
-        raise ValueError(f"{encoder}: the encoder is a {whisper_config.model_type!r}, not a Whisper")
     whisper = WhisperModel.from_pretrained(encoder, dtype=language_model.dtype)
     config = LlasoConfig(
         audio_config=_fields(whisper_config),

@@ -8,8 +8,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from tiny_training import row, save_backbones, save_corpus
+from tiny_training import FEATURES, row, save_backbones, save_corpus
 from torch.utils.data import DataLoader
 
 from modeling_llaso.convert import new_processor
@@ -59,6 +61,51 @@ def test_a_rebuilt_corpus_is_read_anew(tmp_path):
     shutil.rmtree(folder)
     save_corpus(tmp_path / "corpus", {"train": [row(7), row(8), row(9)]})
     assert len(before) == 2 and len(ids(folder)) == 3
+
+
+# ---- Corpora that cannot be learned from ----
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("audio", ["a.flac", "b.flac"], r"`audio` is Value\('string'\), not a list of clips"),
+        ("audio", [{"bytes": b"", "path": "a"}] * 2, r"`audio` is {.*}, not a list of clips"),
+        ("messages", ["{}", "{}"], r"`messages` is Value\('string'\), not a list of messages"),
+        ("messages", [[{"role": "user", "content": "hi"}]] * 2, "`messages` is .*`content` that is a list of parts"),
+        ("length", ["1", "2"], r"`length` is Value\('string'\), not a number"),
+        ("id", [1, 2], r"`id` is Value\('int64'\), not text"),
+    ],
+)
+def test_a_column_of_another_type_is_told_before_a_row_is_read(tmp_path, column, values, message, streaming):
+    table = pa.Table.from_pylist([row(0), row(1)], schema=FEATURES.arrow_schema).replace_schema_metadata(None)
+    table = table.set_column(table.schema.get_field_index(column), column, pa.array(values))
+    pq.write_table(table, tmp_path / "train-0.parquet")
+    with pytest.raises(ValueError, match=f"{tmp_path}, split train: column {message}"):
+        open_corpus(DataChoice(str(tmp_path), streaming=streaming), seed=0)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_file_cut_short_is_named(tmp_path, streaming):
+    (file,) = (save_corpus(tmp_path / "corpus", {"train": [row(0)]}) / "data").iterdir()
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=f"{file} cannot be read: .*build or fetch it again"):
+        open_corpus(DataChoice(str(tmp_path / "corpus"), streaming=streaming), seed=0)
+
+
+def test_a_text_corpus_need_not_have_lengths_or_durations(backbones, tmp_path):
+    processor = new_processor(*backbones)
+    heard, written = [row(i) for i in range(8)], [row(i, task="AQA", clips=0) for i in range(4)]
+    save_corpus(tmp_path / "corpus", {"train": heard})
+    table = pa.Table.from_pylist(written, schema=FEATURES.arrow_schema).drop_columns(["length", "duration"])
+    (tmp_path / "text").mkdir()
+    pq.write_table(table.replace_schema_metadata(None), tmp_path / "text" / "train-0.parquet")
+    choice = DataChoice(str(tmp_path / "corpus"), text_path=str(tmp_path / "text"), text_share=0.2)
+    lengths = planned(open_corpus(choice, 0, processor))
+    assert len(lengths) == 10
+    want = counted(heard + written, processor)
+    assert lengths == {name: want[name] for name in lengths}
 
 
 # ---- Lengths ----

@@ -528,6 +528,14 @@ def test_data_mistakes_are_named(root, tmp_path):
     pq.write_table(pa.table({"id": ["a"], "text": ["b"]}), tmp_path / "data" / "train-0.parquet")
     with pytest.raises(ValueError, match="no column task, modality, messages, audio, target"):
         open_corpus(load_recipe(recipe, [f"data.path={tmp_path}"]).data, 0)
+    for setting, message in (
+        (f"model.llm={root / 'encoder'}", "the LLM is a 'whisper', not a language model of text"),
+        (f"model.encoder={root / 'llm'}", "the encoder is a 'llama', not a Whisper"),
+        ("model.encoder=./nowhere", "model.encoder: no folder ./nowhere"),
+        ("compute.attention=flash_attention_2", "compute.attention=flash_attention_2: .*installed"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            open_model(load_recipe(recipe, [setting]))
     strided = load_recipe(recipe, ["model.projector_stride=2"])
     model, processor = open_model(strided)
     model.save_pretrained(tmp_path / "strided")

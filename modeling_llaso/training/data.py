@@ -17,11 +17,14 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import soundfile
 import soxr
 import torch
 
 from ..processing_llaso import LlasoProcessor
+from .columns import checked_columns
 from .config import DataChoice
 from .lengths import COMPARED, Row, length_rule, lengths_of
 from .plan import BatchRule, shuffled_windows, stream_windows
@@ -30,11 +33,6 @@ logger = logging.getLogger(__name__)
 
 Windows = Callable[[int], Iterator[list[tuple[Any, int]]]]
 """From an epoch to its windows of `(row or row number, length)`."""
-
-NEEDED = ("id", "task", "modality", "messages", "audio", "target")
-"""Columns without which a row cannot be learned from."""
-KEPT = (*NEEDED, "duration", "length")
-"""Columns that are read; the others stay on disk."""
 
 
 @dataclass
@@ -121,7 +119,8 @@ def open_corpus(choice: DataChoice, seed: int, processor: LlasoProcessor | None 
     if choice.text_path:
         text = _load(choice.text_path, choice, choice.split, config="default")
         text_drawn = min(len(text), round(audio_rows * choice.text_share / (1 - choice.text_share)))
-        table = datasets.concatenate_datasets([table, text.cast(table.features)])
+        known = datasets.Features({name: table.features.get(name, kind) for name, kind in text.features.items()})
+        table = datasets.concatenate_datasets([table, text.cast(known)])
     return NumberedCorpus(table, lengths_of(table, processor, choice.path, workers), audio_rows, text_drawn)
 
 
@@ -208,17 +207,25 @@ def _load(path: str, choice: DataChoice, split: str, streaming: bool = False, co
         )
     except datasets.exceptions.DatasetNotFoundError as error:
         raise FileNotFoundError(f"no corpus {path}: neither a folder here nor a data set on the Hub") from error
-    columns = table.column_names or []
-    if missing := [name for name in NEEDED if name not in columns]:
+    except (datasets.exceptions.DatasetGenerationError, pa.ArrowInvalid) as error:
         raise ValueError(
-            f"{path}, split {split}: no column {', '.join(missing)}; a corpus to train on has {', '.join(NEEDED)} "
-            "(the schema of dataset_scripts)"
-        )
-    table = table.select_columns([name for name in KEPT if name in columns])
-    clip = table.features["audio"].feature if table.features is not None else None
+            f"{_broken_file(Path(path)) or path} cannot be read: {error.__cause__ or error}; build or fetch it again"
+        ) from error
+    table = table.select_columns(checked_columns(table.features or {}, f"{path}, split {split}"))
+    clip = table.features["audio"].feature
     if not isinstance(clip, datasets.Audio) or clip.decode:
         table = table.cast_column("audio", datasets.List(datasets.Audio(decode=False)))
     return table
+
+
+def _broken_file(folder: Path) -> Path | None:
+    """The first Parquet file whose end, where its contents are listed, cannot be read."""
+    for file in sorted(folder.rglob("*.parquet")):
+        try:
+            pq.read_metadata(file)
+        except (pa.ArrowInvalid, OSError):
+            return file
+    return None
 
 
 def _cache_for(folder: Path) -> str | None:

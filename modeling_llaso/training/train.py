@@ -207,9 +207,14 @@ def open_model(recipe: Recipe) -> tuple[LlasoForConditionalGeneration, LlasoProc
     """The model and processor that a recipe starts from, in float32.
 
     Raises:
-        ValueError: the checkpoint is of another architecture.
+        ValueError: the checkpoint is of another architecture, or its attention is not installed.
+        FileNotFoundError: a folder is not there.
     """
     choice = recipe.model
+    for name in ("checkpoint",) if choice.checkpoint else ("encoder", "llm"):
+        path = getattr(choice, name)
+        if path.startswith((".", "/", "runs/")) and not Path(path).is_dir():
+            raise FileNotFoundError(f"model.{name}: no folder {path}; train or fetch it first, or name another")
     if choice.checkpoint is None:
         assert choice.encoder is not None and choice.llm is not None
         model, processor = new_model(
@@ -221,8 +226,6 @@ def open_model(recipe: Recipe) -> tuple[LlasoForConditionalGeneration, LlasoProc
             dtype="float32",
             seed=recipe.seed,
         )
-        if recipe.compute.attention:
-            model.set_attn_implementation(recipe.compute.attention)
     else:
         config = transformers.AutoConfig.from_pretrained(choice.checkpoint, revision=choice.revision or "main")
         if config.model_type != "llaso":
@@ -240,9 +243,13 @@ def open_model(recipe: Recipe) -> tuple[LlasoForConditionalGeneration, LlasoProc
             choice.checkpoint,
             revision=choice.revision or "main",
             dtype=torch.float32,
-            attn_implementation=recipe.compute.attention,
         )
         processor = LlasoProcessor.from_pretrained(choice.checkpoint, revision=choice.revision or "main")
+    if recipe.compute.attention:
+        try:
+            model.set_attn_implementation(recipe.compute.attention)
+        except ImportError as error:
+            raise ValueError(f"compute.attention={recipe.compute.attention}: {error}") from error
     if choice.audio_padding is not None:
         model.config.audio_padding = processor.audio_padding = choice.audio_padding
     return model, processor
