@@ -41,7 +41,7 @@ READ_PER_LIMITED_ROW = 40
 SPARES = 2
 """Spares of a stratum beyond one for each row drawn from it."""
 PROGRESS_EVERY = 1_000
-_BUFFER_BYTES = 64 << 20
+_BUFFER_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)

@@ -314,6 +314,13 @@ def test_plan_is_flat_in_rows(tmp_path: Path):
     assert peaks[2_000] < 1.5 * peaks[400] + 100_000, peaks
 
 
+def test_the_benchmark_of_building_runs():
+    command = [sys.executable, "-m", "benchmarks", "data", "--rows", "2000", "--spoken", "100", "--rounds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "| 2,000 | " in done.stdout and "of ideal." in done.stdout and done.stdout.count("\n| 1 | ") == 1
+
+
 def test_plan_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     from modeling_llaso.cli import main
 
