@@ -85,9 +85,13 @@ class Settings:
 
     def fingerprint(self, sources: Sequence[Source]) -> str:
         """A hash of the settings and of the sources' names, folders and options."""
-        kept = {name: getattr(self, name) for name in sorted(self.__dataclass_fields__)}
-        read = [[source.name, str(source.root), dict(source.options)] for source in sources]
-        return sha256(json.dumps([VERSION, kept, read], sort_keys=True, default=str).encode()).hexdigest()
+        return sha256(json.dumps([VERSION, self.stated(sources)], sort_keys=True).encode()).hexdigest()
+
+    def stated(self, sources: Sequence[Source]) -> dict[str, Any]:
+        """The settings and the sources' names, folders and options, as plain JSON."""
+        kept = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        read = {source.name: [str(source.root), dict(source.options)] for source in sources}
+        return json.loads(json.dumps({**kept, "sources": read}, default=str))
 
 
 def corpora_of(source: Source, item: Item, fact: Fact, seed: int) -> tuple[str, ...]:
@@ -145,15 +149,29 @@ def make_plan(
         plan = json.loads(done.read_text())
         if plan["fingerprint"] != fingerprint:
             raise ValueError(
-                f"{folder} holds another build (corpus {plan['corpus']}, seed {plan['seed']}, sources "
-                f"{', '.join(plan['sources'])}): choose another output folder or delete this one"
+                f"{folder} holds another build ({_difference(plan.get('settings', {}), settings.stated(sources))}): "
+                "choose another output folder or delete this one"
             )
         return plan
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    plan = {"fingerprint": fingerprint, **_Planner(settings, sources, folder, progress).run()}
+    plan = {
+        "fingerprint": fingerprint,
+        "settings": settings.stated(sources),
+        **_Planner(settings, sources, folder, progress).run(),
+    }
     write_atomically(done, json.dumps(plan, indent=1).encode())
     return plan
+
+
+def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """How the settings of two plans differ, in words."""
+    differing = [name for name in here if there.get(name) != here[name]]
+    if not there or not differing:
+        return "planned by another version of this program"
+    return ", ".join(
+        name if isinstance(here[name], dict) else f"{name} {there.get(name)}, not {here[name]}" for name in differing
+    )
 
 
 @dataclass
@@ -423,6 +441,10 @@ class _Planner:
                     self._reject(source.name, item.where, item.reason)
                     continue
                 read += 1
+                if reason := _not_text(item):
+                    self.offered += 1
+                    self._reject(source.name, ascii(item.where or item.id), reason, item.sound)
+                    continue
                 if self.progress and (self.items + read) % PROGRESS_EVERY == 0:
                     self.progress(self.items + read)
                 split = split_of(source, item, self.settings.seed)
@@ -599,6 +621,18 @@ class _Buckets:
 
     def __exit__(self, *error: object) -> None:
         self.flush()
+
+
+def _not_text(item: Item) -> str:
+    """Why an item cannot be written down, or "": JSON can hold halves of characters, which no text file can."""
+    said = (item.id, item.speaker, item.sentence)
+    for fact in item.facts:
+        said += (fact.target, fact.instruction, fact.input)
+    try:
+        "".join(said).encode()
+    except UnicodeEncodeError:
+        return "text is not Unicode"
+    return ""
 
 
 def reject_line(source: str, where: str, reason: str, sounds: Sequence[Sound], root: str) -> str:

@@ -139,7 +139,7 @@ class Espeak:
             self._set_voice(espeak, speech.voice)
             espeak.espeak_SetParameter(_RATE, speech.rate, 0)
             espeak.espeak_SetParameter(_PITCH, speech.pitch, 0)
-            text = speech.text.encode() + b"\0"
+            text = speech.text.replace("\0", " ").encode() + b"\0"
             status = espeak.espeak_Synth(text, len(text), 0, 1, 0, _UTF8, None, None)
             if status:
                 raise OSError(f"espeak-ng could not speak {speech.text[:40]!r}: error {status}")
@@ -223,6 +223,13 @@ class TextToAudio:
 
         from . import draw
 
+        if (tokenizer := self._pipeline.tokenizer) is not None:
+            silent = {tokenizer.pad_token_id, tokenizer.unk_token_id}
+            if silent.issuperset(tokenizer(speech.text)["input_ids"]):
+                return np.zeros(0, np.float32)  # nothing in it that the model has a letter for
+        speakers = getattr(self._pipeline.model.config, "num_speakers", 1)
+        if speech.voice and not (speech.voice.isdecimal() and int(speech.voice) < speakers):
+            raise ValueError(f"voice {speech.voice!r} is no speaker of the model, which has 0 to {speakers - 1}")
         set_seed(draw.integer(0, f"{speech.voice}\0{speech.text}", "speech") % 2**31)
         settings = {"speaker_id": int(speech.voice)} if speech.voice else {}
         with torch.inference_mode():

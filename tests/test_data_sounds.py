@@ -8,14 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny_corpus import SOURCE
 
 from dataset_scripts import acoustics, draw, notes, synthesize
+from dataset_scripts.build import build
 from dataset_scripts.clips import ClipStore, UnheardError, decode, encode, read_recording, seconds, write_atomically
-from dataset_scripts.sources.base import Acoustics, Note, Recording, Speech
+from dataset_scripts.sources.base import Acoustics, Fact, Item, Note, Recording, Speech
 
 pytest.importorskip("espeakng_loader", reason="the extra tts is not installed")
 
@@ -267,6 +270,42 @@ def test_model_backend(vits: Path, tmp_path: Path):
     assert all(np.array_equal(one, two) for one, two in zip(first, again, strict=True))
     store = ClipStore(tmp_path, speech=str(vits))
     assert seconds(store.clip((lines[0],))) == pytest.approx(first[0].size / 16_000, abs=1e-3)
+
+
+def test_what_a_model_cannot_say(vits: Path, tmp_path: Path):
+    """A text without a letter it knows is set aside by itself; a voice it has not is an error of the settings."""
+    store = ClipStore(tmp_path, speech=str(vits))
+    store.prepare([Speech("日本", "0"), Speech("hello", "0")])
+    assert len(list(tmp_path.rglob("*.flac"))) == 1
+    for text in ("日本", "!?", ""):
+        with pytest.raises(UnheardError, match="empty audio"):
+            store.clip((Speech(text, "0"),))
+    for voice in ("2", "x", "-1"):
+        with pytest.raises(ValueError, match=f"voice '{voice}' is no speaker of the model, which has 0 to 1"):
+            store.clip((Speech("hello", voice),))
+
+
+def test_a_corpus_spoken_by_a_model(vits: Path, tmp_path: Path):
+    """The same bytes with one worker and two; voices by hash, none in two splits; clips are made once and found."""
+    words = ("hello there", "other words", "some more", "and so on", "one thing", "at the end")
+
+    def read(root: Path):
+        for n, said in enumerate(words):
+            yield Item(f"{n}", (Fact("ASR", said),), (Speech(said),), split="train" if n else "test")
+
+    source = replace(SOURCE, needs=(), tasks=("ASR",), read=read)
+    chosen = {"speech": str(vits), "voices": {"train": ["0"], "test": ["1"]}, "rows_per_shard": 2, "eval_rows": 1}
+    one, two = (build("align", [source], tmp_path / f"{n}", workers=n, **chosen) for n in (1, 2))
+    files = [sorted(folder.glob("data/*/*")) for folder in (one, two)]
+    assert len(files[0]) > 1 and [a.read_bytes() for a in files[0]] == [b.read_bytes() for b in files[1]]
+    clips = {file: file.stat().st_mtime_ns for file in (one / ".build" / "clips").rglob("*.flac")}
+    assert len(clips) == 5
+    build("eval", [source], tmp_path / "eval", clips=one / ".build" / "clips", against=[one], **chosen)
+    held = pq.read_table(next((tmp_path / "eval").glob("data/*/*"))).to_pylist()
+    assert [row["voice"] for row in held] == ["1"]
+    assert {row["voice"] for file in files[0] for row in pq.read_table(file).to_pylist()} == {"0"}
+    again = build("align", [source], tmp_path / "again", clips=one / ".build" / "clips", **chosen)
+    assert again and {file: file.stat().st_mtime_ns for file in clips} == clips
 
 
 def test_clips_do_not_depend_on_who_else_has_loaded_espeak():
