@@ -149,7 +149,7 @@ def make_plan(
         plan = json.loads(done.read_text())
         if plan["fingerprint"] != fingerprint:
             raise ValueError(
-                f"{folder} holds another build ({_difference(plan.get('settings', {}), settings.stated(sources))}): "
+                f"{folder} holds another build ({_difference(plan.get('stated', {}), settings.stated(sources))}): "
                 "choose another output folder or delete this one"
             )
         return plan
@@ -157,7 +157,7 @@ def make_plan(
     folder.mkdir(parents=True)
     plan = {
         "fingerprint": fingerprint,
-        "settings": settings.stated(sources),
+        "stated": settings.stated(sources),
         **_Planner(settings, sources, folder, progress).run(),
     }
     write_atomically(done, json.dumps(plan, indent=1).encode())
@@ -625,11 +625,9 @@ class _Buckets:
 
 def _not_text(item: Item) -> str:
     """Why an item cannot be written down, or "": JSON can hold halves of characters, which no text file can."""
-    said = (item.id, item.speaker, item.sentence)
-    for fact in item.facts:
-        said += (fact.target, fact.instruction, fact.input)
+    of_facts = (text for fact in item.facts for text in (fact.target, fact.instruction, fact.input))
     try:
-        "".join(said).encode()
+        "".join((item.id, item.speaker, item.sentence, *of_facts)).encode()
     except UnicodeEncodeError:
         return "text is not Unicode"
     return ""

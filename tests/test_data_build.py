@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
@@ -27,7 +28,7 @@ import pytest
 import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_corpus import SOURCE, VOICES, write_public_corpora, write_recordings
+from tiny_corpus import SOURCE, VOICES, held_up, write_public_corpora, write_recordings
 
 from dataset_scripts import leakage, plan, prompts
 from dataset_scripts.build import _Shard, _sweep, build
@@ -361,12 +362,13 @@ def run(*arguments: str, command: Sequence[str] = ("build",), **options) -> subp
 def kill_when(ready: Callable[[], bool], *arguments: str) -> None:
     """Start a build in a session of its own, and kill all of it once it has come so far."""
     process = run(*arguments, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not ready():
-        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
-        time.sleep(0.001)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    deadline = time.monotonic() + 60
+    while not (come := ready()) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    _, errors = process.communicate()
+    assert come and process.returncode == -signal.SIGKILL, errors
 
 
 def finished(out: Path, *arguments: str) -> dict[str, str]:
@@ -390,40 +392,32 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, 
 
 
 def test_same_bytes_after_kills_in_every_part(uninterrupted, tmp_path: Path):
-    """Killed while planning, speaking, writing a shard, between shards and at the end; then run through, and again."""
+    """Killed while planning, speaking, writing a shard and at the end; then run through, and run again."""
     arguments, expected = uninterrupted
     out, corpus = tmp_path / "out", Path(arguments[2]).parent
-    to_out = (*arguments, "--out", str(out))
-    spool, plan_json = out / ".build" / "plan" / "train.jsonl", out / ".build" / "plan" / "plan.json"
+    work, to_out = out / ".build", (*arguments, "--out", str(out))
 
     questions = corpus / "dolly" / "databricks-dolly-15k.jsonl"
-    text = questions.read_text()
-    questions.unlink()
-    os.mkfifo(questions)  # planning waits for the rest of a file that does not come
-    try:
-        pipe = os.open(questions, os.O_RDWR)
-        os.write(pipe, text[: len(text) // 2].encode())
-        kill_when(lambda: spool.exists(), *to_out)
-        os.close(pipe)
-    finally:
-        questions.unlink()
-        questions.write_text(text)
-    assert not plan_json.exists()
+    with held_up(questions, *questions.read_text().splitlines(keepends=True)[:5]):
+        kill_when((work / "plan" / "train.jsonl").exists, *to_out)
+    assert not (work / "plan" / "plan.json").exists()
 
-    kill_when(lambda: any((out / ".build" / "clips").rglob("*.flac")), *to_out)
-    assert plan_json.exists() and not (out / "build.json").exists()
-    kill_when(lambda: any(out.glob("data/*/.*.part")), *to_out)
-    kill_when(lambda: len(list(out.glob("data/*/*.parquet"))) > 3, *to_out)
-    shards = len(json.loads(plan_json.read_text())["shards"])
-    assert 3 < len(list(out.glob(".build/shards/*.json"))) < shards
+    assert run(*to_out, command=["plan"]).wait() == 0
+    shards = [shard["name"] for shard in json.loads((work / "plan" / "plan.json").read_text())["shards"]]
 
-    rejects = out / ".build" / "plan" / "rejects.jsonl"
-    text = rejects.read_text()
-    rejects.unlink()
-    os.mkfifo(rejects)  # the last step waits for it
-    kill_when(lambda: len(list(out.glob(".build/shards/*.json"))) == shards, *to_out)
-    rejects.unlink()
-    rejects.write_text(text)
+    first: dict[str, int] = {}  # in which shard each recording is read first
+    for number, name in enumerate(shards):
+        rows = (work / "plan" / "rows" / f"{name}.jsonl").read_text()
+        first = {**dict.fromkeys(re.findall(r'"path": "([^"]+wav)"', rows), number), **first}
+    with held_up(Path(min(first, key=lambda path: first[path]))):
+        kill_when(lambda: any((work / "clips").rglob("*.flac")), *to_out)
+    late = max(first, key=lambda path: first[path])
+    assert first[late] > 3
+    with held_up(Path(late)):
+        kill_when(lambda: len(list(work.glob("shards/*.json"))) > 3 and any(out.glob("data/*/.*.part")), *to_out)
+    assert 3 < len(list(work.glob("shards/*.json"))) < len(shards)
+    with held_up(work / "plan" / "rejects.jsonl"):  # the last step reads it
+        kill_when(lambda: len(list(work.glob("shards/*.json"))) == len(shards), *to_out)
     assert not (out / "build.json").exists()
 
     assert finished(out, *arguments) == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -12,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from tiny_corpus import SOURCE, VOICES, write_public_corpora, write_recordings
+from tiny_corpus import SOURCE, VOICES, held_up, write_public_corpora, write_recordings
 
 from dataset_scripts.build import build
 
@@ -136,24 +137,31 @@ def test_shards_that_nobody_built_are_an_error(tmp_path: Path, monkeypatch: pyte
 
 def test_a_lost_worker_is_told(tmp_path: Path):
     """The kernel kills one of two workers, as for want of memory: the build ends at once, and goes on afterwards."""
-    file = write_public_corpora(tmp_path)
-    process = build_command(file, tmp_path / "out", "local")
-    deadline, victim = time.monotonic() + 120, None
-    while victim is None and process.poll() is None and time.monotonic() < deadline:
-        victim = next((tmp_path / "out").glob("data/*/.*.part"), None)
-    assert victim is not None
-    os.kill(int(victim.suffixes[-2].rpartition("-")[2]), signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
+    file, out = write_public_corpora(tmp_path), tmp_path / "out"
+    planned = build_command(file, out, "local", command="plan")
+    assert planned.wait(120) == 0, planned.stderr.read()
+    rows = "".join(rows.read_text() for rows in sorted(out.glob(".build/plan/rows/*.jsonl")))
+    with held_up(Path(re.findall(r'"path": "([^"]+wav)"', rows)[-1])):  # its worker waits for it
+        process = build_command(file, out, "local")
+        deadline = time.monotonic() + 120
+        while len(parts := list(out.glob("data/*/.*.part"))) != 1 or not list(out.glob("data/*/*.parquet")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        os.kill(int(parts[0].suffixes[-2].rpartition("-")[2]), signal.SIGKILL)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 2 and "a worker process was lost" in errors and "Traceback" not in errors
-    again = build_command(file, tmp_path / "out", "local")
+    again = build_command(file, out, "local")
     assert again.wait(120) == 0, again.stderr.read()
-    assert (tmp_path / "out" / "build.json").exists() and not list((tmp_path / "out").rglob(".*.part"))
+    assert (out / "build.json").exists() and not list(out.rglob(".*.part"))
 
 
-def build_command(file: Path, out: Path, executor: str, **environment: str) -> subprocess.Popen:
-    """`llaso data build instruct` with two workers in a process of its own."""
-    command = [sys.executable, "-m", "modeling_llaso.cli", "data", "build", "instruct", "--sources", str(file)]
+def build_command(
+    file: Path, out: Path, executor: str, command: str = "build", **environment: str
+) -> subprocess.Popen:
+    """`llaso data build instruct` with two workers, or its plan, in a process of its own."""
+    words = [sys.executable, "-m", "modeling_llaso.cli", "data", command, "instruct", "--sources", str(file)]
+    more = ["--executor", executor, "--workers", "2"] if command == "build" else []
     return subprocess.Popen(
-        [*command, "--out", str(out), "--executor", executor, "--workers", "2"],
+        [*words, "--out", str(out), *more],
         env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip

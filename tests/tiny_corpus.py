@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,3 +71,19 @@ def write_public_corpora(root: Path, takes: int = 3) -> Path:
     file = root / "sources.yaml"
     file.write_text("sources: {fsdd: fsdd, dolly: dolly}\nrows_per_shard: 8\neval_rows: 20\nvalidation_rows: 4\n")
     return file
+
+
+@contextlib.contextmanager
+def held_up(file: Path, *lines: str) -> Iterator[None]:
+    """Whoever reads the file gets some lines and then waits for more, for ever."""
+    content = file.read_bytes()
+    file.unlink()
+    os.mkfifo(file)
+    pipe = os.open(file, os.O_RDWR)
+    try:
+        os.write(pipe, "".join(lines).encode())
+        yield
+    finally:
+        os.close(pipe)
+        file.unlink()
+        file.write_bytes(content)
