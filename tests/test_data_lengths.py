@@ -15,7 +15,7 @@ from tiny_corpus import SOURCE, VOICES, write_recordings
 from tiny_llaso import tiny_processor
 
 from dataset_scripts.build import build
-from dataset_scripts.release import import_release
+from dataset_scripts.release_import import import_release
 from dataset_scripts.sources.base import Fact, Item, Note
 from modeling_llaso.cli import main
 from modeling_llaso.processing_llaso import LlasoProcessor
