@@ -55,6 +55,7 @@ def add_parser(commands) -> None:
     )
     validate.add_argument("--dry-run", action="store_true", help="report bad rows, but leave them where they are")
     validate.add_argument("--examples", type=int, default=12, metavar="N", help="players on the page (default 12)")
+    validate.add_argument("--workers", type=int, default=1, metavar="N", help="processes at work (default 1)")
     validate.set_defaults(run=_validate)
 
     publish = actions.add_parser("publish", help="upload a corpus to the Hub; run again to go on after a failure")
@@ -208,6 +209,7 @@ def _validate(arguments: argparse.Namespace) -> int:
         against=arguments.against,
         set_aside=not arguments.dry_run,
         examples=arguments.examples,
+        workers=arguments.workers,
         progress=_Progress("checked"),
     )
     before = report["set_aside"] - report["found"] * (not arguments.dry_run)

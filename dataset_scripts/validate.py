@@ -7,11 +7,15 @@ and moved into it at the end, so that a run that is killed leaves the corpus as 
 
 from __future__ import annotations
 
+import functools
 import json
+import multiprocessing
 import re
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
@@ -41,6 +45,7 @@ def validate(
     against: Sequence[Path] = (),
     set_aside: bool = True,
     examples: int = 12,
+    workers: int = 1,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
@@ -52,6 +57,7 @@ def validate(
             with this one's; they are only read. `leakage.json` is written anew.
         set_aside: take bad rows out of their shards; otherwise only list them.
         examples: rows with a player on the page, drawn by hash.
+        workers: processes that listen to the audio, a shard each. The result does not depend on it.
         seed: of that draw.
         progress: called now and then with the rows checked and the rows there are.
 
@@ -63,17 +69,22 @@ def validate(
 
     Raises:
         ValueError: a folder holds no corpus, or a file in it is no whole Parquet file of this schema.
-        OSError: the disk is full; the corpus is as it was.
+        OSError: the disk is full, or a worker was lost; the corpus is as it was.
     """
-    if examples < 0:
-        raise ValueError(f"{examples} examples: give 0 or more")
+    if examples < 0 or workers < 1:
+        raise ValueError(f"{examples} examples, {workers} workers: give 0 or more examples and 1 or more workers")
     corpus_folder.shard_files(folder)
     with locks.only_one(folder):
-        return _validate(folder, against, set_aside, _Tally(examples, seed), progress)
+        return _validate(folder, against, set_aside, workers, _Tally(examples, seed), progress)
 
 
 def _validate(
-    folder: Path, against: Sequence[Path], set_aside: bool, tally: _Tally, progress: Callable[[int, int], None] | None
+    folder: Path,
+    against: Sequence[Path],
+    set_aside: bool,
+    workers: int,
+    tally: _Tally,
+    progress: Callable[[int, int], None] | None,
 ) -> dict[str, Any]:
     """`validate`, while no other process changes the folder."""
     moves = _Moves(folder)
@@ -82,31 +93,22 @@ def _validate(
     record = corpus_folder.read_record(folder)
     manifest, sources = bool(record and record.get("manifest")), record and record["sources"]
     shards = corpus_folder.digests(folder)
-    apart = separation.Separation()
-    for each, found in _keyed(folder):
-        apart.note(each, found)
-    apart.settle()
-    for other in against:
-        if other.resolve() == folder.resolve():
-            raise ValueError(f"{other} is the corpus itself: name others after --against")
-        apart.compare(other.resolve().name, ((row["split"], found) for row, found in _keyed(other)))
+    apart = _look_through(folder, against)
     total = sum(pq.read_metadata(file).num_rows for file in files)
     listing, keys = _Listing(folder, moves), separation.KeyReader(folder)
-    for file in files:
-        name, bad = corpus_folder.shard_name(file), set()
-        for index, row in _rows(file):
-            if progress and ((index + 1) % PROGRESS_EVERY == 0 or tally.rows + 1 == total):
-                progress(tally.rows + 1, total)
-            if row is None:
-                faults = ["text is not UTF-8"]
-            else:
-                faults = list(checks.faults_of(row, manifest=manifest, shard=name, sources=sources))
-                faults = faults or apart.faults_of(row, keys.keys_of(name, row))
-            tally.count(None if faults else row)
-            if faults:
-                bad.add(index)
+    columns = [name for name in FEATURES if name != "audio" or manifest]
+    judge = functools.partial(_judge, manifest=manifest, sources=sources)
+    for file, bad in zip(files, _each(judge, files, workers), strict=True):
+        name = corpus_folder.shard_name(file)
+        for index, row in _rows(file, columns):
+            if index not in bad and row and (shared := apart.faults_of(row, keys.keys_of(name, row))):
+                bad[index] = shared
+            tally.count(None if index in bad else row, file, index)
+            if index in bad:
                 place = {"file": str(file.relative_to(folder)), "row": index, "id": row["id"] if row else None}
-                listing.add({**place, "reasons": faults, "set_aside": set_aside})
+                listing.add({**place, "reasons": bad[index], "set_aside": set_aside})
+            if progress and (tally.rows % PROGRESS_EVERY == 0 or tally.rows == total):
+                progress(tally.rows, total)
         if bad and set_aside:
             _take_out(folder, moves, file, bad)
             with moves.place(file.relative_to(folder)).open("rb") as kept:
@@ -136,6 +138,52 @@ def _validate(
         proof = json.dumps(leakage.compare(folder, against), indent=1)
         write_atomically(folder / "leakage.json", proof.encode())
     return {**report, "found": listing.found}
+
+
+def _look_through(folder: Path, against: Sequence[Path]) -> separation.Separation:
+    """All rows of the corpus and of others, without their audio."""
+    apart = separation.Separation()
+    for each, found in _keyed(folder):
+        apart.note(each, found)
+    apart.settle()
+    for other in against:
+        if other.resolve() == folder.resolve():
+            raise ValueError(f"{other} is the corpus itself: name others after --against")
+        apart.compare(other.resolve().name, ((row["split"], found) for row, found in _keyed(other)))
+    return apart
+
+
+def _judge(file: Path, manifest: bool, sources: Mapping[str, Any] | None) -> dict[int, list[str]]:
+    """The rows of a shard that are bad by themselves, and why."""
+    bad: dict[int, list[str]] = {}
+    for index, row in _rows(file):
+        faults = ["text is not UTF-8"]
+        if row is not None:
+            shard = corpus_folder.shard_name(file)
+            faults = list(checks.faults_of(row, manifest=manifest, shard=shard, sources=sources))
+        if faults:
+            bad[index] = faults
+    return bad
+
+
+def _each(
+    judge: Callable[[Path], dict[int, list[str]]], files: Sequence[Path], workers: int
+) -> Iterator[dict[int, list[str]]]:
+    """What `judge` says of each file, in order.
+
+    Raises:
+        OSError: a worker was lost.
+    """
+    if workers == 1:
+        yield from map(judge, files)
+        return
+    # Not forked: a fork copies the locks of threads that datasets and pyarrow may have started.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        try:
+            yield from pool.map(judge, files)
+        except BrokenProcessPool as error:
+            said = "a worker was lost, perhaps for want of memory; the corpus is as it was: run again with fewer --workers"
+            raise OSError(said) from error
 
 
 class _Moves:
@@ -210,10 +258,10 @@ class _Tally:
         self._bins: Counter[int] = Counter()
         self._labels: dict[str, Counter[str]] = defaultdict(Counter)
         self._wanted, self._seed = examples, seed
-        self._examples: list[tuple[int, str, dict[str, Any]]] = []
+        self._examples: list[tuple[int, str, Path, int]] = []
 
-    def count(self, row: dict[str, Any] | None) -> None:
-        """Count a row; None for a bad one."""
+    def count(self, row: dict[str, Any] | None, file: Path, index: int) -> None:
+        """Count a row of a file; None for a bad one."""
         self.rows += 1
         if row is None:
             return
@@ -227,11 +275,11 @@ class _Tally:
         labels[label if label in labels or len(labels) < MOST_LABELS else "(further labels)"] += 1
         drawn = draw.integer(self._seed, row["id"], "example")
         if len(self._examples) < self._wanted or self._wanted and drawn < self._examples[-1][0]:
-            self._examples = sorted([*self._examples, (drawn, row["id"], row)], key=lambda e: e[:2])[: self._wanted]
+            self._examples = sorted([*self._examples, (drawn, row["id"], file, index)])[: self._wanted]
 
     def examples(self) -> list[dict[str, Any]]:
         """The rows whose hash is lowest."""
-        return [row for _, _, row in self._examples]
+        return [_row(file, index) for _, _, file, index in self._examples]
 
     def report(self) -> dict[str, Any]:
         """Hours by source, rows by format and split, by length in seconds, and rows by label of each task."""
@@ -296,6 +344,17 @@ def _rows(file: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[in
         raise ValueError(f"{file} is no shard of this schema: {error}; copy it or build it again") from error
 
 
+def _row(file: Path, index: int) -> dict[str, Any]:
+    """One row of a shard, with its audio."""
+    shard = pq.ParquetFile(file)
+    for group in range(shard.num_row_groups):
+        size = shard.metadata.row_group(group).num_rows
+        if index < size:
+            return shard.read_row_group(group).slice(index, 1).to_pylist()[0]
+        index -= size
+    raise IndexError(index)
+
+
 def _decoded(batch: pa.RecordBatch) -> list[dict[str, Any] | None]:
     try:
         return batch.to_pylist()
@@ -305,7 +364,7 @@ def _decoded(batch: pa.RecordBatch) -> list[dict[str, Any] | None]:
         return [row for at in range(batch.num_rows) for row in _decoded(batch.slice(at, 1))]
 
 
-def _take_out(folder: Path, moves: _Moves, file: Path, bad: set[int]) -> None:
+def _take_out(folder: Path, moves: _Moves, file: Path, bad: Collection[int]) -> None:
     """Write a shard without its bad rows, and these to the ones set aside before; the same for its keys."""
     place = file.relative_to(folder)
     aside = Path(".build", "set_aside", *place.parts[1:])

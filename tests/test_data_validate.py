@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -27,7 +28,7 @@ from tiny_corpus import SOURCE, VOICES, read, write_recordings
 from dataset_scripts.build import build
 from dataset_scripts.checks import faults_of
 from dataset_scripts.schema import FEATURES
-from dataset_scripts.validate import validate
+from dataset_scripts.validate import _each, validate
 from modeling_llaso.cli import main
 
 SETTINGS = {"voices": VOICES, "rows_per_shard": 20, "eval_rows": 30, "validation_rows": 10}
@@ -436,8 +437,9 @@ def test_validation_needs_a_whole_corpus(corpus: Path, tmp_path: Path):
     refused("column target is missing")
     shards[1].unlink()
     refused(rf"{shards[1].name} is missing")
-    with pytest.raises(ValueError, match="0 or more"):
-        validate(corpus, examples=-1)
+    for wrong in ({"examples": -1}, {"workers": 0}):
+        with pytest.raises(ValueError, match="give 0 or more examples and 1 or more workers"):
+            validate(corpus, **wrong)
 
 
 # --- what rows may not share --------------------------------------------------------------------------------------
@@ -617,6 +619,31 @@ def test_a_killed_run_leaves_the_corpus_as_it_was(corpus: Path, tmp_path: Path, 
     validate(corpus)
     validate(twin)
     assert contents(corpus) == contents(twin)
+
+
+def test_any_number_of_workers(corpus: Path, tmp_path: Path):
+    """The same report, page, shards and records."""
+    spoil(corpus)
+    twin = Path(shutil.copytree(corpus, tmp_path / "twin" / corpus.name))
+    seen: list[tuple[int, int]] = []
+    one = validate(corpus, examples=5, progress=lambda *now: seen.append(now))
+    assert main(["data", "validate", str(twin), "--examples", "5", "--workers", "2"]) == 1
+    assert contents(corpus) == contents(twin)
+    total = one["rows"] + one["found"]
+    assert one["found"] > 2 and seen[-1] == (total, total)
+
+
+def test_a_worker_that_is_lost(corpus: Path):
+    """The kernel ends one that takes too much memory; the run says so and the corpus is as it was."""
+    before = contents(corpus)
+    with pytest.raises(OSError, match="a worker was lost"):
+        list(_each(ends_its_process, sorted(corpus.glob("data/*/*")), workers=2))
+    assert contents(corpus) == before
+
+
+def ends_its_process(file: Path) -> dict[int, list[str]]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
 
 
 def test_two_at_once(corpus: Path, tmp_path: Path):
