@@ -10,11 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_training import curve, row, save_backbones, save_corpus, tiny_recipe
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.cli import main
+from modeling_llaso.modeling_llaso import LlasoEncoder
+from modeling_llaso.training import train as training
 from modeling_llaso.training.config import load_recipe
 from modeling_llaso.training.data import open_corpus
+from modeling_llaso.training.distill import Teacher
 from modeling_llaso.training.train import batch_rule, train
 from modeling_llaso.training.trainer import LlasoTrainer
 
@@ -119,10 +123,18 @@ def test_frozen_weights_are_held_in_bf16_and_learned_ones_in_float32(root, monke
 
 
 @pytest.mark.parametrize("parts", [["projector"], ["projector", "llm"]], ids=["stage1", "stage2"])
-def test_gradient_checkpointing_keeps_less_and_learns_the_same(root, tmp_path, parts):
-    kept, outs = {}, {}
+def test_gradient_checkpointing_keeps_less_computes_again_and_learns_the_same(root, tmp_path, monkeypatch, parts):
+    kept, outs, computed = {}, {}, {}
+    layer_forward = LlamaMLP.forward
     for checkpointing in (False, True):
         sizes: list[int] = []
+        calls: list[bool] = []
+
+        def counted(self, *args, calls: list[bool] = calls):
+            calls.append(torch.is_grad_enabled())
+            return layer_forward(self, *args)
+
+        monkeypatch.setattr(LlamaMLP, "forward", counted)
 
         def keep(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
             sizes.append(tensor.nbytes)
@@ -132,9 +144,71 @@ def test_gradient_checkpointing_keeps_less_and_learns_the_same(root, tmp_path, p
         recipe["out"] = str(tmp_path / str(checkpointing))
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             outs[checkpointing] = Path(train(recipe).out)
-        kept[checkpointing] = sum(sizes)
+        kept[checkpointing], computed[checkpointing] = sum(sizes), len(calls)
+        assert all(calls)
+    layers, micro_batches = 2, 2 * STEPS
+    assert computed == {False: layers * micro_batches, True: 2 * layers * micro_batches}
     assert kept[True] < 0.6 * kept[False]
     assert_close_training(outs[False], outs[True], loss=1e-6, norm=1e-5)
+
+
+@pytest.mark.parametrize("padding", ["full", "trim"])
+def test_the_encoder_reads_whole_windows_or_what_was_said(root, monkeypatch, padding):
+    read: list[tuple[int, ...]] = []
+    forward = LlasoEncoder.forward
+
+    def watched(self, input_features, *args, **kwargs):
+        read.append(tuple(input_features.shape))
+        return forward(self, input_features, *args, **kwargs)
+
+    monkeypatch.setattr(LlasoEncoder, "forward", watched)
+    train(tiny_recipe(root, f"read-{padding}", optimizer__max_steps=2, model__audio_padding=padding))
+    assert len(read) == 4 and {windows for windows, _, _ in read} == {4}
+    frames = {frames for _, _, frames in read}
+    if padding == "full":
+        assert frames == {3000}
+    else:  # the longest clip of each batch
+        longest = max(row(i, task=task)["duration"] for task, rows in (("ASR", 24), ("IP", 8)) for i in range(rows))
+        assert len(frames) > 1 and max(frames) <= 100 * longest + 1
+
+
+def test_what_is_exported_answers_as_the_adapters_did(root, monkeypatch):
+    answers: list[torch.Tensor] = []
+    batches: list[dict[str, Any]] = []
+    export = training.export
+
+    def noted(trainer, folder):
+        batch = trainer.data_collator([row(0), row(1)])
+        batches.append({name: value for name, value in batch.items() if name.startswith(("input", "attention"))})
+        with torch.no_grad():
+            answers.append(trainer.model.eval()(**batches[0]).logits)
+        assert any("lora_B" in name and p.any() for name, p in trainer.model.named_parameters())
+        export(trainer, folder)
+
+    monkeypatch.setattr(training, "export", noted)
+    out = train(stage_2(root, "merged", lora={"rank": 4}, optimizer__learning_rate=0.03)).out
+    model = LlasoForConditionalGeneration.from_pretrained(out).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batches[0]).logits, answers[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_teacher_in_bf16_teaches_what_one_in_float32_does(root, monkeypatch):
+    """The student's LLM learns, so the teacher is a copy, which does not."""
+    teachers: set[torch.dtype] = set()
+    divergence = Teacher.divergence
+
+    def watched(self, *args):
+        teachers.update(parameter.dtype for parameter in self.language_model.parameters())
+        return divergence(self, *args)
+
+    monkeypatch.setattr(Teacher, "divergence", watched)
+    outs = []
+    for weights in ("fp32", "bf16"):
+        changes = {"compute__precision": "bf16", "compute__frozen_weights": weights}
+        outs.append(Path(train(stage_2(root, f"taught-{weights}", optimizer__distill_weight=0.5, **changes)).out))
+        assert teachers == {torch.float32 if weights == "fp32" else torch.bfloat16}
+        teachers.clear()
+    assert_close_training(*outs, loss=0.02, norm=0.1)
 
 
 def test_accumulated_micro_batches_are_one_large_batch(root, tmp_path):
