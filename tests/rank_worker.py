@@ -3,8 +3,8 @@
 The environment may ask for two things. `SHARD=1`, where a configuration shards: this process says that the CPU is an
 accelerator, since accelerate keeps FSDP for those. `FREEZE=POINT:RANK:NUMBER,…`: that process stops itself (SIGSTOP)
 the NUMBERth time it comes to a point, so that a test can do something to it just there: `step`, where a step is
-recorded but not yet taken; `save`, where a checkpoint's files are written but it does not count yet; `train`, where
-the last step is done and the model not yet written.
+recorded but not yet taken; `save`, where a checkpoint's files are written but it does not count yet; `hear`, in the
+midst of an evaluation; `train`, where the last step is done and the model not yet written.
 """
 
 from __future__ import annotations
@@ -18,9 +18,15 @@ from accelerate.utils import DistributedType
 from transformers import Trainer
 
 from modeling_llaso.cli import main
+from modeling_llaso.training.held_out import HeldOut
 from modeling_llaso.training.history import History
 
-POINTS = {"step": (History, "add"), "save": (Trainer, "_save_checkpoint"), "train": (Trainer, "train")}
+POINTS = {
+    "step": (History, "add"),
+    "save": (Trainer, "_save_checkpoint"),
+    "hear": (HeldOut, "_transcribe"),
+    "train": (Trainer, "train"),
+}
 
 
 def after(kind: type, name: str, then) -> None:

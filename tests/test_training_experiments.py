@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from tiny_training import row, save_backbones, save_corpus
 
 from modeling_llaso.training.config import load_recipe
@@ -118,15 +117,14 @@ def work_along(inputs: Inputs, out: Path, seeds: tuple[int, ...], log: Path, fre
 
 @pytest.mark.slow
 def test_processes_share_the_runs_of_an_experiment_and_take_over_those_of_a_killed_one(inputs, tmp_path):
-    fork = multiprocessing.get_context("fork")
+    spawn = multiprocessing.get_context("spawn")
     logs = [tmp_path / f"{number}.log" for number in range(3)]
     out = tmp_path / "shared"
-    torch.set_num_threads(1)  # a fork has only the thread that forked
-    killed = fork.Process(target=work_along, args=(inputs, out, (0, 1), logs[0], True))
+    killed = spawn.Process(target=work_along, args=(inputs, out, (0, 1), logs[0], True))
     killed.start()
     assert os.WIFSTOPPED(os.waitpid(killed.pid, os.WUNTRACED)[1]), "it ended instead of stopping in its first run"
     others = [
-        fork.Process(target=work_along, args=(inputs, out, seeds, log))
+        spawn.Process(target=work_along, args=(inputs, out, seeds, log))
         for seeds, log in (((1, 0), logs[1]), ((0, 1), logs[2]))
     ]
     for process in others:

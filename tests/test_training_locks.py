@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -62,6 +64,15 @@ def test_a_second_process_is_refused_by_name_and_a_killed_one_leaves_no_lock(tmp
     assert not (tmp_path / "run" / LOCK).exists()
 
 
+def test_a_folder_made_for_nothing_goes_again(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for name in ("mine", "made", "used"):
+        with alone_in(tmp_path / name):
+            if name == "used":
+                (tmp_path / name / "result").touch()
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["mine", "used"]
+
+
 def test_who_waits_is_told_for_whom_and_goes_next(tmp_path, holder):
     process, pipe, _ = holder
     order: list[str] = []
@@ -78,7 +89,7 @@ def test_who_waits_is_told_for_whom_and_goes_next(tmp_path, holder):
 def test_many_wait_in_turn(tmp_path):
     def add(count: int) -> None:
         for _ in range(count):
-            with one_at_a_time(tmp_path, lambda line: None):
+            with one_at_a_time(tmp_path / "made", lambda line: None):
                 number = int((tmp_path / "number").read_text())
                 (tmp_path / "number").write_text(str(number + 1))
 
@@ -88,7 +99,7 @@ def test_many_wait_in_turn(tmp_path):
         process.start()
     for process in processes:
         process.join()
-    assert (tmp_path / "number").read_text() == "200" and not (tmp_path / LOCK).exists()
+    assert (tmp_path / "number").read_text() == "200" and not (tmp_path / "made").exists()
 
 
 def test_a_child_that_is_handed_the_lock_keeps_it_when_its_parent_is_killed(tmp_path):
@@ -109,6 +120,15 @@ def test_a_child_that_is_handed_the_lock_keeps_it_when_its_parent_is_killed(tmp_
     os.kill(child, signal.SIGKILL)
     with one_at_a_time(tmp_path, lambda line: None):
         pass
+
+
+def test_a_file_system_without_locks_is_worked_on_with_a_warning(tmp_path, monkeypatch, caplog):
+    def no_locks(descriptor: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with alone_in(tmp_path):
+        assert "has no locks: see to it that no other process works there" in caplog.text
 
 
 # ---- The encoder cache ----
@@ -132,10 +152,12 @@ def fill_with(folder: Path, pair, rows: list[int]) -> EncoderCache:
 
 def test_runs_that_fill_one_cache_at_once_end_with_all_clips_and_none_mixed_up(tmp_path, pair):
     shares = [list(range(0, 30)), list(range(20, 50)), list(range(49, -1, -1))]
-    torch.set_num_threads(1)  # a fork has only the thread that forked
     processes = [fork.Process(target=fill_with, args=(tmp_path / "shared", pair, share)) for share in shares]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a fork has only the thread that forked
     for process in processes:
         process.start()
+    torch.set_num_threads(threads)
     for process in processes:
         process.join()
         assert process.exitcode == 0

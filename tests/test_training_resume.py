@@ -133,6 +133,25 @@ def test_more_signals_while_the_last_checkpoint_is_written_do_not_break_it(root)
     assert (out / "loss.png").stat().st_size > 5000
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_an_evaluation_is_left_when_asked_to_stop_and_made_up_for(root, tmp_path, last):
+    corpus = tmp_path / "corpus"
+    save_corpus(corpus, {"train": [row(i) for i in range(8)], "validation": [row(i, seed=1) for i in range(17)]})
+    changes = {"data__path": str(corpus), "watch__evaluate_every": 2, "watch__evaluate_rows": 17}
+    recipe = tiny_recipe(root, f"left-{last}", optimizer__max_steps=4, watch__final_rows=17, **changes)
+    out = Path(recipe["out"])
+    with frozen_run(recipe, f"hear:0:{3 if last else 1}") as process:  # two batches each time
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGCONT)
+        output = process.communicate()[0]
+    assert process.returncode == 128 + signal.SIGTERM, output
+    step = 4 if last else 2
+    assert f"stopped after step {step}, which is saved" in output
+    train(recipe)
+    kinds = [(record["kind"], record["step"]) for record in read_history(out / "history.jsonl")]
+    assert kinds == [("step", 1), ("step", 2), ("held_out", 2), ("step", 3), ("step", 4), ("held_out", 4)]
+
+
 def test_a_run_killed_before_its_model_is_written_goes_on_there(root):
     recipe = recipe_for(root, "written", {})
     with frozen_run(recipe, "train:0:1"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -87,15 +87,28 @@ class HeldOut:
         return True
 
     def evaluate(
-        self, model: LlasoForConditionalGeneration, rows: int, rank: int = 0, world: int = 1
-    ) -> dict[str, Any]:
+        self,
+        model: LlasoForConditionalGeneration,
+        rows: int,
+        rank: int = 0,
+        world: int = 1,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> dict[str, Any] | None:
         """Transcribe the first `rows` rows, or this process's share of them; training goes on as if nothing had been.
 
         Where weights are sharded, every process generates as many batches, empty ones with a row that does not count,
         since they generate in step.
 
+        Args:
+            model: transcribes.
+            rows: of all.
+            rank: this process.
+            world: processes.
+            stop: asked before every batch, by all processes alike, whether to leave the rest.
+
         Returns:
-            `errors`, `words`, `rows`, `seconds`, and `samples`, a few (reference, transcription) pairs.
+            `errors`, `words`, `rows`, `seconds`, and `samples`, a few (reference, transcription) pairs; None where it
+            was stopped.
         """
         start = time.perf_counter()
         chosen = sorted(self.rows[:rows], key=lambda row: row.get("duration") or 0.0)
@@ -105,16 +118,20 @@ class HeldOut:
         samples = []
         modes = {module: module.training for module in model.modules()}
         model.eval()
-        for number in range(batches):
-            batch = mine[number::batches]
-            if not batch and not self.sharded:
-                continue
-            for row, text in zip(batch, self._transcribe(model, batch or chosen[:1]), strict=False):
-                wrong, said = word_errors(text, row["target"])
-                errors, words = errors + wrong, words + said
-                samples.append((row["target"], text))
-        for module, mode in modes.items():
-            module.training = mode
+        try:
+            for number in range(batches):
+                if stop():
+                    return None
+                batch = mine[number::batches]
+                if not batch and not self.sharded:
+                    continue
+                for row, text in zip(batch, self._transcribe(model, batch or chosen[:1]), strict=False):
+                    wrong, said = word_errors(text, row["target"])
+                    errors, words = errors + wrong, words + said
+                    samples.append((row["target"], text))
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
         return {
             "errors": errors,
             "words": words,

@@ -7,7 +7,9 @@ killed leaves the file but not the lock. Children do not inherit the lock unless
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import logging
 import os
 import shlex
 import socket
@@ -15,7 +17,11 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+logger = logging.getLogger(__name__)
+
 LOCK = ".lock"
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""What file systems answer that were mounted without locks, as on some clusters."""
 
 _held: set[int] = set()
 """Descriptors of this process's locks; a fork closes its copies, or it would hold them beyond its parent's end."""
@@ -62,8 +68,7 @@ def one_at_a_time(folder: Path, report: Callable[[str], None]) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _locked(folder: Path, how: int) -> Iterator[int]:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOCK
+    path, made = folder / LOCK, not folder.exists()
     descriptor = _take(path, how)
     while not _is_there(path, descriptor):  # whoever held it before has deleted the file
         os.close(descriptor)
@@ -76,20 +81,30 @@ def _locked(folder: Path, how: int) -> Iterator[int]:
         yield descriptor
     finally:
         path.unlink(missing_ok=True)
+        if made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # nothing came of it
         _held.discard(descriptor)
         os.close(descriptor)
 
 
 def _take(path: Path, how: int) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = None
+    while descriptor is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # whoever had made the folder took it back just now
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, how)
-    except BaseException as error:
+    except BlockingIOError:
         holder = os.pread(descriptor, 1000, 0).decode(errors="replace") or "another process"
         os.close(descriptor)
-        if isinstance(error, BlockingIOError):
-            raise FolderBusy(path.parent, holder) from None
-        raise
+        raise FolderBusy(path.parent, holder) from None
+    except BaseException as error:
+        if not isinstance(error, OSError) or error.errno not in NO_LOCKS:
+            os.close(descriptor)
+            raise
+        logger.warning("%s has no locks: see to it that no other process works there", path.parent)
     return descriptor
 
 

@@ -277,7 +277,7 @@ def training_arguments(recipe: Recipe, steps: int) -> TrainingArguments:
     reporters = list(watch.reporters)
     if reporters == ["auto"]:
         reporters = ["trackio"] if importlib.util.find_spec("trackio") else ["none"]
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=recipe.out,
         per_device_train_batch_size=recipe.batch.per_device,
         gradient_accumulation_steps=recipe.batch.accumulation,
@@ -304,6 +304,10 @@ def training_arguments(recipe: Recipe, steps: int) -> TrainingArguments:
         logging_nan_inf_filter=False,  # a loss that is no number stops the run instead
         disable_tqdm=True,
     )
+    if arguments.n_gpu > 1:
+        logger.warning("of %d GPUs one is used; `accelerate launch` takes them all", arguments.n_gpu)
+        arguments._n_gpu = 1  # or the Trainer would copy the model to all of them from this one process
+    return arguments
 
 
 def open_cache(recipe: Recipe, model: LlasoForConditionalGeneration, processor: LlasoProcessor) -> EncoderCache | None:

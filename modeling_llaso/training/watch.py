@@ -13,6 +13,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .held_out import HeldOut
+from .other_processes import gathered
 from .trainer import LlasoTrainer
 
 Report = Callable[[str], None]
@@ -61,6 +62,8 @@ class Progress(TrainerCallback):
 class WatchHeldOut(TrainerCallback):
     """Every few steps, and after the last one, the word error rate on held-out rows.
 
+    A run that is asked to stop leaves it; the one that goes on makes up for it.
+
     Args:
         trainer: whose model transcribes.
         held_out: the rows.
@@ -73,7 +76,6 @@ class WatchHeldOut(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Make up for what a run that was asked to stop put off."""
         if self.trainer.history.evaluated < state.global_step:
             self._evaluate_if_due(args, state)
 
@@ -95,7 +97,10 @@ class WatchHeldOut(TrainerCallback):
             return
         accelerator = self.trainer.accelerator
         model = accelerator.unwrap_model(self.trainer.model)
-        result = self.held_out.evaluate(model, rows, args.process_index, args.world_size)
+        result = self.held_out.evaluate(model, rows, args.process_index, args.world_size, self._asked_to_stop)
+        if result is None:
+            self.trainer.all_stop = True
+            return
         counts = accelerator.reduce(
             torch.tensor([result["errors"], result["words"], result["rows"]], device=args.device), reduction="sum"
         )
@@ -108,6 +113,9 @@ class WatchHeldOut(TrainerCallback):
         for said, heard in result["samples"][:2]:
             self.report(f"    said  {said}\n    heard {heard}")
         self.trainer.log({"held_out_wer": wer})
+
+    def _asked_to_stop(self) -> bool:
+        return any(gathered(self.trainer.asked_to_stop()))
 
 
 class StopOnSignal(TrainerCallback):
