@@ -99,7 +99,7 @@ def test_many_wait_in_turn(tmp_path):
         process.start()
     for process in processes:
         process.join()
-    assert (tmp_path / "number").read_text() == "200" and not (tmp_path / "made").exists()
+    assert (tmp_path / "number").read_text() == "200" and not (tmp_path / "made" / LOCK).exists()
 
 
 def test_a_child_that_is_handed_the_lock_keeps_it_when_its_parent_is_killed(tmp_path):
