@@ -182,8 +182,9 @@ def _each(
         try:
             yield from pool.map(judge, files)
         except BrokenProcessPool as error:
-            said = "a worker was lost, perhaps for want of memory; the corpus is as it was: run again with fewer --workers"
-            raise OSError(said) from error
+            raise OSError(
+                "a worker was lost, perhaps for want of memory, and the corpus is as it was: take fewer --workers"
+            ) from error
 
 
 class _Moves:
