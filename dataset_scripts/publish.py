@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import card, corpus_folder
+from . import card, corpus_folder, locks
 from .clips import write_atomically
 
 if TYPE_CHECKING:
@@ -47,11 +47,21 @@ def publish(folder: Path, repo_id: str, *, private: bool = False, manifest_only:
         PermissionError: the token is not known or may not write there.
         ConnectionError: the Hub cannot be reached, or the connection broke; the same call goes on from there.
     """
+    record = corpus_folder.read_record(folder)
+    if record is None:
+        raise ValueError(f"{folder} is no finished corpus (no build.json): run `llaso data build` to its end")
+    with locks.only_one(folder):
+        is_manifest = _check(folder, record, manifest_only)
+        staged = write_manifest(folder, record) if manifest_only and not is_manifest else folder
+        return _upload(folder, staged, repo_id, private)
+
+
+def _upload(folder: Path, staged: Path, repo_id: str, private: bool) -> str:
+    """Send what is staged; note in the folder where it is."""
     from huggingface_hub import HfApi
 
-    record = _checked(folder, manifest_only)
-    staged = write_manifest(folder, record) if manifest_only and not record.get("manifest") else folder
-    record = corpus_folder.read_record(staged) or record
+    record = corpus_folder.read_record(staged)
+    assert record is not None
     leaks = json.loads((folder / "leakage.json").read_text()) if (folder / "leakage.json").exists() else None
     write_atomically(staged / "README.md", card.write(record, repo_id, leaks).encode())
     with _plain_errors(repo_id):
@@ -76,16 +86,8 @@ def publish(folder: Path, repo_id: str, *, private: bool = False, manifest_only:
     return str(address)
 
 
-def _checked(folder: Path, manifest_only: bool) -> dict[str, Any]:
-    """The record of a corpus that may be published as it is."""
-    record = corpus_folder.read_record(folder)
-    if record is None:
-        raise ValueError(f"{folder} is no finished corpus (no build.json): run `llaso data build` to its end")
-    if (closed := corpus_folder.closed_sources(record)) and not manifest_only and not record.get("manifest"):
-        raise ValueError(
-            f"{folder} holds audio that may not be published again: {', '.join(closed)}. "
-            "Publish the rows without audio (--manifest-only), or build without these sources"
-        )
+def _check(folder: Path, record: Mapping[str, Any], manifest_only: bool) -> bool:
+    """Refuse a corpus that may not be published as it is; gives whether it is a manifest already."""
     corpus_folder.shard_files(folder)
     remedy = f"run `llaso data validate {folder}` first"
     try:
@@ -96,6 +98,13 @@ def _checked(folder: Path, manifest_only: bool) -> dict[str, Any]:
         raise ValueError(f"{folder} has changed since it was validated: {remedy}")
     if report["bad"]:
         raise ValueError(f"{folder} holds {report['bad']:,} bad rows (bad_rows.jsonl): {remedy}, without --dry-run")
+    # What validation saw counts here, not what build.json may have been made to say since.
+    is_manifest = bool(report["manifest"])
+    if (closed := corpus_folder.closed_sources(record)) and not (manifest_only or is_manifest):
+        raise ValueError(
+            f"{folder} holds audio that may not be published again: {', '.join(closed)}. "
+            "Publish the rows without audio (--manifest-only), or build without these sources"
+        )
     if not report["rows"]:
         raise ValueError(f"{folder} holds no row: nothing to publish")
     leaks = folder / "leakage.json"
@@ -104,7 +113,7 @@ def _checked(folder: Path, manifest_only: bool) -> dict[str, Any]:
             f"{folder} shares rows with training ({leaks}): run `llaso data validate {folder} --against` and the "
             "folders of the corpora named there"
         )
-    return record
+    return is_manifest
 
 
 def _check_repository(api: HfApi, repo_id: str, record: dict[str, Any]) -> None:

@@ -120,6 +120,7 @@ def _validate(
         "set_aside": listing.earlier + listing.found * set_aside,
         "reasons": dict(listing.reasons.most_common()),
         "notes": _notes(record, manifest, [folder, *against]),
+        "manifest": manifest,
         "against": [other.resolve().name for other in against],
         **tally.report(),
         "content": corpus_folder.content_of(shards),
