@@ -34,6 +34,8 @@ from .sources.base import Sound, Source
 
 logger = logging.getLogger(__name__)
 
+WRITTEN = ("data", "README.md", "build.json", "rejects.jsonl", "leakage.json")
+"""What a build writes into its folder, beside `.build`."""
 ROW_GROUP = 100
 """Rows a Parquet row group holds: what a reader takes into memory at once."""
 KEPT_OF_PLAN = (
@@ -96,6 +98,8 @@ def build(
     chosen = Settings(corpus=corpus, **settings)
     length = lengths.TokenCounter(chosen.processor) if chosen.processor else None
     work, others = out / ".build", [Path(other) for other in against]
+    if not work.exists() and (found := [name for name in WRITTEN if (out / name).exists()]):
+        raise ValueError(f"{out} holds {', '.join(found)} that no build has made: choose another output folder")
     with _told_when_full(out), locks.only_one(out):
         plan = make_plan(chosen, sources, work / "plan", planning)
         if not (out / "build.json").exists():

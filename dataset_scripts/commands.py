@@ -197,6 +197,10 @@ def _summary(out: Path) -> int:
                     "other rows: build it again with this corpus's",
                     file=sys.stderr,
                 )
+            elif any(entry["shared"].values()):
+                print(
+                    f"`llaso data validate` on {name} with --against {out} takes those rows out of it", file=sys.stderr
+                )
         return 1
     return 0
 

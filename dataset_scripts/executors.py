@@ -8,6 +8,7 @@ in; Ray's starts an actor for every shard and keeps a shard's error to that shar
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import multiprocessing
 import os
 import subprocess
@@ -20,19 +21,30 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("local", "slurm", "ray")
+OURS = {"pipeline", "tasks", "workers", "logging_dir", "depends", "skip_completed"}
+"""Arguments of datatrove's executors that the build itself decides."""
 
 
 def check(executor: str, workers: int, options: Mapping[str, Any]) -> None:
-    """Raise ValueError unless there is such an executor, installed and told what it needs."""
+    """Raise ValueError unless there is such an executor, installed, and told what it needs and nothing else."""
     if executor not in NAMES:
         raise ValueError(f"no executor {executor!r}; there are {', '.join(NAMES)}")
     if workers < 1 and not (workers == -1 and executor != "local"):
         raise ValueError(f"{workers} workers: give one or more (slurm and ray also take -1, for no limit)")
-    absent = {"partition", "time"} - set(options)
-    if executor == "slurm" and absent:
-        raise ValueError(f"slurm: say {' and '.join(sorted(absent))} under `slurm:` in the sources file")
     if executor == "ray" and importlib.util.find_spec("ray") is None:
         raise ValueError("the ray executor needs Ray: pip install 'llaso[ray]'")
+    if importlib.util.find_spec("datatrove") is None:
+        raise ValueError(f"the {executor} executor is not installed: pip install 'llaso[data]'")
+    if not options and executor != "slurm":
+        return  # nothing to look up, and datatrove takes a while to load
+    from datatrove import executor as executors
+
+    accepted = inspect.signature(getattr(executors, f"{executor.capitalize()}PipelineExecutor")).parameters
+    if unknown := sorted(set(options) - (set(accepted) - OURS)):
+        known = ", ".join(sorted(set(accepted) - OURS))
+        raise ValueError(f"{executor}: cannot be told {', '.join(unknown)} in the sources file; there are {known}")
+    if executor == "slurm" and (absent := sorted({"partition", "time"} - set(options))):
+        raise ValueError(f"slurm: say {' and '.join(absent)} under `slurm:` in the sources file")
 
 
 def queued(logs: Path) -> list[str]:
@@ -72,14 +84,11 @@ def run(
         options: further arguments of the datatrove executor. Slurm's jobs get a name of their own in any case.
 
     Raises:
-        ValueError: see `check`, or the extra `data` is not installed.
+        ValueError: see `check`.
     """
     check(executor, workers, options)
-    try:
-        from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
-        from datatrove.utils.logging import logger as datatrove_logger
-    except ImportError as error:
-        raise ValueError(f"the {executor} executor is not installed: pip install 'llaso[data]'") from error
+    from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
+    from datatrove.utils.logging import logger as datatrove_logger
 
     class Local(LocalPipelineExecutor):
         """The local executor, whose workers are silent and may be lost: datatrove's pool would wait for ever."""

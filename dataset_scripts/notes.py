@@ -20,6 +20,7 @@ VELOCITIES = (25, 50, 75, 100, 127)
 LEVEL = 0.5
 """Peak of a note at velocity 127."""
 FADE_S = 0.01
+"""Seconds in which a note fades out at its end."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ def play(note: Note) -> np.ndarray:
     """
     if note.timbre not in TIMBRES:
         raise ValueError(f"no timbre {note.timbre!r}; there are {', '.join(TIMBRES)}")
-    if not (0 <= note.pitch <= 127 and 1 <= note.velocity <= 127 and note.seconds > 0):
-        raise ValueError(f"not a note: {note}; pitch is 0 to 127, velocity 1 to 127, seconds above 0")
+    if not (0 <= note.pitch <= 127 and 1 <= note.velocity <= 127 and note.seconds >= FADE_S):
+        raise ValueError(f"not a note: {note}; pitch is 0 to 127, velocity 1 to 127, seconds {FADE_S:g} or more")
     timbre = TIMBRES[note.timbre]
     time = np.arange(int(note.seconds * SAMPLE_RATE)) / SAMPLE_RATE
     frequency = 440.0 * 2 ** ((note.pitch - 69) / 12)

@@ -39,7 +39,7 @@ VERSION = 3
 READ_PER_LIMITED_ROW = 40
 """Under a limit, so many items of each source are read for each row allowed, should it need them."""
 SPARES = 2
-"""Spares of a stratum beyond one for each row drawn from it."""
+"""Spares of a stratum beyond one for every other row drawn from it."""
 PROGRESS_EVERY = 1_000
 _BUFFER_BYTES = 32 << 20
 
@@ -302,7 +302,8 @@ class _Draw:
             for name, count in counts.items():
                 rows = strata[name]
                 drawn.rows.extend(rows[:count])
-                drawn.spares.extend(zip(itertools.cycle(rows[:count]), rows[count : 2 * count + SPARES], strict=False))
+                spares = rows[count : count + count // 2 + SPARES]
+                drawn.spares.extend(zip(itertools.cycle(rows[:count]), spares, strict=False))
                 drawn.state(stratum_name((*group, *name)), count, wanted[name])
         for group, share in shares.items():
             if group not in pools:
@@ -362,9 +363,10 @@ class _Planner:
         for voice, split in parts:
             if other := next((o for v, o in parts if v == voice and o != split), ""):
                 raise ValueError(f"voice {voice} is in {split} and in {other}: give each voice to one split")
-        most = math.inf if settings.limit is None else settings.limit
-        self.evaluation = _Draw(int(min(settings.eval_rows, most)), settings, sources)
-        self.validation = _Draw(int(min(settings.validation_rows, most // 10)), settings, sources)
+        limit, rows, validation_rows = settings.limit, settings.eval_rows, settings.validation_rows
+        self.evaluation = _Draw(rows if limit is None else min(rows, limit), settings, sources)
+        few = validation_rows if limit is None else min(validation_rows, limit // 10)
+        self.validation = _Draw(few, settings, sources)
         self.roots = {source.name: str(source.root or "") for source in sources}
         self.offered = self.items = self.beyond_limit = 0
         self.groups: set[tuple[str, str]] = set()

@@ -483,6 +483,7 @@ def test_leftovers_of_killed_runs_are_removed(tmp_path: Path):
     source = SOURCE.at(write_recordings(tmp_path / "tiny", 1), recordings=0, notes=20, questions=0)
     folder = tmp_path / "out" / "data" / "text_audio"
     folder.mkdir(parents=True)
+    (tmp_path / "out" / ".build").mkdir()
     ours, theirs = part_of(folder / "x.parquet"), folder / ".x.parquet.node7-12.part"
     ended = ours.with_name(ours.name.replace(f"-{os.getpid()}.", "-999999999."))
     for part in (ours, theirs, ended):
@@ -584,12 +585,26 @@ def test_bad_settings(tmp_path: Path):
         build("align", [source], out, seed=1, **{**SETTINGS, "eval_rows": 9})
     with pytest.raises(ValueError, match="holds another build .sources"):
         build("align", [replace(source, options={"recordings": 3})], out, **SETTINGS)
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "README.md").write_text("mine")
+    with pytest.raises(ValueError, match="holds README.md that no build has made"):
+        build("align", [source], tmp_path / "project", **SETTINGS)
+    assert [file.name for file in (tmp_path / "project").iterdir()] == ["README.md"]
     with pytest.raises(ValueError, match="no corpus 'aline'"):
         build("aline", [source], out)
     with pytest.raises(ValueError, match="no executor 'cloud'"):
         build("align", [source], tmp_path / "other", executor="cloud", **SETTINGS)
     with pytest.raises(ValueError, match="slurm: say partition and time"):
         build("align", [source], tmp_path / "other", executor="slurm", **SETTINGS)
+    with pytest.raises(
+        ValueError, match="slurm: cannot be told partitionn, tasks in the sources file; there are .*qos"
+    ):
+        wrong = {"partitionn": "cpu", "time": "1:00", "tasks": 3}
+        build("align", [source], tmp_path / "other", executor="slurm", executor_options=wrong, **SETTINGS)
+    assert not (tmp_path / "other").exists()
+    for executor, workers in (("local", 0), ("local", -1), ("slurm", -2)):
+        with pytest.raises(ValueError, match=f"{workers} workers: give one or more"):
+            build("align", [source], tmp_path / "other", executor=executor, workers=workers, **SETTINGS)
     with pytest.raises(ValueError, match="nothing to build"):
         build("align", [replace(source, options={"recordings": 0})], tmp_path / "none", **SETTINGS)
     with pytest.raises(ValueError, match="say which voices of some/model"):
