@@ -254,42 +254,54 @@ class _Draw:
     """Rows drawn by quota: keeps, for every stratum, the rows whose hash is lowest of those that can be built.
 
     Twice a group's share is kept of every stratum: the others can so make up for one that runs short, and what is left
-    over are spares for rows that turn out, when their audio is read, not to be usable.
+    over are spares for rows that turn out, when their audio is read, not to be usable. The rows themselves lie in a
+    file; memory has their hashes, ids and places.
     """
 
-    def __init__(self, total: int, settings: Settings, sources: Sequence[Source]) -> None:
+    def __init__(self, total: int, settings: Settings, sources: Sequence[Source], file: Path) -> None:
+        self._file = file.open("w+b")
         self.total, self._seed, self._most = total, settings.seed, settings.max_seconds
         self._weights = {
             (source.name, task): float(source.benchmark.get(task, 100)) for source in sources for task in source.tasks
         }
         self._scale = 2 * total / max(sum(self._weights.values()), 1.0)
-        self._strata: dict[tuple[str, ...], list[tuple[int, str, PlannedRow]]] = defaultdict(list)
+        self._strata: dict[tuple[str, ...], list[tuple[int, str, int]]] = defaultdict(list)
         self._ids: set[str] = set()
 
     def offer(self, row: PlannedRow) -> str:
         """Let one candidate go by; why it cannot be drawn, or "" where it was kept, or is not among the lowest."""
         kept = self._strata[row.stratum]
-        entry = (-draw.integer(self._seed, row.id, "draw"), row.id, row)
+        entry = (-draw.integer(self._seed, row.id, "draw"), row.id)
         full = len(kept) >= self._weights.get((row.source, row.task), 100.0) * self._scale + 20
         if row.id in self._ids:
             return "duplicate id"
-        if full and entry[:2] < kept[0][:2]:
+        if full and entry < kept[0][:2]:
             return ""
         if reason := unfit(row.sounds(), self._most):
             return reason
         self._ids.add(row.id)
+        place = (*entry, self._file.tell())
+        self._file.write(row.line())
         if full:
-            self._ids.remove(heapq.heapreplace(kept, entry)[1])
+            self._ids.remove(heapq.heapreplace(kept, place)[1])
         else:
-            heapq.heappush(kept, entry)
+            heapq.heappush(kept, place)
         return ""
+
+    def _read(self, kept: Iterable[tuple[int, str, int]]) -> list[PlannedRow]:
+        """The rows that lie at these places."""
+        rows = []
+        for *_, place in kept:
+            self._file.seek(place)
+            rows.append(PlannedRow.parse(self._file.readline()))
+        return rows
 
     def take(self, groups: Iterable[tuple[str, str]]) -> Drawn:
         """The drawn rows and their spares; `groups` are the sources' tasks of which some should have come."""
-        pools: dict[tuple[str, str], dict[tuple[str, ...], list[PlannedRow]]] = defaultdict(dict)
+        pools: dict[tuple[str, str], dict[tuple[str, ...], list[tuple[int, str, int]]]] = defaultdict(dict)
         for (source, task, *rest), kept in sorted(self._strata.items()):
             if kept:
-                pools[source, task][*rest] = [row for *_, row in sorted(kept, key=lambda entry: (-entry[0], entry[1]))]
+                pools[source, task][*rest] = sorted(kept, key=lambda entry: (-entry[0], entry[1]))
         weights = {group: self._weights.get(group, 100.0) for group in sorted({*groups, *pools})}
         sizes = {group: sum(map(len, pools[group].values())) if group in pools else 0 for group in weights}
         quota = allocate(self.total, weights, sizes)
@@ -300,14 +312,15 @@ class _Draw:
             counts = allocate(quota[group], evenly, {name: len(pool) for name, pool in strata.items()})
             wanted = allocate(shares[group], evenly, dict.fromkeys(strata, shares[group]))
             for name, count in counts.items():
-                rows = strata[name]
-                drawn.rows.extend(rows[:count])
-                spares = rows[count : count + count // 2 + SPARES]
-                drawn.spares.extend(zip(itertools.cycle(rows[:count]), spares, strict=False))
+                rows = self._read(strata[name][:count])
+                spares = self._read(strata[name][count : count + count // 2 + SPARES])
+                drawn.rows.extend(rows)
+                drawn.spares.extend(zip(itertools.cycle(rows), spares, strict=False))
                 drawn.state(stratum_name((*group, *name)), count, wanted[name])
         for group, share in shares.items():
             if group not in pools:
                 drawn.state("/".join(group), 0, share)
+        self._file.close()
         return drawn
 
 
@@ -364,9 +377,9 @@ class _Planner:
             if other := next((o for v, o in parts if v == voice and o != split), ""):
                 raise ValueError(f"voice {voice} is in {split} and in {other}: give each voice to one split")
         limit, rows, validation_rows = settings.limit, settings.eval_rows, settings.validation_rows
-        self.evaluation = _Draw(rows if limit is None else min(rows, limit), settings, sources)
-        few = validation_rows if limit is None else min(validation_rows, limit // 10)
-        self.validation = _Draw(few, settings, sources)
+        rows, few = (rows, validation_rows) if limit is None else (min(rows, limit), min(validation_rows, limit // 10))
+        self.evaluation = _Draw(rows, settings, sources, folder / "evaluation-draw.jsonl")
+        self.validation = _Draw(few, settings, sources, folder / "validation-draw.jsonl")
         self.roots = {source.name: str(source.root or "") for source in sources}
         self.offered = self.items = self.beyond_limit = 0
         self.groups: set[tuple[str, str]] = set()
@@ -387,7 +400,7 @@ class _Planner:
                 drawn.hold(held)
         self.held_back.subtract(Counter(row.held_group for row in drawn.rows))
         dealt = self._deal(drawn, held)
-        for split in ("train", "validation"):
+        for split in ("train", "validation", "evaluation-draw", "validation-draw"):
             self._spool(split).unlink()
         names = ", ".join(source.name for source in self.sources)
         if not dealt["rows"]:

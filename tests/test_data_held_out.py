@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +19,7 @@ from tiny_corpus import GENDERS, SOURCE, VOICES, write_public_corpora, write_rec
 
 from dataset_scripts import plan
 from dataset_scripts.build import build
-from dataset_scripts.sources.base import Fact, Item, Recording, Reject, Source
+from dataset_scripts.sources.base import Fact, Item, Note, Recording, Reject, Source
 from modeling_llaso.cli import main
 
 CORPORA = ("align", "instruct", "eval")
@@ -204,6 +205,26 @@ def test_others_make_up_for_a_short_stratum(tmp_path: Path):
     planned = plan.make_plan(plan.Settings("eval", eval_rows=20, voices=VOICES), [source_of(items)], tmp_path / "plan")
     assert planned["held_out"]["quotas"] == {"tiny/SGC/female/text_audio": 16, "tiny/SGC/male/text_audio": 4}
     assert planned["held_out"]["short"] == {"tiny/SGC/male/text_audio": 6} and planned["rows"] == 20
+
+
+def test_candidates_lie_on_disk(tmp_path: Path):
+    """Two thousand kept candidates of 20 kB take little memory."""
+    labels = tuple("abcdefghijkl")
+
+    def read(root: Path) -> Iterator[Item]:
+        for n in range(3_000):
+            fact = Fact("ER", labels[n % 12], labels, instruction="say " * 5_000, modality="text_audio")
+            yield Item(f"{n}", (fact,), (Note("organ", 60, 75),), split="test")
+
+    source = replace(SOURCE, needs=(), tasks=("ER",), read=read)
+    tracemalloc.start()
+    try:
+        planned = plan.make_plan(plan.Settings("eval", eval_rows=60, voices=VOICES), [source], tmp_path / "plan")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert planned["rows"] == 60 and set(planned["held_out"]["quotas"].values()) == {5}
+    assert peak < 12e6, peak  # the drawn rows and their spares; all candidates would be 35 MB
 
 
 # --- nothing vanishes -----------------------------------------------------------------------------------------------
