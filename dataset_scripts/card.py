@@ -32,8 +32,10 @@ MEANINGS = {
 }
 """The configs and what they hold."""
 MANIFEST = """> **This is a manifest.** Its rows have no audio, because some sources may not be published again.
-> Who has the sources builds the corpus anew: `llaso data build` with the seed and the settings that stand in
+"""
+REBUILD = """> Who has the sources builds the corpus anew: `llaso data build` with the seed and the settings that stand in
 > `build.json` gives rows of the same `id` and `sha256`."""
+FIND = """> Who has the authors' audio finds each clip by its `path`, below the folder that the release's paths begin in."""
 CITATION = """@article{llaso2025,
   author  = {Sun, Yirong and Geng, Yizhong and Wei, Peidong and Chen, Yanjun and Yang, Jinghan and Chen, Rongfei and
              Zhang, Wei and Shen, Xiaoyu},
@@ -77,7 +79,7 @@ def write(summary: Mapping[str, Any], address: str = "PATH", leaks: Mapping[str,
     sections = [
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
         f"# {TITLES[summary['corpus']]}",
-        *([MANIFEST] if summary.get("manifest") else []),
+        *([MANIFEST + (REBUILD if "settings" in summary else FIND)] if summary.get("manifest") else []),
         f"{PURPOSE[summary['corpus']].capitalize()}, after the paper [LLaSO](https://arxiv.org/abs/2508.15418). "
         f"{summary['rows']:,} rows, {summary['hours']:,.2f} hours: {said}.",
         _example(address, configs),

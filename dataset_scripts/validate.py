@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from . import card, checks, corpus_folder, draw, leakage, locks, separation, validation_page
 from .clips import write_atomically
 from .schema import FEATURES
-from .tasks import TASKS
+from .tasks import CLOSED, TASKS
 
 LONGEST_BIN = 60
 """Seconds from which all rows count as equally long."""
@@ -298,13 +298,12 @@ class _Tally:
 
 
 def _label(row: Mapping[str, Any]) -> str:
-    """What a row's answer counts as: one of its choices, the ten that a number lies in, or a free answer."""
-    if row["choices"]:
-        return row["target"]
-    if TASKS[row["task"]].high and row["target"].isdecimal():
+    """What a row's answer counts as: a label of a closed set, the ten that a number lies in, or a free answer."""
+    task = TASKS[row["task"]]
+    if not row["choices"] and task.high and row["target"].isdecimal():
         ten = int(row["target"]) // 10 * 10
         return f"{ten} to {ten + 9}"
-    return validation_page.OPEN
+    return row["target"] if row["choices"] or task.answer == CLOSED else validation_page.OPEN
 
 
 def _in_order(labels: Counter[str]) -> dict[str, int]:
@@ -425,7 +424,7 @@ def _notes(record: Mapping[str, Any] | None, manifest: bool, folders: Sequence[P
     """What a publisher should know besides."""
     notes = ["a manifest: there is no audio to check"] * manifest
     closed = corpus_folder.closed_sources(record) if record else []
-    notes += [f"may not be published with audio: {name}" for name in closed]
+    notes += [f"may not be published with audio: {', '.join(closed)}"] * bool(closed)
     notes += [
         f"sentences and recordings of {folder.resolve().name} are not known here, since `llaso data build` did not "
         "make it in this place: audio, speakers and voices were compared"

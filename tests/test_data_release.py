@@ -88,6 +88,7 @@ def test_round_trip_keeps_every_field(tmp_path: Path):
     assert [m["role"] for m in rows["pure_audio/asr/00000001"]["messages"]] == ["user", "assistant"] * 2
     checked = validate(tmp_path / "corpus")
     assert checked["found"] == 0 and checked["notes"][0].startswith("a manifest")
+    assert checked["labels"]["SGC"] == {"Yes.": 2}  # of a closed set every label is counted, known or not
     assert rows["audio_text/dolly/00000001"]["messages"][0]["content"][0]["type"] == "audio"
     assert export_release(tmp_path / "corpus", tmp_path / "back") == 4
     assert {name: json.loads((tmp_path / "back" / name).read_text()) for name in files} == files
