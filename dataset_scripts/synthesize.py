@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import re
 import shutil
 import tempfile
@@ -85,10 +86,7 @@ class Espeak:
             import espeakng_loader
         except ImportError as error:
             raise ValueError("espeak-ng is not installed: pip install 'llaso[tts]'") from error
-        # A copy of its own: a file that something else in this process (phonemizer, say) keeps loaded is never
-        # unloaded, and every clip would carry on from the one before.
-        self._folder = tempfile.TemporaryDirectory(prefix="llaso-espeak-")
-        self._library = shutil.copy(espeakng_loader.get_library_path(), self._folder.name)
+        self._copy, self._library = _copy_of(espeakng_loader.get_library_path())
         self._data = espeakng_loader.get_data_path()
         self._variants = {path.name for path in (Path(self._data) / "voices" / "!v").iterdir()}
         self.name = f"espeak-ng {metadata.version('espeakng-loader')}"
@@ -117,7 +115,7 @@ class Espeak:
         It is loaded from a copy, because one file is loaded but once: speech could not begin afresh beside it.
         """
         with tempfile.TemporaryDirectory() as folder:
-            copy = shutil.copy(self._library, folder)
+            copy = shutil.copy(self._library, f"{folder}/espeak-ng")
             espeak = ctypes.CDLL(copy)
         if espeak.espeak_Initialize(_SYNCHRONOUS, 0, self._data.encode(), 0) <= 0:
             raise OSError(f"espeak-ng found no data in {self._data}")
@@ -152,6 +150,21 @@ class Espeak:
         # An unknown variant is no error to espeak-ng; it just speaks without it.
         if (variant and variant not in self._variants) or espeak.espeak_SetVoiceByName(voice.encode()):
             raise ValueError(f"espeak-ng has no voice {voice!r}; e.g. {', '.join(voices(variants=('f3',)))}")
+
+
+def _copy_of(library: str) -> tuple[Any, str]:
+    """A copy of a library for one process alone, as something to hold on to and a path to load it from.
+
+    A file that something else in the process (phonemizer, say) keeps loaded is never unloaded, and every clip would
+    carry on from the one before. On Linux the copy is memory, which a killed worker cannot leave behind.
+    """
+    if hasattr(os, "memfd_create"):
+        file = os.fdopen(os.memfd_create("espeak-ng"), "wb")
+        file.write(Path(library).read_bytes())
+        file.flush()
+        return file, f"/proc/self/fd/{file.fileno()}"
+    folder = tempfile.TemporaryDirectory(prefix="llaso-espeak-")
+    return folder, shutil.copy(library, folder.name)
 
 
 class _Loaded:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -185,6 +187,21 @@ def test_two_workers_may_make_the_same_clip(tmp_path: Path):
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         one, two = pool.map(make, [tmp_path, tmp_path])
     assert one == two and len(list(tmp_path.rglob("*.flac"))) == 1 and len(list(tmp_path.rglob("*"))) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="only on Linux can a copy lie in memory alone")
+def test_a_killed_worker_leaves_no_copy_of_espeak(tmp_path: Path):
+    code = (
+        "from dataset_scripts import synthesize; e = synthesize.Espeak(); print(e.phonemes('hut', 'en'), flush=True)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{code}; input()"],
+        env={**os.environ, "TMPDIR": str(tmp_path)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == "hʌt\n"
+    process.kill()
+    process.communicate()
+    assert not list(tmp_path.iterdir())
 
 
 def test_writes_are_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
