@@ -175,3 +175,25 @@ def test_rows_tokens_and_steps_are_those_of_the_run(root):
     records = [r for r in read_history(Path(result.out) / "history.jsonl") if r["kind"] == "step"]
     assert 2 * estimate.tokens == pytest.approx(sum(record["tokens"] for record in records), rel=0.1)
     assert "20 (read from the corpus)" in "\n".join(estimate.lines())
+
+
+@pytest.mark.parametrize("padding", ["full", "trim"])
+def test_text_alone_is_weighed_too(root, tmp_path, padding):
+    rows = [row(i, task="AQA", clips=0) for i in range(16)]
+    save_corpus(tmp_path / "corpus", {"train": rows})
+    recipe = tiny_recipe(root, "unused", data__path=str(tmp_path / "corpus"), model__audio_padding=padding)
+    estimate = dry_run(load_recipe(recipe))
+    assert estimate.flops > 0 and estimate.tokens / estimate.rows < 200
+
+
+def test_whose_sizes_they_are_is_said(root, tmp_path):
+    recipe = load_recipe(tiny_recipe(root, "unused"))
+    assert dry_run(recipe).lines()[0] == f"sizes of {root / 'encoder'} and {root / 'llm'}"
+    model, processor = open_model(recipe)
+    later = load_recipe(recipe, [f"model.checkpoint={tmp_path / 'stage1'}"])
+    assert f"{tmp_path / 'stage1'} is not at hand" in dry_run(later).lines()[0]
+    model.save_pretrained(tmp_path / "stage1")
+    processor.save_pretrained(tmp_path / "stage1")
+    assert dry_run(later).lines()[0] == f"sizes of {tmp_path / 'stage1'}"
+    with pytest.raises(ValueError, match="is a llama model, not a LLaSO one"):
+        dry_run(recipe, [f"model.checkpoint={root / 'llm'}"])

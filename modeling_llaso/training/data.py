@@ -18,13 +18,14 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import soundfile
 import soxr
 import torch
 
 from ..processing_llaso import LlasoProcessor
-from .columns import checked_columns
+from .columns import checked_columns, column_of
 from .config import DataChoice
 from .lengths import COMPARED, Row, length_rule, lengths_of
 from .plan import BatchRule, shuffled_windows, stream_windows
@@ -98,10 +99,9 @@ def open_corpus(choice: DataChoice, seed: int, processor: LlasoProcessor | None 
         ValueError: a column is missing, or no row passes the recipe's filters.
         FileNotFoundError: no such corpus.
     """
-    admit = _filter(choice)
     if choice.streaming:
         stream = _load(choice.path, choice, choice.split, streaming=True)
-        if admit is not None:
+        if (admit := _filter(choice)) is not None:
             stream = stream.filter(admit, input_columns=["task", "modality"])
         length_of = length_rule(stream.take(COMPARED), processor, choice.path)
         if choice.text_path:
@@ -114,7 +114,7 @@ def open_corpus(choice: DataChoice, seed: int, processor: LlasoProcessor | None 
             return StreamedCorpus(stream, lambda row: (length_of if row["audio"] else text_length)(row))
         return StreamedCorpus(stream, length_of)
 
-    table = _admitted(_load(choice.path, choice, choice.split), admit, choice)
+    table = _admitted(_load(choice.path, choice, choice.split), choice)
     audio_rows, text_drawn = len(table), 0
     if choice.text_path:
         text = _load(choice.text_path, choice, choice.split, config="default")
@@ -133,7 +133,8 @@ def open_held_out(choice: DataChoice, task: str, rows: int) -> list[Row]:
             logger.warning("%s has no split %s: nothing is held out", choice.path, choice.validation_split)
             return []
         raise
-    numbered = enumerate(zip(table["id"], table["task"], strict=True))
+    columns = (column_of(table, name).to_pylist() for name in ("id", "task"))
+    numbered = enumerate(zip(*columns, strict=True))
     chosen = sorted(
         (hashlib.sha256(key.encode()).digest(), number) for number, (key, code) in numbered if code == task
     )
@@ -250,24 +251,29 @@ def _filter(choice: DataChoice) -> Callable[[str, str], bool] | None:
     return lambda task, modality: (not wanted or task in wanted) and task not in unwanted and modality not in formats
 
 
-def _admitted(
-    table: datasets.Dataset, admit: Callable[[str, str], bool] | None, choice: DataChoice
-) -> datasets.Dataset:
+def _admitted(table: datasets.Dataset, choice: DataChoice) -> datasets.Dataset:
+    """The rows of the recipe's tasks and formats."""
     if not len(table):
         raise ValueError(f"{choice.path}, split {choice.split}: no rows")
-    if admit is None:
+    if not (choice.tasks or choice.without_tasks or choice.without_modalities):
         return table
-    pairs = list(zip(table["task"], table["modality"], strict=True))
-    tasks = sorted({task for task, _ in pairs})
-    if absent := sorted({*choice.tasks, *choice.without_tasks} - set(tasks)):
+    tasks, formats = column_of(table, "task"), column_of(table, "modality")
+    if absent := sorted({*choice.tasks, *choice.without_tasks} - set(tasks.unique().to_pylist())):
         raise ValueError(
             f"{choice.path}: data.tasks or data.without_tasks names {', '.join(absent)}, which it has no row of; it "
-            f"has {', '.join(tasks)}"
+            f"has {', '.join(sorted(tasks.unique().to_pylist()))}"
         )
-    numbers = [number for number, pair in enumerate(pairs) if admit(*pair)]
-    if not numbers:
+
+    def among(column: pa.ChunkedArray, names: tuple[str, ...]) -> np.ndarray:
+        return pc.is_in(column, pa.array(names, pa.string())).to_numpy()
+
+    admitted = ~among(tasks, choice.without_tasks) & ~among(formats, choice.without_modalities)
+    if choice.tasks:
+        admitted &= among(tasks, choice.tasks)
+    if not admitted.any():
+        pairs = sorted({f"{task} ({form})" for task, form in zip(tasks.to_pylist(), formats.to_pylist(), strict=True)})
         raise ValueError(
             f"{choice.path}: data.tasks, data.without_tasks and data.without_modalities leave no row; it has "
-            f"{', '.join(sorted({f'{task} ({modality})' for task, modality in pairs}))}"
+            f"{', '.join(pairs)}"
         )
-    return table.select(numbers)
+    return table.select(np.flatnonzero(admitted))

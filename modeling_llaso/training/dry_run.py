@@ -23,7 +23,8 @@ from ..configuration_llaso import LLAMA_3_2_3B, WHISPER_LARGE_V3, LlasoConfig, c
 from ..convert import new_processor
 from ..modeling_llaso import LlasoForConditionalGeneration
 from ..processing_llaso import LlasoProcessor
-from .config import Recipe, load_recipe
+from .columns import column_of
+from .config import ModelChoice, Recipe, load_recipe
 from .data import NumberedCorpus, open_corpus
 from .ledger import ENCODER, BatchShape, Ledger, weigh_micro_batch
 from .parts import (
@@ -76,6 +77,7 @@ class Estimate:
     """A run, weighed.
 
     Attributes:
+        network: whose sizes these are.
         parts: of the network, trainable or not.
         rows: of the corpus.
         tokens: of one epoch, after audio expansion, padding left out.
@@ -86,6 +88,7 @@ class Estimate:
         flops: of the whole run, padding left out.
     """
 
+    network: str
     parts: list[PartReport]
     rows: int
     tokens: int
@@ -105,7 +108,12 @@ class Estimate:
         total = sum(part.parameters for part in self.parts)
         trainable = sum(part.trainable for part in self.parts)
         source = "read from the corpus" if self.measured else "as the recipe says; the corpus is not at hand"
-        lines = [*describe_parts(self.parts), f"{'in all':<10}{total:>15,} parameters   {trainable:,} train", ""]
+        lines = [
+            f"sizes of {self.network}",
+            *describe_parts(self.parts),
+            f"{'in all':<10}{total:>15,} parameters   {trainable:,} train",
+            "",
+        ]
         lines.append(f"rows            {self.rows:,} ({source})")
         lines.append(f"tokens          {self.tokens:,} an epoch, {self.tokens / max(1, self.rows):,.0f} a row")
         if self.padding is not None:
@@ -134,7 +142,8 @@ def dry_run(recipe: str | Path | Recipe, overrides: Iterable[str] = ()) -> Estim
     if settings.batch.max_tokens:
         at_once = max(1, min(at_once, int(settings.batch.max_tokens // a_row)))
     text = round(rows.text)
-    shape = BatchShape(at_once, text, max(1, round(ANSWER_SHARE * text)), round(at_once * rows.windows), rows.frames)
+    windows = max(1, round(at_once * rows.windows)) if rows.windows else 0
+    shape = BatchShape(at_once, text, max(1, round(ANSWER_SHARE * text)), windows, rows.frames)
     parts, ledger = weigh(settings, config, shape)
 
     batch = at_once * settings.batch.accumulation * world
@@ -147,6 +156,7 @@ def dry_run(recipe: str | Path | Recipe, overrides: Iterable[str] = ()) -> Estim
     teaches = settings.optimizer.distill_weight > 0 and llm.trainable > 0  # a copy does; a frozen LLM itself does
     teacher_width = 2 if settings.compute.frozen_weights == "bf16" else 4
     return Estimate(
+        network=_network(settings.model),
         parts=parts,
         rows=rows.count,
         tokens=round(rows.count * a_row),
@@ -199,9 +209,11 @@ def rows_of(recipe: Recipe, config: LlasoConfig, world: int) -> Rows:
         assert isinstance(corpus, NumberedCorpus)
         windows = corpus.windows(rule, recipe.seed)
         lengths = [length for window in windows(0) for _, length in window]
-        seconds = np.asarray([duration or 0.0 for duration in corpus.table["duration"]])
+        seconds = np.zeros(1)
+        if "duration" in corpus.table.column_names:
+            seconds = column_of(corpus.table, "duration").fill_null(0).to_numpy()
         cut = np.ceil(seconds * FRAMES_PER_SECOND / config.max_frames)
-        frames = config.max_frames if full else round(FRAMES_PER_SECOND * seconds.sum() / max(1, cut.sum()))
+        frames = config.max_frames if full else max(2, round(FRAMES_PER_SECOND * seconds.sum() / max(1, cut.sum())))
         audio = cut.mean() * count_audio_tokens(frames, config.projector_stride)
         return Rows(
             count=len(lengths),
@@ -218,7 +230,7 @@ def rows_of(recipe: Recipe, config: LlasoConfig, world: int) -> Rows:
         )
     of_a_row = data.seconds_per_row * FRAMES_PER_SECOND
     clips = math.ceil(of_a_row / config.max_frames)
-    frames = config.max_frames if full else round(of_a_row / max(1, clips))
+    frames = config.max_frames if full else max(2, round(of_a_row / max(1, clips)))
     steps = math.ceil(data.rows / (recipe.batch.per_device * rule.parallel))
     return Rows(data.rows, data.text_tokens_per_row, clips, frames, None, steps)
 
@@ -231,6 +243,8 @@ def config_of(recipe: Recipe) -> LlasoConfig:
     """
     choice = recipe.model
     if choice.checkpoint and (Path(choice.checkpoint) / "config.json").exists():
+        if (kind := AutoConfig.from_pretrained(choice.checkpoint).model_type) != "llaso":
+            raise ValueError(f"model.checkpoint {choice.checkpoint} is a {kind} model, not a LLaSO one")
         config = LlasoConfig.from_pretrained(choice.checkpoint)
         config.audio_padding = choice.audio_padding or config.audio_padding
         return config
@@ -254,6 +268,15 @@ def config_of(recipe: Recipe) -> LlasoConfig:
         projector_stride=choice.projector_stride or 1,
         projector_pooling=choice.projector_pooling or "average",
     )
+
+
+def _network(choice: ModelChoice) -> str:
+    """Where the sizes come from."""
+    backbones = f"{choice.encoder} and {choice.llm}"
+    if choice.checkpoint is None:
+        return backbones
+    here = (Path(choice.checkpoint) / "config.json").exists()
+    return choice.checkpoint if here else f"{backbones}; {choice.checkpoint} is not at hand"
 
 
 def _processor_at_hand(recipe: Recipe, config: LlasoConfig) -> LlasoProcessor | None:

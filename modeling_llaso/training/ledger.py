@@ -142,7 +142,9 @@ def weigh_micro_batch(
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         with ledger.on(ENCODER), torch.set_grad_enabled(encoder_learns):
             features = torch.empty(shape.windows, config.audio_config.num_mel_bins, shape.frames)
-            vectors = inner.audio_tower(features.to(inner.audio_tower.conv1.weight.dtype)).last_hidden_state
+            vectors = torch.empty(0, 1, config.audio_config.d_model)  # text alone
+            if shape.windows:
+                vectors = inner.audio_tower(features.to(inner.audio_tower.conv1.weight.dtype)).last_hidden_state
         with ledger.on(LLM):
             audio = inner.multi_modal_projector(inner.multi_modal_projector.pool(vectors, None).flatten(0, 1))
             text = inner.get_input_embeddings()(torch.empty(shape.rows, length, dtype=torch.long))

@@ -17,9 +17,11 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import soundfile
 
 from ..processing_llaso import LlasoProcessor
+from .columns import column_of
 from .locks import one_at_a_time
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,8 @@ Row = dict[str, Any]
 
 COMPARED = 64
 """Rows whose `length` is counted again before the others are believed."""
+WORTH_TELLING = 100_000
+"""Rows that take so long to count that whoever waits is told why."""
 FRAMES_PER_SECOND, CHARACTERS_PER_TOKEN = 50, 4
 """Whisper's frames, and a usual tokenizer's text: they estimate a length where there is no processor to count with."""
 
@@ -43,7 +47,7 @@ def lengths_of(table: datasets.Dataset, processor: LlasoProcessor | None, where:
     """
     column = np.zeros(len(table), dtype=np.int64)
     if "length" in table.column_names:
-        column = np.fromiter((length or 0 for length in table["length"]), dtype=np.int64, count=len(table))
+        column = column_of(table, "length").fill_null(0).cast(pa.int64()).to_numpy().copy()
     given = np.flatnonzero(column)
     if processor is not None:
         compared = (table[int(number)] for number in given[:: max(1, len(given) // COMPARED)])
@@ -53,7 +57,7 @@ def lengths_of(table: datasets.Dataset, processor: LlasoProcessor | None, where:
     missing = np.flatnonzero(column == 0)
     if not len(missing):
         return column
-    if len(missing) > 10 * COMPARED:
+    if len(missing) > WORTH_TELLING:
         logger.warning(
             "%s: counting the tokens of %d rows, once; a corpus built with `llaso data build --processor MODEL` has "
             "them in its `length` column",
@@ -136,7 +140,7 @@ def _counted(table: datasets.Dataset, processor: LlasoProcessor | None, workers:
             new_fingerprint=fingerprint,
             num_proc=workers if workers > 1 and len(cheap) > 1000 * workers else None,
         )
-    return np.asarray(counted["length"], dtype=np.int64)
+    return column_of(counted, "length").to_numpy()
 
 
 def _rule(processor: LlasoProcessor | None) -> str:
