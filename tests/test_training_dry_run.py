@@ -183,7 +183,7 @@ def test_text_alone_is_weighed_too(root, tmp_path, padding):
     save_corpus(tmp_path / "corpus", {"train": rows})
     recipe = tiny_recipe(root, "unused", data__path=str(tmp_path / "corpus"), model__audio_padding=padding)
     estimate = dry_run(load_recipe(recipe))
-    assert estimate.flops > 0 and estimate.tokens / estimate.rows < 200
+    assert estimate.flops > 0 and estimate.tokens / estimate.rows < 500  # a window of audio alone is 1500
 
 
 def test_whose_sizes_they_are_is_said(root, tmp_path):
