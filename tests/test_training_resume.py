@@ -21,8 +21,11 @@ import yaml
 from tiny_training import curve, row, save_backbones, save_corpus, tiny_recipe, weights_digest
 
 from modeling_llaso.training.checkpoints import MARKER, mark_whole, put_aside_partial, whole_checkpoints
+from modeling_llaso.training.config import load_recipe
+from modeling_llaso.training.data import open_corpus
 from modeling_llaso.training.history import History, read_history
 from modeling_llaso.training.locks import FolderBusy
+from modeling_llaso.training.resume import StepPlan, digest_of, note, refuse_another_run
 from modeling_llaso.training.train import train
 
 STEPS = 14
@@ -77,15 +80,20 @@ def frozen_run(recipe: dict[str, Any], freeze: str) -> Iterator[subprocess.Popen
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "changes", [STAGE_1, STAGE_2], ids=["stage1-numbered-workers-cache", "stage2-streamed-lora-bf16"]
+    ("changes", "point"),
+    [
+        pytest.param(STAGE_1, f"step:0:{KILL_AT}", id="stage1-numbered-workers-cache-in-a-step"),
+        pytest.param(STAGE_2, "save:0:2", id="stage2-streamed-lora-bf16-in-a-checkpoint"),
+    ],
 )
-def test_killed_and_resumed_equals_undisturbed(root, tmp_path, changes):
+def test_killed_and_resumed_equals_undisturbed(root, tmp_path, changes, point):
     undisturbed = recipe_for(root, "undisturbed-" + tmp_path.name, changes)
     train(undisturbed)
     killed = recipe_for(root, "killed-" + tmp_path.name, changes)
     out = Path(killed["out"])
-    with frozen_run(killed, f"step:0:{KILL_AT}") as process:
+    with frozen_run(killed, point) as process:
         assert [step for step, _ in whole_checkpoints(out)] == [3]
+        assert (out / "checkpoint-6").exists() == point.startswith("save")
         with pytest.raises(FolderBusy, match=f"in use by process {process.pid} .*; wait for it, stop it, or name"):
             train(killed)
     lines: list[str] = []
@@ -211,6 +219,27 @@ def test_what_may_not_change_is_refused_by_name(root, checkpoints, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match="weights were split by none, now by fsdp, which cannot read"):
         train(recipe, ["batch.accumulation=1"])
+
+
+def test_deepspeed_goes_on_with_as_many_processes_only(root, tmp_path):
+    recipe = load_recipe(recipe_for(root, "unused", {}))
+    note(tmp_path, recipe, StepPlan(2, 2, "deepspeed"))
+    refuse_another_run(tmp_path, recipe, StepPlan(2, 2, "deepspeed"), finished=False)
+    refuse_another_run(tmp_path, recipe, StepPlan(1, 1, "none"), finished=True)  # only to read its result
+    with pytest.raises(ValueError, match="checkpoints of 2 processes cannot be read by 1; launch as many"):
+        refuse_another_run(tmp_path, recipe, StepPlan(2, 1, "deepspeed"), finished=False)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_corpus_is_known_by_its_rows_and_a_stream_by_its_files(root, tmp_path, streaming):
+    changes = {"data__path": str(tmp_path / "corpus"), "data__streaming": streaming}
+    choice = load_recipe(recipe_for(root, "unused", changes)).data
+    digests = []
+    for rows in ([row(0), row(1)], [row(0), row(1)], [row(0), row(2)], [row(0), row(1), row(2)]):
+        shutil.rmtree(tmp_path / "corpus", ignore_errors=True)
+        save_corpus(tmp_path / "corpus", {"train": rows})
+        digests.append(digest_of(open_corpus(choice, 0), choice))
+    assert digests[0] == digests[1] and len(set(digests)) == 3
 
 
 def test_rows_that_changed_are_noticed(root, tmp_path):
