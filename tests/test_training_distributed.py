@@ -152,13 +152,15 @@ def launch_two(recipe: dict[str, Any], **environment: str) -> subprocess.Popen[s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("who", ["launcher", "everyone"])
+@pytest.mark.parametrize("who", ["launcher", "second", "everyone"])
 def test_whoever_gets_a_signal_all_processes_save_the_same_step_and_stop(root, who):
     recipe = recipe_of(root, f"signal-{who}", 1, compute__workers=1)
     process = launch_two(recipe, FREEZE=f"step:1:{LOSE_AT}")
     frozen = frozen_worker([process])
     if who == "launcher":
         process.send_signal(signal.SIGINT)
+    elif who == "second":
+        frozen.send_signal(signal.SIGTERM)
     else:  # as a cluster does; the launcher then sends its own
         for one in psutil.Process(process.pid).children(recursive=True):
             one.send_signal(signal.SIGTERM)

@@ -129,7 +129,7 @@ def test_processes_share_the_runs_of_an_experiment_and_take_over_those_of_a_kill
     ]
     for process in others:
         process.start()
-    while not all(log.exists() and "are at the 2 runs left" in log.read_text() for log in logs[1:]):
+    while not all(log.exists() and "2 left, with other processes" in log.read_text() for log in logs[1:]):
         time.sleep(0.01)
         assert all(process.is_alive() for process in others)
     assert not any("seed 0" in log.read_text() for log in logs[1:])  # whose Stage 1 the stopped one holds
@@ -143,7 +143,14 @@ def test_processes_share_the_runs_of_an_experiment_and_take_over_those_of_a_kill
     names = results["variations"]
     assert [(run["seed"], run["variation"]) for run in results["runs"]] == [(s, n) for s in (0, 1) for n in names]
     alone = run_experiment(
-        "more-tasks", inputs, tmp_path / "alone", seeds=(0, 1), overrides=SMALL, stage2_steps=2, evaluate=scores_of
+        "more-tasks",
+        inputs,
+        tmp_path / "alone",
+        unseen=["PR"],
+        seeds=(0, 1),
+        overrides=SMALL,
+        stage2_steps=2,
+        evaluate=scores_of,
     )
     assert json.loads((alone / "results.json").read_text()) == results
     for stage in (out / "runs").glob("stage*"):

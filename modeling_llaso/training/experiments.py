@@ -207,7 +207,7 @@ def run_experiment(
     experiment = EXPERIMENTS[name]
     tasks = inputs.tasks()
     held_out = [task for task in unseen if task in tasks]
-    if not held_out:
+    if name == "unseen" and not held_out:
         raise ValueError(f"{inputs.instruct} has none of the tasks {', '.join(unseen)}; it has {', '.join(tasks)}")
     given = None if stage1 is None else TrainResult(**json.loads((stage1 / RESULT).read_text(encoding="utf-8")))
     evaluate = evaluate or evaluate_by_command
@@ -244,7 +244,7 @@ def run_experiment(
             break
         else:
             if not told:
-                report(f"experiment {name}: other processes are at the {len(waiting)} runs left; waiting for them")
+                report(f"experiment {name}: {len(waiting)} left, with other processes; waiting for them")
             told = True
             time.sleep(LOOK_AGAIN)
     return folder
