@@ -362,7 +362,7 @@ def run(*arguments: str, command: Sequence[str] = ("build",), **options) -> subp
 def kill_when(ready: Callable[[], bool], *arguments: str) -> None:
     """Start a build in a session of its own, and kill all of it once it has come so far."""
     process = run(*arguments, start_new_session=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not (come := ready()) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     with contextlib.suppress(ProcessLookupError):

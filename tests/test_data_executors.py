@@ -148,7 +148,7 @@ def test_a_lost_worker_is_told(tmp_path: Path):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.005)
         os.kill(int(parts[0].suffixes[-2].rpartition("-")[2]), signal.SIGKILL)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=180)
     assert process.returncode == 2 and "a worker process was lost" in errors and "Traceback" not in errors
     again = build_command(file, out, "local")
     assert again.wait(120) == 0, again.stderr.read()
