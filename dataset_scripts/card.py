@@ -33,9 +33,10 @@ MEANINGS = {
 """The configs and what they hold."""
 MANIFEST = """> **This is a manifest.** Its rows have no audio, because some sources may not be published again.
 """
-REBUILD = """> Who has the sources builds the corpus anew: `llaso data build` with the seed and the settings that stand in
+REBUILD = """> Who has the sources builds the corpus anew: `llaso data build` with the seed and the settings in
 > `build.json` gives rows of the same `id` and `sha256`."""
-FIND = """> Who has the authors' audio finds each clip by its `path`, below the folder that the release's paths begin in."""
+FIND = """> Who has the authors' audio finds each clip by its `path`, below the folder that the release's paths
+> begin in."""
 CITATION = """@article{llaso2025,
   author  = {Sun, Yirong and Geng, Yizhong and Wei, Peidong and Chen, Yanjun and Yang, Jinghan and Chen, Rongfei and
              Zhang, Wei and Shen, Xiaoyu},
