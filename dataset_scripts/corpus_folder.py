@@ -12,6 +12,9 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
+NEEDED = ("corpus", "fingerprint", "sources", "counts", "rows", "shards")
+"""What every build.json says."""
+
 
 def shard_files(folder: Path) -> list[Path]:
     """The corpus's Parquet files, sorted.
@@ -52,14 +55,19 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     """The content of build.json, or None where there is none.
 
     Raises:
-        ValueError: it is not JSON.
+        ValueError: it is not JSON, or no record of a corpus.
     """
+    file = folder / "build.json"
     try:
-        return json.loads((folder / "build.json").read_text(encoding="utf-8"))
+        record = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ValueError(f"{folder / 'build.json'} is not JSON: {error}; build the corpus again") from error
+        raise ValueError(f"{file} is not JSON: {error}; copy it again, or build the corpus again") from error
+    if not isinstance(record, dict) or (missing := [name for name in NEEDED if name not in record]):
+        said = f"has no {', '.join(missing)}" if isinstance(record, dict) else "is no JSON object"
+        raise ValueError(f"{file} is no record of a corpus: it {said}")
+    return record
 
 
 def digests(folder: Path) -> dict[str, dict[str, Any]]:

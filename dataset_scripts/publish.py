@@ -92,9 +92,11 @@ def _check(folder: Path, record: Mapping[str, Any], manifest_only: bool) -> bool
     remedy = f"run `llaso data validate {folder}` first"
     try:
         report = json.loads((folder / "validation.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         raise ValueError(f"{folder} has not been validated: {remedy}") from None
-    if report.get("content") != corpus_folder.content_of(corpus_folder.digests(folder)):
+    if not isinstance(report, dict) or report.get("content") != corpus_folder.content_of(
+        corpus_folder.digests(folder)
+    ):
         raise ValueError(f"{folder} has changed since it was validated: {remedy}")
     if report["bad"]:
         raise ValueError(f"{folder} holds {report['bad']:,} bad rows (bad_rows.jsonl): {remedy}, without --dry-run")

@@ -26,7 +26,9 @@ import pyarrow.parquet as pq
 
 from . import card, checks, corpus_folder, draw, leakage, locks, separation, validation_page
 from .clips import write_atomically
+from .files import json_lines
 from .schema import FEATURES
+from .sources.base import Reject
 from .tasks import CLOSED, TASKS
 
 LONGEST_BIN = 60
@@ -75,7 +77,12 @@ def validate(
         raise ValueError(f"{examples} examples, {workers} workers: give 0 or more examples and 1 or more workers")
     corpus_folder.shard_files(folder)
     with locks.only_one(folder):
-        return _validate(folder, against, set_aside, workers, _Tally(examples, seed), progress)
+        moves = _Moves(folder)
+        moves.finish()  # what a killed run had decided
+        try:
+            return _validate(folder, against, set_aside, workers, moves, _Tally(examples, seed), progress)
+        finally:
+            moves.finish()
 
 
 def _validate(
@@ -83,12 +90,11 @@ def _validate(
     against: Sequence[Path],
     set_aside: bool,
     workers: int,
+    moves: _Moves,
     tally: _Tally,
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, Any]:
     """`validate`, while no other process changes the folder."""
-    moves = _Moves(folder)
-    moves.finish()  # what a killed run had decided
     files = corpus_folder.shard_files(folder)
     record = corpus_folder.read_record(folder)
     manifest, sources = bool(record and record.get("manifest")), record and record["sources"]
@@ -227,9 +233,10 @@ class _Listing:
         self.first: list[Mapping[str, Any]] = []
         self.reasons: Counter[str] = Counter()
         self._file = moves.place(LISTING).open("w", encoding="utf-8")
-        earlier = folder / LISTING
-        for line in earlier.read_text(encoding="utf-8").splitlines() if earlier.exists() else ():
-            if (entry := json.loads(line))["set_aside"]:
+        for number, entry in json_lines(folder / LISTING) if (folder / LISTING).exists() else ():
+            if isinstance(entry, Reject):
+                raise ValueError(f"{folder / LISTING}:{number}: {entry.reason}; mend or delete the file")
+            if entry["set_aside"]:
                 self.earlier += 1
                 self._write(entry)
 

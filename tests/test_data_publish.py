@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from datasets import load_dataset
 from hub_server import HubServer, connected, serve
 from huggingface_hub import DatasetCard
 from tiny_corpus import SOURCE, VOICES, write_recordings
@@ -62,6 +63,13 @@ def rows_of(folder: Path) -> list[dict]:
 def published_rows(files: dict[str, bytes]) -> list[dict]:
     shards = [data for path, data in sorted(files.items()) if path.endswith(".parquet")]
     return [row for data in shards for row in pq.read_table(pa.BufferReader(data)).to_pylist()]
+
+
+def downloaded(files: dict[str, bytes], folder: Path) -> Path:
+    for path, data in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    return folder
 
 
 def python(hub: HubServer, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -167,10 +175,7 @@ def test_the_card_is_what_was_built(built: Path, hub: HubServer, tmp_path: Path)
         f"share no audio, speaker, synthetic voice, sentence or recording with the {apart['rows_checked']:,}" in text
     )
     # Who downloads it can check it, too.
-    for path, data in hub.files(REPO).items():
-        (tmp_path / "copy" / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "copy" / path).write_bytes(data)
-    checked = validate(tmp_path / "copy")
+    checked = validate(downloaded(hub.files(REPO), tmp_path / "copy"))
     assert checked["found"] == 0 and "sentences and recordings of copy are not known here" in checked["notes"][0]
     tasks = Counter(row["task"] for row in rows_of(built))
     for task, line in ((task, next(s for s in text.splitlines() if s.startswith(f"| {task} ("))) for task in tasks):
@@ -202,6 +207,8 @@ def test_only_what_was_validated_is_published(corpus: Path, hub: HubServer, caps
     report = (corpus / "validation.json").read_bytes()
     (corpus / "validation.json").unlink()
     refused("has not been validated: run `llaso data validate")
+    (corpus / "validation.json").write_bytes(report[:-9])
+    refused("has not been validated")
     (corpus / "validation.json").write_bytes(report)
     file = sorted(corpus.glob("data/*/train-*.parquet"))[0]
     rows, before = pq.read_table(file).to_pylist(), file.read_bytes()
@@ -221,8 +228,9 @@ def test_only_what_was_validated_is_published(corpus: Path, hub: HubServer, caps
     (corpus / "leakage.json").write_text(json.dumps({**leaks, "clean": False}))
     refused("shares rows with training")
     refused("no finished corpus", corpus.parent)
-    (corpus / "build.json").write_text("{")
-    refused("build.json is not JSON")
+    for text, match in (("{", "is not JSON"), ("{}", "has no corpus, fingerprint"), ("[]", "is no JSON object")):
+        (corpus / "build.json").write_text(text)
+        refused(f"build.json {match}" if text == "{" else match)
 
 
 def test_what_stands_in_the_way_on_the_hub(
@@ -288,6 +296,10 @@ def test_a_manifest_carries_no_audio(closed: Path, hub: HubServer, tmp_path: Pat
     assert all(clip["bytes"] is None and clip["path"] for row in published for clip in row["audio"])
     without = [{**row, "audio": [{**clip, "bytes": None} for clip in row["audio"]]} for row in original]
     assert published == without
+    copy = downloaded(files, tmp_path / "copy")
+    loaded = load_dataset(str(copy), "text_audio", split="train", cache_dir=str(tmp_path / "cache"))
+    assert {row["id"] for row in loaded} == {row["id"] for row in original if row["split"] == "train"}
+    assert validate(copy)["found"] == 0
     # The corpus built again by what build.json says has the same rows.
     record = json.loads(files["build.json"])
     settings = {k: v for k, v in record["settings"].items() if k != "options"}

@@ -429,6 +429,9 @@ def test_validation_needs_a_whole_corpus(corpus: Path, tmp_path: Path):
     stray.write_bytes(shards[0].read_bytes())
     refused(rf"{stray.name} is no part of this corpus")
     stray.unlink()
+    (corpus / "bad_rows.jsonl").write_text('{"set_aside": true')
+    refused("bad_rows.jsonl:1: not JSON")
+    (corpus / "bad_rows.jsonl").unlink()
     whole = shards[1].read_bytes()
     for broken in (b"", b"PAR1 not", whole[:-9], whole[:400] + b"\0" * 4000 + whole[4400:]):
         shards[1].write_bytes(broken)
