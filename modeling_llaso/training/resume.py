@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from .checkpoints import write_whole
+from .columns import column_of
 from .config import DataChoice, Recipe
 from .data import Corpus, NumberedCorpus
 
@@ -31,7 +32,7 @@ MAY_CHANGE = (
     "batch.accumulation",  # with the number of processes: see `StepPlan`
 )
 """Settings that may differ between a killed run and the one that resumes it."""
-ROWS_AT_ONCE = 10_000
+ROWS_AT_ONCE = 100_000
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,9 @@ def digest_of(corpus: Corpus, choice: DataChoice) -> str:
     """
     digest = hashlib.sha256()
     if isinstance(corpus, NumberedCorpus):
-        for batch in corpus.table.select_columns(["id"]).iter(batch_size=ROWS_AT_ONCE):
-            digest.update(json.dumps(batch["id"]).encode())
+        ids = column_of(corpus.table, "id")
+        for start in range(0, len(ids), ROWS_AT_ONCE):
+            digest.update("".join(f"{row_id}\n" for row_id in ids.slice(start, ROWS_AT_ONCE).to_pylist()).encode())
         digest.update(corpus.lengths.tobytes())
     else:
         for folder in (Path(path) for path in (choice.path, choice.text_path) if path):
