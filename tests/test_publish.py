@@ -130,6 +130,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[HubSer
         hub.accounts["hf_friend"] = "friend"
         with connected(hub, root / "home"):
             for corpus in ("instruct", "eval"):
+                assert main(["data", "validate", str(run / f"llaso-{corpus}")]) == 0
                 assert main(["data", "publish", str(run / f"llaso-{corpus}"), f"owner/llaso-{corpus}"]) == 0
             assert main(["publish", str(run), "owner/llaso-tiny"]) == 0
             LlasoForConditionalGeneration.from_pretrained(run / "llaso-tiny").push_to_hub("owner/pushed")
