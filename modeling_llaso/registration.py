@@ -1,14 +1,14 @@
 """Registers LLaSO with transformers' Auto classes once they have been imported, and not before.
 
-Importing the Auto classes takes seconds, which `llaso --help` should not wait for. So a finder watches for their
-modules, and registers the LLaSO classes that belong to them as soon as nothing watched is still half imported: the
-Auto modules import each other, and our own files import them, in either order.
+Importing the Auto classes takes seconds, which `llaso --help` should not wait for. So a finder watches transformers'
+modules, and registers the LLaSO classes as soon as their Auto module is whole and nothing watched is still half
+imported: transformers' modules import each other, and our own files import them, in any order.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -44,21 +44,21 @@ REGISTRATIONS: dict[str, Callable[[ModuleType], None]] = {
 OWN = tuple(f"{__package__}.{name}" for name in ("configuration_llaso", "modeling_llaso", "processing_llaso"))
 
 
-class _Watcher:
-    """A meta-path finder that finds nothing itself: it lets a watched module load as usual, then registers."""
+class _Watcher(threading.local):
+    """A meta-path finder that finds nothing itself: it lets a watched module load as usual, then registers.
+
+    Of two threads that import at a time, each counts its own modules.
+    """
 
     def __init__(self) -> None:
         self.under_way = 0  # watched modules that are being executed, one inside the other
         self.waiting: list[str] = []  # Auto modules that are whole and have not been registered with
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name not in REGISTRATIONS and name not in OWN:
+        if not name.startswith("transformers.") and name not in OWN:
             return None
-        sys.meta_path.remove(self)  # so that the real finders answer
-        try:
-            spec = importlib.util.find_spec(name)
-        finally:
-            sys.meta_path.insert(0, self)
+        others = (finder for finder in sys.meta_path if finder is not self)
+        spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
         if spec is None or spec.loader is None:
             return None
         execute = spec.loader.exec_module
