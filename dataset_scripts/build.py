@@ -98,8 +98,7 @@ def build(
     chosen = Settings(corpus=corpus, **settings)
     length = lengths.TokenCounter(chosen.processor) if chosen.processor else None
     work, others = out / ".build", [Path(other) for other in against]
-    if not work.exists() and (found := [name for name in WRITTEN if (out / name).exists()]):
-        raise ValueError(f"{out} holds {', '.join(found)} that no build has made: choose another output folder")
+    check_folder(out)
     with _told_when_full(out), locks.only_one(out):
         plan = make_plan(chosen, sources, work / "plan", planning)
         if not (out / "build.json").exists():
@@ -117,6 +116,13 @@ def build(
     if progress:
         progress(plan["rows"], plan["rows"])
     return out
+
+
+def check_folder(out: Path) -> None:
+    """Raise ValueError for a folder with files that a build there would take for its own, or write over."""
+    found = [name for name in WRITTEN if (out / name).exists()]
+    if found and not (out / ".build" / "plan" / "plan.json").exists():
+        raise ValueError(f"{out} holds {', '.join(found)} that no build has made there: choose another output folder")
 
 
 def _build_shards(

@@ -92,10 +92,13 @@ def _plan(arguments: argparse.Namespace) -> int:
     import tempfile
 
     from . import locks
+    from .build import check_folder
     from .estimate import FLAC_BYTES_PER_SECOND
     from .plan import Settings, make_plan
 
     chosen = _chosen(arguments)
+    if arguments.out:
+        check_folder(arguments.out)
     settings = Settings(arguments.corpus, seed=arguments.seed, limit=arguments.limit, **chosen.settings)
     with tempfile.TemporaryDirectory() as scratch:
         # With --out the plan stays where the build will look for it.

@@ -36,6 +36,7 @@ from dataset_scripts.clips import part_of
 from dataset_scripts.quotas import allocate
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.sources.base import Fact, Item, Note, Recording, Reject, Speech
+from dataset_scripts.validate import validate
 
 SETTINGS = {"voices": VOICES, "rows_per_shard": 20, "eval_rows": 30, "validation_rows": 10}
 
@@ -457,12 +458,29 @@ def test_one_build_a_folder(tmp_path: Path):
         for command in (["build"], ["plan"]):
             second = run("align", "--sources", str(file), "--out", str(out), command=command)
             _, errors = second.communicate(timeout=120)
-            assert second.returncode == 2 and f"is being built already, by process {first.pid} on" in errors
+            assert second.returncode == 2 and f"is in use, by process {first.pid} on" in errors
     finally:
         first.kill()
         first.wait()
     assert run("align", "--sources", str(file), "--out", str(out)).wait() == 0
     assert rows_of(out) and not list(out.rglob(".*.part"))
+
+
+def test_a_corpus_from_elsewhere_is_not_taken_for_this_build(
+    tmp_path: Path, corpora: dict[str, Path], capsys: pytest.CaptureFixture[str]
+):
+    """One that was downloaded and validated has all that a finished build has, but for its plan."""
+    from modeling_llaso.cli import main
+
+    there = tmp_path / "there"
+    shutil.copytree(corpora["eval"], there, ignore=shutil.ignore_patterns(".build"))
+    validate(there)
+    before = digests(there)
+    for command in ("build", "plan"):
+        asked = ["align", "--sources", str(write_public_corpora(tmp_path / command)), "--out", str(there)]
+        assert main(["data", command, *asked]) == 2
+        assert "rejects.jsonl, leakage.json that no build has made there" in capsys.readouterr().err
+    assert digests(there) == before and not (there / ".build" / "plan").exists()
 
 
 def test_files_have_the_usual_mode(tmp_path: Path):
@@ -587,7 +605,7 @@ def test_bad_settings(tmp_path: Path):
         build("align", [replace(source, options={"recordings": 3})], out, **SETTINGS)
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "README.md").write_text("mine")
-    with pytest.raises(ValueError, match="holds README.md that no build has made"):
+    with pytest.raises(ValueError, match="holds README.md that no build has made there"):
         build("align", [source], tmp_path / "project", **SETTINGS)
     assert [file.name for file in (tmp_path / "project").iterdir()] == ["README.md"]
     with pytest.raises(ValueError, match="no corpus 'aline'"):
