@@ -120,8 +120,9 @@ def read(path: Path) -> SourcesFile:
     for key, options in executors.items():
         if not isinstance(options, dict):
             raise ValueError(f"{path}: {key}: give its options, as `{key}: {{mem_per_cpu_gb: 2}}`")
-    if (checkpoint := path.parent / str(settings.get("processor", ""))).is_dir() and settings.get("processor"):
-        settings["processor"] = str(checkpoint.absolute())
+    for name, said in (("processor", settings.get("processor", "")), ("speech", settings.get("speech", "espeak"))):
+        if said not in ("", "espeak") and (checkpoint := path.parent / said).is_dir():
+            settings[name] = str(checkpoint.absolute())
     return SourcesFile(sources, settings, executors)
 
 

@@ -213,13 +213,19 @@ class TextToAudio:
 
     A voice is the number of a speaker of the model ("0", "1", ...) or "" for a model with one. Rate is applied through
     the model's `speaking_rate` where it has one (165 words a minute being its own); pitch is the voice's own.
+
+    Raises:
+        ValueError: there is no such model, or it does not speak.
     """
 
     def __init__(self, model: str) -> None:
         import torch
         from transformers import pipeline
 
-        self._pipeline = pipeline("text-to-audio", model=model)
+        try:
+            self._pipeline = pipeline("text-to-audio", model=model)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"speech: {model} is no text-to-audio model that can be loaded: {error}") from error
         weights = sha256()
         for name, tensor in sorted(self._pipeline.model.state_dict().items()):
             weights.update(name.encode())

@@ -289,6 +289,11 @@ def test_model_backend(vits: Path, tmp_path: Path):
     assert seconds(store.clip((lines[0],))) == pytest.approx(first[0].size / 16_000, abs=1e-3)
 
 
+def test_a_model_that_is_not_there_is_named(tmp_path: Path):
+    with pytest.raises(ValueError, match="speech: .*/nothing is no text-to-audio model that can be loaded: "):
+        synthesize.backend(str(tmp_path / "nothing"))
+
+
 def test_what_a_model_cannot_say(vits: Path, tmp_path: Path):
     """A text without a letter it knows is set aside by itself; a voice it has not is an error of the settings."""
     store = ClipStore(tmp_path, speech=str(vits))

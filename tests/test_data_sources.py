@@ -783,6 +783,10 @@ def test_sources_file(tmp_path: Path):
     assert chosen.sources[1].options == {"held_out": "theo"} and chosen.settings == {"eval_rows": 7}
     text(tmp_path / "s.yaml", "sources: {dolly: dolly}\nprocessor: dolly\nmax_seconds: 20\n")
     assert sources_file.read(tmp_path / "s.yaml").settings == {"processor": str(tmp_path / "dolly"), "max_seconds": 20}
+    (tmp_path / "espeak").mkdir()
+    for speech, meant in (("dolly", str(tmp_path / "dolly")), ("espeak", "espeak"), ("some/model", "some/model")):
+        text(tmp_path / "s.yaml", f"sources: {{dolly: dolly}}\nspeech: {speech}\n")
+        assert sources_file.read(tmp_path / "s.yaml").settings == {"speech": meant}
 
 
 def test_a_missing_sources_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
