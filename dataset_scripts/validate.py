@@ -70,12 +70,15 @@ def validate(
         The content of validation.json, and `found`: how many rows this run found bad.
 
     Raises:
-        ValueError: a folder holds no corpus, or a file in it is no whole Parquet file of this schema.
+        ValueError: a folder holds no corpus or half a build, or a file in it is no whole Parquet file of this schema.
         OSError: the disk is full, or a worker was lost; the corpus is as it was.
     """
     if examples < 0 or workers < 1:
         raise ValueError(f"{examples} examples, {workers} workers: give 0 or more examples and 1 or more workers")
-    corpus_folder.shard_files(folder)
+    for each in (folder, *against):
+        corpus_folder.shard_files(each)
+        if (each / ".build" / "plan" / "plan.json").exists() and not (each / "build.json").exists():
+            raise ValueError(f"{each} is not built to its end: give its `llaso data build` command again first")
     with locks.only_one(folder):
         moves = _Moves(folder)
         moves.finish()  # what a killed run had decided

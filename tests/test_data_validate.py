@@ -415,6 +415,16 @@ def test_text_that_is_not_utf8_is_set_aside(tmp_path: Path):
     assert listed(folder)[0]["row"] == 1 and validate(folder)["found"] == 0
 
 
+def test_half_a_build_is_no_corpus(corpus: Path, tmp_path: Path):
+    """Neither it nor what is compared with it is said to be good."""
+    half = Path(shutil.copytree(corpus, tmp_path / "half"))
+    (half / "build.json").unlink()
+    for folder, against in ((half, []), (corpus, [half])):
+        with pytest.raises(ValueError, match="half is not built to its end: give its `llaso data build`"):
+            validate(folder, against=against)
+        assert not (folder / "validation.json").exists()
+
+
 def test_validation_needs_a_whole_corpus(corpus: Path, tmp_path: Path):
     def refused(match: str) -> None:
         before = contents(corpus)
