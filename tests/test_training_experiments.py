@@ -178,6 +178,27 @@ def test_stage_1_stands_alone_or_is_given(inputs, tmp_path):
         assert load_recipe(second / "recipe.yaml").model.checkpoint == str(given)
 
 
+def test_a_run_is_taken_as_it_is_however_it_was_watched_unless_it_comes_to_something_else(inputs, tmp_path):
+    def names() -> set[str]:
+        return {folder.name for folder in (tmp_path / "runs").glob("stage*")}
+
+    common = {"seeds": (0,), "stage2_steps": 1, "evaluate": scores_of}
+    watched = ("watch.save_every=1", "watch.log_every=1", "watch.gate_wer=0.5", "data.rows=9")
+    folder = run_experiment("more-tasks", inputs, tmp_path, overrides=(*SMALL, *watched), **common)
+    results = (folder / "results.json").read_bytes()
+    for run in (tmp_path / "runs").glob("stage2*"):
+        run.rename(f"{run}-moved")  # known by the recipe that lies in it, not by its name
+    before = names()
+
+    otherwise = ("compute.workers=1", "watch.evaluate_every=2", "data.seconds_per_row=9", "data.text_tokens_per_row=9")
+    run_experiment("more-tasks", inputs, tmp_path, overrides=(*SMALL, *otherwise), **common)
+    assert names() == before and (folder / "results.json").read_bytes() == results
+    for changed in ("watch.final_rows=1", "batch.accumulation=2"):  # another word error rate, another step
+        run_experiment("more-tasks", inputs, tmp_path, overrides=(*SMALL, changed), **common)
+        assert len(names() - before) == 3
+        before = names()
+
+
 def test_a_table_gives_mean_spread_and_what_every_seed_agrees_on():
     runs = [
         {

@@ -21,11 +21,19 @@ import yaml
 from tiny_training import curve, row, save_backbones, save_corpus, tiny_recipe, weights_digest
 
 from modeling_llaso.training.checkpoints import MARKER, mark_whole, put_aside_partial, whole_checkpoints
-from modeling_llaso.training.config import load_recipe
+from modeling_llaso.training.config import load_recipe, valid_names
 from modeling_llaso.training.data import open_corpus
 from modeling_llaso.training.history import History, read_history
 from modeling_llaso.training.locks import FolderBusy
-from modeling_llaso.training.resume import StepPlan, digest_of, note, refuse_another_run
+from modeling_llaso.training.resume import (
+    MAY_CHANGE,
+    MEASURES,
+    StepPlan,
+    decisive,
+    digest_of,
+    note,
+    refuse_another_run,
+)
 from modeling_llaso.training.train import train
 
 STEPS = 14
@@ -219,6 +227,18 @@ def test_what_may_not_change_is_refused_by_name(root, checkpoints, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match="weights were split by none, now by fsdp, which cannot read"):
         train(recipe, ["batch.accumulation=1"])
+
+
+def test_every_setting_that_may_change_is_one_that_recipes_have(root):
+    names = {*valid_names(), *(f"{name.partition('.')[0]}." for name in valid_names())}
+    assert names >= {*MAY_CHANGE, *MEASURES}
+    settings = load_recipe(recipe_for(root, "unused", {})).to_dict()
+    assert "watch.final_rows" in decisive(settings) and "watch.save_every" not in decisive(settings)
+    assert {name for name in valid_names() if name.startswith("data.") and name not in decisive(settings)} == {
+        "data.rows",
+        "data.seconds_per_row",
+        "data.text_tokens_per_row",
+    }
 
 
 def test_deepspeed_goes_on_with_as_many_processes_only(root, tmp_path):

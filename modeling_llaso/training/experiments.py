@@ -20,10 +20,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from .checkpoints import write_whole
-from .config import DataChoice, load_recipe
+from .config import DataChoice, Recipe, load_recipe
 from .data import NumberedCorpus, open_corpus
 from .locks import FolderBusy, alone_in, one_at_a_time
+from .resume import RECIPE, decisive
 from .train import RESULT, TrainResult, batch_rule, count_steps, train
 from .watch import Report
 
@@ -316,11 +319,19 @@ class _Runs:
         return self._stage(0, (*settings, f"optimizer.max_steps={steps}"))
 
     def _stage(self, stage: int, overrides: tuple[str, ...]) -> TrainResult:
-        """A stage in a folder named after its recipe, so that equal runs of several experiments are one."""
+        """A stage in the folder of its recipe, so that equal runs of several experiments are one."""
         recipe = load_recipe(self.recipes[stage], (*overrides, "out=not yet known"))
-        digest = hashlib.sha256(json.dumps(recipe.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
-        out = {"out": str(self.folder / f"stage{stage + 1}-{digest}")}
+        out = {"out": str(self._folder_of(recipe, f"stage{stage + 1}"))}
         return train(recipe, out, report=lambda line: self.report(f"    {line}"))
+
+    def _folder_of(self, recipe: Recipe, stage: str) -> Path:
+        """Where a run lies that comes to what this recipe does, however it was watched; else the name of a new one."""
+        settings = decisive(recipe.to_dict())
+        for file in sorted(self.folder.glob(f"{stage}-*/{RECIPE}")):
+            if decisive(yaml.safe_load(file.read_text(encoding="utf-8"))) == settings:
+                return file.parent
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+        return self.folder / f"{stage}-{digest}"
 
 
 @functools.cache  # asked again and again while other processes are waited for

@@ -27,11 +27,14 @@ MAY_CHANGE = (
     "compute.workers",
     "compute.encoder_cache",
     "data.rows",
-    "data.tokens_per_row",
+    "data.seconds_per_row",
+    "data.text_tokens_per_row",
     "out",
     "batch.accumulation",  # with the number of processes: see `StepPlan`
 )
 """Settings that may differ between a killed run and the one that resumes it."""
+MEASURES = ("batch.accumulation", "watch.final_rows")
+"""Those of them that change what two runs come to: the rows of a step, and of the last word error rate."""
 ROWS_AT_ONCE = 100_000
 
 
@@ -58,6 +61,17 @@ def step_plan(recipe: Recipe, world: int) -> StepPlan:
     """The plan of this launch, its data not yet looked at."""
     used = [kind for kind in ("fsdp", "deepspeed") if os.environ.get(f"ACCELERATE_USE_{kind.upper()}") == "true"]
     return StepPlan(recipe.batch.accumulation * world, world, used[0] if used else "none")
+
+
+def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, by dotted name, that decide what a run comes to: two runs that share them need not both be made.
+
+    Args:
+        settings: of a whole recipe, as `Recipe.to_dict` and `recipe.yaml` have them.
+    """
+    return {
+        name: value for name, value in _flat(settings).items() if name in MEASURES or not name.startswith(MAY_CHANGE)
+    }
 
 
 def refuse_another_run(out: Path, recipe: Recipe, plan: StepPlan, finished: bool) -> None:

@@ -388,4 +388,7 @@ def _finished(out: Path, recipe: Recipe, plan: StepPlan) -> TrainResult | None:
     """
     finished = (out / RESULT).exists()
     refuse_another_run(out, recipe, plan, finished)
-    return TrainResult(**json.loads((out / RESULT).read_text(encoding="utf-8"))) if finished else None
+    if not finished:
+        return None
+    result = TrainResult(**json.loads((out / RESULT).read_text(encoding="utf-8")))
+    return replace(result, out=recipe.out)  # the folder may have moved since
