@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader
 
 from modeling_llaso.convert import new_processor
 from modeling_llaso.processing_llaso import LlasoProcessor
-from modeling_llaso.training.collator import RowEncoder
+from modeling_llaso.training.collator import Collator, RowEncoder
 from modeling_llaso.training.config import DataChoice
 from modeling_llaso.training.data import Corpus, open_corpus
+from modeling_llaso.training.held_out import HeldOut
 from modeling_llaso.training.plan import BatchRule, Plan, steps_per_epoch
 
 
@@ -92,6 +93,47 @@ def test_a_file_cut_short_is_named(tmp_path, streaming):
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ValueError, match=f"{file} cannot be read: .*build or fetch it again"):
         open_corpus(DataChoice(str(tmp_path / "corpus"), streaming=streaming), seed=0)
+
+
+def empty_rows() -> dict[str, dict[str, Any]]:
+    """Rows of the right types with nulls inside, or what is neither text nor audio; by what is said of them."""
+    user, assistant = row(0)["messages"]
+    return {
+        "it has no messages": {"messages": []},
+        "a message of it, or its content, is null": {"messages": [None, assistant]},
+        "a message of it, or its content, is null.": {"messages": [user | {"content": None}, assistant]},
+        "a part of its messages is None, neither": {"messages": [user | {"content": [None]}, assistant]},
+        "a part of its messages is image, neither": {
+            "messages": [user | {"content": [{"type": "image", "text": None}]}, assistant]
+        },
+        "its `task` is null": {"task": None},
+        "its messages have 1 places for audio, but it has 0": {"audio": None},
+        "a clip cannot be read: it has neither bytes nor a path": {"audio": [None]},
+    }
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_with_nothing_in_them_are_named_and_left_out_only_where_allowed(backbones, tmp_path, streaming):
+    processor = new_processor(*backbones)
+    bad = [row(n) | {"id": f"bad-{n}"} | change for n, change in enumerate(empty_rows().values())]
+    odd = [
+        row(n) | {"duration": seconds, "length": -3} for n, seconds in enumerate((float("nan"), float("inf"), -1.0))
+    ]
+    save_corpus(tmp_path / "corpus", {"train": [*odd, *bad]})
+    corpus = open_corpus(DataChoice(str(tmp_path / "corpus"), streaming=streaming), 0, processor)
+    lengths = planned(corpus)
+    want = counted([one | {"duration": None} for one in odd], processor)
+    assert len(lengths) == len(odd) + len(bad) and {name: lengths[name] for name in want} == want
+    encode = RowEncoder(processor, 2048)
+    rows = list(corpus.stream if streaming else corpus.table)
+    assert Collator(encode, skip_bad_rows=True)(rows)["skipped"] == [one["id"] for one in bad]
+    for one, message in zip(rows[len(odd) :], empty_rows(), strict=True):
+        with pytest.raises(ValueError, match=f"row {one['id']}: {message.rstrip('.')}.*set data.bad_rows=skip"):
+            Collator(encode)([one])
+    with pytest.raises(ValueError, match="row None: its `id` is null"):
+        encode(row(0) | {"id": None})
+    spoken = [one for one in rows if one["task"] == "ASR"]
+    assert len(HeldOut(spoken, processor, skip_bad_rows=True).rows) == len(odd)
 
 
 def test_a_text_corpus_need_not_have_lengths_or_durations(backbones, tmp_path):

@@ -353,6 +353,7 @@ def test_the_teacher_reads_the_transcript_and_its_answers_are_drawn_near(root, t
     rows = [row(0, task="IP"), row(1), row(2)]
     extra = TeacherCollator(encode)(rows)
     assert extra["teacher_rows"].tolist() == [1, 2]
+    assert TeacherCollator(encode)([row(1) | {"target": None}]) == {}
     text = encode.processor.tokenizer.decode(extra["teacher_ids"][0])
     assert text.count(rows[1]["target"]) == 2 and "<audio>" not in text
 

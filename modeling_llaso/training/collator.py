@@ -73,6 +73,9 @@ class RowEncoder:
             raise ValueError(f"row {row['id']}: {error}") from error
 
     def _encode(self, row: Row) -> Example:
+        for name in ("id", "task"):
+            if row[name] is None:
+                raise ValueError(f"its `{name}` is null")
         messages = clean_messages(row)
         if messages[-1]["role"] != "assistant":
             raise ValueError("its last message is no answer, so there is nothing to learn")

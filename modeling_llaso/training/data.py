@@ -136,20 +136,20 @@ def open_held_out(choice: DataChoice, task: str, rows: int) -> list[Row]:
     columns = (column_of(table, name).to_pylist() for name in ("id", "task"))
     numbered = enumerate(zip(*columns, strict=True))
     chosen = sorted(
-        (hashlib.sha256(key.encode()).digest(), number) for number, (key, code) in numbered if code == task
+        (hashlib.sha256(str(key).encode()).digest(), number) for number, (key, code) in numbered if code == task
     )
     return [table[number] for _, number in chosen[:rows]]
 
 
-def clip_bytes(clip: dict[str, Any]) -> bytes:
+def clip_bytes(clip: dict[str, Any] | None) -> bytes:
     """A clip's encoded bytes, from the row or from the file that it names.
 
     Raises:
         ValueError: it has neither, or the file cannot be read.
     """
-    if clip["bytes"] is not None:
+    if clip is not None and clip["bytes"] is not None:
         return clip["bytes"]
-    if not clip["path"]:
+    if clip is None or not clip["path"]:
         raise ValueError("a clip cannot be read: it has neither bytes nor a path")
     try:
         return Path(clip["path"]).read_bytes()

@@ -40,7 +40,7 @@ class TeacherCollator:
         """
         places, sequences, answers = [], [], []
         for place, row in enumerate(rows):
-            if row["task"] not in TRANSCRIBED or not row["audio"]:
+            if row["task"] not in TRANSCRIBED or not row["audio"] or not row["target"]:
                 continue
             input_ids, answer = self.encode.tokenize(transcribed(row))
             if len(input_ids) <= self.encode.max_length:

@@ -51,10 +51,10 @@ class HeldOut:
         processor: writes the prompts.
         cache: the frozen encoder's output, where it is kept.
         sharded: the weights are split over processes, which then generate in step, encoding anew.
-        skip_bad_rows: leave out rows whose audio cannot be read as well, instead of raising.
+        skip_bad_rows: leave out rows that cannot be read as well, instead of raising.
 
     Raises:
-        ValueError: a row's audio cannot be read.
+        ValueError: a row cannot be read.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class HeldOut:
         try:
             if not decode_audio(row, processor.feature_extractor.sampling_rate):
                 raise ValueError("it has no audio")
+            clean_messages(row)
         except ValueError as error:
             if not skip:
                 raise ValueError(

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def lengths_of(table: datasets.Dataset, processor: LlasoProcessor | None, where:
     """
     column = np.zeros(len(table), dtype=np.int64)
     if "length" in table.column_names:
-        column = column_of(table, "length").fill_null(0).cast(pa.int64()).to_numpy().copy()
+        column = column_of(table, "length").fill_null(0).cast(pa.int64()).to_numpy().clip(min=0)
     given = np.flatnonzero(column)
     if processor is not None:
         compared = (table[int(number)] for number in given[:: max(1, len(given) // COMPARED)])
@@ -87,11 +88,11 @@ def length_rule(first_rows: Iterable[Row], processor: LlasoProcessor | None, whe
 
 def row_length(row: Row, processor: LlasoProcessor | None) -> int:
     """Tokens of one row; 1 where it cannot be counted, and so not be trained on either: the collator says why."""
-    messages = clean_messages(row)
-    if processor is None:
-        characters = sum(len(part.get("text", "")) for message in messages for part in message["content"])
-        return max(1, int((row.get("duration") or 0) * FRAMES_PER_SECOND) + characters // CHARACTERS_PER_TOKEN)
     try:
+        messages = clean_messages(row)
+        if processor is None:
+            characters = sum(len(part.get("text", "")) for message in messages for part in message["content"])
+            return max(1, int(_known_seconds(row) * FRAMES_PER_SECOND) + characters // CHARACTERS_PER_TOKEN)
         return processor.expanded_length(messages, clip_seconds(row))
     except (ValueError, OSError, soundfile.SoundFileError) as error:
         logger.debug("row %s cannot be counted: %s", row["id"], error)
@@ -99,15 +100,39 @@ def row_length(row: Row, processor: LlasoProcessor | None) -> int:
 
 
 def clip_seconds(row: Row) -> list[float]:
-    """Seconds of each clip: the row's duration where it has one clip, else what the clips' headers say."""
+    """Seconds of each clip: the row's duration where it has one clip, else what the clips' headers say.
+
+    Raises:
+        ValueError: a clip is null.
+    """
     clips = row["audio"] or []
-    if len(clips) == 1 and row.get("duration"):
-        return [row["duration"]]
+    if len(clips) == 1 and (seconds := _known_seconds(row)):
+        return [seconds]
+    if None in clips:
+        raise ValueError("a clip of it is null")
     return [soundfile.info(io.BytesIO(c["bytes"]) if c["bytes"] is not None else c["path"]).duration for c in clips]
 
 
+def _known_seconds(row: Row) -> float:
+    """A row's duration; 0 where it has none, or one that no audio has."""
+    seconds = row.get("duration") or 0.0
+    return seconds if 0 < seconds < math.inf else 0.0
+
+
 def clean_messages(row: Row) -> list[dict[str, Any]]:
-    """A row's messages without the empty fields that a table's fixed columns leave."""
+    """A row's messages without the empty fields that a table's fixed columns leave.
+
+    Raises:
+        ValueError: there is none, or one of them or a part of one is null, or neither text nor audio.
+    """
+    if not row["messages"]:
+        raise ValueError("it has no messages")
+    for message in row["messages"]:
+        if message is None or message["content"] is None:
+            raise ValueError("a message of it, or its content, is null")
+        for part in message["content"]:
+            if part is None or part["type"] not in ("audio", "text"):
+                raise ValueError(f"a part of its messages is {part and part['type']}, neither text nor audio")
     return [
         {
             "role": message["role"],
@@ -125,8 +150,12 @@ def _counted(table: datasets.Dataset, processor: LlasoProcessor | None, workers:
     cheap = table.select_columns([name for name in ("id", "messages", "duration") if name in table.column_names])
 
     def count(row: Row) -> dict[str, int]:
-        clips = sum(part["type"] == "audio" for message in row["messages"] for part in message["content"])
-        if clips > 1 or (clips and not row.get("duration")):
+        try:
+            messages = clean_messages(row)
+        except ValueError:
+            return {"length": 1}  # as `row_length` has it
+        clips = sum(part["type"] == "audio" for message in messages for part in message["content"])
+        if clips > 1 or (clips and not _known_seconds(row)):
             return {"length": 0}
         return {"length": row_length(row | {"audio": [None] * clips}, processor)}
 
