@@ -250,5 +250,9 @@ def test_formats_of_a_task_are_told_apart_where_there_are_several():
 def test_mistakes_are_named(inputs, tmp_path):
     with pytest.raises(ValueError, match="there are gate, encoder, unseen, more-tasks"):
         run_experiment("gates", inputs, tmp_path)
+    with pytest.raises(FileNotFoundError, match="no corpus at nowhere/llaso-instruct; run `llaso quickstart` first"):
+        run_experiment("gate", Inputs(Path("nowhere")), tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"nowhere holds no finished training \(training.json is missing\)"):
+        run_experiment("encoder", inputs, tmp_path, stage1=Path("nowhere"))
     with pytest.raises(ValueError, match="has none of the tasks PR; it has ASR, IP, AQA"):
         run_experiment("unseen", inputs, tmp_path, unseen=["PR"])

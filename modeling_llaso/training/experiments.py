@@ -204,9 +204,16 @@ def run_experiment(
 
     Raises:
         ValueError: no such experiment, or the corpus has none of the tasks to hold out.
+        FileNotFoundError: there is no such corpus, or no finished Stage 1 where one is given.
     """
     if name not in EXPERIMENTS:
         raise ValueError(f"no experiment {name!r}; there are {', '.join(EXPERIMENTS)}")
+    if not inputs.instruct.is_dir():  # a name of no folder would be looked for on the Hub
+        raise FileNotFoundError(
+            f"no corpus at {inputs.instruct}; run `llaso quickstart` first, or name its folder with --quickstart"
+        )
+    if stage1 is not None and not (stage1 / RESULT).is_file():
+        raise FileNotFoundError(f"{stage1} holds no finished training ({RESULT} is missing); name one with --stage1")
     experiment = EXPERIMENTS[name]
     tasks = inputs.tasks()
     held_out = [task for task in unseen if task in tasks]
