@@ -121,7 +121,8 @@ def build(
 def check_folder(out: Path) -> None:
     """Raise ValueError for a folder with files that a build there would take for its own, or write over."""
     found = [name for name in WRITTEN if (out / name).exists()]
-    if found and not (out / ".build" / "plan" / "plan.json").exists():
+    own = any((out / ".build" / name).exists() for name in ("plan/plan.json", "shards"))
+    if found and not own:
         raise ValueError(f"{out} holds {', '.join(found)} that no build has made there: choose another output folder")
 
 

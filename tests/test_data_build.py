@@ -501,7 +501,7 @@ def test_leftovers_of_killed_runs_are_removed(tmp_path: Path):
     source = SOURCE.at(write_recordings(tmp_path / "tiny", 1), recordings=0, notes=20, questions=0)
     folder = tmp_path / "out" / "data" / "text_audio"
     folder.mkdir(parents=True)
-    (tmp_path / "out" / ".build").mkdir()
+    (tmp_path / "out" / ".build" / "shards").mkdir(parents=True)
     ours, theirs = part_of(folder / "x.parquet"), folder / ".x.parquet.node7-12.part"
     ended = ours.with_name(ours.name.replace(f"-{os.getpid()}.", "-999999999."))
     for part in (ours, theirs, ended):
