@@ -102,6 +102,23 @@ def test_many_wait_in_turn(tmp_path):
     assert (tmp_path / "number").read_text() == "200" and not (tmp_path / "made" / LOCK).exists()
 
 
+def test_a_folder_that_goes_while_it_is_being_made(tmp_path, monkeypatch):
+    """What the system says where another process takes the folder back between two looks at it."""
+    make, answers = os.mkdir, [FileExistsError(17, "File exists")]
+
+    def mkdir(*arguments):
+        if answers:
+            raise answers.pop()
+        make(*arguments)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    with alone_in(tmp_path / "run"):
+        assert not answers and (tmp_path / "run" / LOCK).exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError), alone_in(tmp_path / "file"):
+        pass
+
+
 def test_a_child_that_is_handed_the_lock_keeps_it_when_its_parent_is_killed(tmp_path):
     def parent(pipe: Connection) -> None:
         with alone_in(tmp_path) as lock:

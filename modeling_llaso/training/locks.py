@@ -13,6 +13,7 @@ import logging
 import os
 import shlex
 import socket
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -91,7 +92,7 @@ def _locked(folder: Path, how: int) -> Iterator[int]:
 def _take(path: Path, how: int) -> int:
     descriptor = None
     while descriptor is None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make(path.parent)
         with contextlib.suppress(FileNotFoundError):  # whoever had made the folder took it back just now
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -106,6 +107,16 @@ def _take(path: Path, how: int) -> int:
             raise
         logger.warning("%s has no locks: see to it that no other process works there", path.parent)
     return descriptor
+
+
+def _make(folder: Path) -> None:
+    """Make a folder that is not there; `mkdir` fails where another process takes it back while it looks."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISDIR(folder.lstat().st_mode):
+                raise
 
 
 def _is_there(path: Path, descriptor: int) -> bool:
