@@ -25,7 +25,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import card, draw, executors, leakage, lengths, locks
+from . import card, corpus_folder, draw, executors, leakage, lengths, locks
 from .clips import ClipStore, part_of, seconds, write_atomically
 from .plan import PlannedRow, Settings, make_plan, reject_line, stratum_name
 from .prompts import sound_from_json
@@ -295,7 +295,7 @@ class _Shard:
         self.name = name
         self.seen: set[str] = set()
         self._part = part_of(self.file)
-        self._keys = out / ".build" / "shards" / f"{name}.keys.parquet"
+        self._keys = corpus_folder.keys_file(out, name)
         self._rows: Counter[str] = Counter()
         self._seconds: Counter[str] = Counter()
         self._key_rows: list[dict[str, Any]] = []

@@ -14,6 +14,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from .corpus_folder import keys_file
+
 KINDS = ("sha256", "speaker", "sentence", "recording")
 
 
@@ -85,7 +87,7 @@ def _summary(corpus: Path) -> dict[str, Any]:
 def _keys(corpus: Path) -> Iterator[tuple[str, dict[str, Sequence[str]]]]:
     """Split and keys of every row."""
     for name in _summary(corpus)["shards"]:
-        keys = corpus / ".build" / "shards" / f"{name}.keys.parquet"
+        keys = keys_file(corpus, name)
         if not keys.exists():
             raise ValueError(
                 f"{corpus} cannot be compared: {keys.relative_to(corpus)} is missing. Only a corpus that `llaso data "

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tiny_corpus import SOURCE, VOICES, write_recordings
+from tiny_corpus import DYING, SOURCE, VOICES, write_recordings
 
 from dataset_scripts import release_import
 from dataset_scripts.build import build
@@ -331,18 +331,8 @@ def test_export_writes_nothing_outside(built: Path, tmp_path: Path, name: str):
 # --- kills and memory ---------------------------------------------------------------------------------------------
 
 KILL = """
-import os, signal, sys
-from pathlib import Path
+{dying}
 from dataset_scripts import release_import as release
-calls = 0
-def dying(original, after):
-    def call(*arguments, **options):
-        global calls
-        calls += 1
-        if calls > after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*arguments, **options)
-    return call
 {patch}
 release.import_release(Path(sys.argv[1]), Path(sys.argv[2]), audio_root=Path(sys.argv[3]), rows_per_shard=3)
 """
@@ -364,7 +354,7 @@ def test_a_killed_import_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     files = {"asr.json": rows[:8], "dolly.json": rows[8:15], "orca_test.json": [*rows[15:], {}]}
     source, out, whole = write(tmp_path / "in", files), tmp_path / "out", tmp_path / "whole"
     done = subprocess.run(
-        [sys.executable, "-c", KILL.format(patch=patch), str(source), str(out), str(audio)], timeout=120
+        [sys.executable, "-c", KILL.format(dying=DYING, patch=patch), str(source), str(out), str(audio)], timeout=120
     )
     assert done.returncode == -signal.SIGKILL
     if (out / "data").exists():

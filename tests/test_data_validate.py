@@ -23,7 +23,7 @@ import soundfile
 from datasets import load_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_corpus import SOURCE, VOICES, read, write_recordings
+from tiny_corpus import DYING, SOURCE, VOICES, read, write_recordings
 
 from dataset_scripts.build import build
 from dataset_scripts.checks import faults_of
@@ -594,18 +594,8 @@ def spoil(corpus: Path) -> None:
 
 
 KILL = """
-import os, signal, sys
-from pathlib import Path
+{dying}
 from dataset_scripts import validate
-calls = 0
-def dying(original, after):
-    def call(*arguments, **options):
-        global calls
-        calls += 1
-        if calls > after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*arguments, **options)
-    return call
 {patch}
 validate.validate(Path(sys.argv[1]))
 """
@@ -624,7 +614,7 @@ def test_a_killed_run_leaves_the_corpus_as_it_was(corpus: Path, tmp_path: Path, 
     spoil(corpus)
     twin = Path(shutil.copytree(corpus, tmp_path / "twin" / corpus.name))
     before = contents(corpus)
-    done = subprocess.run([sys.executable, "-c", KILL.format(patch=patch), str(corpus)], timeout=120)
+    done = subprocess.run([sys.executable, "-c", KILL.format(dying=DYING, patch=patch), str(corpus)], timeout=120)
     assert done.returncode == -signal.SIGKILL
     now = contents(corpus)
     assert ({name: now[name] for name in before} == before) is untouched

@@ -15,6 +15,20 @@ from dataset_scripts.sources.base import Fact, Item, Note, Recording, Reject, So
 
 VOICES = {"train": ["en-us+f1", "en+m1"], "validation": ["en-us+f2"], "test": ["en+f4"]}
 GENDERS = ("female", "male")
+DYING = """
+import os, signal, sys
+from pathlib import Path
+calls = 0
+def dying(original, after):
+    def call(*arguments, **options):
+        global calls
+        calls += 1
+        if calls > after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments, **options)
+    return call
+"""
+"""For a script: `dying(function, after)` is a function whose process is killed at the call after so many."""
 
 
 def read(root: Path, recordings: int = 40, notes: int = 30, questions: int = 10) -> Iterator[Item | Reject]:

@@ -30,7 +30,6 @@ from .resume import RECIPE, decisive
 from .train import RESULT, TrainResult, batch_rule, count_steps, train
 from .watch import Report
 
-SPOKEN = "ASR"
 UNSEEN_TASKS = ("IP", "SCR")
 """Held out of training by default, where the corpus has them."""
 GATE_SHARES = (0.1, 0.3, 1.0)
