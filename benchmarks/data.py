@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset_scripts import plan
+from dataset_scripts import corpus_plan
 from dataset_scripts.build import build
 from dataset_scripts.sources.base import Fact, Item, Source, Speech
 
@@ -66,7 +66,7 @@ def planned(rows: int) -> Planned:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        plan.make_plan(plan.Settings("align"), [_source(rows, 0.05)], Path(folder) / "plan")
+        corpus_plan.make_plan(corpus_plan.Settings("align"), [_source(rows, 0.05)], Path(folder) / "plan")
         seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return Planned(rows, seconds, before / 1024, peak / 1024)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from .subjects import SIZES, SUBJECTS, Size, Subject, batch_of
+from benchmarks.subjects import SIZES, SUBJECTS, Size, Subject, batch_of
 
 Batch = dict[str, torch.Tensor]
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from .measure import TASKS, run_apart
-from .subjects import PEERS, RELEASED_WAY, SIZES, SUBJECTS
+from benchmarks.measure import TASKS, run_apart
+from benchmarks.subjects import PEERS, RELEASED_WAY, SIZES, SUBJECTS
 
 QUOTED: dict[str, dict[str, float]] = {
     "stage-1 step": {"seconds": 33.4, "peak_gib": 12.9},

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from modeling_llaso.training.plan import BatchRule, epoch_steps, padding_share, shuffled_windows, stream_windows
+from llaso.training.rows.batch_plan import BatchRule, epoch_steps, padding_share, shuffled_windows, stream_windows
 
 ROWS, TOKENS_PER_SECOND = 10_000, 50
 BUFFER = 1000
@@ -68,8 +68,8 @@ def main() -> None:
     arguments = parser.parse_args()
     lengths = realistic_lengths()
     if arguments.data:
-        from modeling_llaso.training.config import DataChoice
-        from modeling_llaso.training.data import NumberedCorpus, open_corpus
+        from llaso.training.recipe.recipe import DataChoice
+        from llaso.training.rows.corpora import NumberedCorpus, open_corpus
 
         corpus = open_corpus(DataChoice(path=arguments.data), seed=0)
         assert isinstance(corpus, NumberedCorpus)

@@ -9,8 +9,8 @@ import argparse
 
 import torch
 
-from .measure import TASKS, prepared
-from .subjects import SIZES, SUBJECTS
+from benchmarks.measure import TASKS, prepared
+from benchmarks.subjects import SIZES, SUBJECTS
 
 
 def shares(subject: str, task: str, size: str) -> list[tuple[str, int, float]]:

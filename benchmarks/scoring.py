@@ -11,15 +11,15 @@ import argparse
 import time
 from pathlib import Path
 
-from eval_suite import normalization, parsing, phonemes
+from eval_suite import parsing, phonemes, text_normalization
 from eval_suite.score import score
 
 
 def forget() -> None:
     """Empty what scoring remembers between runs, so that every run does all the work."""
     for remembered in (
-        normalization.whisper_english,
-        normalization._normalize_run,
+        text_normalization.whisper_english,
+        text_normalization._normalize_run,
         parsing.find_cached,
         phonemes.ipa_symbols,
     ):

@@ -77,7 +77,7 @@ def _generate(model: str) -> list[str]:
 @contextmanager
 def server(model: str) -> Iterator[tuple[str, psutil.Process]]:
     """`llaso serve` on a free port of loopback: its URL and process."""
-    command = [sys.executable, "-m", "modeling_llaso.cli", "serve", model, "--port", "0", "--device", "cpu"]
+    command = [sys.executable, "-m", "llaso.cli", "serve", model, "--port", "0", "--device", "cpu"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
         try:
             assert running.stdout is not None

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from llaso.training.recipe.recipe import Recipe, load_recipe
+from llaso.training.run.model_parts import freeze_all_but, hold_frozen_in, keep_frozen
 from modeling_llaso import LlasoConfig, LlasoForConditionalGeneration, count_audio_tokens, preset
-from modeling_llaso.training.config import Recipe, load_recipe
-from modeling_llaso.training.parts import freeze_all_but, hold_frozen_in, keep_frozen
 
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "RTX 4090": 165.0}
 """Dense bf16 products a second, from the makers' data sheets."""

@@ -25,10 +25,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import card, corpus_folder, draw, executors, leakage, lengths, locks
+from . import corpus_card, corpus_folder, draw, executors, leakage, locks, token_counts
 from .clips import ClipStore, part_of, seconds, write_atomically
-from .plan import PlannedRow, Settings, make_plan, reject_line, stratum_name
-from .prompts import sound_from_json
+from .conversations import sound_from_json
+from .corpus_plan import PlannedRow, Settings, make_plan, reject_line, stratum_name
 from .schema import CORPORA, FEATURES
 from .sources.base import Sound, Source
 
@@ -96,7 +96,7 @@ def build(
     options = dict(executor_options or {})
     executors.check(executor, workers, options)
     chosen = Settings(corpus=corpus, **settings)
-    length = lengths.TokenCounter(chosen.processor) if chosen.processor else None
+    length = token_counts.TokenCounter(chosen.processor) if chosen.processor else None
     work, others = out / ".build", [Path(other) for other in against]
     check_folder(out)
     with _told_when_full(out), locks.only_one(out):
@@ -195,7 +195,7 @@ class ShardJob:
     speech: str
     max_seconds: float
     seed: int
-    length: lengths.TokenCounter | None = None
+    length: token_counts.TokenCounter | None = None
 
     def record(self, name: str) -> Path:
         """The record of a finished shard."""
@@ -432,7 +432,7 @@ def _finish(out: Path, plan: Mapping[str, Any]) -> None:
         "rejects": dict(reasons),
         "shards": {record["name"]: {"sha256": record["sha256"], "bytes": record["bytes"]} for record in records},
     }
-    write_atomically(out / "README.md", card.write(summary).encode())
+    write_atomically(out / "README.md", corpus_card.write(summary).encode())
     write_atomically(out / "build.json", json.dumps(summary, indent=1, ensure_ascii=False).encode())
     shutil.rmtree(work / "plan" / "rows", ignore_errors=True)
     _sweep(out, anybodys=True)

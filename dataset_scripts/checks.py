@@ -16,7 +16,7 @@ import soundfile
 
 from .clips import SILENCE
 from .schema import FEATURES, MODALITIES, SAMPLE_RATE, SPLITS
-from .tasks import CLOSED, NUMBER, TASKS
+from .task_forms import CLOSED, NUMBER, TASKS
 
 CLIPPED_SHARE = 0.001
 """A clip is clipped when more of its samples than this lie at full scale."""

@@ -23,7 +23,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from . import acoustics, notes
+from . import acoustics, musical_notes
 from .schema import SAMPLE_RATE
 from .sources.base import Note, Recording, Sound, Speech
 from .synthesize import Backend, backend
@@ -35,7 +35,7 @@ SILENCE = 1e-4
 TOLERANCE_S = 0.1
 """Seconds by which a file may end before the end that its header or its corpus states."""
 NOTES_VERSION = 1
-"""Part of a note's address; raise it when `notes.play` sounds different."""
+"""Part of a note's address; raise it when `musical_notes.play` sounds different."""
 
 
 class UnheardError(ValueError):
@@ -96,7 +96,7 @@ class ClipStore:
         try:
             return file.read_bytes()
         except FileNotFoundError:
-            samples = notes.play(sound) if isinstance(sound, Note) else self._speaker.speak([sound])[0]
+            samples = musical_notes.play(sound) if isinstance(sound, Note) else self._speaker.speak([sound])[0]
             return self._keep(sound, samples)
 
     def _keep(self, sound: Speech | Note, samples: np.ndarray) -> bytes:

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import card, corpus_folder, lengths, locks
+from . import corpus_card, corpus_folder, locks, token_counts
 from .clips import encode, read_recording, seconds, write_atomically
 from .files import json_lines
 from .release import (
@@ -34,7 +34,7 @@ from .release import (
 )
 from .schema import CORPORA, SPLITS
 from .sources.base import Recording, Reject
-from .tasks import TASKS
+from .task_forms import TASKS
 
 ROWS_PER_SHARD = 2_000
 BOM = b"\xef\xbb\xbf"
@@ -143,7 +143,7 @@ def _import(
             with (work / each["rejects"]).open("rb") as some:
                 shutil.copyfileobj(some, listed)
     (work / "rejects.jsonl").replace(out / "rejects.jsonl")
-    write_atomically(out / "README.md", card.write(summary).encode())
+    write_atomically(out / "README.md", corpus_card.write(summary).encode())
     write_atomically(out / "build.json", json.dumps(summary, indent=1, ensure_ascii=False).encode())
     shutil.rmtree(work)
     return summary
@@ -235,7 +235,7 @@ class _Reader:
 
     def __init__(self, corpus: str, audio_root: Path | None, processor: str) -> None:
         self.corpus, self.root, self.processor = corpus, audio_root, processor
-        self._length = lengths.TokenCounter(processor) if processor else None
+        self._length = token_counts.TokenCounter(processor) if processor else None
 
     def asked(self, file: Path, rows_per_shard: int) -> list[Any]:
         """What the rows of a file depend on: other values, other rows."""

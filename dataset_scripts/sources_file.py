@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from .plan import Settings
+from .corpus_plan import Settings
 from .schema import SPLITS
 from .sources import base
 

@@ -24,12 +24,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import card, checks, corpus_folder, draw, leakage, locks, separation, validation_page
+from . import checks, corpus_card, corpus_folder, draw, leakage, locks, separation, validation_page
 from .clips import write_atomically
 from .files import json_lines
 from .schema import FEATURES
 from .sources.base import Reject
-from .tasks import CLOSED, TASKS
+from .task_forms import CLOSED, TASKS
 
 LONGEST_BIN = 60
 """Seconds from which all rows count as equally long."""
@@ -137,7 +137,7 @@ def _validate(
     counted = {name: entry["rows"] for name, entry in record["counts"].items()} if record else {}
     if record and set_aside and (shards != record["shards"] or counted != tally.groups):
         corrected = _corrected(record, tally, report["set_aside"], shards)
-        moves.write("README.md", card.write(corrected))
+        moves.write("README.md", corpus_card.write(corrected))
         moves.write("build.json", json.dumps(corrected, indent=1, ensure_ascii=False))
     moves.write("validation.json", json.dumps(report, indent=1, ensure_ascii=False))
     page = validation_page.write(folder.resolve().name, report, tally.examples(), listing.first)

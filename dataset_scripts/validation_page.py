@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from .tasks import TASKS
+from .task_forms import TASKS
 
 OPEN = "(open)"
 """The label of free answers in the report."""

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .answer_records import Answer
 from .corpus import Row, encode_wav
 from .endpoint import ChatEndpoint, RequestRefusedError
-from .records import Answer
 
 logger = logging.getLogger(__name__)
 

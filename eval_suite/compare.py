@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from .intervals import Array, Estimate
-from .normalized import clipped, overall, panel_scores, skill_scores
+from .normalized_scores import clipped, overall, panel_scores, skill_scores
 from .panel import Panel, load_panel
 from .readers import Answers, Row, read
 from .score import PROTOCOLS, Group, Measured, estimate, group_tasks, measure_rows
-from .tasks import TASKS, direction, primary_metrics
+from .task_metrics import TASKS, direction, primary_metrics
 
 SIGNIFICANCE = 0.05
 

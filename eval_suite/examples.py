@@ -18,8 +18,8 @@ from typing import Any
 import soundfile
 
 from . import readers, score
+from .answer_records import GENERATION
 from .corpus import Corpus, decode_audio, digest
-from .records import GENERATION
 
 logger = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from .answer_records import Answer, Records, write_predictions
 from .backends import Backend, CallableBackend, EndpointBackend, Request, Settings, TransformersBackend
 from .corpus import Corpus, Row, decode_audio, digest
 from .endpoint import ChatEndpoint
-from .records import Answer, Records, write_predictions
 
 logger = logging.getLogger(__name__)
 

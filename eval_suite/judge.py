@@ -21,10 +21,10 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from . import readers
+from .answer_records import Answer, Records, replace_file
 from .corpus import digest
 from .endpoint import ChatEndpoint, RequestRefusedError
-from .records import Answer, Records, replace_file
-from .tasks import TASKS
+from .task_metrics import TASKS
 
 logger = logging.getLogger(__name__)
 

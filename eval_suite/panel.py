@@ -14,7 +14,7 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
-from .tasks import PANEL_TASKS, direction
+from .task_metrics import PANEL_TASKS, direction
 
 SHIPPED = {"paper": "panel_paper.json", "strict": "panel_strict.json"}
 

@@ -16,7 +16,7 @@ from typing import Any
 from .panel import SHIPPED, parse_panel
 from .readers import Answers, digest, read, released_files
 from .score import Group, group_tasks, measure
-from .tasks import MODALITIES, PANEL_TASKS, TASKS, primary_metrics
+from .task_metrics import MODALITIES, PANEL_TASKS, TASKS, primary_metrics
 
 AGREEMENT = 1e-9
 """How far a measured value may lie from a table's."""

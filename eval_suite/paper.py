@@ -20,7 +20,7 @@ from .parsing import ABSTAINED, ANSWERED, ERROR, MALFORMED
 from .phonemes import paper_letters
 from .readers import Row
 from .strict import add_judgements, raw_text, raw_words
-from .tasks import TASKS
+from .task_metrics import TASKS
 
 PITCH_RANGE = (0, 127)
 ADULT = 22

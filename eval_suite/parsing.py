@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from .normalization import collapse, fold
 from .phonemes import arpabet_to_ipa, ipa_symbols
+from .text_normalization import collapse, fold
 
 ANSWERED = "answered"
 ABSTAINED = "abstained"  # empty, or no label

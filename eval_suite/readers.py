@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .parsing import LabelSet
-from .tasks import MODALITIES, TASKS
+from .task_metrics import MODALITIES, TASKS
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from . import score
+from .answer_records import replace_file
 from .charts import bar_svg, radar_svg, write_radar_png
 from .examples import Sounds, choose_examples, find_corpus
-from .records import replace_file
 from .summary import Scores, summarize
 
 TEMPLATES = Path(__file__).parent / "templates"

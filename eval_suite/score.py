@@ -17,11 +17,11 @@ from typing import Any
 from . import paper, strict
 from .intervals import Estimate, Resampler, mean, total
 from .metrics import Table
-from .normalized import PERFECT, baseline_metric, content, panel_scores, ranking_metric, skill_scores
+from .normalized_scores import PERFECT, baseline_metric, content, panel_scores, ranking_metric, skill_scores
 from .panel import Panel, load_panel
 from .parsing import ANSWERED, OUTCOMES
 from .readers import Answers, Row, check_row, read, task_of
-from .tasks import BASELINES, CATEGORIES, COUNTS, MODALITIES, TASKS, direction, primary_metrics
+from .task_metrics import BASELINES, CATEGORIES, COUNTS, MODALITIES, TASKS, direction, primary_metrics
 
 SCHEMA = 1
 PROTOCOLS = ("strict", "paper")

@@ -10,7 +10,6 @@ import numpy as np
 
 from . import metrics
 from .metrics import Table
-from .normalization import fold, normalizer
 from .parsing import (
     ABSTAINED,
     ANSWERED,
@@ -27,7 +26,8 @@ from .parsing import (
 )
 from .phonemes import ipa_symbols
 from .readers import JUDGE_SCALE, Row, label_set
-from .tasks import TASKS
+from .task_metrics import TASKS
+from .text_normalization import fold, normalizer
 
 RUNAWAY_FACTOR, RUNAWAY_WORDS = 2, 10
 """A transcript is a run-away output with more than FACTOR times the reference's words, and WORDS on top of that."""

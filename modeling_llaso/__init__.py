@@ -7,9 +7,9 @@ registers when the Auto class it belongs to is first imported, and the names bel
 
 from importlib import import_module
 
-from .registration import register_on_import
+from llaso_common import __version__
 
-__version__ = "0.1.0"
+from .registration import register_on_import
 
 _PUBLIC = {
     "LlasoConfig": "configuration_llaso",

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from support.paths import shared_fixture
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -25,18 +26,6 @@ TRANSFORMERS_MARKS = (
 def pytest_configure(config: pytest.Config) -> None:
     for mark in TRANSFORMERS_MARKS:
         config.addinivalue_line("markers", f"{mark}: used by transformers' own tests")
-
-
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
-"""Extra fixtures beside the checkout; never part of the project."""
-
-
-def shared_fixture(name: str) -> Path:
-    """The folder `name` of the extra fixtures; skips the test, with the reason, where it is absent."""
-    path = SHARED / name
-    if not path.exists():
-        pytest.skip(f"extra fixtures are not beside this checkout: ../shared/fixtures/{name}")
-    return path
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..tasks import CLOSED, NUMBER, TASKS
+from ..task_forms import CLOSED, NUMBER, TASKS
 
 OPEN_LICENSES = frozenset(
     ("Apache-2.0", "CC-BY-4.0", "CC-BY-SA-3.0", "CC-BY-SA-4.0", "CC0-1.0", "MIT", "ODbL-1.0", "Public Domain")

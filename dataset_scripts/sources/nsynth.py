@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..files import stream_json_object
-from ..notes import VELOCITIES
+from ..musical_notes import VELOCITIES
 from .base import Fact, Item, Recording, Reject, Source
 
 FAMILIES = ("bass", "brass", "flute", "guitar", "keyboard", "mallet", "organ", "reed", "string", "synth lead", "vocal")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from .. import acoustics, draw, notes, synthesize
+from .. import acoustics, draw, musical_notes, synthesize
 from .base import Fact, Item, Note, Source, Speech
 
 PEOPLE = ("tom", "anna", "peter", "lucy", "mark", "sarah", "david", "emma")
@@ -166,13 +166,13 @@ def _of_voice(task: str, voice: str, said: str) -> Fact:
 
 def _note(id: str, seed: int) -> Item:
     """A note of some instrument: what plays it, and how high."""
-    timbre = draw.pick(seed, id, "timbre", tuple(notes.TIMBRES))
+    timbre = draw.pick(seed, id, "timbre", tuple(musical_notes.TIMBRES))
     pitch = PITCHES[0] + draw.integer(seed, id, "pitch") % (PITCHES[1] - PITCHES[0] + 1)
     velocity = draw.pick(seed, id, "velocity", NOTE_VELOCITIES)
     played = Note(timbre, pitch, velocity, 0.6, acoustics.drawn(seed, id, snr_db=(20, 45), reverb_s=(0.1, 0.4)))
     facts = (
         Fact("PP", str(pitch), modality=WRITTEN),
-        Fact("IC", timbre, choices=tuple(notes.TIMBRES), modality=WRITTEN),
+        Fact("IC", timbre, choices=tuple(musical_notes.TIMBRES), modality=WRITTEN),
     )
     return Item(id, facts, (played,), split=_split(id, seed))
 

@@ -1,0 +1,188 @@
+"""From a fact to a conversation: which format, which instruction, whose voice, and what is heard.
+
+Takes an `Item` and one of its `Fact`s; gives the planned row, complete but for its audio, whose recipe it carries in
+`clips`. Every choice is drawn by hash of the seed and the row's id.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from . import draw
+from .instructions import Template, templates
+from .sources.base import Acoustics, Fact, Item, Note, Recording, Sound, Source, Speech
+from .task_forms import TASKS
+
+RATES, PITCHES = (145, 190), (35, 65)
+"""Words a minute and pitches that spoken instructions are drawn from."""
+LETTERS_PER_SECOND = 14.0
+"""Letters that espeak-ng speaks in a second at 165 words a minute."""
+MAX_SECONDS = 30.0
+"""The longest row, where the build is not told otherwise."""
+_KINDS: dict[str, type] = {"recording": Recording, "speech": Speech, "note": Note}
+
+
+def row_id(source: Source, item: Item, fact: Fact) -> str:
+    """The row's id: source, item and task (with the variant), e.g. "vctk/p225_001/AC.fine"."""
+    return f"{source.name}/{item.id}/{fact.task}" + f".{fact.granularity}" * bool(fact.granularity)
+
+
+def fault(item: Item, fact: Fact, max_seconds: float = MAX_SECONDS) -> str:
+    """Why a fact cannot be asked of its item, or "" where it can (`Source.items` has looked at the fact itself)."""
+    if not item.sound and not fact.instruction:
+        return f"{fact.task}: neither a sound nor an instruction to speak"
+    if formats(item, fact, max_seconds):
+        return ""
+    if formats(item, fact, math.inf):
+        return f"{fact.task}: too long to be spoken in {max_seconds:g} s"
+    return f"{fact.task}: cannot take the format {fact.modality!r}"
+
+
+def formats(item: Item, fact: Fact, max_seconds: float = MAX_SECONDS) -> dict[str, float]:
+    """The formats a fact can take, with their weights.
+
+    A sound can follow a written or a spoken instruction; a written input can follow a spoken one. An item without a
+    sound has its own question (or, in `text_audio`, its input) spoken, if that can be done in `max_seconds`; choices
+    are read out before a sound where they leave it half of the time.
+    """
+    weights = dict(TASKS[fact.task].formats)
+    if not fact.input:
+        weights.pop("audio_text", None)
+        if not item.sound:
+            weights.pop("text_audio", None)
+    possible = {name: weight for name, weight in weights.items() if fact.modality in ("", name)}
+    letters = max_seconds * LETTERS_PER_SECOND
+    if item.sound:
+        spoken = {"audio": 2 * sum(map(len, fact.choices))}
+    else:
+        spoken = {
+            "text_audio": len(fact.input),
+            "audio_text": len(fact.instruction),
+            "audio": len(fact.instruction) + len(fact.input),
+        }
+    return {name: weight for name, weight in possible.items() if spoken.get(name, 0) <= letters}
+
+
+def write(
+    corpus: str,
+    source: Source,
+    item: Item,
+    fact: Fact,
+    split: str,
+    seed: int,
+    voices: Sequence[str],
+    max_seconds: float = MAX_SECONDS,
+) -> dict[str, Any]:
+    """The planned row of one fact.
+
+    Args:
+        corpus: align, instruct or eval.
+        source, item, fact: where it comes from; `fault(item, fact, max_seconds)` must be "".
+        split: train, validation or test.
+        seed: of every draw.
+        voices: the synthetic voices of this split.
+        max_seconds: the longest row; a format in which the question takes longer to say is not drawn.
+
+    Returns:
+        The row's columns but `audio`, `duration`, `length` and `sha256`; and `clips`: for each audio part of the
+        messages, in order, the list of sounds to join, as JSON.
+    """
+    id = row_id(source, item, fact)
+    possible = formats(item, fact, max_seconds)
+    if corpus == "align" and "text_audio" in possible:
+        possible = {"text_audio": 1.0}  # alignment is written instruction and speech, nothing else
+    modality = draw.weighted(seed, id, "format", possible)
+    template = _template(corpus, fact, seed, id)
+    choices = draw.shuffled(seed, id, "choices", fact.choices) if fact.choices else []
+    instruction = fact.instruction or template.text.replace("{choices}", enumerate_choices(choices))
+    voice = draw.pick(seed, id, "voice", voices) if voices else ""
+    sound = tuple(_voiced(part, voice) for part in item.sound)
+
+    def spoken(text: str) -> Speech:
+        rate = round(draw.between(seed, id, "rate", *RATES))
+        return Speech(text, voice, rate, round(draw.between(seed, id, "pitch", *PITCHES)))
+
+    user: list[dict[str, str | None]]
+    heard: tuple[Sound, ...]
+    if modality == "text_audio":
+        heard = sound or (spoken(fact.input),)
+        user = [_text(instruction), _AUDIO]
+    elif modality == "audio_text":
+        heard = (spoken(instruction),)
+        user = [_AUDIO, _text(fact.input)]
+    elif sound:
+        heard = (spoken(instruction), *sound)
+        user = [_AUDIO]
+    else:
+        heard = (spoken(f"{fact.instruction} {fact.input}".strip()),)
+        carried = draw.unit(seed, id, "carrier") < 0.5
+        user = [_text(template.text), _AUDIO] if carried else [_AUDIO]
+    return {
+        "id": id,
+        "corpus": corpus,
+        "task": fact.task,
+        "category": TASKS[fact.task].category,
+        "modality": modality,
+        "source": source.name,
+        "split": split,
+        "messages": [
+            {"role": "user", "content": user},
+            {"role": "assistant", "content": [_text(fact.target)]},
+        ],
+        "target": fact.target,
+        "choices": choices,
+        "template_id": "" if fact.instruction else template.id,
+        "style": "" if fact.instruction else template.style,
+        "voice": " ".join(dict.fromkeys(part.voice for part in heard if isinstance(part, Speech))),
+        "speaker": source.speaker_of(item) if set(sound) & set(heard) else "",
+        "license": source.license,
+        "clips": [[sound_to_json(part) for part in heard]],
+    }
+
+
+def enumerate_choices(choices: Sequence[str]) -> str:
+    """Choices as a person lists them: "a or b", "a, b or c"."""
+    return " or ".join(filter(None, (", ".join(choices[:-1]), *choices[-1:])))
+
+
+def sound_to_json(sound: Sound) -> dict[str, Any]:
+    """A sound as plain JSON, with its kind."""
+    fields: dict[str, Any] = {"kind": type(sound).__name__.lower()}
+    for name in sound.__slots__:  # dataclasses.asdict copies deeply, which a plan of millions feels
+        fields[name] = getattr(sound, name)
+    if sound.acoustics:
+        fields["acoustics"] = asdict(sound.acoustics)
+    else:
+        del fields["acoustics"]
+    return fields
+
+
+def sound_from_json(value: Mapping[str, Any]) -> Sound:
+    """The sound that `sound_to_json` wrote."""
+    fields = dict(value)
+    kind = _KINDS[fields.pop("kind")]
+    if "acoustics" in fields:
+        fields["acoustics"] = Acoustics(**fields["acoustics"])
+    return kind(**fields)
+
+
+_AUDIO: dict[str, str | None] = {"type": "audio", "text": None}
+
+
+def _text(text: str) -> dict[str, str | None]:
+    return {"type": "text", "text": text}
+
+
+def _voiced(sound: Sound, voice: str) -> Sound:
+    """Speech without a voice gets the row's."""
+    return replace(sound, voice=voice) if isinstance(sound, Speech) and not sound.voice else sound
+
+
+def _template(corpus: str, fact: Fact, seed: int, id: str) -> Template:
+    """Align draws from its own eighteen, the others from the task's twenty."""
+    if corpus == "align":
+        return draw.pick(seed, id, "template", templates("ASR", "align"))
+    return draw.pick(seed, id, "template", templates(fact.task, fact.granularity))

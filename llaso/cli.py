@@ -1,0 +1,70 @@
+"""The `llaso` command: one door to every room.
+
+Each room describes its own commands in a `commands.py` (`add_parser(subparsers)`, whose parsers set `run=`), and
+imports its heavy libraries only inside `run`, so that help starts at once. Mistakes of the user (`ValueError`,
+missing files) end in one clear line and exit code 2; anything else is our fault and shows its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from llaso_common import __version__
+
+ROOMS = (
+    "llaso.commands.quickstart_commands",
+    "llaso.commands.model_commands",
+    "llaso.commands.train_commands",
+    "llaso.commands.data_commands",
+    "llaso.commands.eval_commands",
+    "llaso.commands.publish_commands",
+    "llaso.commands.demo_commands",
+    "llaso.commands.serve_commands",
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line, ready to parse; imports no heavy library."""
+    parser = argparse.ArgumentParser(prog="llaso", description="Train, evaluate and share speech-language models.")
+    parser.add_argument("--version", action="version", version=f"llaso {__version__}")
+    parser.add_argument("--traceback", action="store_true", help="show the whole traceback of an input error")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log what happens inside")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for room in ROOMS:
+        importlib.import_module(room).add_parser(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the arguments after `llaso`; the process's own by default.
+
+    Returns:
+        The exit code: 0 done, 1 a gate or check not passed, 2 bad input, 130 interrupted.
+    """
+    arguments = build_parser().parse_args(argv)
+    logging.basicConfig(
+        level=logging.INFO if arguments.verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        return arguments.run(arguments) or 0
+    except (ValueError, OSError) as error:
+        if arguments.traceback:
+            raise
+        print(f"llaso: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("llaso: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.exit(main())

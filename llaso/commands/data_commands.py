@@ -1,0 +1,304 @@
+"""`llaso data`: plan, build, validate and publish the corpora, and read and write the authors' release."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dataset_scripts.sources_file import SourcesFile
+
+
+def add_parser(commands) -> None:
+    """Add this room's commands to the `llaso` parser."""
+    data = commands.add_parser("data", help="build, check and publish the corpora")
+    actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    sources = actions.add_parser("sources", help="print a sources file to fill in: every corpus, its home and layout")
+    sources.set_defaults(run=_sources)
+
+    plan = actions.add_parser("plan", help="say what would be built: rows, hours, bytes, shards")
+    build = actions.add_parser("build", help="build LLaSO-Align, -Instruct or -Eval from corpora on disk")
+    for parser in (plan, build):
+        parser.add_argument("corpus", choices=("align", "instruct", "eval"))
+        parser.add_argument("--sources", type=Path, required=True, metavar="YAML", help="which corpora lie where")
+        parser.add_argument("--seed", type=int, default=0, help="of every draw (default 0)")
+        parser.add_argument(
+            "--limit", type=int, metavar="N", help="at most N rows in all, to try things out; the same for all corpora"
+        )
+        parser.add_argument("--processor", metavar="CHECKPOINT", help="count each row's tokens with its processor")
+        parser.add_argument("--out", type=Path, required=parser is build, metavar="DIR", help="the corpus's folder")
+    plan.set_defaults(run=_plan)
+    build.add_argument("--clips", type=Path, metavar="DIR", help="synthesized clips, shared between corpora")
+    build.add_argument("--executor", choices=("local", "slurm", "ray"), default="local")
+    build.add_argument("--workers", type=int, default=1, metavar="N", help="processes at work (default 1)")
+    build.add_argument(
+        "--against", type=Path, nargs="*", default=[], metavar="DIR", help="built corpora to prove apart"
+    )
+    build.set_defaults(run=_build)
+
+    validate = actions.add_parser("validate", help="check every row; write validation.json and a page to look at")
+    validate.add_argument("folder", type=Path, metavar="DIR")
+    validate.add_argument(
+        "--against",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="other corpora that must share nothing with it",
+    )
+    validate.add_argument("--dry-run", action="store_true", help="report bad rows, but leave them where they are")
+    validate.add_argument("--examples", type=int, default=12, metavar="N", help="players on the page (default 12)")
+    validate.add_argument("--workers", type=int, default=1, metavar="N", help="processes at work (default 1)")
+    validate.set_defaults(run=_validate)
+
+    publish = actions.add_parser("publish", help="upload a corpus to the Hub; run again to go on after a failure")
+    publish.add_argument("folder", type=Path, metavar="DIR")
+    publish.add_argument("repo_id", metavar="REPO_ID")
+    publish.add_argument("--private", action="store_true")
+    publish.add_argument("--manifest-only", action="store_true", help="publish the rows without their audio")
+    publish.set_defaults(run=_publish)
+
+    imports = actions.add_parser("import-release", help="read the authors' JSON files into this schema")
+    imports.add_argument("folder", type=Path, metavar="DIR", help="holds text_audio/, audio_text/ and pure_audio/")
+    imports.add_argument("--audio-root", type=Path, metavar="DIR", help="what the files' voice paths are relative to")
+    imports.add_argument("--without-audio", action="store_true", help="keep the paths and leave the audio out")
+    imports.add_argument("--corpus", choices=("align", "instruct", "eval"), default="instruct")
+    imports.add_argument("--processor", default="", metavar="CHECKPOINT", help="count each row's tokens with it")
+    imports.add_argument("--out", type=Path, required=True, metavar="DIR")
+    imports.set_defaults(run=_import)
+
+    export = actions.add_parser("export-release", help="write a corpus as the authors' JSON files")
+    export.add_argument("folder", type=Path, metavar="DIR")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR")
+    export.set_defaults(run=_export)
+
+
+def _sources(arguments: argparse.Namespace) -> int:
+    from dataset_scripts import sources_file
+
+    print(sources_file.template(), end="")
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    import contextlib
+    import tempfile
+
+    from dataset_scripts import locks
+    from dataset_scripts.build import check_folder
+    from dataset_scripts.corpus_plan import Settings, make_plan
+    from dataset_scripts.size_estimate import FLAC_BYTES_PER_SECOND
+
+    chosen = _chosen(arguments)
+    if arguments.out:
+        check_folder(arguments.out)
+    settings = Settings(arguments.corpus, seed=arguments.seed, limit=arguments.limit, **chosen.settings)
+    with tempfile.TemporaryDirectory() as scratch:
+        # With --out the plan stays where the build will look for it.
+        folder = arguments.out / ".build" / "plan" if arguments.out else Path(scratch) / "plan"
+        with locks.only_one(arguments.out) if arguments.out else contextlib.nullcontext():
+            plan = make_plan(settings, chosen.sources, folder, _Progress("planned"))
+    print(f"{'source':24} {'task':6} {'format':11} {'split':11} {'rows':>12} {'hours':>10} {'size':>10}")
+    for name, count in plan["counts"].items():
+        source, task, modality, split = name.split("/")
+        hours = plan["hours"][name]
+        size = _size(hours * 3600 * FLAC_BYTES_PER_SECOND)
+        print(f"{source:24} {task:6} {modality:11} {split:11} {count:12,} {hours:10,.2f} {size:>10}")
+    shards: Counter[str] = Counter(shard["name"].rpartition("-of-")[0].rpartition("-")[0] for shard in plan["shards"])
+    print("shards: " + ", ".join(f"{count} {name.replace('.', '/')}" for name, count in shards.items()))
+    print(
+        f"{plan['rows']:,} rows in {len(plan['shards'])} shards, about {sum(plan['hours'].values()):,.2f} h and "
+        f"{_size(plan['bytes'])}"
+    )
+    for name, source in plan["sources"].items():
+        for task, expected in source["expected"].items():
+            if arguments.limit is None and (found := plan["found"].get(f"{name}/{task}", 0)) != expected:
+                print(f"{name}: {found:,} {task} found, of {expected:,} that the whole corpus is said to have")
+    held = plan["held_out"]
+    print(f"held out: {held['drawn']:,} of {held['asked']:,} asked for, in {len(held['quotas'])} strata")
+    if held["drawn"] < held["asked"]:
+        for stratum, count in held["short"].items():
+            print(f"  {stratum}: {count:,} too few")
+    elif held["short"]:
+        print(f"  {len(held['short'])} strata gave less than their share; others made up for them")
+    for kind, count in plan["dropped"].items():
+        if count:
+            print(f"left out of training: {count:,} rows that share a {kind} with held-out rows")
+    if plan["beyond_limit"]:
+        print(f"left out by the limit: {plan['beyond_limit']:,} of the rows read")
+    if plan["held_back"]:
+        print(f"held back: {sum(plan['held_back'].values()):,} rows of held-out speakers and sentences, in no split")
+    for source, count in plan["without_facts"].items():
+        print(f"{source}: {count:,} items without anything to ask about them")
+    for reason, count in plan["rejects"].items():
+        print(f"set aside: {count:,} × {reason}")
+    return 0
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from dataset_scripts.build import build
+
+    chosen = _chosen(arguments)
+    out = build(
+        arguments.corpus,
+        chosen.sources,
+        arguments.out,
+        seed=arguments.seed,
+        limit=arguments.limit,
+        clips=arguments.clips,
+        workers=arguments.workers,
+        executor=arguments.executor,
+        executor_options=chosen.executors.get(arguments.executor),
+        against=arguments.against,
+        planning=_Progress("planned"),
+        progress=_Progress("built"),
+        **chosen.settings,
+    )
+    if not (out / "build.json").exists():
+        print(f"{out}: with Slurm; run the same command again when its jobs are done")
+        return 0
+    return _summary(out)
+
+
+def _chosen(arguments: argparse.Namespace) -> SourcesFile:
+    """The sources file, and what the command says over it."""
+    from dataset_scripts import sources_file
+
+    chosen = sources_file.read(arguments.sources)
+    if arguments.processor:
+        chosen.settings["processor"] = arguments.processor
+    return chosen
+
+
+def _summary(out: Path) -> int:
+    import json
+
+    built = json.loads((out / "build.json").read_text())
+    leaks = json.loads((out / "leakage.json").read_text())
+    rejects = sum(built["rejects"].values())
+    print(f"{out}: {built['rows']:,} rows, {built['hours']:,.2f} h, {_size(built['bytes'])}; {rejects:,} set aside")
+    held = built["held_out"]
+    if built["corpus"] == "eval" and held["built"] < held["asked"]:
+        print(
+            f"{held['asked'] - held['built']:,} fewer rows than asked for: `held_out.short` in build.json says where"
+        )
+    if not leaks["rows_checked"]:
+        print("not compared with training yet: build again with --against and the training corpora's folders")
+    if not leaks["clean"]:
+        print(f"{out / 'leakage.json'}: training and evaluation share what it lists", file=sys.stderr)
+        for name, entry in leaks["compared"].items():
+            if not entry["drawn_alike"]:
+                print(
+                    f"{name} was built with another seed, limit, number of rows or other sources, and so held out "
+                    "other rows: build it again with this corpus's",
+                    file=sys.stderr,
+                )
+            elif any(entry["shared"].values()):
+                print(
+                    f"`llaso data validate` on {name} with --against {out} takes those rows out of it", file=sys.stderr
+                )
+        return 1
+    return 0
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    from dataset_scripts.validate import validate
+
+    report = validate(
+        arguments.folder,
+        against=arguments.against,
+        set_aside=not arguments.dry_run,
+        examples=arguments.examples,
+        workers=arguments.workers,
+        progress=_Progress("checked"),
+    )
+    before = report["set_aside"] - report["found"] * (not arguments.dry_run)
+    print(
+        f"{report['rows'] + report['set_aside'] - before:,} rows checked, {report['found']:,} bad"
+        + f", {before:,} set aside before" * bool(before)
+        + f": see {arguments.folder / 'validation.html'}"
+    )
+    for reason, count in report["reasons"].items():
+        print(f"  {count:,} × {reason}")
+    for note in report["notes"]:
+        print(note)
+    return 1 if report["found"] else 0
+
+
+def _publish(arguments: argparse.Namespace) -> int:
+    from dataset_scripts.publish_corpus import publish
+
+    url = publish(
+        arguments.folder, arguments.repo_id, private=arguments.private, manifest_only=arguments.manifest_only
+    )
+    print(url)
+    return 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from dataset_scripts.release_import import import_release
+
+    if not arguments.without_audio and arguments.audio_root is None:
+        raise ValueError("say where the audio lies (--audio-root DIR), or leave it out (--without-audio)")
+    if arguments.without_audio and arguments.audio_root is not None:
+        raise ValueError("either with audio (--audio-root DIR) or without it (--without-audio), not both")
+    root = None if arguments.without_audio else arguments.audio_root
+    report = import_release(
+        arguments.folder,
+        arguments.out,
+        audio_root=root,
+        corpus=arguments.corpus,
+        processor=arguments.processor,
+        progress=_Progress("read"),
+    )
+    print(f"{arguments.out}: {report['rows']:,} rows; {sum(report['rejects'].values()):,} set aside")
+    for reason, count in report["rejects"].items():
+        print(f"  {count:,} × {reason}")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from dataset_scripts.release_export import export_release
+
+    print(f"{arguments.out}: {export_release(arguments.folder, arguments.out):,} rows")
+    return 0
+
+
+def _size(count: float) -> str:
+    """Bytes as a person reads them."""
+    units = ("B", "kB", "MB", "GB", "TB")
+    power = min(int(math.log10(max(count, 1)) / 3), len(units) - 1)
+    return f"{count / 1000**power:,.1f} {units[power]}"
+
+
+class _Progress:
+    """How far something is and how long it will take: in place on a terminal, else a line a minute."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._live = what, sys.stderr.isatty()
+        self._started = self._told = time.monotonic()
+        self._found: int | None = None
+
+    def __call__(self, done: int, total: int = 0) -> None:
+        """Tell of `done` rows of `total`; 0 where nobody knows how many there are."""
+        if self._found is None:
+            self._found = done  # the work of an earlier run, which took no time now
+        now, over = time.monotonic(), done == total
+        if now - self._told < (0.5 if self._live else 60.0) and not (over and self._live):
+            return
+        self._told = now
+        said = f"{self._what} {done:,} rows"
+        if total:
+            said = f"{self._what} {done:,} of {total:,} rows ({done / total:.0%})"
+        if self._found < done < total:
+            seconds = (now - self._started) / (done - self._found) * (total - done)
+            said += f", {timedelta(seconds=round(seconds))} left"
+        start, end = ("\r", "   " + "\n" * over) if self._live else ("", "\n")
+        print(f"{start}{said}", end=end, file=sys.stderr, flush=True)

@@ -1,0 +1,83 @@
+"""`llaso demo`: a page to hear a model in the browser, here or as a Space of the Hub."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import tempfile
+from pathlib import Path
+
+LOOPBACK = "127.0.0.1"
+
+
+def add_parser(commands) -> None:
+    """Add `llaso demo`."""
+    demo = commands.add_parser(
+        "demo",
+        help="a page in the browser: record or upload, ask, and see what the encoder sees",
+        description="Serves a page on this machine alone until Ctrl-C. With --export, writes a folder that is a Space "
+        "of the Hub instead: `hf upload OWNER/NAME DIR . --repo-type space` publishes it.",
+    )
+    demo.add_argument("model", metavar="MODEL", help="a checkpoint's folder, or a Hub id")
+    demo.add_argument("--port", type=int, default=7860, metavar="N")
+    demo.add_argument("--host", default=LOOPBACK, metavar="ADDRESS", help="0.0.0.0 lets the whole network in")
+    demo.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
+    demo.add_argument("--device", default=None, help="cpu, cuda, …; by default the GPU where there is one")
+    demo.add_argument("--export", metavar="DIR", help="write a Space into a new folder; a local model goes with it")
+    demo.set_defaults(run=run_demo)
+
+
+def run_demo(arguments: argparse.Namespace) -> None:
+    """Serve the page, or export it."""
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        raise ValueError("the demo needs gradio: pip install 'llaso[demo]'") from error
+    if arguments.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens {arguments.max_new_tokens}: an answer has a token at least")
+    if arguments.export is not None:
+        _export(arguments)
+    else:
+        _serve(arguments)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from ..demo.menu_builder import gather
+    from ..demo.space import export
+
+    out = export(arguments.model, Path(arguments.export), lambda folder: gather(arguments.model, folder))
+    print(f"a Space is in {out}: `python {out / 'app.py'}` runs it here;")
+    print(
+        f"`hf repos create OWNER/NAME --repo-type space --space-sdk gradio` and `hf upload OWNER/NAME {out} . "
+        "--repo-type space` publish it"
+    )
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    from modeling_llaso.loading import load
+
+    from ..demo.menu_builder import gather
+    from ..demo.page import build_page, launch
+    from ..demo.question import Answerer
+
+    _check_port(arguments.port)
+    model, processor = load(arguments.model, arguments.device)
+    with tempfile.TemporaryDirectory(prefix="llaso-demo-") as folder:
+        menu = gather(arguments.model, Path(folder))
+        page = build_page(Answerer(model, processor, arguments.max_new_tokens), menu, model_name(arguments.model))
+        launch(page, server_name=arguments.host, server_port=arguments.port)
+
+
+def _check_port(port: int) -> None:
+    """Refuse a port that is taken, before a model is loaded for nothing."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except (OSError, OverflowError) as error:
+            raise ValueError(f"--port {port}: {error}; name another") from None
+
+
+def model_name(model: str) -> str:
+    """What a page calls a model: its Hub id, or its folder's own name."""
+    return Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else model

@@ -1,0 +1,356 @@
+"""Commands of this room, as `llaso eval …` shows them.
+
+Each command is one `_add_<name>` (its options) and one `_<name>` (its run function), listed in `COMMANDS`. Heavy
+imports stay inside the run functions, so that help starts at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+
+def add_parser(commands) -> None:
+    """Add this room's commands to the `llaso` parser."""
+    room = commands.add_parser("eval", help="measure, score, compare and show any model on LLaSO-Eval")
+    steps = room.add_subparsers(dest="step", metavar="STEP", required=True)
+    for add in COMMANDS:
+        add(steps)
+
+
+# Scoring -------------------------------------------------------------------------------------------------------
+
+
+def _write_json(content: dict, out: Path | None) -> None:
+    """Write `content` to the file `out`, or print it."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    if out is None:
+        sys.stdout.write(text)
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text, encoding="utf-8")
+    print(f"wrote {out}")
+
+
+def _add_score(steps) -> None:
+    parser = steps.add_parser("score", help="score a folder of answers under a stated protocol")
+    parser.add_argument("path", type=Path, help="a folder of released outputs or of our own predictions")
+    parser.add_argument("--protocol", choices=("strict", "paper"), default="strict")
+    parser.add_argument("--out", type=Path, help="scores.json to write; printed where absent")
+    parser.add_argument("--rows", type=Path, help="also write what was read from every answer, one JSON line a row")
+    parser.add_argument("--system", help="the system's name; the folder's name by default")
+    parser.add_argument("--panel", type=Path, help="panel file for the normalized score; the shipped one by default")
+    parser.add_argument("--no-intervals", action="store_true", help="skip the bootstrap")
+    parser.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
+    parser.set_defaults(run=_score)
+
+
+def _score(arguments: argparse.Namespace) -> None:
+    from eval_suite.score import score
+
+    scores = score(
+        arguments.path,
+        protocol=arguments.protocol,
+        intervals=not arguments.no_intervals,
+        resamples=arguments.resamples,
+        seed=arguments.seed,
+        system=arguments.system,
+        panel=arguments.panel,
+        rows_out=arguments.rows,
+    )
+    _write_json(scores, arguments.out)
+
+
+def _add_panel(steps) -> None:
+    parser = steps.add_parser("panel", help="build or show the frozen panel of systems behind the panel score")
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    build = actions.add_parser("build", help="measure folders of answers and write a panel file")
+    build.add_argument("folders", type=Path, nargs="*", help="folders of answers, one a system")
+    build.add_argument("--protocol", choices=("strict", "paper"), default="strict")
+    build.add_argument("--name", default="released", help="of the panel (default: %(default)s)")
+    build.add_argument("--panel-version", type=int, default=1, help="of the panel (default: %(default)s)")
+    build.add_argument("--values", type=Path, help="a table of values for systems whose answers are not at hand")
+    build.add_argument("--values-about", default="", help="what that table is, for the provenance")
+    build.add_argument("--exclude", nargs="+", default=(), help="systems of the table to leave out")
+    build.add_argument("--out", type=Path, required=True, help="panel file to write")
+    build.set_defaults(run=_build_panel)
+    show = actions.add_parser("show", help="print a panel's worst and best by task, and where its values came from")
+    show.add_argument("--protocol", choices=("strict", "paper"), default="strict")
+    show.add_argument("--panel", type=Path, help="panel file; the shipped one by default")
+    show.set_defaults(run=_show_panel)
+
+
+def _build_panel(arguments: argparse.Namespace) -> None:
+    from eval_suite.panel_build import build_panel
+
+    panel = build_panel(
+        arguments.folders,
+        protocol=arguments.protocol,
+        name=arguments.name,
+        version=arguments.panel_version,
+        table=arguments.values,
+        table_about=arguments.values_about,
+        exclude=arguments.exclude,
+    )
+    _write_json(panel, arguments.out)
+
+
+def _show_panel(arguments: argparse.Namespace) -> None:
+    from eval_suite.panel import load_panel
+
+    panel = load_panel(arguments.protocol, arguments.panel)
+    print(f"{panel.name} {panel.version}, protocol {panel.protocol}")
+    for system, source in panel.provenance["systems"].items():
+        print(f"  {system}: {len(panel.values[system])} tasks, from {source['from']}")
+    for task, (worst, best) in panel.bounds().items():
+        print(f"{task:>6} {panel.metrics[task]:<12} worst {worst:.4f}  best {best:.4f}")
+
+
+def _add_compare(steps) -> None:
+    parser = steps.add_parser("compare", help="compare systems: paired bootstrap per task and overall, in words")
+    parser.add_argument("paths", type=Path, nargs="+", help="folders of answers to the same data, at least two")
+    parser.add_argument("--protocol", choices=("strict", "paper"), default="strict")
+    parser.add_argument("--resamples", type=int, default=10_000, help="bootstrap resamples (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
+    parser.add_argument("--panel", type=Path, help="panel file for the overall score under paper")
+    parser.add_argument("--out", type=Path, help="also write the numbers as JSON")
+    parser.set_defaults(run=_compare)
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from eval_suite.compare import compare
+
+    found = compare(
+        arguments.paths,
+        protocol=arguments.protocol,
+        resamples=arguments.resamples,
+        seed=arguments.seed,
+        panel=arguments.panel,
+    )
+    for pair in found["pairs"]:
+        print(f"{pair['a']} and {pair['b']}, {pair['rows']} rows of both")
+        for task, result in pair["tasks"].items():
+            print(f"  {task:<8} {result['verdict']} (p {result['p_holm']:.4f})")
+        if pair["overall"] is not None:
+            print(f"  overall  {pair['overall']['verdict']} (p {pair['overall']['p']:.4f})")
+    if arguments.out is not None:
+        _write_json(found, arguments.out)
+
+
+def _add_schema(steps) -> None:
+    parser = steps.add_parser("schema", help="print the JSON schema of scores.json")
+    parser.add_argument("--out", type=Path, help="file to write; printed where absent")
+    parser.set_defaults(run=_schema)
+
+
+def _schema(arguments: argparse.Namespace) -> None:
+    from importlib.resources import files
+
+    schema = (files(__package__) / "data" / "scores.schema.json").read_text(encoding="utf-8")
+    _write_json(json.loads(schema), arguments.out)
+
+
+# Measuring and showing -----------------------------------------------------------------------------------------
+
+
+def _add_generate(steps) -> None:
+    parser = steps.add_parser(
+        "generate",
+        help="ask a model every row of a corpus and write its answers",
+        description="Ask a model every row of a corpus. Stop it at any moment and start it again, with any number of "
+        "processes (`accelerate launch -m llaso.cli eval generate ...`): it goes on where it was.",
+    )
+    _generation_options(parser)
+    parser.add_argument("--out", type=Path, required=True, help="the predictions folder to write")
+    parser.set_defaults(run=_generate)
+
+
+def _generation_options(parser: argparse.ArgumentParser) -> None:
+    who = parser.add_mutually_exclusive_group(required=True)
+    who.add_argument("--model", help="checkpoint folder or Hub id; with --endpoint, the model's name there")
+    who.add_argument("--callable", metavar="MODULE:FUNCTION", help="a Python function from requests to texts")
+    parser.add_argument("--endpoint", metavar="URL", help="base of an OpenAI-compatible server that takes audio")
+    parser.add_argument("--data", required=True, help="corpus folder or Hub id, in the row schema")
+    parser.add_argument("--config", help="config of the data, e.g. a modality format; its default one by default")
+    parser.add_argument("--split", default="test", help="split of the data (default: %(default)s)")
+    parser.add_argument("--limit", type=int, help="answer only so many rows, spread over the data")
+    parser.add_argument("--batch-size", type=int, default=16, help="rows at once (default: %(default)s)")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="of one answer (default: %(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of sampling (default: %(default)s)")
+    parser.add_argument("--system", help="a system prompt in place of the rows' own")
+    parser.add_argument("--revision", help="of the model on the Hub, or a label for what the endpoint serves")
+    parser.add_argument("--dtype", default="auto", help="of the weights (default: as stored)")
+    parser.add_argument("--device", help="e.g. cuda:1; this process's accelerator, else the CPU, by default")
+    parser.add_argument("--attn-implementation", help="e.g. sdpa; the model's own choice by default")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that travels with the checkpoint")
+    parser.add_argument("--retry-errors", action="store_true", help="ask rows again that failed before")
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from eval_suite.generate import generate
+
+    out = generate(
+        _function(arguments.callable) if arguments.callable else arguments.model,
+        arguments.data,
+        arguments.out,
+        split=arguments.split,
+        config=arguments.config,
+        limit=arguments.limit,
+        endpoint=arguments.endpoint,
+        batch_size=arguments.batch_size,
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        seed=arguments.seed,
+        system=arguments.system,
+        revision=arguments.revision,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        trust_remote_code=arguments.trust_remote_code,
+        attn_implementation=arguments.attn_implementation,
+        retry_errors=arguments.retry_errors,
+    )
+    if int(os.environ.get("RANK", "0")) != 0:
+        return 0  # the first process of `accelerate launch` speaks for all
+    made = json.loads((out / "generation.json").read_text(encoding="utf-8"))
+    print(f"{made['rows']} rows answered, {made['errors']} of them with an error: {out}")
+    return 1 if made["errors"] == made["rows"] else 0
+
+
+def _function(name: str):
+    """The function that MODULE:FUNCTION names."""
+    import importlib
+
+    module, _, function = name.partition(":")
+    try:
+        found = importlib.import_module(module)
+        return getattr(found, function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"--callable {name}: {error}; give it as MODULE:FUNCTION, importable from here") from None
+
+
+def _add_judge(steps) -> None:
+    parser = steps.add_parser(
+        "judge",
+        help="have a language model grade open answers from 1 to 5",
+        description="Have a language model grade answers from 1 to 5. Judgements lie in PREDICTIONS/judge, where "
+        "`llaso eval score` finds them. Replies are kept by content: nothing is asked twice.",
+    )
+    parser.add_argument("predictions", type=Path, help="a folder of answers, ours or released ones")
+    _judge_options(parser, required=True)
+    parser.add_argument("--out", type=Path, help="where judgements go (default: PREDICTIONS/judge)")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks to judge (default: those without a metric)")
+    parser.add_argument("--limit", type=int, help="judge only so many answers, picked by a digest")
+    parser.add_argument(
+        "--agree-with", type=Path, metavar="DIR", help="released judge texts (gpt_result) to compare with"
+    )
+    parser.add_argument("--prompt", default="judge_v1", help="prompt file (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=8, help="answers at once (default: %(default)s)")
+    parser.add_argument("--revision", help="of the judge")
+    parser.set_defaults(run=_judge)
+
+
+def _judge_options(parser: argparse.ArgumentParser, required: bool) -> None:
+    parser.add_argument(
+        "--judge-model", required=required, help="local folder or Hub id; with an endpoint, its name there"
+    )
+    parser.add_argument("--judge-endpoint", metavar="URL", help="base of an OpenAI-compatible chat server")
+
+
+def _judge(arguments: argparse.Namespace) -> int:
+    from eval_suite.judge import judge
+
+    made = judge(
+        arguments.predictions,
+        arguments.judge_model,
+        endpoint=arguments.judge_endpoint,
+        out=arguments.out,
+        tasks=arguments.tasks,
+        limit=arguments.limit,
+        agree_with=arguments.agree_with,
+        prompt=arguments.prompt,
+        batch_size=arguments.batch_size,
+        revision=arguments.revision,
+    )
+    print(f"{made['judged']} of {made['rows']} answers judged by {made['judge']}, {made['missing']} missing")
+    for reason, count in made["reasons"].items():
+        print(f"  {count} x {reason}")
+    if agreement := made.get("agreement"):
+        shown = {name: value for name, value in agreement.items() if name not in ("counts", "with")}
+        print("agreement:", ", ".join(f"{name} {_short(value)}" for name, value in shown.items()))
+    return 0 if made["judged"] else 1
+
+
+def _short(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _add_run(steps) -> None:
+    parser = steps.add_parser("run", help="generate, judge where a judge is named, score and report, in one go")
+    _generation_options(parser)
+    _judge_options(parser, required=False)
+    parser.add_argument(
+        "--out", type=Path, required=True, help="holds predictions/, scores.json and report/ at the end"
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from eval_suite.report import write_report
+    from eval_suite.score import score
+
+    out = arguments.out
+    predictions = out / "predictions"
+    status = _generate(argparse.Namespace(**{**vars(arguments), "out": predictions}))
+    if status or int(os.environ.get("RANK", "0")) != 0:
+        return status
+    if arguments.judge_model:
+        from eval_suite.judge import judge
+
+        judge(predictions, arguments.judge_model, endpoint=arguments.judge_endpoint)
+    system = Path(arguments.model or arguments.callable).name
+    scores = score(predictions, system=system, seed=arguments.seed)
+    _write_json(scores, out / "scores.json")
+    report = write_report([scores], out / "report", data=arguments.data, predictions=predictions)
+    print(f"report: {report / 'index.html'}")
+    return 0
+
+
+def _add_report(steps) -> None:
+    parser = steps.add_parser(
+        "report",
+        help="show one or several systems as a page, Markdown and a radar",
+        description="Show scores. Folders of answers (or a folder of such folders) are scored under both protocols "
+        "first, so that one command goes from answers to the page.",
+    )
+    parser.add_argument("scores", type=Path, nargs="+", help="scores.json files, or folders of answers")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--predictions", type=Path, nargs="+", help="folder(s) of answers, one a system, for examples")
+    parser.add_argument("--no-examples", action="store_true", help="show no single rows")
+    parser.add_argument("--data", help="corpus folder or Hub id for the examples' sound")
+    parser.add_argument("--title", default="LLaSO-Eval", help="heading of the page (default: %(default)s)")
+    parser.add_argument("--resamples", type=int, default=1000, help="bootstrap, for folders (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and the examples drawn at random")
+    parser.set_defaults(run=_report)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from eval_suite.report import collect, write_report
+
+    scores, folders = collect(arguments.scores, resamples=arguments.resamples, seed=arguments.seed)
+    out = write_report(
+        scores,
+        arguments.out,
+        data=arguments.data,
+        predictions=None if arguments.no_examples else arguments.predictions or folders,
+        title=arguments.title,
+        seed=arguments.seed,
+    )
+    print(f"report: {out / 'index.html'}")
+
+
+COMMANDS = (_add_score, _add_compare, _add_panel, _add_schema, _add_generate, _add_judge, _add_report, _add_run)

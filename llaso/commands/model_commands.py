@@ -1,0 +1,123 @@
+"""`llaso convert`, `new`, `transcribe` and `ask`: checkpoints in and out, and a model's answers about audio files."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_parser(commands) -> None:
+    """Add this room's commands to the `llaso` parser."""
+    convert = commands.add_parser("convert", help="turn a checkpoint of the released code into ours, or back")
+    direction = convert.add_mutually_exclusive_group(required=True)
+    direction.add_argument("--from-official", metavar="DIR", help="a checkpoint in the released format")
+    direction.add_argument("--to-official", metavar="DIR", help="one of our checkpoints, to be written as released")
+    convert.add_argument(
+        "--encoder", metavar="DIR", help="the encoder's folder, where the checkpoint does not tell it"
+    )
+    convert.add_argument("--out", metavar="DIR", required=True)
+    convert.set_defaults(run=run_convert)
+
+    new = commands.add_parser("new", help="an untrained LLaSO from a Whisper and a language model")
+    new.add_argument("--encoder", metavar="ID_OR_DIR", required=True, help="any Whisper")
+    new.add_argument("--llm", metavar="ID_OR_DIR", required=True, help="a Llama, Qwen, Mistral or Gemma causal LM")
+    new.add_argument("--out", metavar="DIR", required=True)
+    new.add_argument(
+        "--audio-padding", choices=("full", "trim"), default="full", help="full as released; trim is fast"
+    )
+    new.add_argument("--projector-stride", type=int, default=1, metavar="N", help="encoder vectors per audio token")
+    new.add_argument("--projector-pooling", choices=("average", "concatenate"), default="average")
+    new.add_argument("--projector", metavar="FILE", help="a stage-1 artefact: mm_audio_aligner.bin")
+    new.add_argument("--dtype", default="auto", help="auto keeps the language model's")
+    new.add_argument("--seed", type=int, default=0, help="of the projector")
+    new.set_defaults(run=run_new)
+
+    transcribe = commands.add_parser("transcribe", help="write down what is said in audio files")
+    transcribe.add_argument("files", nargs="+", metavar="FILE", help="WAV, FLAC, OGG, MP3 or AIFF")
+    _add_model(transcribe)
+    transcribe.set_defaults(run=run_transcribe)
+
+    ask = commands.add_parser("ask", help="ask a question about an audio file")
+    ask.add_argument("file", metavar="FILE", help="WAV, FLAC, OGG, MP3 or AIFF")
+    ask.add_argument("question")
+    _add_model(ask)
+    ask.set_defaults(run=run_ask)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="ID_OR_DIR", required=True)
+    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
+    parser.add_argument("--device", default=None, help="cpu, cuda, …; by default the GPU where there is one")
+
+
+def run_convert(arguments: argparse.Namespace) -> None:
+    """Convert a checkpoint and say where it lies."""
+    from transformers import AutoProcessor
+
+    from modeling_llaso.conversion import from_official, to_official
+    from modeling_llaso.loading import checkpoint, load_model
+
+    if arguments.from_official is not None:
+        model, processor = from_official(arguments.from_official, arguments.encoder)
+        model.save_pretrained(arguments.out)
+        processor.save_pretrained(arguments.out)
+    else:
+        folder = checkpoint(arguments.to_official)
+        model = load_model(folder)
+        to_official(model, AutoProcessor.from_pretrained(folder), arguments.out)
+    print(f"{model.num_parameters():,} parameters in {arguments.out}")
+
+
+def run_new(arguments: argparse.Namespace) -> None:
+    """Make an untrained model and say where it lies."""
+    from modeling_llaso.conversion import new_model
+
+    model, processor = new_model(
+        arguments.encoder,
+        arguments.llm,
+        audio_padding=arguments.audio_padding,
+        projector_stride=arguments.projector_stride,
+        projector_pooling=arguments.projector_pooling,
+        projector=arguments.projector,
+        dtype=arguments.dtype,
+        seed=arguments.seed,
+    )
+    model.save_pretrained(arguments.out)
+    processor.save_pretrained(arguments.out)
+    print(f"{model.num_parameters():,} parameters in {arguments.out}; its projector is untrained")
+
+
+def run_transcribe(arguments: argparse.Namespace) -> None:
+    """Print a transcription of each file; with the file's name before it where there are several."""
+    from llaso_common.audio import read_audio
+
+    clips = [read_audio(file) for file in arguments.files]
+    answer = _answerer(arguments)
+    for file, clip in zip(arguments.files, clips, strict=True):
+        text = answer(lambda processor, clip=clip: processor.apply_transcription_request(clip))
+        print(f"{file}: {text}" if len(clips) > 1 else text)
+
+
+def run_ask(arguments: argparse.Namespace) -> None:
+    """Print the answer to a question about a file."""
+    from llaso_common.audio import read_audio
+
+    clip = read_audio(arguments.file)
+    if not arguments.question.strip():
+        raise ValueError("the question is empty")
+    message = {"role": "user", "content": [{"type": "text", "text": arguments.question}, {"type": "audio"}]}
+    request = {"audio": [clip], "tokenize": True, "return_dict": True, "add_generation_prompt": True}
+    print(_answerer(arguments)(lambda processor: processor.apply_chat_template([message], **request)))
+
+
+def _answerer(arguments: argparse.Namespace):
+    """Load the model; what comes back takes a function from the processor to inputs, and gives the answer's text."""
+    from modeling_llaso.loading import load
+
+    model, processor = load(arguments.model, arguments.device)
+
+    def answer(request) -> str:
+        inputs = request(processor).to(model.device)
+        generated = model.generate(**inputs, max_new_tokens=arguments.max_new_tokens)
+        return processor.decode(generated[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+    return answer

@@ -1,0 +1,41 @@
+"""`llaso quickstart`, as the command line shows it."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_parser(commands) -> None:
+    """Add `llaso quickstart`."""
+    quickstart = commands.add_parser(
+        "quickstart",
+        help="corpora, both training stages, evaluation and report, at laptop scale",
+        description="The whole journey on a machine without GPU or Hub. Stop it at any moment: the same command goes "
+        "on from there, and does nothing where all is done. Exit code 1: Stage 1 did not pass its gate.",
+    )
+    quickstart.add_argument("--out", default="runs/quickstart", metavar="DIR", help="where everything goes")
+    quickstart.add_argument(
+        "--speech", metavar="DIR", help="recordings of spoken digits as well: a folder with recordings/*.wav"
+    )
+    quickstart.add_argument("--encoder", metavar="ID", help="a Whisper, in place of the stand-in trained here")
+    quickstart.add_argument("--llm", metavar="ID", help="a causal language model, in place of the stand-in")
+    quickstart.add_argument("--seed", type=int, default=0, help="of every draw")
+    quickstart.add_argument("--ignore-gate", action="store_true", help="go on to Stage 2 whatever Stage 1 came to")
+    quickstart.add_argument(
+        "--size", choices=("standard", "minimum"), default="standard", help="minimum: only to see that all runs"
+    )
+    quickstart.set_defaults(run=run_quickstart)
+
+
+def run_quickstart(arguments: argparse.Namespace) -> int:
+    """`llaso quickstart`."""
+    from ..quickstart.journey import Options, quickstart
+
+    options = Options(
+        speech=arguments.speech or "",
+        encoder=arguments.encoder or "",
+        llm=arguments.llm or "",
+        seed=arguments.seed,
+        size=arguments.size,
+    )
+    return quickstart(arguments.out, options, ignore_gate=arguments.ignore_gate)

@@ -1,0 +1,90 @@
+"""`llaso serve`: a model behind OpenAI's HTTP interface."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+from ..serving.limits import Limits
+
+
+def add_parser(commands) -> None:
+    """Add `serve` to the `llaso` parser."""
+    serve = commands.add_parser(
+        "serve",
+        help="answer OpenAI clients over HTTP",
+        description="Serve a model at /v1/chat/completions and /v1/audio/transcriptions, with /health and /metrics.",
+    )
+    serve.add_argument("model", metavar="ID_OR_DIR")
+    serve.add_argument("--host", default="127.0.0.1", help="the address to listen at; by default this machine's own")
+    serve.add_argument("--port", type=int, default=8000, help="0 takes a free one")
+    serve.add_argument("--device", default=None, help="cpu, cuda, …; by default the GPU where there is one")
+    key = serve.add_mutually_exclusive_group()
+    key.add_argument("--api-key-env", metavar="NAME", help="environment variable with the key that clients must send")
+    key.add_argument("--api-key-file", metavar="FILE", help="file with that key")
+    limits = serve.add_argument_group("limits")
+    for limit in fields(Limits):
+        limits.add_argument(
+            "--" + limit.name.replace("_", "-"),
+            type=type(limit.default),
+            default=limit.default,
+            metavar="N",
+            help=f"{limit.metadata['help']} (default: {limit.default:g})",
+        )
+    serve.set_defaults(run=run_serve)
+
+
+def run_serve(arguments: argparse.Namespace) -> None:
+    """Serve until told to stop."""
+    limits = Limits(**{limit.name: getattr(arguments, limit.name) for limit in fields(Limits)})
+    api_key = _api_key(arguments)
+    try:
+        from ..serving.app import build_app, not_applied
+        from ..serving.server import address, bound_socket, is_loopback, run
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{error.name} is not installed; serving needs the extra: pip install 'llaso[serve]'"
+        ) from None
+    from modeling_llaso.loading import load
+
+    with bound_socket(arguments.host, arguments.port) as bound:
+        if api_key is None and not is_loopback(arguments.host):
+            _warn(
+                f"{arguments.host} is open to other machines, and there is no API key: whoever reaches it can use the "
+                "model. Set one with --api-key-env or --api-key-file"
+            )
+        model, processor = load(arguments.model, arguments.device)
+        if ignored := not_applied(model.generation_config):
+            print(
+                f"llaso: warning: the generation config's {', '.join(ignored)} are not applied here", file=sys.stderr
+            )
+        name = model_name(arguments.model)
+        print(f"serving {name} at {address(bound)}/v1", flush=True)
+        run(build_app(model, processor, name, limits, api_key), bound, limits)
+
+
+def model_name(model: str) -> str:
+    """What requests call a model: its Hub id, or its folder's own name."""
+    path = Path(model).expanduser()
+    return path.resolve().name if path.exists() else model
+
+
+def _api_key(arguments: argparse.Namespace) -> str | None:
+    if arguments.api_key_env is not None:
+        source, key = f"the variable {arguments.api_key_env}", os.environ.get(arguments.api_key_env, "")
+    elif arguments.api_key_file is not None:
+        source, key = arguments.api_key_file, Path(arguments.api_key_file).read_text(encoding="utf-8")
+    else:
+        return None
+    if not key.strip():
+        raise ValueError(f"{source} holds no API key")
+    if not key.isascii():
+        raise ValueError(f"{source}: the API key has characters that an HTTP header cannot carry")
+    return key.strip()
+
+
+def _warn(message: str) -> None:
+    print(f"llaso: warning: {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,102 @@
+"""Commands of this room, as `llaso` shows them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+
+def add_parser(commands) -> None:
+    """Add this room's commands to the `llaso` parser."""
+    train = commands.add_parser(
+        "train",
+        help="train as a recipe says, resuming where an earlier run stopped",
+        description="Train as a recipe says. The same command goes on where a stopped or killed run was, and does "
+        "nothing where it is finished. Exit code 1: the gate's word error rate was not reached, or the loss diverged.",
+    )
+    train.add_argument("recipe", help="a YAML file, or one of the package's own: stage1_align, stage2_instruct, …")
+    _add_overrides(train, "change settings, e.g. --set batch.per_device=4 seed=1")
+    train.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only show what the run would be: parameters, tokens, steps, memory, FLOPs; needs no weights or data",
+    )
+    train.set_defaults(run=run_train)
+
+    experiment = commands.add_parser(
+        "experiment",
+        help="test a claim of the paper: train and score variations with several seeds, write a table and a plot",
+        description="gate: how good Stage 1 must be. encoder: frozen against unfrozen in Stage 2. unseen: tasks and "
+        "formats left out of training. more-tasks: few against all. What is finished is skipped.",
+    )
+    experiment.add_argument("name", choices=("gate", "encoder", "unseen", "more-tasks"))
+    experiment.add_argument("--quickstart", type=Path, default=Path("runs/quickstart"), help="corpora and backbones")
+    experiment.add_argument("--out", type=Path, default=Path("runs/experiments"), help="models, tables and plots")
+    experiment.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
+    experiment.add_argument("--unseen", nargs="+", default=["IP", "SCR"], metavar="TASK", help="tasks to hold out")
+    _add_overrides(experiment, "of both recipes")
+    experiment.add_argument("--stage1", type=Path, metavar="MODEL", help="start every Stage 2 from this one")
+    experiment.add_argument("--stage1-only", action="store_true", help="leave Stage 2 out")
+    experiment.add_argument("--rows", type=int, default=0, metavar="N", help="of the evaluation corpus (default: all)")
+    experiment.add_argument("--stage2-steps", type=int, default=0, metavar="N", help="(default: as the recipe says)")
+    experiment.add_argument("--page", type=Path, help="a Markdown page whose table and figure of this are renewed")
+    experiment.set_defaults(run=run_experiment)
+
+
+def _add_overrides(parser: argparse.ArgumentParser, help: str) -> None:
+    """`--set KEY=VALUE …`, several at once or again and again."""
+    parser.add_argument(
+        "--set", dest="overrides", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help=help
+    )
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    """`llaso train`."""
+    from ..training.run.trainer import TrainingDiverged
+
+    if arguments.dry_run:
+        from ..training.cost.dry_run import dry_run
+
+        print("\n".join(dry_run(arguments.recipe, arguments.overrides).lines()))
+        return 0
+    from ..training.run.train import train
+
+    try:
+        result = train(arguments.recipe, arguments.overrides, report=lambda line: print(line, flush=True))
+    except TrainingDiverged as error:
+        if int(os.environ.get("RANK", 0)) == 0:  # every process says the same
+            print(f"llaso: training diverged: {error}", file=sys.stderr)
+        return 1
+    if result.wer is not None:
+        print(f"held-out word error rate {result.wer:.3f} on {result.wer_words:,} words")
+    if result.gate_passed is False:
+        print(f"the gate is {result.gate_wer:.2f}: train longer, or see where transcriptions go wrong, before Stage 2")
+        return 1
+    return 0
+
+
+def run_experiment(arguments: argparse.Namespace) -> None:
+    """`llaso experiment`."""
+    from ..training.experiments.experiment_report import put_into_page, write_report
+    from ..training.experiments.experiments import Inputs, run_experiment
+
+    folder = run_experiment(
+        arguments.name,
+        Inputs(arguments.quickstart),
+        arguments.out,
+        seeds=arguments.seeds,
+        unseen=arguments.unseen,
+        overrides=arguments.overrides,
+        stage1=arguments.stage1,
+        stage1_only=arguments.stage1_only,
+        stage2_steps=arguments.stage2_steps,
+        rows=arguments.rows,
+        report=lambda line: print(line, flush=True),
+    )
+    table, _ = write_report(folder)
+    if arguments.page is not None:
+        put_into_page(folder, arguments.page)
+    print(table.read_text(encoding="utf-8"))
+    print(f"table, plot and numbers: {folder}")

@@ -1,0 +1,267 @@
+"""The page itself: what to ask on the left, the answer and what the encoder sees on the right, examples below.
+
+Recordings and answers are the visitor's own: questions queue for the model, each answer streams to who asked.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from .menu import Menu
+from .pictures import picture
+from .question import Answerer, Question
+
+FORMATS = {
+    "text_audio": "Write, about a recording",
+    "audio_text": "Speak, about a text",
+    "audio": "Speak throughout",
+}
+FREE = "Your own instruction"
+WAITING = 32
+"""Questions that may queue for the model; the next visitor is told that the page is busy."""
+MAX_FILE = "100mb"
+NOTHING_SEEN = '<div class="seen empty">The waveform, and what the encoder sees of it, appear here.</div>'
+RECORDING_LABELS = {
+    "text_audio": "Recording",
+    "audio_text": "Recording of the instruction",
+    "audio": "Recording of the instruction, with or without the content",
+}
+
+
+def build_page(answerer: Answerer, menu: Menu, name: str) -> gr.Blocks:
+    """The page of one model.
+
+    Args:
+        answerer: asks it.
+        menu: tasks and examples.
+        name: what to call the model.
+    """
+    tasks = {task.name: task for task in menu.tasks}
+    with gr.Blocks(title=f"LLaSO · {name}", analytics_enabled=False) as page:
+        gr.HTML(
+            f"<h1>LLaSO</h1><p>Ask <code>{html.escape(name)}</code> about speech and sound, in writing or aloud.</p>",
+            elem_id="head",
+        )
+        with gr.Row(equal_height=False):
+            with gr.Column(min_width=320):
+                modality = gr.Radio(
+                    [(label, value) for value, label in FORMATS.items()],
+                    value="text_audio",
+                    label="Format",
+                    elem_id="format",
+                )
+                task = gr.Dropdown([FREE, *tasks], value=FREE, label="Task", elem_id="task")
+                instruction = gr.Textbox(
+                    label="Instruction", lines=2, placeholder="What should be done with it?", elem_id="instruction"
+                )
+                choices = gr.Textbox(
+                    label="Choices", info="Separated by commas", visible=False, elem_id="choices", interactive=True
+                )
+                recording = _recorder(RECORDING_LABELS["text_audio"], "recording")
+                about = _recorder("Recording of the content, heard after the instruction (optional)", "about", False)
+                content = gr.Textbox(
+                    label="Content",
+                    lines=3,
+                    visible=False,
+                    placeholder="The text that the spoken instruction is about",
+                    elem_id="content",
+                )
+                gr.HTML(
+                    f'<p class="hint">WAV, FLAC, OGG, MP3 or AIFF, up to {answerer.limit_s / 60:.3g} minutes.</p>',
+                )
+                with gr.Row(elem_id="buttons"):
+                    ask = gr.Button("Ask", variant="primary", scale=3, elem_id="ask")
+                    stop = gr.Button("Stop", scale=1, elem_id="stop")
+            with gr.Column(min_width=320):
+                answer = gr.Textbox(
+                    label="Answer", lines=4, max_lines=12, interactive=False, buttons=["copy"], elem_id="answer"
+                )
+                status = gr.HTML('<p class="status"></p>', elem_id="status")
+                target = gr.HTML(elem_id="target")
+                seen = gr.HTML(NOTHING_SEEN, elem_id="seen")
+        examples = gr.Dataset(
+            components=[gr.Number(visible=False)],
+            samples=[[number] for number in range(len(menu.examples))],
+            sample_labels=[example.title for example in menu.examples],
+            type="index",
+            label="Examples",
+            visible=bool(menu.examples),
+            elem_id="examples",
+        )
+
+        shown = [task, instruction, choices, recording, about, content]
+        for_task = [instruction, choices]
+        modality.input(lambda chosen, name: _places(chosen, tasks.get(name)), [modality, task], shown, **_AT_ONCE)
+        task.input(lambda name: _fill(tasks.get(name)), task, for_task, **_AT_ONCE)
+        gr.on(
+            [choices.input, choices.blur],  # gradio 6.31 tells of no first paste by `input`
+            lambda name, written: tasks[name].written(_listed(written)) if name in tasks else gr.skip(),
+            [task, choices],
+            instruction,
+            **_AT_ONCE,
+        )
+        examples.click(partial(_load, menu), examples, [modality, *shown, answer, status, target], **_AT_ONCE)
+        gr.on(
+            [recording.change, about.change, modality.change],
+            partial(_look, answerer),
+            [modality, recording, about],
+            seen,
+            show_progress="hidden",
+            api_name="look",
+        )
+        theirs = [part.input for part in (modality, task, instruction, choices, recording, about, content)]
+        gr.on(theirs, lambda: "", None, target, **_AT_ONCE)  # no longer the example, nor its answer
+        asking = gr.on(
+            [ask.click, instruction.submit, content.submit],
+            partial(_ask, answerer),
+            [modality, instruction, recording, about, content],
+            [answer, status],
+            concurrency_limit=1,
+            concurrency_id="model",
+            api_name="ask",
+        )
+        stop.click(lambda: _status("Stopped."), None, status, cancels=[asking], **_AT_ONCE)
+    return page.queue(max_size=WAITING, default_concurrency_limit=4)
+
+
+def launch(page: gr.Blocks, **options: Any) -> Any:
+    """Serve a page in its own look; `options` are `Blocks.launch`'s."""
+    look: dict[str, Any] = {"theme": _theme(), "css_paths": Path(__file__).with_name("style.css"), "footer_links": []}
+    return page.launch(**look, max_file_size=MAX_FILE, **options)
+
+
+def _theme() -> gr.themes.Base:
+    """Plain labels, one colour, the system's own letters: nothing is fetched from elsewhere."""
+    return gr.themes.Default(
+        primary_hue="indigo",
+        neutral_hue="slate",
+        radius_size="lg",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    ).set(
+        body_text_color_subdued="*neutral_500",
+        block_label_border_width="0px",
+        block_label_background_fill="transparent",
+        block_label_background_fill_dark="transparent",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_text_color="white",
+        checkbox_label_background_fill_selected="*primary_50",
+        checkbox_label_background_fill_selected_dark="*primary_950",
+        checkbox_label_border_color_selected="*primary_400",
+        checkbox_label_border_color_selected_dark="*primary_400",
+        checkbox_label_text_color_selected="*primary_800",
+        checkbox_label_text_color_selected_dark="*primary_100",
+    )
+
+
+_AT_ONCE: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+"""Of events that only move things about the page."""
+
+
+def _recorder(label: str, name: str, visible: bool = True) -> gr.Audio:
+    return gr.Audio(
+        sources=["upload", "microphone"],
+        type="filepath",
+        label=label,
+        visible=visible,
+        elem_id=name,
+        buttons=["download"],
+    )
+
+
+def _ask(
+    answerer: Answerer, modality: str, instruction: str, recording: str | None, about: str | None, content: str
+) -> Iterator[tuple[str, Any]]:
+    """The answer as it grows, and a line about it; what cannot be asked is answered with a notice."""
+    question = Question(modality, _heard(modality, recording, about), instruction, content)
+    try:
+        told: Any = _status("Answering…")
+        for answer in answerer.stream(question):
+            if answer.done:
+                told = _status(
+                    f"{answer.audio_s:.1f} s of sound, {answer.prompt_tokens:,} tokens read, {answer.seconds:.1f} s"
+                )
+            yield answer.text, told
+            told = gr.skip()  # said once, so that it does not come after "Stopped."
+    except ValueError as error:
+        yield "", _notice(error)
+
+
+def _look(answerer: Answerer, modality: str, recording: str | None, about: str | None) -> str:
+    """The picture of the recordings, or why there is none."""
+    recordings = _heard(modality, recording, about)
+    if not any(recordings):
+        return NOTHING_SEEN
+    try:
+        clip = answerer.hear(recordings)
+    except ValueError as error:
+        return _notice(error)
+    png = base64.b64encode(picture(clip, answerer.processor)).decode()
+    tokens = answerer.processor.count_audio_tokens(len(clip))
+    return (
+        f'<figure class="seen"><img alt="Waveform and log-mel spectrogram" src="data:image/png;base64,{png}">'
+        f"<figcaption>Waveform, and log-mel as the encoder sees it: {len(clip) / answerer.rate:.1f} s become "
+        f"{tokens:,} tokens</figcaption></figure>"
+    )
+
+
+def _heard(modality: str, recording: str | None, about: str | None) -> tuple[str | None, ...]:
+    """The recordings that a format hears: the second only where all is spoken."""
+    return (recording, about) if modality == "audio" else (recording,)
+
+
+def _places(modality: str, task: Any) -> list[Any]:
+    """Which places a format shows."""
+    written = modality == "text_audio"
+    return [
+        gr.update(visible=written),
+        gr.update(visible=written),
+        gr.update(visible=written and bool(task and task.choices)),
+        gr.update(label=RECORDING_LABELS[modality]),
+        gr.update(visible=modality == "audio"),
+        gr.update(visible=modality == "audio_text"),
+    ]
+
+
+def _fill(task: Any) -> list[Any]:
+    """A task's standard instruction and its choices."""
+    if task is None:
+        return [gr.update(value=""), gr.update(value="", visible=False)]
+    return [task.written(task.choices), gr.update(value=", ".join(task.choices), visible=bool(task.choices))]
+
+
+def _load(menu: Menu, number: int) -> list[Any]:
+    """Everything an example says, in its place."""
+    example = menu.examples[number]
+    task = next((task for task in menu.tasks if task.name == example.task), None)
+    values = (
+        example.task or FREE,
+        example.instruction,
+        ", ".join(example.choices),
+        str(menu.folder / example.recording),
+        None,
+        example.content,
+    )
+    places = [{**place, "value": value} for place, value in zip(_places(example.modality, task), values, strict=True)]
+    expected = f'<p class="hint">Right answer: <b>{html.escape(example.target)}</b></p>' if example.target else ""
+    return [example.modality, *places, "", _status(""), expected]
+
+
+def _listed(written: str) -> list[str]:
+    return [choice.strip() for choice in written.split(",") if choice.strip()]
+
+
+def _status(text: str) -> str:
+    return f'<p class="status" role="status">{html.escape(text)}</p>'
+
+
+def _notice(error: ValueError) -> str:
+    return f'<p class="notice" role="alert">{html.escape(str(error))}</p>'

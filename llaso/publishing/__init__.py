@@ -1,0 +1,1 @@
+"""Putting a finished run, or the `evaluate` module, on the Hub."""

@@ -1,0 +1,319 @@
+"""What a recipe would cost, without weights, data or network: parameters, steps, tokens, memory, arithmetic.
+
+The network has shapes and no numbers. One micro-batch of mean rows goes through it forward and backward, and every
+operator's products and every tensor's bytes are counted (`ledger.py`); rows and lengths are read where the corpus is
+at hand and taken from the recipe where it is not.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, PreTrainedConfig
+
+from modeling_llaso.configuration_llaso import LLAMA_3_2_3B, WHISPER_LARGE_V3, LlasoConfig, count_audio_tokens
+from modeling_llaso.conversion import new_processor
+from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
+from modeling_llaso.processing_llaso import LlasoProcessor
+
+from ..recipe.recipe import ModelChoice, Recipe, load_recipe
+from ..rows.batch_plan import padding_share, steps_per_epoch
+from ..rows.corpora import NumberedCorpus, open_corpus
+from ..rows.corpus_columns import column_of
+from ..run.model_parts import (
+    PartReport,
+    add_lora,
+    describe_parts,
+    freeze_all_but,
+    hold_frozen_in,
+    keep_frozen,
+    report_parts,
+)
+from ..run.train import batch_rule
+from .flops import ENCODER, BatchShape, Ledger, weigh_micro_batch
+
+KNOWN_ENCODERS = {"openai/whisper-large-v3": WHISPER_LARGE_V3}
+KNOWN_LLMS = {"meta-llama/Llama-3.2-3B-Instruct": LLAMA_3_2_3B}
+"""Backbones whose sizes are known here, so that the released recipes need no download to be weighed."""
+
+ANSWER_SHARE = 0.4
+"""Of a row's text, the answer: it sizes the logits."""
+BYTES_GRADIENT, BYTES_ADAM = 4, 8
+"""Float32 gradients; Adam's two moments."""
+FRAMES_PER_SECOND = 100
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A corpus in the mean.
+
+    Attributes:
+        count: rows of an epoch.
+        text: tokens of a row that are not audio.
+        windows: of audio in a row.
+        frames: mel frames of a window.
+        padding: share of what the LLM computes that is padding; None where no corpus is at hand.
+        steps: optimizer steps of an epoch.
+    """
+
+    count: int
+    text: float
+    windows: float
+    frames: int
+    padding: float | None
+    steps: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A run, weighed.
+
+    Attributes:
+        network: whose sizes these are.
+        parts: of the network, trainable or not.
+        rows: of the corpus.
+        tokens: of one epoch, after audio expansion, padding left out.
+        padding: share of what the LLM computes that is padding; None where no corpus is at hand.
+        steps: of the run.
+        batch: rows of one step, all processes together.
+        memory: bytes on one device by purpose, unsharded, when most are held.
+        flops: of the whole run, padding left out.
+    """
+
+    network: str
+    parts: list[PartReport]
+    rows: int
+    tokens: int
+    padding: float | None
+    steps: int
+    batch: int
+    memory: dict[str, float]
+    flops: float
+
+    @property
+    def measured(self) -> bool:
+        """Whether rows and tokens were read from the corpus."""
+        return self.padding is not None
+
+    def lines(self) -> list[str]:
+        """As `llaso train --dry-run` prints it."""
+        total = sum(part.parameters for part in self.parts)
+        trainable = sum(part.trainable for part in self.parts)
+        source = "read from the corpus" if self.measured else "as the recipe says; the corpus is not at hand"
+        lines = [
+            f"sizes of {self.network}",
+            *describe_parts(self.parts),
+            f"{'in all':<10}{total:>15,} parameters   {trainable:,} train",
+            "",
+        ]
+        lines.append(f"rows            {self.rows:,} ({source})")
+        lines.append(f"tokens          {self.tokens:,} an epoch, {self.tokens / max(1, self.rows):,.0f} a row")
+        if self.padding is not None:
+            lines.append(f"padding         {self.padding:.1%} of what the LLM computes")
+        lines.append(f"effective batch {self.batch:,} rows")
+        lines.append(f"steps           {self.steps:,}")
+        lines.append(f"arithmetic      {self.flops:.3g} FLOP (estimate)")
+        lines.append(f"memory          {sum(self.memory.values()) / GIB:.1f} GiB a device, unsharded (estimate):")
+        lines += [f"                {size / GIB:8.2f} GiB {purpose}" for purpose, size in self.memory.items() if size]
+        return lines
+
+
+def dry_run(recipe: str | Path | Recipe, overrides: Iterable[str] = ()) -> Estimate:
+    """Weigh a recipe.
+
+    Raises:
+        ValueError: a mistake in the recipe, or a backbone whose sizes are neither known nor on this disk.
+    """
+    settings = load_recipe(recipe, overrides)
+    config = config_of(settings)
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    rows = rows_of(settings, config, world)
+    steps = settings.optimizer.max_steps or max(1, round(settings.optimizer.epochs * rows.steps))
+    a_row = rows.text + rows.windows * count_audio_tokens(rows.frames, config.projector_stride)
+    at_once = settings.batch.per_device
+    if settings.batch.max_tokens:
+        at_once = max(1, min(at_once, int(settings.batch.max_tokens // a_row)))
+    text = round(rows.text)
+    windows = max(1, round(at_once * rows.windows)) if rows.windows else 0
+    shape = BatchShape(at_once, text, max(1, round(ANSWER_SHARE * text)), windows, rows.frames)
+    parts, ledger = weigh(settings, config, shape)
+
+    batch = at_once * settings.batch.accumulation * world
+    seen = steps * batch
+    encoded = seen if settings.encoder_cache_folder is None else min(seen, rows.count)
+    flops = dict(ledger.flops)
+    encoder_flops = flops.pop(ENCODER, 0)
+    trainable = sum(part.trainable for part in parts)
+    llm = next(part for part in parts if part.name == "llm")
+    teaches = settings.optimizer.distill_weight > 0 and llm.trainable > 0  # a copy does; a frozen LLM itself does
+    teacher_width = 2 if settings.compute.frozen_weights == "bf16" else 4
+    return Estimate(
+        network=_network(settings.model),
+        parts=parts,
+        rows=rows.count,
+        tokens=round(rows.count * a_row),
+        padding=rows.padding,
+        steps=steps,
+        batch=batch,
+        memory={
+            "weights": sum(part.weight_bytes for part in parts),
+            "gradients": BYTES_GRADIENT * trainable,
+            "Adam's moments": BYTES_ADAM * trainable,
+            "the teacher's weights": teacher_width * llm.parameters if teaches else 0,
+            **ledger.peak,
+        },
+        flops=(seen * sum(flops.values()) + encoded * encoder_flops) / at_once,
+    )
+
+
+def weigh(recipe: Recipe, config: LlasoConfig, shape: BatchShape) -> tuple[list[PartReport], Ledger]:
+    """The recipe's network made of shapes: what its parts do, and what one micro-batch costs."""
+    with torch.device("meta"):
+        model = LlasoForConditionalGeneration(config)
+        frozen = freeze_all_but(model, recipe.train)
+        if recipe.lora.rank:
+            add_lora(model, recipe.lora)
+    if recipe.compute.frozen_weights == "bf16":
+        hold_frozen_in(model, torch.bfloat16)
+    if recipe.compute.attention == "eager":  # the others keep as little as PyTorch's own
+        model.set_attn_implementation("eager")
+    model.train()
+    if recipe.compute.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    keep_frozen(frozen, model)
+    parts = report_parts(model)
+    with FakeTensorMode():
+        _onto_fake_cpu(model)
+        ledger = weigh_micro_batch(model, shape, recipe.compute.precision == "bf16", recipe.compute.answer_only_logits)
+    return parts, ledger
+
+
+def rows_of(recipe: Recipe, config: LlasoConfig, world: int) -> Rows:
+    """The recipe's corpus in the mean, read where it is at hand.
+
+    Raises:
+        ValueError: it is not at hand, and the recipe does not say what it holds.
+    """
+    data, full = recipe.data, config.audio_padding == "full"
+    rule = batch_rule(recipe, world)
+    if Path(data.path).exists() and not data.streaming:
+        corpus = open_corpus(data, recipe.seed, _processor_at_hand(recipe, config), recipe.compute.workers)
+        assert isinstance(corpus, NumberedCorpus)
+        windows = corpus.windows(rule, recipe.seed)
+        lengths = [length for window in windows(0) for _, length in window]
+        seconds = np.zeros(1)
+        if "duration" in corpus.table.column_names:
+            seconds = column_of(corpus.table, "duration").fill_null(0).to_numpy()
+        cut = np.ceil(seconds * FRAMES_PER_SECOND / config.max_frames)
+        frames = config.max_frames if full else max(2, round(FRAMES_PER_SECOND * seconds.sum() / max(1, cut.sum())))
+        audio = cut.mean() * count_audio_tokens(frames, config.projector_stride)
+        return Rows(
+            count=len(lengths),
+            text=max(1.0, float(np.mean(lengths) - audio)),
+            windows=float(cut.mean()),
+            frames=frames,
+            padding=padding_share(rule.epoch(windows(0), recipe.seed, 0)),
+            steps=steps_per_epoch(windows, rule, recipe.seed),
+        )
+    if not data.rows or not data.text_tokens_per_row:
+        raise ValueError(
+            f"{data.path} is not at hand; say what it holds with data.rows, data.seconds_per_row and "
+            "data.text_tokens_per_row"
+        )
+    of_a_row = data.seconds_per_row * FRAMES_PER_SECOND
+    clips = math.ceil(of_a_row / config.max_frames)
+    frames = config.max_frames if full else max(2, round(of_a_row / max(1, clips)))
+    steps = math.ceil(data.rows / (recipe.batch.per_device * rule.parallel))
+    return Rows(data.rows, data.text_tokens_per_row, clips, frames, None, steps)
+
+
+def config_of(recipe: Recipe) -> LlasoConfig:
+    """The network that a recipe trains, from files on this disk or from known sizes.
+
+    Raises:
+        ValueError: it is neither here nor known.
+    """
+    choice = recipe.model
+    if choice.checkpoint and (Path(choice.checkpoint) / "config.json").exists():
+        if (kind := AutoConfig.from_pretrained(choice.checkpoint).model_type) != "llaso":
+            raise ValueError(f"model.checkpoint {choice.checkpoint} is a {kind} model, not a LLaSO one")
+        config = LlasoConfig.from_pretrained(choice.checkpoint)
+        config.audio_padding = choice.audio_padding or config.audio_padding
+        return config
+    audio, text = _sizes(choice.encoder, KNOWN_ENCODERS), _sizes(choice.llm, KNOWN_LLMS)
+    if audio is None or text is None:
+        raise ValueError(
+            f"--dry-run reads no Hub: give folders for model.checkpoint, or for model.encoder and model.llm (here "
+            f"{choice.checkpoint}, {choice.encoder}, {choice.llm}), or one of "
+            f"{', '.join([*KNOWN_ENCODERS, *KNOWN_LLMS])}"
+        )
+    if (
+        Path(str(choice.encoder)).is_dir() and Path(str(choice.llm)).is_dir()
+    ):  # audio's tokens make the vocabulary grow
+        placeholder = new_processor(str(choice.encoder), str(choice.llm)).audio_token_id
+        text = text | {"vocab_size": max(placeholder, text["vocab_size"])}
+    return LlasoConfig(
+        audio_config=audio,
+        text_config=text,
+        audio_token_id=text["vocab_size"],
+        audio_padding=choice.audio_padding or "full",
+        projector_stride=choice.projector_stride or 1,
+        projector_pooling=choice.projector_pooling or "average",
+    )
+
+
+def _network(choice: ModelChoice) -> str:
+    """Where the sizes come from."""
+    backbones = f"{choice.encoder} and {choice.llm}"
+    if choice.checkpoint is None:
+        return backbones
+    here = (Path(choice.checkpoint) / "config.json").exists()
+    return choice.checkpoint if here else f"{backbones}; {choice.checkpoint} is not at hand"
+
+
+def _processor_at_hand(recipe: Recipe, config: LlasoConfig) -> LlasoProcessor | None:
+    """What counts the corpus's tokens, from folders on this disk; None where there are none."""
+    choice = recipe.model
+    if choice.checkpoint and (Path(choice.checkpoint) / "processor_config.json").exists():
+        processor = LlasoProcessor.from_pretrained(choice.checkpoint)
+        processor.audio_padding = config.audio_padding
+        return processor
+    if choice.encoder and choice.llm and Path(choice.encoder).is_dir() and Path(choice.llm).is_dir():
+        return new_processor(
+            choice.encoder,
+            choice.llm,
+            audio_padding=config.audio_padding,
+            projector_stride=config.projector_stride,
+        )
+    return None
+
+
+def _onto_fake_cpu(model: nn.Module) -> None:
+    """Put fake tensors of the same shapes and types in place of those on the meta device; tied ones stay tied."""
+    fakes = {
+        weight: nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype), weight.requires_grad)
+        for weight in model.parameters()
+    }
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            module._parameters[name] = None if weight is None else fakes[weight]
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else torch.empty(buffer.shape, dtype=buffer.dtype)
+
+
+def _sizes(name: str | None, known: dict[str, dict]) -> dict | None:
+    if name is None:
+        return None
+    if (Path(name) / "config.json").exists():
+        config: PreTrainedConfig = AutoConfig.from_pretrained(name)
+        return config.get_text_config().to_dict() if config.model_type != "whisper" else config.to_dict()
+    return known.get(name)

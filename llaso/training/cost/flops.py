@@ -1,0 +1,169 @@
+"""One micro-batch's arithmetic and memory, counted operator by operator without any number being computed.
+
+The network is made of fake tensors, which have shapes and types only; one forward and one backward pass over a
+micro-batch of mean shape then say what a GPU would be asked for.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from modeling_llaso.configuration_llaso import count_audio_tokens
+from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
+
+ENCODER, LLM, LOGITS = "activations of the encoder", "activations of projector and LLM", "logits"
+BACKWARD, COPIES = "the backward pass's own", "weights copied to bf16 for the arithmetic"
+"""What arithmetic and memory are for."""
+
+
+def _attention_flops(query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any) -> int:
+    """Queries by keys, and probabilities by values."""
+    return 4 * query.shape[:-1].numel() * key.shape[-2] * query.shape[-1]
+
+
+def _attention_backward_flops(_: torch.Tensor, query: torch.Tensor, key: torch.Tensor, *__: Any, **___: Any) -> int:
+    """The gradients of both products, without what a kernel may compute again."""
+    return 2 * _attention_flops(query, key)
+
+
+FLOPS: dict[Any, Callable[..., int]] = flop_registry | {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+}
+"""PyTorch's own count of every operator that multiplies, and the one attention it leaves out."""
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """A micro-batch of like rows.
+
+    Attributes:
+        rows: how many.
+        text: tokens of a row that are not audio.
+        answers: of them, those that are learned.
+        windows: of audio, of all rows together.
+        frames: mel frames of a window.
+    """
+
+    rows: int
+    text: int
+    answers: int
+    windows: int
+    frames: int
+
+
+class Ledger(TorchDispatchMode):
+    """Counts products, and the bytes of every tensor that is alive, by what it was made for.
+
+    Attributes:
+        flops: by purpose.
+        live: bytes by purpose, now.
+        peak: bytes by purpose, when there were most.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.flops: Counter[str] = Counter()
+        self.live: Counter[str] = Counter()
+        self.peak: Counter[str] = Counter()
+        self.purpose = ""
+        self.weights = {_storage(p) for p in model.parameters()}
+        self.known = self.weights | {_storage(p.grad) for p in model.parameters() if p.grad is not None}
+
+    @contextmanager
+    def on(self, purpose: str) -> Iterator[None]:
+        """Count what happens inside as done for `purpose`."""
+        self.purpose = purpose
+        with self:
+            yield
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        packet = function.overloadpacket
+        if packet in FLOPS:
+            self.flops[self.purpose] += FLOPS[packet](*args, **(kwargs or {}), out_val=out)
+        copies = packet is torch.ops.aten._to_copy and _storage(args[0]) in self.weights
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._enter(tensor, COPIES if copies else self.purpose)
+        return out
+
+    def _enter(self, tensor: torch.Tensor, purpose: str) -> None:
+        key = _storage(tensor)
+        if key in self.known:
+            return
+        self.known.add(key)
+        storage = tensor.untyped_storage()
+        size = storage.nbytes()
+        self.live[purpose] += size
+        if self.live.total() > self.peak.total():
+            self.peak = Counter(self.live)
+
+        def gone() -> None:
+            self.live[purpose] -= size
+            self.known.discard(key)
+
+        weakref.finalize(storage, gone)
+
+
+def weigh_micro_batch(
+    model: LlasoForConditionalGeneration, shape: BatchShape, bf16: bool, answer_only_logits: bool
+) -> Ledger:
+    """Run one micro-batch of fake tensors forward and backward.
+
+    Gradients of earlier micro-batches are taken to be there; neither they nor the weights are in the ledger.
+
+    Args:
+        model: made within the current `FakeTensorMode`, frozen and checkpointed as it is to train.
+        shape: of the micro-batch.
+        bf16: multiply in bf16 where autocast does.
+        answer_only_logits: run the head on answer tokens alone.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.empty_like(parameter)
+    ledger = Ledger(model)
+    config, inner = model.config, model.model
+    encoder_learns = any(parameter.requires_grad for parameter in inner.audio_tower.parameters())
+    tokens = shape.windows * count_audio_tokens(shape.frames, config.projector_stride)
+    length = shape.text + round(tokens / shape.rows)
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with ledger.on(ENCODER), torch.set_grad_enabled(encoder_learns):
+            features = torch.empty(shape.windows, config.audio_config.num_mel_bins, shape.frames)
+            vectors = torch.empty(0, 1, config.audio_config.d_model)  # text alone
+            if shape.windows:
+                vectors = inner.audio_tower(features.to(inner.audio_tower.conv1.weight.dtype)).last_hidden_state
+        with ledger.on(LLM):
+            audio = inner.multi_modal_projector(inner.multi_modal_projector.pool(vectors, None).flatten(0, 1))
+            text = inner.get_input_embeddings()(torch.empty(shape.rows, length, dtype=torch.long))
+            places = torch.empty(shape.rows, length, 1, dtype=torch.bool)
+            embeddings = text.masked_scatter(places, audio.to(text.dtype))
+            hidden = inner.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+        with ledger.on(LOGITS):
+            logits = model.compute_logits(hidden[:, -shape.answers :] if answer_only_logits else hidden)
+    with ledger.on(LOGITS):
+        logits = logits.float()
+        if not answer_only_logits:
+            logits = logits[:, -shape.answers :].clone()
+        labels = torch.empty(logits.shape[:-1].numel(), dtype=torch.long)
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels)
+    del features, vectors, audio, text, places, embeddings, hidden, logits, labels
+    with ledger.on(BACKWARD):
+        loss.backward()
+    return ledger
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata

@@ -1,0 +1,1 @@
+"""The paper's experiments at any scale, and their reports."""

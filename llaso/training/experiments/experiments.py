@@ -1,0 +1,392 @@
+"""The paper's experiments at any scale: variations of the two stages, seeds, scores, and a table and plot of each.
+
+Comes in: the folder of a quickstart (corpora, backbones), or any of the same layout. Every run is an ordinary
+`train`, every score comes from `llaso eval` in a process of its own, everything finished is skipped when the command
+is given again, and processes given it at once share the runs. Goes out: the models, and `results.json` for each
+experiment; `experiment_report` makes the rest of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llaso_common.folder_lock import FolderBusy, alone_in, one_at_a_time
+
+from ..recipe.recipe import DataChoice, Recipe, load_recipe
+from ..rows.corpora import NumberedCorpus, open_corpus
+from ..run.callbacks import Report
+from ..run.checkpoints import write_whole
+from ..run.resume import RECIPE, decisive
+from ..run.train import RESULT, TrainResult, batch_rule, count_steps, train
+
+UNSEEN_TASKS = ("IP", "SCR")
+"""Held out of training by default, where the corpus has them."""
+GATE_SHARES = (0.1, 0.3, 1.0)
+"""Of Stage 1's usual length, tried against its gate."""
+FEW_TASKS = 3
+LOOK_AGAIN = 2.0
+"""Seconds between two looks at runs that other processes hold."""
+ROWS_AT_ONCE, ANSWER_TOKENS = 32, 64
+"""Of `llaso eval generate`, as the quickstart has it."""
+
+Scores = dict[str, Any]
+Evaluate = Callable[[Path, Path, Path, int], Scores]
+"""From a model's folder, a corpus, an output folder and a number of rows (0: all) to the content of scores.json."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the experiments train on and with: the layout that `llaso quickstart` leaves."""
+
+    folder: Path
+
+    @property
+    def align(self) -> Path:
+        return self.folder / "llaso-align"
+
+    @property
+    def instruct(self) -> Path:
+        return self.folder / "llaso-instruct"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.folder / "llaso-eval"
+
+    def stage1(self) -> tuple[str, ...]:
+        """Overrides that point Stage 1's recipe here."""
+        return (
+            f"model.encoder={self.folder / 'backbones' / 'encoder'}",
+            f"model.llm={self.folder / 'backbones' / 'llm'}",
+            f"data.path={self.align}",
+        )
+
+    def tasks(self) -> list[str]:
+        """Tasks of the instruction corpus, most rows first."""
+        corpus = open_corpus(DataChoice(path=str(self.instruct)), seed=0)
+        assert isinstance(corpus, NumberedCorpus)
+        counts = Counter(corpus.table["task"])
+        return sorted(counts, key=lambda task: (-counts[task], task))
+
+
+@dataclass(frozen=True)
+class Variation:
+    """One way to train: overrides of the two recipes.
+
+    Attributes:
+        name: as the table has it.
+        stage1_share: of Stage 1's usual steps.
+        stage2: overrides of Stage 2.
+    """
+
+    name: str
+    stage1_share: float = 1.0
+    stage2: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A claim to test.
+
+    Attributes:
+        name: of the command and the folder.
+        claim: what the paper says.
+        variations: makes them from the corpus's tasks and those to hold out; the first is the reference.
+        shows: whether a score is what the claim is about, from its name (`AQA`, or `AQA (audio)` of one format) and
+            the tasks held out.
+    """
+
+    name: str
+    claim: str
+    variations: Callable[[list[str], list[str]], list[Variation]]
+    shows: Callable[[str, list[str]], bool] = lambda name, unseen: "(" not in name
+
+
+def _list(names: Sequence[str]) -> str:
+    return "[" + ", ".join(names) + "]"
+
+
+EXPERIMENTS = {
+    experiment.name: experiment
+    for experiment in (
+        Experiment(
+            "gate",
+            "A word error rate under .10 after Stage 1 is what makes Stage 2 worth starting.",
+            lambda tasks, unseen: [
+                Variation(f"Stage 1 at {share:.0%}", stage1_share=share) for share in reversed(GATE_SHARES)
+            ],
+        ),
+        Experiment(
+            "encoder",
+            "With the encoder unfrozen in Stage 2, ASR gets worse (WER .08 to .14) and question answering a little "
+            "better.",
+            lambda tasks, unseen: [
+                Variation("encoder frozen"),
+                Variation(
+                    "encoder unfrozen", stage2=("train=[encoder, projector, llm]", "compute.encoder_cache_gb=0")
+                ),
+            ],
+        ),
+        Experiment(
+            "unseen",
+            "Tasks and formats left out of training stay hard, and the model abstains on them.",
+            lambda tasks, unseen: [
+                Variation("all tasks"),
+                Variation(f"without {' and '.join(unseen)}", stage2=(f"data.without_tasks={_list(unseen)}",)),
+                Variation("without pure audio", stage2=("data.without_modalities=[audio]",)),
+            ],
+            lambda name, unseen: name in unseen or "(" in name,
+        ),
+        Experiment(
+            "more-tasks",
+            "More tasks in training give higher scores and fewer abstentions over the whole benchmark.",
+            lambda tasks, unseen: [
+                Variation("all tasks"),
+                Variation(_list(tasks[:FEW_TASKS])[1:-1], stage2=(f"data.tasks={_list(tasks[:FEW_TASKS])}",)),
+            ],
+        ),
+    )
+}
+
+
+def run_experiment(
+    name: str,
+    inputs: Inputs,
+    out: Path,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    unseen: Sequence[str] = UNSEEN_TASKS,
+    recipes: tuple[str, str] = ("quickstart_stage1", "quickstart_stage2"),
+    overrides: Sequence[str] = (),
+    stage1: Path | None = None,
+    stage1_only: bool = False,
+    stage2_steps: int = 0,
+    rows: int = 0,
+    evaluate: Evaluate | None = None,
+    report: Report = lambda line: None,
+) -> Path:
+    """Train and score every variation with every seed.
+
+    Every variation takes as many optimizer steps in Stage 2 as the reference does, however many rows it sees. Seeds
+    come one after the other, and each run is recorded when it is done: what an interruption leaves can be tabulated.
+
+    Several processes may work on one `out`: each takes runs that nobody holds, waits at the end for those that others
+    hold, and takes over what a killed one left. All of them end with the same results.
+
+    Args:
+        name: a key of `EXPERIMENTS`.
+        inputs: corpora and backbones.
+        out: models go to `out/runs`, shared between experiments; results to `out/<name>`.
+        seeds: one run of each variation a seed.
+        unseen: tasks that the experiment `unseen` holds out.
+        recipes: of Stage 1 and Stage 2.
+        overrides: of both recipes, for all variations.
+        stage1: a finished Stage 1 that every whole Stage 2 starts from; by default each seed trains its own.
+        stage1_only: leave Stage 2 out: what Stage 1 came to is all that is recorded.
+        stage2_steps: optimizer steps of Stage 2; 0 takes as many as its recipe does.
+        rows: of the evaluation corpus; 0 takes all.
+        evaluate: scores a model; `llaso eval` by default.
+        report: takes progress lines.
+
+    Returns:
+        The folder that `results.json` lies in.
+
+    Raises:
+        ValueError: no such experiment, or the corpus has none of the tasks to hold out.
+        FileNotFoundError: there is no such corpus, or no finished Stage 1 where one is given.
+    """
+    if name not in EXPERIMENTS:
+        raise ValueError(f"no experiment {name!r}; there are {', '.join(EXPERIMENTS)}")
+    if not inputs.instruct.is_dir():  # a name of no folder would be looked for on the Hub
+        raise FileNotFoundError(
+            f"no corpus at {inputs.instruct}; run `llaso quickstart` first, or name its folder with --quickstart"
+        )
+    if stage1 is not None and not (stage1 / RESULT).is_file():
+        raise FileNotFoundError(f"{stage1} holds no finished training ({RESULT} is missing); name one with --stage1")
+    experiment = EXPERIMENTS[name]
+    tasks = inputs.tasks()
+    held_out = [task for task in unseen if task in tasks]
+    if name == "unseen" and not held_out:
+        raise ValueError(f"{inputs.instruct} has none of the tasks {', '.join(unseen)}; it has {', '.join(tasks)}")
+    given = None if stage1 is None else TrainResult(**json.loads((stage1 / RESULT).read_text(encoding="utf-8")))
+    evaluate = evaluate or evaluate_by_command
+    runs = _Runs(inputs, out / "runs", recipes, tuple(overrides), given, rows, evaluate, report)
+    variations = experiment.variations(tasks, held_out)
+    reference = variations[0]
+    equal_steps = {seed: stage2_steps or runs.stage_2_steps(reference, seed) for seed in seeds if not stage1_only}
+
+    def attempt(variation: Variation, seed: int) -> dict[str, Any]:
+        mine = replace(runs, report=_titled(report, f"experiment {name}: {variation.name}, seed {seed}"))
+        if stage1_only:
+            return mine.stage_1_alone(variation, seed)
+        return mine.run(variation, seed, stage2_steps if variation == reference else equal_steps[seed])
+
+    folder = out / name
+    records: dict[tuple[int, int], dict[str, Any]] = {}  # by seed and the variation's place
+    waiting = [(seed, place) for seed in seeds for place in range(len(variations))]
+    told = False
+    while waiting:
+        for key in waiting:
+            seed, place = key
+            try:
+                records[key] = attempt(variations[place], seed)
+            except FolderBusy:
+                continue
+            waiting.remove(key)
+            told = False
+            done = [record for _, record in sorted(records.items())]
+            shown = sorted({name for one in done for name in one["scores"] if experiment.shows(name, held_out)})
+            names = [variation.name for variation in variations]
+            results = {"name": name, "claim": experiment.claim, "variations": names, "shown": shown, "runs": done}
+            with one_at_a_time(folder, report):
+                write_whole(folder / "results.json", json.dumps(results, indent=1) + "\n")
+            break
+        else:
+            if not told:
+                report(f"experiment {name}: {len(waiting)} left, with other processes; waiting for them")
+            told = True
+            time.sleep(LOOK_AGAIN)
+    return folder
+
+
+def _titled(report: Report, title: str) -> Report:
+    """A report that says a title before its first line."""
+    titles = [title]
+
+    def line(text: str) -> None:
+        while titles:
+            report(titles.pop())
+        report(text)
+
+    return line
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """Trained and scored models, each made once."""
+
+    inputs: Inputs
+    folder: Path
+    recipes: tuple[str, str]
+    overrides: tuple[str, ...]
+    given: TrainResult | None
+    rows: int
+    evaluate: Evaluate
+    report: Report
+
+    def run(self, variation: Variation, seed: int, steps: int) -> dict[str, Any]:
+        """One variation with one seed: what its two stages and its scores came to."""
+        first = self._stage_1(variation, seed)
+        equal = (f"optimizer.max_steps={steps}",) if steps else ()
+        start = (f"model.checkpoint={first.out}", f"data.path={self.inputs.instruct}")
+        second = self._stage(1, (*start, *self._common(seed), *variation.stage2, *equal))
+        out = Path(second.out)
+        scores = self.evaluate(out, self.inputs.evaluation, out / f"evaluation-{self.rows or 'all'}", self.rows)
+        return {
+            "variation": variation.name,
+            "seed": seed,
+            "steps": second.steps,
+            "stage1_wer": first.wer,
+            "stage2_wer": second.wer,
+            "skill": scores["normalized"]["skill"]["value"],
+            "answered": scores["coverage"],
+            "scores": flat_scores(scores),
+        }
+
+    def stage_2_steps(self, variation: Variation, seed: int) -> int:
+        """Optimizer steps of a variation's Stage 2, as its recipe and corpus have it."""
+        settings = ("model.checkpoint=not yet known", f"data.path={self.inputs.instruct}", *self._common(seed))
+        return _steps_of(self.recipes[1], (*settings, *variation.stage2))
+
+    def stage_1_alone(self, variation: Variation, seed: int) -> dict[str, Any]:
+        """The same record, of Stage 1 only."""
+        wer = self._stage_1(variation, seed).wer
+        nothing: dict[str, Any] = {"steps": 0, "stage2_wer": None, "skill": None, "answered": None, "scores": {}}
+        return {"variation": variation.name, "seed": seed, "stage1_wer": wer} | nothing
+
+    def _common(self, seed: int) -> tuple[str, ...]:
+        return (f"compute.encoder_cache={self.folder / 'encoder-cache'}", *self.overrides, f"seed={seed}")
+
+    def _stage_1(self, variation: Variation, seed: int) -> TrainResult:
+        settings = (*self.inputs.stage1(), *self._common(seed))
+        if variation.stage1_share == 1:
+            return self.given or self._stage(0, settings)
+        steps = max(1, round(_steps_of(self.recipes[0], settings) * variation.stage1_share))
+        return self._stage(0, (*settings, f"optimizer.max_steps={steps}"))
+
+    def _stage(self, stage: int, overrides: tuple[str, ...]) -> TrainResult:
+        """A stage in the folder of its recipe, so that equal runs of several experiments are one."""
+        recipe = load_recipe(self.recipes[stage], (*overrides, "out=not yet known"))
+        out = {"out": str(self._folder_of(recipe, f"stage{stage + 1}"))}
+        return train(recipe, out, report=lambda line: self.report(f"    {line}"))
+
+    def _folder_of(self, recipe: Recipe, stage: str) -> Path:
+        """Where a run lies that comes to what this recipe does, however it was watched; else the name of a new one."""
+        settings = decisive(recipe.to_dict())
+        for file in sorted(self.folder.glob(f"{stage}-*/{RECIPE}")):
+            if decisive(yaml.safe_load(file.read_text(encoding="utf-8"))) == settings:
+                return file.parent
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+        return self.folder / f"{stage}-{digest}"
+
+
+@functools.cache  # asked again and again while other processes are waited for
+def _steps_of(recipe: str, overrides: tuple[str, ...]) -> int:
+    """Optimizer steps that a recipe takes on its corpus."""
+    settings = load_recipe(recipe, (*overrides, "out=not yet known"))
+    return count_steps(settings, open_corpus(settings.data, settings.seed), batch_rule(settings, 1))[1]
+
+
+def flat_scores(scores: Scores) -> dict[str, Any]:
+    """Metric, value, direction and coverage of every task, and of every format of a task that comes in several."""
+    named = dict(scores["tasks"])
+    for task in scores["tasks"]:
+        formats = {form: part["tasks"][task] for form, part in scores["modalities"].items() if task in part["tasks"]}
+        if len(formats) > 1:
+            named |= {f"{task} ({form})": entry for form, entry in formats.items()}
+    return {
+        name: {key: entry["primary"][key] for key in ("metric", "value", "direction")}
+        | {"answered": entry["coverage"]}
+        for name, entry in named.items()
+        if entry["primary"]
+    }
+
+
+def evaluate_by_command(model: Path, corpus: Path, out: Path, rows: int) -> Scores:
+    """Score a model with `llaso eval`, in processes of its own; what is there already is not done again.
+
+    Raises:
+        RuntimeError: a command failed; its output is in the message.
+        FolderBusy: another process scores it, or one that a killed process had started.
+    """
+    file = out / "scores.json"
+    with alone_in(out) as lock:
+        if not file.exists():
+            predictions = str(out / "predictions")
+            generate = ["generate", "--model", str(model), "--data", str(corpus), "--out", predictions]
+            generate += ["--batch-size", str(ROWS_AT_ONCE), "--max-new-tokens", str(ANSWER_TOKENS)]
+            generate += ["--limit", str(rows)] if rows else []
+            _llaso_eval(generate, lock)
+            _llaso_eval(["score", predictions, "--no-intervals", "--out", str(file)], lock)
+        return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _llaso_eval(arguments: Sequence[str], lock: int) -> None:
+    """One command, which holds the lock as well, so that nobody else begins while it runs."""
+    command = [sys.executable, "-m", "llaso.cli", "eval", *arguments]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, pass_fds=[lock]
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-4000:]}")

@@ -1,0 +1,202 @@
+"""Rows in, one padded batch out.
+
+The processor writes the prompt, cuts and transforms the audio and counts its tokens; labels come from its chat
+template's assistant mask, so this module knows no prompt text and no audio formula. Rows without audio, with one clip
+and with several may share a batch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from modeling_llaso.processing_llaso import LlasoProcessor
+
+from .corpora import clip_bytes, log_mels
+from .encoder_cache import EncoderCache, clip_key, stack_windows
+from .row_lengths import Row, clean_messages
+
+logger = logging.getLogger(__name__)
+
+IGNORED = -100
+"""Label of tokens that are not learned."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row, ready to be padded.
+
+    Attributes:
+        id: the row's.
+        task: the row's.
+        input_ids: `(tokens,)`, audio expanded.
+        labels: `(tokens,)`, `IGNORED` outside the answers.
+        windows: the audio, window after window: log-mel `(mels, frames)`, or, where `encoded`, the encoder's output
+            `(positions, width)`.
+        encoded: which of the two.
+    """
+
+    id: str
+    task: str
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    windows: list[torch.Tensor]
+    encoded: bool = False
+
+
+class RowEncoder:
+    """One row at a time through the processor.
+
+    Args:
+        processor: writes, cuts, transforms and counts.
+        max_length: tokens of text, counting each clip as one; what goes beyond is cut off the end.
+        cache: the frozen encoder's output, taken where every clip of a row is there.
+    """
+
+    def __init__(self, processor: LlasoProcessor, max_length: int, cache: EncoderCache | None = None) -> None:
+        self.processor, self.max_length, self.cache = processor, max_length, cache
+
+    def __call__(self, row: Row) -> Example:
+        """Tokens, labels and audio of a row.
+
+        Raises:
+            ValueError: the row cannot be learned from; the message names it.
+        """
+        try:
+            return self._encode(row)
+        except ValueError as error:
+            raise ValueError(f"row {row['id']}: {error}") from error
+
+    def _encode(self, row: Row) -> Example:
+        for name in ("id", "task"):
+            if row[name] is None:
+                raise ValueError(f"its `{name}` is null")
+        messages = clean_messages(row)
+        if messages[-1]["role"] != "assistant":
+            raise ValueError("its last message is no answer, so there is nothing to learn")
+        input_ids, answer = self.tokenize(messages)
+        is_audio = input_ids == self.processor.audio_token_id
+        clips = row["audio"] or []
+        if int(is_audio.sum()) != len(clips):
+            raise ValueError(
+                f"its messages have {int(is_audio.sum())} places for audio, but it has {len(clips)} clips"
+            )
+        if is_audio[self.max_length :].any():
+            raise ValueError(
+                f"its text is longer than data.max_length={self.max_length} tokens before its last clip, and audio is "
+                "never cut"
+            )
+        input_ids, answer, is_audio = (t[: self.max_length] for t in (input_ids, answer, is_audio))
+        if not answer.any():
+            raise ValueError(f"nothing of its answer is within data.max_length={self.max_length}")
+
+        encoded = self.cache is not None and all(clip_key(clip_bytes(clip)) in self.cache for clip in clips)
+        windows_of_clips = self._encoded(clips) if encoded else log_mels(row, self.processor)
+        repeats = torch.ones_like(input_ids)
+        repeats[is_audio] = torch.tensor([count for count, _ in windows_of_clips], dtype=torch.long)
+        labels = input_ids.masked_fill(~answer, IGNORED)
+        return Example(
+            id=row["id"],
+            task=row["task"],
+            input_ids=input_ids.repeat_interleave(repeats),
+            labels=labels.repeat_interleave(repeats),
+            windows=[window for _, windows in windows_of_clips for window in windows],
+            encoded=encoded and bool(clips),
+        )
+
+    def tokenize(self, messages: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """A conversation's tokens, each clip as one placeholder, and which of them the assistant wrote.
+
+        What `processor.apply_chat_template(…, return_assistant_tokens_mask=True)` gives, before audio is expanded: so
+        a row whose encoder output is kept needs no audio at all.
+        """
+        tokenizer = self.processor.tokenizer
+        self.processor.check_messages([messages])
+        template = self.processor.chat_template
+        assert isinstance(template, str)
+        rendered: Any = render_jinja_template(
+            conversations=[messages],
+            chat_template=template,
+            return_assistant_tokens_mask=True,
+            **tokenizer.special_tokens_map,
+        )
+        prompts, spans = rendered
+        begins = tokenizer.bos_token is not None and prompts[0].startswith(tokenizer.bos_token)
+        tokens = tokenizer(prompts[0], add_special_tokens=not begins, return_offsets_mapping=True)
+        offsets = torch.tensor(tokens["offset_mapping"])  # (tokens, 2): first character, and the one after the last
+        written = torch.zeros(len(offsets), dtype=torch.bool)
+        for first, end in torch.tensor(spans[0]):
+            written |= (offsets[:, 0] < end) & (offsets[:, 1] > first)
+        return torch.tensor(tokens["input_ids"]), written
+
+    def _encoded(self, clips: Sequence[dict[str, Any]]) -> list[tuple[int, list[torch.Tensor]]]:
+        """Of every clip, its tokens and its windows of kept encoder output."""
+        assert self.cache is not None
+        kept = [self.cache.get(clip_key(clip_bytes(clip))) for clip in clips]
+        stride = self.processor.projector_stride
+        return [(sum(-(-len(window) // stride) for window in windows), windows) for windows in kept]
+
+
+@dataclass
+class Collator:
+    """Rows to a batch.
+
+    The batch holds `input_ids`, `attention_mask`, `shift_labels` (the label of each token's successor), the rows'
+    `ids` and `tasks`, and the audio of all rows, window after window: `input_features` with `input_features_mask`, or,
+    where the encoder's output is kept, `windows` as `Example` has them, with `windows_encoded` saying which is which.
+
+    Attributes:
+        encode: rows to examples.
+        skip_bad_rows: leave a row that cannot be learned from out, with a warning, instead of raising.
+        also: adds to a batch what else its rows are needed for, e.g. a teacher's inputs.
+    """
+
+    encode: RowEncoder
+    skip_bad_rows: bool = False
+    also: Callable[[Sequence[Row]], dict[str, torch.Tensor]] | None = None
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+        examples, kept, skipped = [], [], []
+        for row in rows:
+            try:
+                examples.append(self.encode(row))
+                kept.append(row)
+            except ValueError as error:
+                if not self.skip_bad_rows:
+                    raise ValueError(f"{error} (set data.bad_rows=skip to leave such rows out)") from error
+                logger.warning("left out: %s", error)
+                skipped.append(row["id"])
+        pad_token_id = self.encode.processor.tokenizer.pad_token_id
+        batch = pad(examples, pad_token_id, self.encode.cache is not None) | {"skipped": skipped}
+        return batch | self.also(kept) if self.also is not None else batch
+
+
+def pad(examples: Sequence[Example], pad_token_id: int, keep_windows: bool = False) -> dict[str, Any]:
+    """Examples to one batch, padded on the right; none at all give one row of padding that teaches nothing."""
+    if not examples:
+        nothing = torch.full((2,), IGNORED)
+        examples = [Example("", "", torch.full((2,), pad_token_id), nothing, windows=[])]
+    input_ids = pad_sequence([e.input_ids for e in examples], batch_first=True, padding_value=pad_token_id)
+    labels = pad_sequence([e.labels for e in examples], batch_first=True, padding_value=IGNORED)
+    sizes = torch.tensor([len(e.input_ids) for e in examples])
+    batch: dict[str, Any] = {
+        "ids": [e.id for e in examples],
+        "tasks": [e.task for e in examples],
+        "input_ids": input_ids,
+        "attention_mask": (torch.arange(input_ids.shape[1]) < sizes[:, None]).long(),
+        "shift_labels": torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED),
+    }
+    windows = [window for e in examples for window in e.windows]
+    if not windows:
+        return batch
+    if keep_windows:
+        encoded = [e.encoded for e in examples for _ in e.windows]
+        return batch | {"windows": windows, "windows_encoded": encoded}
+    features, mask = stack_windows(windows)
+    return batch | {"input_features": features, "input_features_mask": mask}

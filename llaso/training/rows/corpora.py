@@ -1,0 +1,280 @@
+"""Corpora as the trainer reads them: opened, checked, filtered, and numbered or streamed.
+
+Comes in: the recipe's data section. Goes out: rows of the one schema (`dataset_scripts/schema.py`), their audio still
+bytes, with the expanded length of each, so that batches are planned before anything is decoded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import soundfile
+import soxr
+import torch
+
+from modeling_llaso.processing_llaso import LlasoProcessor
+
+from ..recipe.recipe import DataChoice
+from .batch_plan import BatchRule, shuffled_windows, stream_windows
+from .corpus_columns import checked_columns, column_of
+from .row_lengths import COMPARED, Row, length_rule, lengths_of
+
+logger = logging.getLogger(__name__)
+
+Windows = Callable[[int], Iterator[list[tuple[Any, int]]]]
+"""From an epoch to its windows of `(row or row number, length)`."""
+
+
+@dataclass
+class NumberedCorpus:
+    """A corpus whose rows have numbers: first `audio_rows` rows, then text-only ones, some drawn each epoch."""
+
+    table: datasets.Dataset
+    lengths: np.ndarray  # (rows,) tokens after audio expansion
+    audio_rows: int
+    text_drawn: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows in all."""
+        return len(self.lengths)
+
+    def __getitem__(self, number: int) -> Row:
+        return self.table[number]
+
+    def windows(self, rule: BatchRule, seed: int) -> Windows:
+        """Every epoch's rows, shuffled, a window at a time."""
+        return shuffled_windows(self.lengths, rule, seed, self.audio_rows, self.text_drawn)
+
+
+@dataclass
+class StreamedCorpus:
+    """A corpus read from its beginning while training, shuffled in a buffer."""
+
+    stream: datasets.IterableDataset
+    length_of: Callable[[Row], int]
+    buffer: int = 1000
+    rows: int = 0  # nobody knows
+
+    def __getitem__(self, row: Row) -> Row:
+        """The row itself: a stream has no numbers, so its batches carry the rows."""
+        return row
+
+    def windows(self, rule: BatchRule, seed: int) -> Windows:
+        """The stream, a window at a time; each epoch shuffles its files and its buffer anew."""
+
+        def stream(epoch: int) -> datasets.IterableDataset:
+            shuffled = self.stream.shuffle(seed=seed, buffer_size=self.buffer)
+            shuffled.set_epoch(epoch)
+            return shuffled
+
+        return stream_windows(stream, self.length_of, rule)
+
+
+Corpus = NumberedCorpus | StreamedCorpus
+
+
+def open_corpus(choice: DataChoice, seed: int, processor: LlasoProcessor | None = None, workers: int = 0) -> Corpus:
+    """The training rows of a recipe.
+
+    Args:
+        choice: the recipe's data section.
+        seed: of the run.
+        processor: of the model that is to read them: tells their lengths. Without one, `length` is believed, and
+            estimated where it is missing.
+        workers: processes that count lengths, where a corpus does not have them.
+
+    Raises:
+        ValueError: a column is missing, or no row passes the recipe's filters.
+        FileNotFoundError: no such corpus.
+    """
+    if choice.streaming:
+        stream = _load(choice.path, choice, choice.split, streaming=True)
+        if (admit := _filter(choice)) is not None:
+            stream = stream.filter(admit, input_columns=["task", "modality"])
+        length_of = length_rule(stream.take(COMPARED), processor, choice.path)
+        if choice.text_path:
+            text = _load(choice.text_path, choice, choice.split, streaming=True, config="default")
+            text_length = length_rule(text.take(COMPARED), processor, choice.text_path)
+            shares = [1 - choice.text_share, choice.text_share]
+            stream = datasets.interleave_datasets(
+                [stream, text], shares, seed=seed, stopping_strategy="first_exhausted"
+            )
+            return StreamedCorpus(stream, lambda row: (length_of if row["audio"] else text_length)(row))
+        return StreamedCorpus(stream, length_of)
+
+    table = _admitted(_load(choice.path, choice, choice.split), choice)
+    audio_rows, text_drawn = len(table), 0
+    if choice.text_path:
+        text = _load(choice.text_path, choice, choice.split, config="default")
+        text_drawn = min(len(text), round(audio_rows * choice.text_share / (1 - choice.text_share)))
+        known = datasets.Features({name: table.features.get(name, kind) for name, kind in text.features.items()})
+        table = datasets.concatenate_datasets([table, text.cast(known)])
+    return NumberedCorpus(table, lengths_of(table, processor, choice.path, workers), audio_rows, text_drawn)
+
+
+def open_held_out(choice: DataChoice, task: str, rows: int) -> list[Row]:
+    """`rows` held-out rows of one task, drawn by a digest of their ids; empty where there is no such split or task."""
+    try:
+        table = _load(choice.path, choice, choice.validation_split)
+    except ValueError as error:
+        if "Unknown split" in str(error) or "Bad split" in str(error):
+            logger.warning("%s has no split %s: nothing is held out", choice.path, choice.validation_split)
+            return []
+        raise
+    columns = (column_of(table, name).to_pylist() for name in ("id", "task"))
+    numbered = enumerate(zip(*columns, strict=True))
+    chosen = sorted(
+        (hashlib.sha256(str(key).encode()).digest(), number) for number, (key, code) in numbered if code == task
+    )
+    return [table[number] for _, number in chosen[:rows]]
+
+
+def clip_bytes(clip: dict[str, Any] | None) -> bytes:
+    """A clip's encoded bytes, from the row or from the file that it names.
+
+    Raises:
+        ValueError: it has neither, or the file cannot be read.
+    """
+    if clip is not None and clip["bytes"] is not None:
+        return clip["bytes"]
+    if clip is None or not clip["path"]:
+        raise ValueError("a clip cannot be read: it has neither bytes nor a path")
+    try:
+        return Path(clip["path"]).read_bytes()
+    except OSError as error:
+        raise ValueError(f"a clip cannot be read: {error}") from error
+
+
+def decode_audio(row: Row, sampling_rate: int) -> list[np.ndarray]:
+    """A row's clips as mono float32 samples.
+
+    Raises:
+        ValueError: a clip cannot be read; the message says which.
+    """
+    clips = []
+    for number, item in enumerate(row["audio"] or []):
+        try:
+            samples, rate = soundfile.read(io.BytesIO(clip_bytes(item)), dtype="float32")
+        except soundfile.SoundFileError as error:
+            raise ValueError(f"clip {number} cannot be read: {error}") from error
+        if samples.ndim > 1:
+            samples = samples.mean(axis=1)
+        if rate != sampling_rate:
+            samples = soxr.resample(samples, rate, sampling_rate, quality="HQ")
+        if not len(samples):
+            raise ValueError(f"clip {number} holds no sample")
+        if not np.isfinite(samples).all():
+            raise ValueError(f"clip {number} holds NaN or infinite samples")
+        clips.append(samples)
+    return clips
+
+
+def log_mels(row: Row, processor: LlasoProcessor) -> list[tuple[int, list[torch.Tensor]]]:
+    """Of each of a row's clips: its audio tokens, and its windows of log-mel, `(mels, frames)` each."""
+    clips = []
+    for samples in decode_audio(row, processor.feature_extractor.sampling_rate):
+        cuts = processor.audio_windows(len(samples))
+        mels = processor.log_mel([samples[start:stop] for start, stop in cuts])
+        clips.append((processor.count_audio_tokens(len(samples)), mels))
+    return clips
+
+
+def _load(path: str, choice: DataChoice, split: str, streaming: bool = False, config: str | None = None) -> Any:
+    """One split with the columns that training reads."""
+    if not Path(path).exists() and path.startswith((".", "/", "runs/")):
+        raise FileNotFoundError(
+            f"no corpus at {path}; build it with `llaso data build`, or name another: --set data.path=…"
+        )
+    try:
+        table = datasets.load_dataset(
+            path,
+            config or choice.config,
+            split=split,
+            streaming=streaming,
+            revision=choice.revision,
+            cache_dir=None if streaming else _cache_for(Path(path)),
+        )
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise FileNotFoundError(f"no corpus {path}: neither a folder here nor a data set on the Hub") from error
+    except (datasets.exceptions.DatasetGenerationError, pa.ArrowInvalid) as error:
+        raise ValueError(
+            f"{_broken_file(Path(path)) or path} cannot be read: {error.__cause__ or error}; build or fetch it again"
+        ) from error
+    table = table.select_columns(checked_columns(table.features or {}, f"{path}, split {split}"))
+    clip = table.features["audio"].feature
+    if not isinstance(clip, datasets.Audio) or clip.decode:
+        table = table.cast_column("audio", datasets.List(datasets.Audio(decode=False)))
+    return table
+
+
+def _broken_file(folder: Path) -> Path | None:
+    """The first Parquet file whose end, where its contents are listed, cannot be read."""
+    for file in sorted(folder.rglob("*.parquet")):
+        try:
+            pq.read_metadata(file)
+        except (pa.ArrowInvalid, OSError):
+            return file
+    return None
+
+
+def _cache_for(folder: Path) -> str | None:
+    """A cache folder of its own for each state of a local corpus; datasets' usual one for a Hub id.
+
+    datasets 5.2 tells local folders apart by their base name alone, and would answer for a rebuilt corpus, or another
+    of the same name, with the rows of the first.
+    """
+    if not folder.is_dir():
+        return None
+    files = sorted(path for path in folder.rglob("*.parquet") if path.is_file())
+    state = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    name = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
+    return str(Path(datasets.config.HF_DATASETS_CACHE) / "llaso-train" / name)
+
+
+def _filter(choice: DataChoice) -> Callable[[str, str], bool] | None:
+    """Whether a row of a task and a modality format is learned from; None where all are."""
+    wanted, unwanted, formats = set(choice.tasks), set(choice.without_tasks), set(choice.without_modalities)
+    if not wanted and not unwanted and not formats:
+        return None
+    return lambda task, modality: (not wanted or task in wanted) and task not in unwanted and modality not in formats
+
+
+def _admitted(table: datasets.Dataset, choice: DataChoice) -> datasets.Dataset:
+    """The rows of the recipe's tasks and formats."""
+    if not len(table):
+        raise ValueError(f"{choice.path}, split {choice.split}: no rows")
+    if not (choice.tasks or choice.without_tasks or choice.without_modalities):
+        return table
+    tasks, formats = column_of(table, "task"), column_of(table, "modality")
+    if absent := sorted({*choice.tasks, *choice.without_tasks} - set(tasks.unique().to_pylist())):
+        raise ValueError(
+            f"{choice.path}: data.tasks or data.without_tasks names {', '.join(absent)}, which it has no row of; it "
+            f"has {', '.join(sorted(tasks.unique().to_pylist()))}"
+        )
+
+    def among(column: pa.ChunkedArray, names: tuple[str, ...]) -> np.ndarray:
+        return pc.is_in(column, pa.array(names, pa.string())).to_numpy()
+
+    admitted = ~among(tasks, choice.without_tasks) & ~among(formats, choice.without_modalities)
+    if choice.tasks:
+        admitted &= among(tasks, choice.tasks)
+    if not admitted.any():
+        pairs = sorted({f"{task} ({form})" for task, form in zip(tasks.to_pylist(), formats.to_pylist(), strict=True)})
+        raise ValueError(
+            f"{choice.path}: data.tasks, data.without_tasks and data.without_modalities leave no row; it has "
+            f"{', '.join(pairs)}"
+        )
+    return table.select(np.flatnonzero(admitted))

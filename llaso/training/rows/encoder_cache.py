@@ -1,0 +1,265 @@
+"""The frozen encoder's output, kept on disk: computed once, read in every later epoch, stage and run.
+
+A clip is known by the digest of its bytes, a cache folder by the digest of the encoder's weights and of everything
+else that changes its output, so nothing stale is ever read. One file of float16 vectors grows to a stated size; an
+index beside it names what is whole, so that a killed run loses at most its last clips. Several runs may share a
+folder: one at a time adds to it, and what is there never changes under those that read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from llaso_common.folder_lock import one_at_a_time
+from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
+from modeling_llaso.processing_llaso import LlasoProcessor
+
+from .corpora import clip_bytes, log_mels
+from .row_lengths import Row
+
+logger = logging.getLogger(__name__)
+
+DTYPE = np.dtype("float16")
+GIGABYTE = 10**9
+WINDOWS_AT_ONCE = 16
+"""Windows that the encoder reads together while the cache fills."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one clip lies: its first vector in the file, and the vectors of each of its windows."""
+
+    start: int
+    windows: tuple[int, ...]
+
+
+class EncoderCache:
+    """Encoder output by clip, on disk. One process writes; others only read.
+
+    Args:
+        folder: made where absent; the fingerprint becomes a sub-folder of it.
+        fingerprint: of the encoder and its settings, from `fingerprint`.
+        width: of an encoder vector.
+        limit: bytes that the vectors may take.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str, width: int, limit: int) -> None:
+        self.folder = folder / fingerprint
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.width, self.limit = width, limit
+        self.vectors_file, self.index_file = self.folder / "vectors.f16", self.folder / "index.jsonl"
+        self.entries: dict[str, Entry] = {}
+        self.used = 0  # vectors
+        self.index_bytes = 0  # of the index, up to the last whole line
+        self._mapped: np.ndarray | None = None
+        self.read_index()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.entries
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_mapped": None}  # each worker process maps the file itself
+
+    @property
+    def bytes_used(self) -> int:
+        """Bytes of vectors on disk."""
+        return self.used * self.width * DTYPE.itemsize
+
+    def add(self, key: str, windows: Iterable[torch.Tensor]) -> bool:
+        """Keep one clip's windows, each `(positions, width)`; False where the limit or the disk is full."""
+        arrays = [window.detach().to(torch.float16).cpu().numpy() for window in windows]
+        if self.bytes_used + sum(array.nbytes for array in arrays) > self.limit:
+            return False
+        entry = Entry(self.used, tuple(len(array) for array in arrays))
+        try:
+            with self.vectors_file.open("r+b" if self.vectors_file.exists() else "wb") as file:
+                file.seek(self.bytes_used)
+                for array in arrays:
+                    file.write(array.tobytes())
+            line = json.dumps({"key": key, "start": entry.start, "windows": entry.windows}).encode() + b"\n"
+            with self.index_file.open("r+b" if self.index_file.exists() else "wb") as file:
+                file.seek(self.index_bytes)
+                file.write(line)
+                file.truncate()
+        except OSError as error:
+            logger.warning("the encoder cache stops growing: %s", error)
+            self.limit = self.bytes_used
+            return False
+        self.entries[key] = entry
+        self.used += sum(entry.windows)
+        self.index_bytes += len(line)
+        self._mapped = None
+        return True
+
+    def get(self, key: str) -> list[torch.Tensor]:
+        """One clip's windows, each `(positions, width)` float32."""
+        if self._mapped is None:
+            self._mapped = np.memmap(self.vectors_file, DTYPE, "r", shape=(self.used, self.width))
+        entry = self.entries[key]
+        windows, start = [], entry.start
+        for size in entry.windows:
+            windows.append(torch.from_numpy(self._mapped[start : start + size].astype(np.float32)))
+            start += size
+        return windows
+
+    def read_index(self) -> None:
+        """Take up what is whole on disk, and change nothing there, since another run may be writing its last line."""
+        self.entries, self.used, self.index_bytes, self._mapped = {}, 0, 0, None
+        if not self.index_file.exists():
+            return
+        there = self.vectors_file.stat().st_size // (self.width * DTYPE.itemsize) if self.vectors_file.exists() else 0
+        for line in self.index_file.read_bytes().splitlines(keepends=True):
+            try:
+                record = json.loads(line)
+                entry = Entry(record["start"], tuple(record["windows"]))
+            except (ValueError, LookupError, TypeError):
+                break
+            end = entry.start + sum(entry.windows)
+            if not line.endswith(b"\n") or entry.start != self.used or end > there:
+                break
+            self.entries[record["key"]] = entry
+            self.used, self.index_bytes = end, self.index_bytes + len(line)
+
+
+def clip_key(content: bytes) -> str:
+    """How a clip is known: the digest of its bytes."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def fingerprint(model: LlasoForConditionalGeneration, processor: LlasoProcessor, precision: str) -> str:
+    """Digest of all that a clip's encoder output depends on: weights, padding, log-mel settings, precision."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.model.audio_tower.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    settings = {
+        "padding": processor.audio_padding,
+        "windows": processor.max_windows,
+        "features": processor.feature_extractor.to_dict(),
+        "precision": precision,
+    }
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:16]
+
+
+def fill(
+    cache: EncoderCache,
+    model: LlasoForConditionalGeneration,
+    processor: LlasoProcessor,
+    rows: Iterable[Row],
+    precision: Callable[[], AbstractContextManager],
+    device: torch.device,
+    progress: Callable[[int], None],
+    report: Callable[[str], None],
+) -> None:
+    """Encode the clips that are not kept yet, until no more fit. A row that cannot be read is left for training.
+
+    Where another run fills the same cache, this one waits for it and then adds what is missing.
+
+    Args:
+        cache: grows.
+        model: whose encoder runs.
+        processor: cuts and transforms.
+        rows: best in the order of their length, so that windows encoded together are alike.
+        precision: the context that training runs under.
+        device: where the encoder runs; it goes back to where it was.
+        progress: called with the rows done so far.
+        report: takes a line where another run is waited for.
+    """
+    tower = model.model.audio_tower
+    home = tower.conv1.weight.device
+    with one_at_a_time(cache.folder, report):
+        cache.read_index()
+        try:
+            tower.to(device)
+            _fill(cache, model, processor, rows, precision, progress)
+        finally:
+            tower.to(home)
+
+
+def _fill(
+    cache: EncoderCache,
+    model: LlasoForConditionalGeneration,
+    processor: LlasoProcessor,
+    rows: Iterable[Row],
+    precision: Callable[[], AbstractContextManager],
+    progress: Callable[[int], None],
+) -> None:
+    device = model.model.audio_tower.conv1.weight.device
+    waiting: dict[str, list[torch.Tensor]] = {}
+    done = 0
+
+    def keep() -> bool:
+        windows = [window for clip in waiting.values() for window in clip]
+        features, mask = stack_windows(windows)
+        with precision():
+            vectors = iter(encode_windows(model, features.to(device), mask.to(device)))
+        fits = [cache.add(key, [next(vectors) for _ in clip]) for key, clip in waiting.items()]
+        waiting.clear()
+        return all(fits)
+
+    for row in rows:
+        try:
+            keys = [clip_key(clip_bytes(clip)) for clip in row["audio"] or []]
+            if any(key not in cache and key not in waiting for key in keys):
+                waiting |= dict(zip(keys, (windows for _, windows in log_mels(row, processor)), strict=True))
+        except ValueError as error:
+            logger.debug("row %s not kept: %s", row["id"], error)
+        done += 1
+        if sum(map(len, waiting.values())) >= WINDOWS_AT_ONCE:
+            if not keep():
+                break
+            progress(done)
+    if waiting:
+        keep()
+    progress(done)
+
+
+def encode_windows(
+    model: LlasoForConditionalGeneration, features: torch.Tensor, mask: torch.Tensor
+) -> list[torch.Tensor]:
+    """The encoder's output for windows of log-mel; no graph is recorded where the encoder is frozen.
+
+    Args:
+        model: whose encoder runs.
+        features: `(windows, mels, frames)`.
+        mask: `(windows, frames)`, 1 for real frames.
+
+    Returns:
+        One `(positions, width)` tensor a window, padding left out.
+    """
+    real = mask.bool()
+    learns = any(parameter.requires_grad for parameter in model.model.audio_tower.parameters())
+    with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
+        output = model.model.audio_tower(
+            features.to(model.model.audio_tower.conv1.weight.dtype), None if real.all() else real, return_dict=True
+        ).last_hidden_state
+    counts = real[:, ::2].sum(-1).tolist()
+    return [vectors[:count] for vectors, count in zip(output, counts, strict=True)]
+
+
+def project_windows(model: LlasoForConditionalGeneration, windows: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Encoder output of windows `(positions, width)` through the projector: `(audio tokens, hidden)`."""
+    projector = model.model.multi_modal_projector
+    pooled = [projector.pool(window[None], None)[0] for window in windows]
+    return projector(
+        torch.cat(pooled) if pooled else projector.linear_1.weight.new_zeros(0, projector.linear_1.in_features)
+    )
+
+
+def stack_windows(mels: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-mel windows `(mels, frames)`, padded with zeros: `(windows, mels, frames)` and `(windows, frames)` mask."""
+    features = pad_sequence([mel.T for mel in mels], batch_first=True).transpose(1, 2).contiguous()
+    frames = torch.tensor([mel.shape[1] for mel in mels], device=features.device)
+    return features, (torch.arange(features.shape[2], device=features.device) < frames[:, None]).long()

@@ -1,0 +1,203 @@
+"""Tokens of every row after audio expansion, known before anything is decoded.
+
+The rule is the processor's own `expanded_length`, so planned lengths are those of the batches. A corpus's `length`
+column is believed where it agrees with that rule; otherwise rows are counted anew from their text and durations, once,
+and datasets' cache keeps the answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import soundfile
+
+from llaso_common.folder_lock import one_at_a_time
+from modeling_llaso.processing_llaso import LlasoProcessor
+
+from .corpus_columns import column_of
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+
+COMPARED = 64
+"""Rows whose `length` is counted again before the others are believed."""
+WORTH_TELLING = 100_000
+"""Rows that take so long to count that whoever waits is told why."""
+FRAMES_PER_SECOND, CHARACTERS_PER_TOKEN = 50, 4
+"""Whisper's frames, and a usual tokenizer's text: they estimate a length where there is no processor to count with."""
+
+
+def lengths_of(table: datasets.Dataset, processor: LlasoProcessor | None, where: str, workers: int = 0) -> np.ndarray:
+    """Expanded length of every row, `(rows,)`.
+
+    Args:
+        table: rows of the schema; `length` may be absent, 0, or of another processor.
+        processor: of the model that reads them; None believes the column and estimates what it lacks.
+        where: the corpus's name, for messages.
+        workers: processes that count, where rows must be counted.
+    """
+    column = np.zeros(len(table), dtype=np.int64)
+    if "length" in table.column_names:
+        column = column_of(table, "length").fill_null(0).cast(pa.int64()).to_numpy().clip(min=0)
+    given = np.flatnonzero(column)
+    if processor is not None:
+        compared = (table[int(number)] for number in given[:: max(1, len(given) // COMPARED)])
+        if foreign := _foreign(compared, processor):
+            _warn_of_foreign(foreign, where)
+            column[:] = 0
+    missing = np.flatnonzero(column == 0)
+    if not len(missing):
+        return column
+    if len(missing) > WORTH_TELLING:
+        logger.warning(
+            "%s: counting the tokens of %d rows, once; a corpus built with `llaso data build --processor MODEL` has "
+            "them in its `length` column",
+            where,
+            len(missing),
+        )
+    column[missing] = _counted(table.select(missing), processor, workers)
+    alone = [number for number in missing if not column[number]]  # several clips, or no duration: their headers say
+    for number in alone:
+        column[number] = row_length(table[int(number)], processor)
+    return column
+
+
+def length_rule(first_rows: Iterable[Row], processor: LlasoProcessor | None, where: str) -> Callable[[Row], int]:
+    """How long a streamed row is: its `length`, unless the corpus's first rows show that another processor counted.
+
+    Args:
+        first_rows: the first few of the stream.
+        processor: of the model that reads them; None believes the column and estimates what it lacks.
+        where: the corpus's name, for messages.
+    """
+    if processor is not None and (foreign := _foreign((r for r in first_rows if r.get("length")), processor)):
+        _warn_of_foreign(foreign, where)
+        return lambda row: row_length(row, processor)
+    return lambda row: row.get("length") or row_length(row, processor)
+
+
+def row_length(row: Row, processor: LlasoProcessor | None) -> int:
+    """Tokens of one row; 1 where it cannot be counted, and so not be trained on either: the collator says why."""
+    try:
+        messages = clean_messages(row)
+        if processor is None:
+            characters = sum(len(part.get("text", "")) for message in messages for part in message["content"])
+            return max(1, int(_known_seconds(row) * FRAMES_PER_SECOND) + characters // CHARACTERS_PER_TOKEN)
+        return processor.expanded_length(messages, clip_seconds(row))
+    except (ValueError, OSError, soundfile.SoundFileError) as error:
+        logger.debug("row %s cannot be counted: %s", row["id"], error)
+        return 1
+
+
+def clip_seconds(row: Row) -> list[float]:
+    """Seconds of each clip: the row's duration where it has one clip, else what the clips' headers say.
+
+    Raises:
+        ValueError: a clip is null.
+    """
+    clips = row["audio"] or []
+    if len(clips) == 1 and (seconds := _known_seconds(row)):
+        return [seconds]
+    if None in clips:
+        raise ValueError("a clip of it is null")
+    return [soundfile.info(io.BytesIO(c["bytes"]) if c["bytes"] is not None else c["path"]).duration for c in clips]
+
+
+def _known_seconds(row: Row) -> float:
+    """A row's duration; 0 where it has none, or one that no audio has."""
+    seconds = row.get("duration") or 0.0
+    return seconds if 0 < seconds < math.inf else 0.0
+
+
+def clean_messages(row: Row) -> list[dict[str, Any]]:
+    """A row's messages without the empty fields that a table's fixed columns leave.
+
+    Raises:
+        ValueError: there is none, or one of them or a part of one is null, or neither text nor audio.
+    """
+    if not row["messages"]:
+        raise ValueError("it has no messages")
+    for message in row["messages"]:
+        if message is None or message["content"] is None:
+            raise ValueError("a message of it, or its content, is null")
+        for part in message["content"]:
+            if part is None or part["type"] not in ("audio", "text"):
+                raise ValueError(f"a part of its messages is {part and part['type']}, neither text nor audio")
+    return [
+        {
+            "role": message["role"],
+            "content": [
+                {"type": "audio"} if part["type"] == "audio" else {"type": "text", "text": part["text"] or ""}
+                for part in message["content"]
+            ],
+        }
+        for message in row["messages"]
+    ]
+
+
+def _counted(table: datasets.Dataset, processor: LlasoProcessor | None, workers: int) -> np.ndarray:
+    """Lengths from text and durations alone; 0 for rows that need their clips to be looked at."""
+    cheap = table.select_columns([name for name in ("id", "messages", "duration") if name in table.column_names])
+
+    def count(row: Row) -> dict[str, int]:
+        try:
+            messages = clean_messages(row)
+        except ValueError:
+            return {"length": 1}  # as `row_length` has it
+        clips = sum(part["type"] == "audio" for message in messages for part in message["content"])
+        if clips > 1 or (clips and not _known_seconds(row)):
+            return {"length": 0}
+        return {"length": row_length(row | {"audio": [None] * clips}, processor)}
+
+    files = table.cache_files
+    folder = Path(files[0]["filename"]).parent if files else Path(datasets.config.HF_DATASETS_CACHE)
+    fingerprint = hashlib.sha256(f"{cheap._fingerprint} {_rule(processor)}".encode()).hexdigest()[:16]
+    with one_at_a_time(folder, logger.info):  # one process of a machine counts, the others read what it found
+        counted = cheap.map(
+            count,
+            remove_columns=cheap.column_names,
+            new_fingerprint=fingerprint,
+            num_proc=workers if workers > 1 and len(cheap) > 1000 * workers else None,
+        )
+    return column_of(counted, "length").to_numpy()
+
+
+def _rule(processor: LlasoProcessor | None) -> str:
+    """All that a row's length depends on besides the row."""
+    if processor is None:
+        return "estimate"
+    settings = [processor.audio_padding, processor.projector_stride, processor.max_windows, processor.chat_template]
+    return json.dumps([*settings, processor.tokenizer.backend_tokenizer.to_str()], sort_keys=True)
+
+
+def _foreign(rows: Iterable[Row], processor: LlasoProcessor) -> tuple[Row, int] | None:
+    """The first of the rows whose `length` is not this processor's, and what it should be; None where all agree."""
+    for row in rows:
+        counted = row_length(row, processor)
+        # Durations are kept to a tenth of a millisecond, which may move a clip's end by one token.
+        if counted > 1 and abs(counted - row["length"]) > len(row["audio"] or []):
+            return row, counted
+    return None
+
+
+def _warn_of_foreign(foreign: tuple[Row, int], where: str) -> None:
+    row, counted = foreign
+    logger.warning(
+        "%s: the `length` column was counted for another processor (row %s: %d tokens there, %d here); every row is "
+        "counted anew. `llaso data build --processor MODEL` fills the column for the model that is to read it",
+        where,
+        row["id"],
+        row["length"],
+        counted,
+    )

@@ -1,0 +1,1 @@
+"""One training run: the trainer, checkpoints, resume, history and callbacks."""

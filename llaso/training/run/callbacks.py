@@ -1,0 +1,169 @@
+"""Who looks on while a run trains: progress lines, held-out word error rates, and signals that ask it to stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .distributed import gathered
+from .held_out import HeldOut
+from .trainer import LlasoTrainer
+
+Report = Callable[[str], None]
+"""Takes one line for the person watching."""
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Progress(TrainerCallback):
+    """Every few steps one line: loss, rate, tokens a second, padding share, time left.
+
+    Args:
+        trainer: whose history is read.
+        report: takes the line.
+        every: steps.
+        steps_per_epoch: turns steps into epochs.
+    """
+
+    def __init__(self, trainer: LlasoTrainer, report: Report, every: int, steps_per_epoch: float) -> None:
+        self.trainer, self.report, self.every, self.steps_per_epoch = trainer, report, every, steps_per_epoch
+        self.marks: list[tuple[int, float]] = []  # (step, seconds): ETA and speed are of the last few lines
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.marks = [(state.global_step, time.perf_counter())]
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        state.epoch = state.global_step / self.steps_per_epoch  # the Trainer takes the whole run for one epoch
+        if state.global_step % self.every and state.global_step != state.max_steps:
+            return
+        now = time.perf_counter()
+        done, seconds = state.global_step - self.marks[0][0], now - self.marks[0][1]
+        steps = self.trainer.history.steps(done)
+        tokens, padded = sum(r["tokens"] for r in steps), sum(r["padded"] for r in steps)
+        latest = steps[-self.every :]
+        left = (state.max_steps - state.global_step) * seconds / done
+        self.report(
+            f"step {state.global_step:>6,}/{state.max_steps:,}  epoch {state.epoch:.2f}  "
+            f"loss {sum(r['loss'] for r in latest) / len(latest):.4f}  lr {latest[-1]['learning_rate']:.2e}  "
+            f"{tokens / seconds:,.0f} tokens/s  padding {1 - tokens / padded:.1%}  {left_time(left)} left"
+        )
+        self.marks = [*self.marks[-4:], (state.global_step, now)]
+
+
+class WatchHeldOut(TrainerCallback):
+    """Every few steps, and after the last one, the word error rate on held-out rows.
+
+    A run that is asked to stop leaves it; the one that goes on makes up for it.
+
+    Args:
+        trainer: whose model transcribes.
+        held_out: the rows.
+        report: takes a line for each evaluation.
+    """
+
+    def __init__(self, trainer: LlasoTrainer, held_out: HeldOut, report: Report) -> None:
+        self.trainer, self.held_out, self.report = trainer, held_out, report
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.trainer.history.evaluated < state.global_step:
+            self._evaluate_if_due(args, state)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not self.trainer.all_stop:  # whoever asked to stop may not wait for more than a checkpoint
+            self._evaluate_if_due(args, state)
+
+    def _evaluate_if_due(self, args: TrainingArguments, state: TrainerState) -> None:
+        watch = self.trainer.recipe.watch
+        last = state.global_step == state.max_steps
+        if not last and (
+            not watch.evaluate_every or not state.global_step or state.global_step % watch.evaluate_every
+        ):
+            return
+        rows = watch.final_rows if last else watch.evaluate_rows
+        if not self.held_out.rows[:rows]:
+            return
+        accelerator = self.trainer.accelerator
+        model = accelerator.unwrap_model(self.trainer.model)
+        result = self.held_out.evaluate(model, rows, args.process_index, args.world_size, self._asked_to_stop)
+        if result is None:
+            self.trainer.all_stop = True
+            return
+        counts = accelerator.reduce(
+            torch.tensor([result["errors"], result["words"], result["rows"]], device=args.device), reduction="sum"
+        )
+        errors, words, rows = (int(value) for value in counts.tolist())
+        wer = errors / max(1, words)
+        self.trainer.history.add(
+            {"kind": "held_out", "step": state.global_step, "wer": wer, "errors": errors, "words": words, "rows": rows}
+        )
+        self.report(f"held out: word error rate {wer:.3f} on {rows} rows ({result['seconds']:.1f} s)")
+        for said, heard in result["samples"][:2]:
+            self.report(f"    said  {said}\n    heard {heard}")
+        self.trainer.log({"held_out_wer": wer})
+
+    def _asked_to_stop(self) -> bool:
+        return any(gathered(self.trainer.asked_to_stop()))
+
+
+class StopOnSignal(TrainerCallback):
+    """SIGTERM, Ctrl-C or a lost terminal end the run after the step under way, with a checkpoint.
+
+    Used as a context: handlers are set inside it and put back after it. Outside the main thread, where no handler can
+    be set, it does nothing; a signal that this process was started to ignore (`nohup`) stays ignored. Several
+    processes stop at the same step, whichever of them got the signal. More signals change nothing, since a launcher
+    sends its own after the terminal's: what must end at once takes SIGQUIT (Ctrl-\\) or SIGKILL.
+
+    Args:
+        trainer: is stopped.
+    """
+
+    def __init__(self, trainer: LlasoTrainer) -> None:
+        self.trainer = trainer
+        trainer.asked_to_stop = lambda: self.received is not None
+        self.received: int | None = None
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopOnSignal:
+        if threading.current_thread() is threading.main_thread():
+            for number in STOP_SIGNALS:
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self.previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        if kind is not None and self.trainer.args.world_size > 1:
+            return  # a launcher that has lost one process ends the others, which shall say why they end
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = self.received or number
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.trainer.all_stop:
+            control.should_save = control.should_training_stop = True
+
+
+def left_time(seconds: float) -> str:
+    """A duration as people say it: `45 s`, `3 min 10 s`, `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"

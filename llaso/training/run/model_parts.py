@@ -1,0 +1,167 @@
+"""The three parts of a LLaSO model, and which of them learn.
+
+A frozen part stays in `eval()` while the rest trains, and where no gradient passes through it (the encoder), the
+model records no graph. Adapters (LoRA) are injected into the LLM and merged back when the model is exported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
+
+from ..recipe.recipe import LoraChoice, Part
+
+PARTS: tuple[Part, ...] = ("encoder", "projector", "llm")
+
+
+@dataclass(frozen=True)
+class PartReport:
+    """What one part is doing.
+
+    Attributes:
+        name: encoder, projector or llm.
+        parameters: in all, tied ones once.
+        trainable: of them, those that learn.
+        weight_bytes: what all of them take, in the types they are held in.
+        graph: whether gradients pass through the part, so that its activations are kept.
+    """
+
+    name: Part
+    parameters: int
+    trainable: int
+    weight_bytes: int
+    graph: bool
+
+
+def modules_of(model: LlasoForConditionalGeneration, part: Part) -> list[nn.Module]:
+    """The modules that make up a part; the LLM's head belongs to the LLM."""
+    return {
+        "encoder": [model.model.audio_tower],
+        "projector": [model.model.multi_modal_projector],
+        "llm": [model.model.language_model, model.lm_head],
+    }[part]
+
+
+def freeze_all_but(model: LlasoForConditionalGeneration, train: Iterable[Part]) -> list[nn.Module]:
+    """Let the named parts learn and nothing else.
+
+    Whisper's positions are a fixed table of sines: they stay as they are even where the encoder learns.
+
+    Returns:
+        The frozen modules, to be kept in `eval()`.
+    """
+    train = set(train)
+    frozen = []
+    for part in PARTS:
+        for module in modules_of(model, part):
+            module.requires_grad_(part in train)
+            if part not in train:
+                frozen.append(module)
+    model.model.audio_tower.embed_positions.requires_grad_(False)
+    return frozen
+
+
+def hold_frozen_in(model: LlasoForConditionalGeneration, dtype: torch.dtype) -> None:
+    """Hold the weights that do not learn in another type, in place: bf16 halves them.
+
+    Weights that learn stay as they are, since small updates would be lost in rounding; so does the encoder's table of
+    positions where the encoder learns. Buffers, rotary frequencies among them, stay as well.
+    """
+    encoder_learns = any(parameter.requires_grad for parameter in model.model.audio_tower.parameters())
+    for part in PARTS:
+        for module in modules_of(model, part):
+            if not (part == "encoder" and encoder_learns):
+                cast_frozen(module, dtype)
+
+
+def cast_frozen(module: nn.Module, dtype: torch.dtype) -> None:
+    """Change the type of a module's weights that do not learn, in place; tied ones stay tied."""
+    for parameter in module.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+
+
+def keep_frozen(frozen: Iterable[nn.Module], model: LlasoForConditionalGeneration) -> None:
+    """Put the frozen modules back into `eval()` after the Trainer has put the whole model into `train()`.
+
+    An LLM's layer computes its activations again in the backward pass only while it is in `train()`, learning or not.
+    Where that is asked for, the layer itself is left so; what is in it, dropout say, is not.
+    """
+    for module in frozen:
+        module.eval()
+    for layer in model.model.language_model.modules():
+        if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing:
+            layer.training = True
+
+
+def report_parts(model: LlasoForConditionalGeneration) -> list[PartReport]:
+    """Parameters of each part, and what becomes of them."""
+    reports = []
+    learns_before = False
+    for part in PARTS:
+        parameters = {id(p): p for module in modules_of(model, part) for p in module.parameters()}.values()
+        trainable = sum(p.numel() for p in parameters if p.requires_grad)
+        learns_before = learns_before or trainable > 0
+        held = sum(p.numel() * p.element_size() for p in parameters)
+        reports.append(PartReport(part, sum(p.numel() for p in parameters), trainable, held, learns_before))
+    return reports
+
+
+def describe_parts(reports: Iterable[PartReport]) -> list[str]:
+    """One line a part, as `llaso train` prints them."""
+    lines = []
+    for part in reports:
+        if part.trainable:
+            state = f"trains {part.trainable:,}"
+        elif part.graph:
+            state = "frozen, in eval(); gradients pass through"
+        else:
+            state = "frozen, in eval() and no_grad()"
+        size = part.weight_bytes / 1e9
+        lines.append(f"{part.name:<10}{part.parameters:>15,} parameters {size:>7.2f} GB   {state}")
+    return lines
+
+
+def add_lora(model: LlasoForConditionalGeneration, choice: LoraChoice) -> None:
+    """Freeze the LLM's weights and put low-rank adapters beside its linear layers, in place.
+
+    Raises:
+        ValueError: peft is not installed, or the LLM has no linear layer of one of the names.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ValueError("lora.rank needs peft: pip install 'llaso[train]'") from error
+    layers = model.model.language_model.named_modules()
+    names = {name.rpartition(".")[2] for name, module in layers if isinstance(module, nn.Linear)}
+    if missing := [target for target in choice.targets if target not in names]:
+        raise ValueError(
+            f"lora.targets: the LLM has no linear layer named {', '.join(missing)}; it has {', '.join(sorted(names))}"
+        )
+    for module in modules_of(model, "llm"):
+        module.requires_grad_(False)
+    config = LoraConfig(
+        r=choice.rank, lora_alpha=choice.alpha, lora_dropout=choice.dropout, target_modules=list(choice.targets)
+    )
+    inject_adapter_in_model(config, model.model.language_model)
+
+
+def merge_lora(model: LlasoForConditionalGeneration) -> None:
+    """Add the adapters into the weights they stand beside and take them out, in place.
+
+    A merged weight is a learned one, and becomes as wide as its adapters were.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLayer):
+            cast_frozen(module.get_base_layer(), torch.float32)
+            module.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.get_base_layer())

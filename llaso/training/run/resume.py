@@ -1,0 +1,180 @@
+"""What a run must share with an earlier one in its folder to go on from it: the recipe, and the order of rows.
+
+`recipe.yaml` keeps the one, `plan.json` the other: micro-batches of a step, processes, how they split the weights, and
+a digest of the rows. The number of processes may change as long as a step stays the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..recipe.recipe import DataChoice, Recipe
+from ..rows.corpora import Corpus, NumberedCorpus
+from ..rows.corpus_columns import column_of
+from .checkpoints import write_whole
+
+RECIPE, PLAN = "recipe.yaml", "plan.json"
+MAY_CHANGE = (
+    "watch.",
+    "compute.workers",
+    "compute.encoder_cache",
+    "data.rows",
+    "data.seconds_per_row",
+    "data.text_tokens_per_row",
+    "out",
+    "batch.accumulation",  # with the number of processes: see `StepPlan`
+)
+"""Settings that may differ between a killed run and the one that resumes it."""
+MEASURES = ("batch.accumulation", "watch.final_rows")
+"""Those of them that change what two runs come to: the rows of a step, and of the last word error rate."""
+ROWS_AT_ONCE = 100_000
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What decides which rows meet in which step, beyond the recipe; and who can read the checkpoints.
+
+    Attributes:
+        micro_batches: of a step, all processes together.
+        processes: that train along.
+        sharding: of the weights: `none`, `fsdp` or `deepspeed`.
+        rows: of the corpus; 0 where it is streamed.
+        data: a digest of what is read.
+    """
+
+    micro_batches: int
+    processes: int
+    sharding: str
+    rows: int = 0
+    data: str = ""
+
+
+def step_plan(recipe: Recipe, world: int) -> StepPlan:
+    """The plan of this launch, its data not yet looked at."""
+    used = [kind for kind in ("fsdp", "deepspeed") if os.environ.get(f"ACCELERATE_USE_{kind.upper()}") == "true"]
+    return StepPlan(recipe.batch.accumulation * world, world, used[0] if used else "none")
+
+
+def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, by dotted name, that decide what a run comes to: two runs that share them need not both be made.
+
+    Args:
+        settings: of a whole recipe, as `Recipe.to_dict` and `recipe.yaml` have them.
+    """
+    return {
+        name: value for name, value in _flat(settings).items() if name in MEASURES or not name.startswith(MAY_CHANGE)
+    }
+
+
+def refuse_another_run(out: Path, recipe: Recipe, plan: StepPlan, finished: bool) -> None:
+    """Compare a recipe, and how its steps are made, with those that a folder holds a run of, if it does.
+
+    Args:
+        out: the folder.
+        recipe: of now.
+        plan: of now; its data need not be looked at yet.
+        finished: whether the run is, so that it does not matter any more how many processes there are.
+
+    Raises:
+        ValueError: they differ where they may not; the message says in what.
+    """
+    if not (out / RECIPE).exists():
+        return
+    earlier = _flat(yaml.safe_load((out / RECIPE).read_text(encoding="utf-8")))
+    now = _flat(recipe.to_dict())
+    differing = [name for name in sorted(earlier.keys() | now.keys()) if earlier.get(name) != now.get(name)]
+    changed = [
+        f"{name} was {earlier.get(name)!r}, is {now.get(name)!r}"
+        for name in differing
+        if not name.startswith(MAY_CHANGE)
+    ]
+    if changed:
+        raise ValueError(
+            f"{out} holds a run of another recipe ({'; '.join(changed)}); name another folder with --set out=…, or "
+            "delete this one"
+        )
+    if not finished or "batch.accumulation" in differing:
+        _refuse_another_step(out, plan)
+
+
+def _refuse_another_step(out: Path, plan: StepPlan) -> None:
+    earlier = _read(out)
+    if earlier is None:
+        return
+    if earlier.micro_batches != plan.micro_batches:
+        whole, rest = divmod(earlier.micro_batches, plan.processes)
+        remedy = f"set batch.accumulation={whole}" if not rest else "take a number of processes that divides it"
+        raise ValueError(
+            f"{out}: a step of this run is {earlier.micro_batches} micro-batches, but batch.accumulation x processes "
+            f"is {plan.micro_batches // plan.processes} x {plan.processes} now; {remedy}"
+        )
+    if earlier.sharding != plan.sharding:
+        raise ValueError(
+            f"{out}: this run's weights were split by {earlier.sharding}, now by {plan.sharding}, which cannot read "
+            "its checkpoints; launch it as before"
+        )
+    if plan.sharding == "deepspeed" and earlier.processes != plan.processes:
+        raise ValueError(
+            f"{out}: DeepSpeed's checkpoints of {earlier.processes} processes cannot be read by {plan.processes}; "
+            "launch as many"
+        )
+
+
+def refuse_other_rows(out: Path, plan: StepPlan) -> None:
+    """Compare the rows with those that the run in a folder began with, if it holds one.
+
+    Raises:
+        ValueError: they are others.
+    """
+    earlier = _read(out)
+    if earlier is not None and earlier.data != plan.data:
+        count = f" ({earlier.rows:,} then, {plan.rows:,} now)" if earlier.rows != plan.rows else ""
+        raise ValueError(
+            f"{out}: the corpus has changed since this run began{count}; put it back as it was, or name another "
+            "folder with --set out=…"
+        )
+
+
+def note(out: Path, recipe: Recipe, plan: StepPlan) -> None:
+    """Keep what a later run must share."""
+    write_whole(out / RECIPE, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
+    write_whole(out / PLAN, json.dumps(asdict(plan)) + "\n")
+
+
+def digest_of(corpus: Corpus, choice: DataChoice) -> str:
+    """Digest of a corpus's rows: ids and lengths in their order, or the names and sizes of the files of a stream.
+
+    A stream from the Hub has neither at hand: its `data.revision` is what the recipe says.
+    """
+    digest = hashlib.sha256()
+    if isinstance(corpus, NumberedCorpus):
+        ids = column_of(corpus.table, "id")
+        for start in range(0, len(ids), ROWS_AT_ONCE):
+            digest.update("".join(f"{row_id}\n" for row_id in ids.slice(start, ROWS_AT_ONCE).to_pylist()).encode())
+        digest.update(corpus.lengths.tobytes())
+    else:
+        for folder in (Path(path) for path in (choice.path, choice.text_path) if path):
+            files = sorted(path for path in folder.rglob("*.parquet") if path.is_file())
+            digest.update(json.dumps([[str(p.relative_to(folder)), p.stat().st_size] for p in files]).encode())
+    return digest.hexdigest()[:16]
+
+
+def _read(out: Path) -> StepPlan | None:
+    if not (out / PLAN).exists():
+        return None
+    return StepPlan(**json.loads((out / PLAN).read_text(encoding="utf-8")))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat

@@ -1,0 +1,397 @@
+"""transformers' Trainer, taught what LLaSO needs: batches from the plan, answer-only loss, frozen parts, guards.
+
+One epoch of the Trainer is the whole run: the plan chains the corpus's epochs itself, so that a resumed run starts in
+the middle of the plan without reading what came before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
+from modeling_llaso.processing_llaso import LlasoProcessor
+
+from ..recipe.recipe import Recipe
+from ..rows.batch_plan import BatchRule, Plan
+from ..rows.collator import IGNORED, Collator
+from ..rows.corpora import Corpus
+from ..rows.kept_audio import KeptAudio, accept_kept_audio
+from .checkpoints import mark_whole
+from .distillation import Teacher
+from .distributed import gathered, is_peer_lost
+from .history import History
+from .model_parts import add_lora, keep_frozen, merge_lora
+
+logger = logging.getLogger(__name__)
+
+CALM_STEPS = 20
+"""Steps before a jump of the loss counts as an explosion, and the steps its median is taken over."""
+NAMED_ROWS = 8
+"""Rows that are named when a run diverges."""
+SUMS = ("loss_sum", "answer_tokens", "micro_losses", "tokens", "padded", "skipped", "micro_batches")
+"""Of a step, over its micro-batches and all processes."""
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+"""What a full disk shows as: Python's own error, torch.save's, safetensors'."""
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is no number any more, or has exploded; the message names the rows of that step."""
+
+
+class LlasoTrainer(Trainer):
+    """One LLaSO training run.
+
+    Args:
+        model: with its parts frozen as the recipe says.
+        args: of transformers.
+        recipe: what else the run is told.
+        processor: saved with every checkpoint.
+        corpus: rows, numbered or streamed.
+        rule: how rows become batches.
+        collator: how batches become tensors.
+        frozen: modules kept in `eval()`.
+        history: takes a record of every step.
+        start_step: steps that earlier runs have done.
+    """
+
+    def __init__(
+        self,
+        model: LlasoForConditionalGeneration,
+        args: TrainingArguments,
+        *,
+        recipe: Recipe,
+        processor: LlasoProcessor,
+        corpus: Corpus,
+        rule: BatchRule,
+        collator: Collator,
+        frozen: list[nn.Module],
+        history: History,
+        start_step: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        self.out = Path(recipe.out)
+        self.recipe, self.corpus, self.rule, self.frozen = recipe, corpus, rule, frozen
+        self.history, self.start_step = history, start_step
+        self.asked_to_stop: Callable[[], bool] = lambda: False
+        self.all_stop = False  # whether any process was asked to stop: they all learn of it at the same step
+        self.step_parts: list[dict[str, Any]] = []  # what each micro-batch of the step under way adds to its record
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=corpus,
+            data_collator=collator,
+            processing_class=processor,
+            **kwargs,
+        )
+        self.remove_callback(PrinterCallback)
+        accept_kept_audio(model)
+        choice = recipe.optimizer
+        self.teacher: Teacher | None = None
+        if choice.distill_weight > 0:
+            self.teacher = Teacher(model, choice.distill_temperature, copies=self.shards)
+            if recipe.compute.frozen_weights == "bf16":
+                self.teacher.hold_in(torch.bfloat16)
+        self.loss_is_scaled_for_ga = recipe.optimizer.normalization == "token"
+
+    @property
+    def shards(self) -> bool:
+        """Whether each process holds only its part of the weights between forward passes."""
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
+    # ---- Data ----
+
+    def get_train_dataloader(self) -> DataLoader:
+        """This process's micro-batches; the loader draws nothing from the random state that training depends on."""
+        args = self.args
+        plan: Plan = Plan(
+            self.corpus.windows(self.rule, self.recipe.seed),
+            self.rule,
+            steps=args.max_steps,
+            seed=self.recipe.seed,
+            rank=args.process_index,
+            world=args.world_size,
+            start_step=self.start_step,
+        )
+        return DataLoader(
+            self.corpus,  # type: ignore[arg-type]
+            batch_sampler=plan,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            generator=torch.Generator(),
+            worker_init_fn=leave_signals_to_main,
+        )
+
+    # ---- Loss ----
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """Cross-entropy of the answer tokens of one micro-batch.
+
+        Returns:
+            With token normalization, the sum over this micro-batch divided by the answer tokens of the whole step, of
+            all processes; with `paper`, the mean over this micro-batch.
+        """
+        keep_frozen(self.frozen, self.accelerator.unwrap_model(self.model))
+        inputs = dict(inputs)
+        ids, tasks, skipped = inputs.pop("ids"), inputs.pop("tasks"), inputs.pop("skipped")
+        targets = inputs.pop("shift_labels")
+        teacher_inputs = {name: inputs.pop(name) for name in list(inputs) if name.startswith("teacher_")}
+        is_answer = targets != IGNORED
+        if "windows" in inputs:
+            audio = KeptAudio(inputs.pop("windows"), inputs.pop("windows_encoded"), self.shards)
+            inputs["mm_encoder_outputs"] = {"audio": audio}
+        elif "input_features" not in inputs:  # text alone
+            inputs["mm_encoder_outputs"] = {"audio": KeptAudio([], [], self.shards)}
+
+        if self.recipe.compute.answer_only_logits:
+            outputs = model(**inputs, logits_to_keep=is_answer, use_cache=False)
+            logits = outputs.logits
+        else:
+            outputs = model(**inputs, use_cache=False)
+            logits = outputs.logits[is_answer]
+        losses = nn.functional.cross_entropy(logits.float(), targets[is_answer], reduction="none")
+
+        if self.teacher is not None and teacher_inputs:
+            weight = self.recipe.optimizer.distill_weight
+            divergence, taught = self.teacher.divergence(logits, is_answer, teacher_inputs)
+            losses = losses.masked_scatter(taught, (1 - weight) * losses[taught] + weight * divergence)
+
+        row = is_answer.nonzero()[:, 0]
+        answer_tokens = is_answer.sum(1)
+        row_losses = losses.new_zeros(len(targets)).index_add(0, row, losses.detach())
+        self.step_parts.append(
+            {
+                "ids": ids,
+                "tasks": tasks,
+                "skipped": skipped,
+                "row_losses": row_losses,
+                "row_tokens": answer_tokens,
+                "loss": losses.detach().sum() / max(1, len(losses)),
+                "tokens": inputs["attention_mask"].sum(),
+                "padded": inputs["attention_mask"].numel(),
+            }
+        )
+        if self.recipe.optimizer.normalization == "paper":
+            loss = losses.sum() / max(1, len(losses))
+        else:
+            assert num_items_in_batch is not None
+            # Processes average their gradients, but the tokens are counted over all of them.
+            loss = losses.sum() / num_items_in_batch * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def _get_num_items_in_batch(
+        self, batch_samples: list[dict[str, Any]], device: torch.device
+    ) -> torch.Tensor | None:
+        """Answer tokens of a whole step, of all micro-batches and processes; `paper` does not count them."""
+        if self.recipe.optimizer.normalization == "paper" or not batch_samples:
+            return None
+        count = torch.stack([(batch["shift_labels"] != IGNORED).sum() for batch in batch_samples]).sum()
+        return self.accelerator.reduce(count.to(device), reduction="sum").clamp(min=1)
+
+    # ---- What a step leaves behind ----
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Where the gradients of a step are complete and the weights not yet changed: the guards stand here."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        if isinstance(grad_norm, DTensor):
+            grad_norm = grad_norm.full_tensor()  # FSDP2 leaves each process its part of the sum
+        self._record_step(None if grad_norm is None else float(grad_norm))
+        return grad_norm
+
+    def _record_step(self, grad_norm: float | None) -> None:
+        """Sum the step up over its micro-batches and all processes, check it, and keep its record."""
+        parts, self.step_parts = self.step_parts, []
+        everyone = gathered(_summary(parts) | {"stop": self.asked_to_stop()})
+        total = {name: sum(one[name] for one in everyone) for name in SUMS}
+        self.all_stop = any(one["stop"] for one in everyone)
+        if self.recipe.optimizer.normalization == "paper":
+            loss = total["micro_losses"] / total["micro_batches"]
+        else:
+            loss = total["loss_sum"] / max(1.0, total["answer_tokens"])
+        self._check(loss, grad_norm, parts)
+        tasks: dict[str, list[float]] = {}
+        for task, loss_sum, tokens in (entry for one in everyone for entry in one["tasks"]):
+            entry = tasks.setdefault(task, [0.0, 0])
+            entry[0] += loss_sum
+            entry[1] += tokens
+        micro_batches = sorted(digest for one in everyone for digest in one["rows"])
+        self.history.add(
+            {
+                "kind": "step",
+                "step": self.state.global_step + 1,
+                "loss": loss,
+                "grad_norm": grad_norm,
+                "learning_rate": self._get_learning_rate(),
+                **{name: int(total[name]) for name in ("answer_tokens", "tokens", "padded", "skipped")},
+                "rows": _digest("".join(micro_batches)),
+                "tasks": tasks,
+            }
+        )
+
+    def _check(self, loss: float, grad_norm: float | None, parts: list[dict[str, Any]]) -> None:
+        """Stop before the weights take a step that is no number, or that lost what was learned."""
+        step = self.state.global_step + 1
+        if math.isfinite(loss) and (grad_norm is None or math.isfinite(grad_norm)):
+            if len(self.history.recent) < 2 * CALM_STEPS:
+                return
+            usual, first = self.history.median_loss(CALM_STEPS), max(self.history.first_losses)
+            if loss <= self.recipe.watch.max_loss_jump * usual or loss <= first:
+                return
+            what = f"the loss jumped to {loss:.3g}, from {usual:.3g}"
+        else:
+            norm = "none" if grad_norm is None else f"{grad_norm:.3g}"
+            what = f"the loss is {loss:.3g} and the gradient norm {norm}"
+        rows = [
+            (row_loss / max(1, tokens), row_id)
+            for part in parts
+            for row_loss, tokens, row_id in zip(
+                part["row_losses"].tolist(), part["row_tokens"].tolist(), part["ids"], strict=True
+            )
+        ]
+        rows = [row for of_process in gathered(rows) for row in of_process]
+        broken = [row_id for row_loss, row_id in rows if not math.isfinite(row_loss)]
+        rows.sort(key=lambda item: -item[0] if math.isfinite(item[0]) else -math.inf)
+        named = broken or [row_id for _, row_id in rows]
+        raise TrainingDiverged(
+            f"step {step}: {what}. Rows of this step, worst first: {', '.join(named[:NAMED_ROWS])}. Nothing of it is "
+            "saved, and the last checkpoint is kept. A lower optimizer.learning_rate, a longer optimizer.warmup_ratio "
+            "or data without these rows helps, in another folder (--set out=…)"
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add to what reporters get: the exact mean loss, by task too, and the padding share."""
+        if "loss" in logs:
+            window = self.args.logging_steps
+            steps = self.history.steps(int(window))
+            logs["loss"] = sum(record["loss"] for record in steps) / len(steps)
+            logs["padding"] = 1 - sum(r["tokens"] for r in steps) / sum(r["padded"] for r in steps)
+            logs |= {f"loss_{task}": loss for task, loss in self.history.task_losses(int(window)).items()}
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted while training: `--dry-run` and the benchmarks do it exactly."""
+        return 0
+
+    # ---- Checkpoints ----
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint that counts only when it is whole.
+
+        Raises:
+            OSError: it cannot be written, on a full disk say; the one before is kept.
+        """
+        folder = self.out / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                mark_whole(folder, self.state.global_step, self.recipe.watch.keep)
+        except WRITE_ERRORS as error:
+            if is_peer_lost(error):
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+            raise OSError(
+                f"checkpoint {folder} could not be written: {error}. Earlier checkpoints are kept; make room and run "
+                "the same command again"
+            ) from error
+
+
+def _summary(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """What one process adds to the record of a step, from its micro-batches, as plain numbers."""
+    on_device = ("row_losses", "row_tokens", "loss", "tokens")
+    sums = torch.stack([torch.stack([part[name].sum().double() for part in parts]).sum() for name in on_device])
+    return dict(zip(("loss_sum", "answer_tokens", "micro_losses", "tokens"), sums.tolist(), strict=True)) | {
+        "padded": sum(part["padded"] for part in parts),
+        "skipped": sum(len(part["skipped"]) for part in parts),
+        "micro_batches": len(parts),
+        "tasks": [
+            entry
+            for part in parts
+            for entry in zip(part["tasks"], part["row_losses"].tolist(), part["row_tokens"].tolist(), strict=True)
+        ],
+        "rows": [_digest("\n".join(part["ids"])) for part in parts],
+    }
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def leave_signals_to_main(worker: int) -> None:
+    """A reading process goes on when a signal reaches all of them, since the main process saves first.
+
+    The main process alone ends it, by SIGTERM.
+    """
+    main = os.getppid()
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def end_when_main_says() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main:
+            pass
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=end_when_main_says, daemon=True).start()
+
+
+def export(trainer: LlasoTrainer, folder: Path) -> None:
+    """Write model and processor as an ordinary checkpoint: whole where they were sharded, adapters merged.
+
+    Raises:
+        OSError: they cannot be written; the last checkpoint is still there.
+    """
+    accelerator, recipe = trainer.accelerator, trainer.recipe
+    model = accelerator.unwrap_model(trainer.model)
+    if trainer.shards:
+        state = accelerator.get_state_dict(trainer.model_wrapped)
+        unset_hf_deepspeed_config()  # or the whole model made below would be split over the processes as well
+        if trainer.is_world_process_zero():
+            generation_config = model.generation_config
+            with torch.device("meta"):
+                model = LlasoForConditionalGeneration(model.config)
+                if recipe.lora.rank:
+                    add_lora(model, recipe.lora)
+            missing, unexpected = model.load_state_dict(
+                state, strict=False, assign=True
+            )  # in the types it was held in
+            assert not unexpected and set(missing) <= set(model.all_tied_weights_keys), (missing, unexpected)
+            model.tie_weights()
+            model.generation_config = generation_config
+    if trainer.is_world_process_zero():
+        if recipe.lora.rank:
+            merge_lora(model)
+        try:
+            model.save_pretrained(folder)
+            model.config.dtype = torch.float32  # what from_pretrained loads: no learned weight is rounded unasked
+            model.config.save_pretrained(folder)
+            trainer.processing_class.save_pretrained(folder)  # type: ignore[union-attr]
+        except WRITE_ERRORS as error:
+            raise OSError(
+                f"the model could not be written to {folder}: {error}. The last checkpoint is kept; make room and run "
+                "the same command again"
+            ) from error
+    accelerator.wait_for_everyone()

@@ -1,0 +1,117 @@
+"""`llaso transcribe` and `llaso ask`: every format and rate, and one clear line for every bad file."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from safetensors.torch import load_file, save_file
+from support.tiny_llaso import ask, question, tiny_llaso, tone
+
+from llaso.cli import main
+from llaso_common.audio import read_audio
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    model, processor = tiny_llaso("trim")
+    folder = tmp_path_factory.mktemp("commands") / "llaso-tiny"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def answers():
+    model, processor = tiny_llaso("trim")
+
+    def answer(inputs) -> str:
+        generated = model.generate(**inputs, max_new_tokens=4)
+        return processor.decode(generated[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+    return answer, processor
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "channels"),
+    [
+        ("clip.wav", 16_000, 1),
+        ("clip.flac", 44_100, 2),
+        ("clip.ogg", 48_000, 1),
+        ("clip.mp3", 22_050, 2),
+        ("clip.aiff", 8_000, 1),
+    ],
+)
+def test_every_format_and_rate_is_read(tmp_path, name, rate, channels):
+    samples = np.sin(2 * np.pi * 300 * np.arange(rate) / rate).astype(np.float32) * 0.5
+    soundfile.write(tmp_path / name, np.stack([samples] * channels, axis=1), rate)
+    read = read_audio(tmp_path / name)
+    assert read.dtype == np.float32 and read.ndim == 1
+    assert len(read) == pytest.approx(16_000, abs=1_200)  # MP3 and OGG pad their frames
+    spectrum = np.abs(np.fft.rfft(read[2_000:10_000]))
+    assert abs(spectrum.argmax() * 16_000 / 8_000 - 300) < 4
+    assert np.abs(read).max() == pytest.approx(0.5, abs=0.06)
+    assert np.array_equal(read_audio((tmp_path / name).read_bytes()), read)
+
+
+def test_transcribe_and_ask(checkpoint, answers, tmp_path, capsys):
+    answer, processor = answers
+    clips = {name: tone(seconds, seed=len(name)) for name, seconds in (("one.wav", 0.4), ("three.wav", 1.1))}
+    for name, clip in clips.items():
+        soundfile.write(tmp_path / name, clip, 16_000, subtype="FLOAT")
+    model = ["--model", str(checkpoint), "--max-new-tokens", "4", "--device", "cpu"]
+    files = [str(tmp_path / name) for name in clips]
+
+    wanted = {name: answer(processor.apply_transcription_request(clip)) for name, clip in clips.items()}
+    assert main(["transcribe", files[0], *model]) == 0
+    assert capsys.readouterr().out == f"{wanted['one.wav']}\n"
+    assert main(["transcribe", *files, *model]) == 0
+    assert capsys.readouterr().out == "".join(f"{tmp_path / name}: {text}\n" for name, text in wanted.items())
+
+    assert main(["ask", files[1], "How many speak?", *model]) == 0
+    inputs = ask(processor, [question("How many speak?")], [clips["three.wav"]])
+    assert capsys.readouterr().out == f"{answer(inputs)}\n"
+
+
+def test_bad_files_end_in_one_line_and_exit_code_2(checkpoint, tmp_path, capsys):
+    (tmp_path / "empty.wav").write_bytes(b"")
+    (tmp_path / "text.wav").write_text("this is no audio")
+    soundfile.write(tmp_path / "none.wav", np.zeros(0, dtype=np.float32), 16_000)
+    soundfile.write(tmp_path / "silent.wav", np.zeros(16_000, dtype=np.float32), 16_000)
+    soundfile.write(tmp_path / "nan.wav", np.full(10, np.nan, dtype=np.float32), 16_000, subtype="FLOAT")
+    expected = {
+        "missing.wav": "there is no such file",
+        "empty.wav": "the file is empty",
+        "text.wav": "not readable as audio",
+        "none.wav": "the recording holds no samples",
+        "silent.wav": "the recording is silent",
+        "nan.wav": "the recording holds NaN",
+    }
+    for name, reason in expected.items():
+        for command in (["transcribe", str(tmp_path / name)], ["ask", str(tmp_path / name), "Who?"]):
+            assert main([*command, "--model", str(checkpoint)]) == 2
+            captured = capsys.readouterr()
+            assert captured.out == ""
+            assert captured.err.startswith(f"llaso: error: {tmp_path / name}: {reason}")
+            assert captured.err.count("\n") == 1
+
+
+def test_bad_models_and_questions_end_in_one_line(checkpoint, tmp_path, capsys):
+    soundfile.write(tmp_path / "clip.wav", tone(0.3), 16_000)
+    clip = str(tmp_path / "clip.wav")
+    assert main(["transcribe", clip, "--model", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"llaso: error: {tmp_path}: no checkpoint is there (config.json is missing)\n"
+    shutil.copytree(checkpoint, tmp_path / "part")
+    tensors = load_file(checkpoint / "model.safetensors")
+    del tensors["model.multi_modal_projector.linear_1.bias"]
+    save_file(tensors, tmp_path / "part" / "model.safetensors", metadata={"format": "pt"})
+    assert main(["transcribe", clip, "--model", str(tmp_path / "part")]) == 2
+    error = capsys.readouterr().err
+    assert "1 tensors are missing from the checkpoint, model.multi_modal_projector.linear_1.bias among them" in error
+    assert main(["ask", clip, " ", "--model", str(checkpoint)]) == 2
+    assert capsys.readouterr().err == "llaso: error: the question is empty\n"
+    assert main(["ask", clip, "What is <audio>?", "--model", str(checkpoint)]) == 2
+    assert "the text holds the special token '<audio>'" in capsys.readouterr().err

@@ -1,0 +1,519 @@
+"""The network: trimming, pooling, generation in every manner, encode once, answer-only loss, devices and adapters."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from support.tiny_llaso import ask, question, text_config, tiny_llaso, tone, whisper_config
+from torch._dynamo.utils import counters
+from transformers import (
+    AutoModel,
+    BitsAndBytesConfig,
+    CompileConfig,
+    GenerationConfig,
+    TextStreamer,
+    WhisperModel,
+    pipeline,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from modeling_llaso.configuration_llaso import LlasoConfig, count_audio_tokens
+from modeling_llaso.modeling_llaso import LlasoEncoder, LlasoForConditionalGeneration, LlasoModel
+
+
+@pytest.fixture(scope="module")
+def trim():
+    return tiny_llaso("trim")
+
+
+@pytest.fixture(scope="module")
+def full():
+    return tiny_llaso("full")
+
+
+def questions(processor, seconds=(0.3, 1.2, 0.7)):
+    """Rows of different lengths: no audio, one, and two."""
+    clips = [tone(s, seed=n) for n, s in enumerate(seconds)]
+    rows = [question("Hi there", clips=0), question("Who?", clips=1), question("Compare both:", clips=2)]
+    return ask(processor, rows, clips)
+
+
+def labelled(processor, seconds=(0.3, 0.9)):
+    rows = [
+        [*question(f"Question {n}", clips=1), {"role": "assistant", "content": f"Answer {n}" * (n + 1)}]
+        for n in range(len(seconds))
+    ]
+    inputs = processor.apply_chat_template(
+        rows,
+        audio=[tone(s, seed=n) for n, s in enumerate(seconds)],
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+        processor_kwargs={"padding_side": "right"},
+    )
+    mask = inputs.pop("assistant_masks").bool()
+    return dict(inputs) | {"labels": inputs["input_ids"].masked_fill(~mask, -100)}
+
+
+# ---- Encoder ----
+
+
+@torch.no_grad()
+def test_the_encoder_is_whispers():
+    torch.manual_seed(0)
+    whisper = WhisperModel(whisper_config()).eval()
+    encoder = LlasoEncoder(whisper_config()).eval()
+    encoder.load_state_dict(whisper.encoder.state_dict())
+    features = torch.randn(2, 16, 3000)
+    wanted = whisper.encoder(features).last_hidden_state
+    torch.testing.assert_close(encoder(features).last_hidden_state, wanted, atol=1e-6, rtol=0)
+    masked = encoder(features, torch.ones(2, 3000)).last_hidden_state
+    torch.testing.assert_close(masked, wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@torch.no_grad()
+def test_a_masked_batch_gives_every_window_what_it_gets_alone(attention):
+    encoder = tiny_llaso("trim")[0].model.audio_tower
+    encoder.set_attn_implementation(attention)
+    frames = (1, 2, 7, 50, 129)  # odd ones end inside a stride of the second convolution
+    windows = [torch.randn(16, count) for count in frames]
+    batch, mask = torch.full((len(frames), 16, 140), 7.0), torch.zeros(len(frames), 140)
+    for row, window in enumerate(windows):
+        batch[row, :, : window.shape[1]] = window
+        mask[row, : window.shape[1]] = 1
+    together = encoder(batch * mask[:, None], mask).last_hidden_state
+    for row, window in enumerate(windows):
+        alone = encoder(window[None]).last_hidden_state[0]
+        assert len(alone) == count_audio_tokens(window.shape[1])
+        torch.testing.assert_close(together[row, : len(alone)], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_nothing_of_the_30_seconds_is_computed_in_trim(trim, full):
+    """One second: the encoder sees 100 frames and the language model 50 vectors, not 3000 and 1500."""
+    for (model, processor), frames in ((trim, 100), (full, 3000)):
+        inputs = ask(processor, [question("Who?")], [tone(1.0)])
+        seen = []
+        hook = model.model.audio_tower.conv1.register_forward_hook(
+            lambda _, args, __, seen=seen: seen.append(args[0].shape)
+        )
+        with torch.no_grad():
+            outputs = model(**inputs)
+        hook.remove()
+        assert seen == [(1, 16, frames)]
+        assert outputs.audio_hidden_states.shape == (frames // 2, 24)
+
+
+@pytest.mark.parametrize("pooling", ["average", "concatenate"])
+@pytest.mark.parametrize("padding", ["full", "trim"])
+@torch.no_grad()
+def test_pooling(pooling, padding):
+    stride = 7  # divides neither 1500 nor most clips
+    model, processor = tiny_llaso(padding, projector_stride=stride, projector_pooling=pooling)
+    clips = [tone(0.25), tone(1.0), tone(31.0)]
+    inputs = ask(processor, [question("Compare", clips=3)], clips)
+    outputs = model(**inputs)
+    counts = [processor.count_audio_tokens(len(clip)) for clip in clips]
+    assert outputs.audio_hidden_states.shape == (sum(counts), 24)
+
+    encoded = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"])
+    projector, vectors = model.model.multi_modal_projector, encoded.last_hidden_state
+    wanted = []
+    for window, mask in zip(vectors, inputs["input_features_mask"], strict=True):
+        for group in window[: count_audio_tokens(int(mask.sum()))].split(stride):
+            if pooling == "average":
+                wanted.append(group.mean(0))
+            else:
+                wanted.append(torch.cat([group, torch.zeros(stride - len(group), 16)]).flatten())
+    torch.testing.assert_close(encoded.pooler_output, projector(torch.stack(wanted)), atol=1e-5, rtol=1e-5)
+
+
+# ---- Batches, caches, implementations ----
+
+
+@pytest.mark.parametrize("padding", ["full", "trim"])
+@torch.no_grad()
+def test_a_left_padded_batch_is_equal_to_one_by_one(padding):
+    model, processor = tiny_llaso(padding)
+    inputs = questions(processor)
+    together = model.generate(**inputs, max_new_tokens=8)[:, inputs["input_ids"].shape[1] :]
+    clips = [tone(s, seed=n) for n, s in enumerate((0.3, 1.2, 0.7))]
+    rows = [
+        (question("Hi there", clips=0), []),
+        (question("Who?"), clips[:1]),
+        (question("Compare both:", clips=2), clips[1:]),
+    ]
+    for row, (conversation, audio) in enumerate(rows):
+        alone = ask(processor, [conversation], audio or None)
+        generated = model.generate(**alone, max_new_tokens=8)[:, alone["input_ids"].shape[1] :]
+        assert generated[0].tolist() == together[row].tolist()
+
+
+@torch.no_grad()
+def test_sdpa_and_eager_agree(trim):
+    model, processor = trim
+    inputs = questions(processor)
+    other = copy.deepcopy(model)
+    other.set_attn_implementation("eager")
+    assert other.model.audio_tower.config._attn_implementation == "eager"
+    real = inputs["attention_mask"].bool()
+    torch.testing.assert_close(other(**inputs).logits[real], model(**inputs).logits[real], atol=1e-4, rtol=1e-4)
+    assert model._supports_flash_attn and model._supports_sdpa and model._supports_attention_backend
+
+
+@torch.no_grad()
+def test_beams_samples_and_streams(trim):
+    """Rows with no, one and two audios: repeated rows keep their own audio, and it is encoded once."""
+    model, processor = trim
+    inputs = questions(processor)
+    width = inputs["input_ids"].shape[1]
+    encodings = []
+    hook = model.model.audio_tower.register_forward_hook(lambda *args: encodings.append(1))
+    beams = model.generate(**inputs, max_new_tokens=5, num_beams=3, num_return_sequences=3)
+    hook.remove()
+    assert encodings == [1]
+    # Beam search over embeddings that already hold the audio is the reference: no audio is repeated there.
+    embeds = merged(model, inputs)
+    wanted = model.generate(
+        inputs_embeds=embeds,
+        attention_mask=inputs["attention_mask"],
+        max_new_tokens=5,
+        num_beams=3,
+        num_return_sequences=3,
+    )
+    assert beams[:, width:].tolist() == wanted.tolist()
+
+    torch.manual_seed(0)
+    sampled = model.generate(**inputs, max_new_tokens=5, do_sample=True, num_return_sequences=4, temperature=2.0)
+    assert sampled.shape == (12, width + 5)
+    assert len({tuple(row[width:].tolist()) for row in sampled[:4]}) > 1
+
+    written = []
+
+    class Kept(TextStreamer):
+        def put(self, value):
+            written.append(value)
+
+    alone = ask(processor, [question("Who?")], [tone(0.4)])
+    generated = model.generate(**alone, max_new_tokens=5, streamer=Kept(processor.tokenizer))
+    assert torch.cat([value.flatten() for value in written]).tolist() == generated[0].tolist()
+
+
+def merged(model, inputs) -> torch.Tensor:
+    """The language model's input with the audio in it, written out by hand."""
+    is_audio = inputs["input_ids"] == model.config.audio_token_id
+    embeds = model.get_input_embeddings()(inputs["input_ids"].masked_fill(is_audio, 0))
+    vectors = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"]).pooler_output
+    embeds[is_audio] = vectors
+    return embeds
+
+
+@torch.no_grad()
+def test_static_cache_and_compiled_decoding(trim):
+    model, processor = trim
+    inputs = questions(processor)
+    wanted = model.generate(**inputs, max_new_tokens=6)
+    assert torch.equal(model.generate(**inputs, max_new_tokens=6, cache_implementation="static"), wanted)
+    chunked = copy.deepcopy(model)
+    encoded = {"audio": model.get_audio_features(inputs["input_features"], inputs["input_features_mask"])}
+    text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    generated = chunked.generate(**text, mm_encoder_outputs=encoded, max_new_tokens=6, prefill_chunk_size=100)
+    assert torch.equal(generated, wanted)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_decode_step_compiles_as_one_graph(trim):
+    model, processor = trim
+    inputs = questions(processor)
+    prefill = model(**inputs, use_cache=True, logits_to_keep=1)
+    token = prefill.logits.argmax(-1)
+    step = {
+        "input_ids": token,
+        "attention_mask": torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1),
+        "position_ids": inputs["attention_mask"].sum(-1, keepdim=True),
+    }
+    eager = model(**step, past_key_values=copy.deepcopy(prefill.past_key_values)).logits
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(
+        compiled(**step, past_key_values=copy.deepcopy(prefill.past_key_values)).logits, eager, atol=1e-4, rtol=1e-4
+    )
+
+
+def no_cpp_compiler() -> str:
+    """Why inductor cannot build here; nothing where it can."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except Exception as error:
+        return f"inductor finds no C++ compiler: {error}"
+    return ""
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_decoding_compiled_by_inductor_writes_the_same_answers(trim):
+    if reason := no_cpp_compiler():
+        pytest.skip(reason)
+    model, processor = trim
+    inputs = questions(processor)
+    compiled = CompileConfig(backend="inductor", mode="default", fullgraph=True)
+    compiled._compile_all_devices = True  # transformers compiles on accelerators only, unless told so
+    torch._dynamo.reset()
+    counters.clear()
+    generated = model.generate(**inputs, max_new_tokens=6, cache_implementation="static", compile_config=compiled)
+    assert torch.equal(generated, model.generate(**inputs, max_new_tokens=6))
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+
+
+@torch.no_grad()
+def test_bfloat16(trim):
+    model, processor = trim
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    inputs = questions(processor)
+    logits = half(**inputs).logits  # the mel stays float32 outside, and is cast where it enters
+    assert logits.dtype == torch.bfloat16 and logits.isfinite().all()
+    real = inputs["attention_mask"].bool()
+    error = (logits.float() - model(**inputs).logits)[real].std() / model(**inputs).logits[real].std()
+    assert error < 0.05
+
+
+# ---- Encode once, ask many ----
+
+
+@torch.no_grad()
+def test_encoded_audio_serves_many_prompts(trim):
+    model, processor = trim
+    clips = [tone(0.4), tone(31.0)]
+    counts = [processor.count_audio_tokens(len(clip)) for clip in clips]
+    windows = processor(text="<audio><audio>", audio=clips)
+    audio = model.get_audio_features(windows["input_features"], windows["input_features_mask"])
+    each = audio.pooler_output.split(counts)
+
+    for text, order in (("First", [0]), ("Second", [1]), ("Both", [1, 0])):
+        conversation = question(text, clips=len(order))
+        prompt = processor.apply_chat_template(conversation, add_generation_prompt=True)
+        tokens = processor.tokenizer(processor.expand_text(prompt, [counts[i] for i in order]), return_tensors="pt")
+        encoded = {"audio": BaseModelOutputWithPooling(pooler_output=[each[i] for i in order])}
+        inputs = ask(processor, [conversation], [clips[i] for i in order])
+        assert torch.equal(tokens["input_ids"], inputs["input_ids"])
+        torch.testing.assert_close(
+            model(**tokens, mm_encoder_outputs=encoded).logits, model(**inputs).logits, atol=1e-4, rtol=1e-4
+        )
+        for settings in ({}, {"num_beams": 2}):
+            again = model.generate(**tokens, mm_encoder_outputs=encoded, max_new_tokens=5, **settings)
+            assert torch.equal(again, model.generate(**inputs, max_new_tokens=5, **settings))
+
+
+# ---- Training ----
+
+
+@pytest.mark.parametrize("padding", ["full", "trim"])
+def test_the_answer_only_loss_is_the_whole_loss(padding):
+    model, processor = tiny_llaso(padding)
+    inputs = labelled(processor)
+    answers = int((inputs["labels"] != -100).sum())
+    grads, losses = [], []
+    for settings, shape in (({}, (answers,)), ({"logits_to_keep": 0}, inputs["input_ids"].shape)):
+        model.train()
+        model.zero_grad()
+        outputs = model(**inputs, **settings)
+        outputs.loss.backward()
+        grads.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+        losses.append(outputs.loss.item())
+        assert outputs.logits.shape[:-1] == shape
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    for kept, whole in zip(*grads, strict=True):
+        torch.testing.assert_close(kept, whole, atol=1e-5, rtol=1e-4)
+    model.eval()
+    assert model(**inputs).logits.shape[:2] == inputs["input_ids"].shape  # evaluation keeps every position
+    assert model(**inputs).loss.item() == pytest.approx(losses[0], rel=1e-6)
+    split = model.train()(**inputs, num_items_in_batch=torch.tensor(2 * answers)).loss.item()
+    assert split == pytest.approx(losses[0] / 2, rel=1e-6)
+
+
+def test_a_frozen_encoder_records_no_graph(trim):
+    model, processor = copy.deepcopy(trim[0]), trim[1]
+    inputs = labelled(processor)
+
+    def graph(frozen: bool):
+        model.model.audio_tower.requires_grad_(not frozen)
+        return model.train().get_audio_features(inputs["input_features"], inputs["input_features_mask"])
+
+    assert graph(frozen=True).last_hidden_state.grad_fn is None
+    assert graph(frozen=True).pooler_output.grad_fn is not None  # the projector still learns
+    assert graph(frozen=False).last_hidden_state.grad_fn is not None
+    features = inputs["input_features"].clone().requires_grad_()
+    model.model.audio_tower.requires_grad_(False)
+    model.get_audio_features(features, inputs["input_features_mask"]).pooler_output.sum().backward()
+    assert features.grad.abs().sum() > 0  # whoever asks for the input's gradient gets it
+
+
+def test_gradient_checkpointing_changes_no_gradient(trim):
+    model, processor = copy.deepcopy(trim[0]), trim[1]
+    inputs = labelled(processor)
+
+    def gradients():
+        model.zero_grad()
+        model.train()(**inputs).loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    plain = gradients()
+    model.activation_checkpointing_enable()
+    assert any(layer.gradient_checkpointing for layer in model.model.audio_tower.layers)
+    checkpointed = gradients()
+    assert plain.keys() == checkpointed.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[name], gradient, msg=name)
+
+
+def test_lora_on_the_language_model_and_the_projector(trim, tmp_path):
+    peft = pytest.importorskip("peft")
+    model, processor = copy.deepcopy(trim[0]), trim[1]
+    inputs = labelled(processor)
+    config = peft.LoraConfig(
+        r=4, target_modules=r".*language_model.*\.(q|v)_proj|.*multi_modal_projector\.linear_\d", task_type="CAUSAL_LM"
+    )
+    adapted = peft.get_peft_model(model, config)
+    trained = [name for name, p in adapted.named_parameters() if p.requires_grad]
+    assert trained and all("lora_" in name for name in trained)
+    assert any("multi_modal_projector" in name for name in trained)
+    optimiser = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(8):
+        loss = adapted.train()(**inputs).loss
+        losses.append(loss.item())
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    assert losses[-1] < losses[0]
+    adapted.save_pretrained(tmp_path)
+    opened = peft.PeftModel.from_pretrained(copy.deepcopy(trim[0]), tmp_path)
+    generate = {"input_ids": inputs["input_ids"][:1], "input_features": inputs["input_features"][:1]}
+    generate["input_features_mask"] = inputs["input_features_mask"][:1]
+    real = {**generate, "attention_mask": inputs["attention_mask"][:1]}
+    with torch.no_grad():
+        torch.testing.assert_close(opened.eval()(**real).logits, adapted.eval()(**real).logits, atol=1e-5, rtol=1e-5)
+
+
+# ---- The placeholder ----
+
+
+@torch.no_grad()
+def test_the_placeholder_is_never_generated(trim):
+    """With no row it has no logit; with a row, as after resizing or in a padded vocabulary, its logit is masked."""
+    model, processor = copy.deepcopy(trim[0]), trim[1]
+    inputs = questions(processor)
+    placeholder = model.config.audio_token_id
+    assert model(**inputs).logits.shape[-1] == placeholder == len(processor.tokenizer) - 1
+    wanted = model(**inputs).logits
+    model.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
+    rows = model.get_output_embeddings().weight
+    rows[placeholder] = 1000 * torch.ones_like(rows[placeholder])
+    logits = model(**inputs).logits
+    torch.testing.assert_close(logits[..., :placeholder], wanted)
+    assert (logits[..., placeholder] == torch.finfo(logits.dtype).min).all()
+    embeds = model.get_input_embeddings()(inputs["input_ids"])  # now that it has a row, its embedding shows it
+    features = {name: inputs[name] for name in ("attention_mask", "input_features", "input_features_mask")}
+    torch.testing.assert_close(model(inputs_embeds=embeds, **features).logits, logits)
+    sampling = GenerationConfig(do_sample=True, temperature=50.0, max_new_tokens=60, num_return_sequences=4)
+    generated = model.generate(**inputs, generation_config=sampling)[:, inputs["input_ids"].shape[1] :]
+    assert (generated != placeholder).all()
+
+
+def test_mismatches_are_named(trim, full):
+    model, processor = trim
+    inputs = ask(processor, [question("Who?")], [tone(0.5)])
+    fewer = dict(inputs) | {"input_features_mask": inputs["input_features_mask"].clone()}
+    fewer["input_features_mask"][:, 40:] = 0
+    with pytest.raises(ValueError, match=r"25 audio placeholders, but the audio gives 20 vectors.*'trim'"):
+        model(**fewer)
+    with pytest.raises(ValueError, match="25 audio placeholders, but the audio gives 20"):
+        model.generate(**fewer, num_beams=2, max_new_tokens=2)
+    with pytest.raises(ValueError, match=r"25 audio placeholders, but no audio came with it.*generate\(\*\*inputs\)"):
+        model.generate(input_ids=inputs["input_ids"], max_new_tokens=2)
+    with pytest.raises(ValueError, match='audio_padding="full", so it takes windows of 3000 frames, not 50'):
+        full[0](**inputs)
+    whole = ask(full[1], [question("Who?")], [tone(0.5)])
+    assert model(**whole).logits.shape[1] == whole["input_ids"].shape[1]  # whole windows are real frames to `trim`
+    with pytest.raises(ValueError, match="a window of 3001 frames is longer than the encoder's 3000"):
+        model.get_audio_features(torch.zeros(1, 16, 3001))
+    encoded = {"audio": model.get_audio_features(inputs["input_features"])}
+    with pytest.raises(ValueError, match="either input_features or mm_encoder_outputs"):
+        model(**inputs, mm_encoder_outputs=encoded)
+    with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
+        model(input_features=inputs["input_features"])
+    with pytest.raises(ValueError, match="inputs_embeds cannot show them"):
+        model(inputs_embeds=torch.zeros(1, 25, 24), input_features=inputs["input_features"])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("audio_padding", "none", "audio_padding is 'none'; choose one of"),
+        ("projector_pooling", "max", "projector_pooling is 'max'; choose one of"),
+        ("projector_stride", 0, "projector_stride is 0; it counts encoder vectors"),
+    ],
+)
+def test_bad_configurations_are_named(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        LlasoConfig(**{field: value})
+
+
+# ---- Loading, devices, pipelines ----
+
+
+def test_saved_and_opened_with_tied_weights(trim, tmp_path):
+    model, _ = trim
+    model.save_pretrained(tmp_path)
+    opened = LlasoForConditionalGeneration.from_pretrained(tmp_path, device_map="auto")
+    assert opened.lm_head.weight is opened.get_input_embeddings().weight
+    assert all(torch.equal(tensor, opened.state_dict()[name].cpu()) for name, tensor in model.state_dict().items())
+    headless = AutoModel.from_pretrained(tmp_path)
+    assert isinstance(headless, LlasoModel)
+    with pytest.raises(ValueError, match="AutoModelForMultimodalLM"):
+        headless.generate(input_ids=torch.zeros(1, 1, dtype=torch.long))
+
+
+def test_the_any_to_any_pipeline(trim, tmp_path):
+    model, processor = trim
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    answer = pipeline("any-to-any", model=str(tmp_path))
+    message = {"role": "user", "content": [{"type": "text", "text": "Who?"}, {"type": "audio", "audio": tone(0.4)}]}
+    out = answer([message], max_new_tokens=4, return_full_text=False)
+    inputs = ask(processor, [question("Who?")], [tone(0.4)])
+    with torch.no_grad():
+        generated = model.generate(**inputs, max_new_tokens=4)[0, inputs["input_ids"].shape[1] :]
+    assert out[0]["generated_text"] == processor.decode(generated, skip_special_tokens=True)
+
+
+@torch.no_grad()
+def test_a_bitsandbytes_configuration_is_accepted(trim, tmp_path):
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs the quantize extra: pip install '.[quantize]'")
+    model, processor = trim
+    model.save_pretrained(tmp_path)
+    quantized = LlasoForConditionalGeneration.from_pretrained(
+        tmp_path, quantization_config=BitsAndBytesConfig(load_in_8bit=True)
+    )
+    assert any(isinstance(module, bitsandbytes.nn.Linear8bitLt) for module in quantized.modules())
+    inputs = questions(processor)
+    assert quantized.generate(**inputs, max_new_tokens=3).shape[1] == inputs["input_ids"].shape[1] + 3
+
+
+def test_any_size_of_parts():
+    for family, overrides in (("qwen2", {"num_hidden_layers": 1}), ("gemma2", {"hidden_size": 48, "head_dim": 24})):
+        config = LlasoConfig(
+            audio_config=whisper_config(d_model=40, num_mel_bins=80, encoder_attention_heads=5).to_dict(),
+            text_config=text_config(family, **overrides).to_dict(),
+            audio_token_id=270,
+            audio_padding="trim",
+        )
+        model = LlasoForConditionalGeneration(config)
+        assert model.get_audio_features(torch.randn(1, 80, 100)).pooler_output.shape == (
+            50,
+            config.text_config.hidden_size,
+        )

@@ -1,0 +1,340 @@
+"""The processor: prompts and labels, log-mel against Whisper's own, token counts, long audio, and every refusal."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.tiny_llaso import FAMILIES, RATE, ask, question, tiny_processor, tiny_tokenizer, tone
+from transformers import AutoProcessor, WhisperFeatureExtractor
+
+from modeling_llaso.configuration_llaso import count_audio_tokens
+from modeling_llaso.processing_llaso import SYSTEM_PROMPT, LlasoProcessor, add_audio_tokens
+
+ANSWER = {"role": "assistant", "content": [{"type": "text", "text": "An answer."}]}
+
+
+@pytest.fixture(scope="module")
+def full() -> LlasoProcessor:
+    return tiny_processor(audio_padding="full")
+
+
+@pytest.fixture(scope="module")
+def trim() -> LlasoProcessor:
+    return tiny_processor(audio_padding="trim")
+
+
+def train(processor: LlasoProcessor, conversations, audio=None):
+    return processor.apply_chat_template(
+        conversations,
+        audio=audio,
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+        processor_kwargs={"padding_side": "right"},
+    )
+
+
+def learned(processor: LlasoProcessor, inputs) -> list[str]:
+    return [
+        processor.tokenizer.decode(ids[mask.bool()])
+        for ids, mask in zip(inputs["input_ids"], inputs["assistant_masks"], strict=True)
+    ]
+
+
+# ---- Log-mel ----
+
+LENGTHS = (1, 159, 160, 161, 200, 400, 8_000, 79_999, 479_799, 479_801, 479_960, 479_999, 480_000)
+
+
+@pytest.mark.parametrize("samples", LENGTHS)
+def test_log_mel_is_whispers(full, trim, samples):
+    clip = tone(samples / RATE, seed=samples)
+    assert len(clip) == samples
+    wanted = torch.from_numpy(
+        full.feature_extractor(clip, sampling_rate=RATE, return_tensors="np")["input_features"][0]
+    )
+    (whole,), (real,) = full.log_mel([clip]), trim.log_mel([clip])
+    assert whole.shape == wanted.shape == (16, 3000)
+    torch.testing.assert_close(whole, wanted, atol=1e-5, rtol=0)
+    frames = -(-samples // 160)
+    assert real.shape == (16, frames)
+    torch.testing.assert_close(real, wanted[:, :frames], atol=1e-5, rtol=0)
+
+
+def test_log_mel_of_silence_and_of_a_batch(full, trim):
+    silence = np.zeros(5_000, dtype=np.float32)
+    wanted = full.feature_extractor(silence, sampling_rate=RATE, return_tensors="pt")["input_features"][0]
+    torch.testing.assert_close(full.log_mel([silence])[0], wanted)
+    clips = [tone(seconds, seed=number) for number, seconds in enumerate((0.2, 3.1, 0.01, 1.0))]
+    for together, alone in zip(trim.log_mel(clips), [trim.log_mel([clip])[0] for clip in clips], strict=True):
+        torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
+
+
+def test_a_whisper_of_another_shape():
+    """Any Whisper's extractor: other mel counts, and windows of other lengths."""
+    extractor = WhisperFeatureExtractor(feature_size=80, chunk_length=5)
+    tokenizer = tiny_tokenizer()
+    add_audio_tokens(tokenizer)
+    processor = LlasoProcessor(extractor, tokenizer, audio_padding="trim")
+    clip = tone(11.0)
+    assert processor.window_frames(len(clip)) == [500, 500, 100]
+    # The extractor's own double precision: its float32 transform is 1.6e-5 away from that on some processors.
+    wanted = torch.from_numpy(extractor._np_extract_fbank_features(clip[None, :80_000], "cpu")[0])
+    torch.testing.assert_close(processor.log_mel([clip[:80_000]])[0], wanted, atol=1e-6, rtol=0)
+
+
+# ---- Counts: one formula ----
+
+
+@settings(max_examples=60, deadline=None)
+@given(samples=st.integers(1, 40 * RATE), stride=st.integers(1, 9))
+def test_trim_counts_every_frame_and_loses_no_sample(samples, stride):
+    processor = COUNTING[stride]
+    windows = processor.audio_windows(samples)
+    assert windows[0][0] == 0 and windows[-1][1] == samples
+    assert all(stop == start for (_, stop), (start, _) in zip(windows, windows[1:], strict=False))
+    frames = sum(-(-(stop - start) // 160) for start, stop in windows)
+    vectors = sum(-(-count // 2) for count in processor.window_frames(samples))
+    assert sum(processor.window_frames(samples)) == frames
+    tokens = processor.count_audio_tokens(samples)
+    assert vectors <= tokens * stride < vectors + stride * len(windows)
+
+
+COUNTING = {stride: tiny_processor(audio_padding="trim", projector_stride=stride) for stride in range(1, 10)}
+
+
+def test_one_formula_for_numbers_arrays_and_tensors():
+    frames = np.arange(1, 3001)
+    for stride in (1, 2, 3, 4, 8):
+        numbers = [count_audio_tokens(int(count), stride) for count in frames]
+        assert (count_audio_tokens(frames, stride) == numbers).all()
+        assert count_audio_tokens(torch.from_numpy(frames), stride).tolist() == numbers
+    assert count_audio_tokens(3000) == 1500
+
+
+@pytest.mark.parametrize("padding", ["full", "trim"])
+@pytest.mark.parametrize("stride", [1, 4])
+def test_lengths_without_audio_are_the_lengths_with_it(padding, stride):
+    processor = tiny_processor(audio_padding=padding, projector_stride=stride)
+    clips = [tone(0.7), tone(31.5), tone(2.0)]
+    seconds = [len(clip) / RATE for clip in clips]
+    conversations = [
+        [*question("Compare", clips=2), ANSWER],
+        [*question("And this", clips=1), ANSWER],
+        [*question("No audio", clips=0), ANSWER],
+    ]
+    lengths = [
+        processor.expanded_length(conversation, durations)
+        for conversation, durations in zip(conversations, (seconds[:2], seconds[2:], ()), strict=True)
+    ]
+    inputs = train(processor, conversations, clips)
+    assert inputs["attention_mask"].sum(-1).tolist() == lengths
+    counts = [processor.count_audio_tokens(len(clip)) for clip in clips]
+    assert (inputs["input_ids"] == processor.audio_token_id).sum() == sum(counts)
+
+    prompts = processor.apply_chat_template(conversations)
+    expanded = processor.tokenizer(processor.expand_text(prompts, counts), padding=True, padding_side="right")
+    assert expanded["input_ids"] == inputs["input_ids"].tolist()
+
+
+# ---- Long audio ----
+
+
+def test_windows_of_long_audio(full, trim):
+    clip = tone(45.0)
+    inputs = trim(text="<audio>", audio=[clip], sampling_rate=RATE)
+    assert inputs["input_features_mask"].sum(-1).tolist() == [3000, 1500]
+    halves = trim.log_mel([clip[:480_000], clip[480_000:]])
+    torch.testing.assert_close(inputs["input_features"][1, :, :1500], halves[1], atol=1e-6, rtol=0)
+    assert full(text="<audio>", audio=[clip])["input_features"].shape == (2, 16, 3000)
+
+
+@pytest.mark.parametrize("padding", ["full", "trim"])
+def test_audio_beyond_the_maximum_is_never_cut(padding):
+    processor = tiny_processor(audio_padding=padding, max_windows=2)
+    assert len(processor.audio_windows(60 * RATE)) == 2
+    with pytest.raises(ValueError, match=r"audio 1: the audio lasts 60\.\d s, and at most 2 windows of 30 s \(60 s\)"):
+        processor(text="<audio><audio>", audio=[tone(1.0), tone(60.0002)])
+
+
+# ---- Prompts and labels ----
+
+
+def test_labels_in_every_modality_format(trim):
+    clip = tone(0.4)
+    rows = {
+        "text_audio": [{"type": "text", "text": "Who speaks?"}, {"type": "audio"}],
+        "audio_text": [{"type": "audio"}, {"type": "text", "text": "The text to work on."}],
+        "audio": [{"type": "audio"}],
+        "two audios": [{"type": "audio"}, {"type": "text", "text": " and "}, {"type": "audio"}],
+        "text only": [{"type": "text", "text": "Who are you?"}],
+    }
+    answers = [f"Answer {number}: [IPA ə], naïve 你好." for number in range(len(rows))]
+    conversations = [
+        [{"role": "user", "content": content}, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+        for content, answer in zip(rows.values(), answers, strict=True)
+    ]
+    inputs = train(trim, conversations, [clip] * 5)
+    assert learned(trim, inputs) == [f"{answer}<|eot_id|>" for answer in answers]
+    assert isinstance(inputs["assistant_masks"], torch.Tensor)
+    assert not (inputs["assistant_masks"].bool() & (inputs["attention_mask"] == 0)).any()
+    alone = train(trim, conversations[1:2], [clip])
+    length = alone["input_ids"].shape[1]
+    assert torch.equal(inputs["input_ids"][1, :length], alone["input_ids"][0])
+    assert torch.equal(inputs["assistant_masks"][1, :length], alone["assistant_masks"][0])
+
+
+def test_every_turn_of_a_long_conversation_is_learned(trim):
+    conversation = [*question("First", clips=2), ANSWER, *question("Then", clips=1)]
+    conversation.append({"role": "assistant", "content": "Another."})
+    inputs = train(trim, [conversation], [tone(0.3), tone(0.5), tone(0.4)])
+    assert learned(trim, inputs) == ["An answer.<|eot_id|>Another.<|eot_id|>"]
+
+
+def test_a_system_message_takes_the_place_of_the_released_one(trim):
+    assert SYSTEM_PROMPT in trim.apply_chat_template(question("Hi"))
+    text = trim.apply_chat_template([{"role": "system", "content": "Be brief."}, *question("Hi")])
+    assert SYSTEM_PROMPT not in text and "system<|end_header_id|>\n\nBe brief.<|eot_id|>" in text
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_language_models_keep_their_turn_marks(family):
+    processor = tiny_processor(family, audio_padding="trim")
+    conversation = [*question("Who?"), ANSWER, *question("And?"), ANSWER]
+    text = processor.apply_chat_template(conversation)
+    assert text.count(SYSTEM_PROMPT) == 1
+    assert text.count("<Audio><audio_start><audio><audio_end></Audio>") == 2
+    prompt = processor.apply_chat_template(conversation[:3], add_generation_prompt=True)
+    assert text.startswith(prompt)  # what is asked at generation is what was trained on
+    end = {"llama": "<|eot_id|>", "qwen2": "<|im_end|>", "qwen3": "<|im_end|>", "mistral": "</s>"}.get(
+        family, "<end_of_turn>"
+    )
+    inputs = train(processor, [conversation], [tone(0.3), tone(0.4)])
+    assert learned(processor, inputs) == [f"An answer.{end}" * 2]
+    begin = FAMILIES[family][0]
+    first = processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0, :2].tolist())
+    assert first.count(begin) == (1 if begin else 0)
+
+
+def test_generation_pads_on_the_left(trim):
+    inputs = ask(trim, [question("One"), question("A longer question")], [tone(0.2), tone(0.9)])
+    assert inputs["attention_mask"][0, 0] == 0 and inputs["attention_mask"][:, -1].all()
+
+
+def test_transcription_requests(trim, tmp_path):
+    import soundfile
+
+    clip = tone(0.5)
+    soundfile.write(tmp_path / "clip.wav", clip, RATE, subtype="FLOAT")
+    inputs = trim.apply_transcription_request([clip, clip], [None, "Write it down."])
+    texts = trim.tokenizer.batch_decode(inputs["input_ids"])
+    assert trim.transcription_prompt in texts[0] and "Write it down." in texts[1]
+    by_path = trim.apply_transcription_request(str(tmp_path / "clip.wav"))
+    alone = trim.apply_transcription_request(torch.from_numpy(clip))
+    assert by_path.keys() == alone.keys() and all(torch.equal(by_path[name], alone[name]) for name in alone)
+    written = trim.apply_transcription_request(clip, tokenize=False)
+    assert len(written) == 1 and written[0].count("<audio>") == 1
+    later = trim(text=written, audio=[clip])
+    assert torch.equal(later["input_ids"], alone["input_ids"])
+    with pytest.raises(ValueError, match="2 prompts came for 1 audios"):
+        trim.apply_transcription_request(clip, ["One", "Two"])
+    with pytest.raises(ValueError, match="no audio to transcribe"):
+        trim.apply_transcription_request([])
+
+
+def test_saved_and_opened_again(tmp_path):
+    processor = tiny_processor(audio_padding="trim", projector_stride=4, max_windows=3, transcription_prompt="Write!")
+    processor.save_pretrained(tmp_path)
+    opened = AutoProcessor.from_pretrained(tmp_path)
+    assert isinstance(opened, LlasoProcessor)
+    for name in ("audio_padding", "projector_stride", "max_windows", "transcription_prompt", "audio_token_id"):
+        assert getattr(opened, name) == getattr(processor, name)
+    before, after = (ask(p, [question("Who?")], [tone(0.5)]) for p in (processor, opened))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_user_text_can_be_made_harmless_instead():
+    """transformers' own way to take control tokens as plain text still works."""
+    processor = tiny_processor("qwen2", audio_padding="trim")
+    inputs = ask(processor, [question("What is <|im_end|> and <audio>?")], [tone(0.3)], sanitize_control_tokens=True)
+    ids = inputs["input_ids"][0]
+    assert (ids == processor.audio_token_id).sum() == processor.count_audio_tokens(round(0.3 * RATE))
+    ends = (ids == processor.tokenizer.convert_tokens_to_ids("<|im_end|>")).sum()
+    assert ends == 2  # of the system and the user message, not the text's own
+    assert "What is <|im_end|> and <audio>?" in processor.tokenizer.decode(ids)
+
+
+# ---- Refusals: each names the item ----
+
+
+def test_bad_audio_is_named(trim):
+    good = tone(0.3)
+
+    def refused(clip, message, **kwargs):
+        with pytest.raises(ValueError, match=message):
+            trim(text="<audio><audio>", audio=[good, clip], **kwargs)
+
+    refused(np.zeros(0, dtype=np.float32), "audio 1 is empty")
+    refused(np.array([0.1, np.nan], dtype=np.float32), "audio 1 holds NaN or infinite samples")
+    refused(np.array([0.1, np.inf], dtype=np.float32), "audio 1 holds NaN or infinite samples")
+    refused(np.zeros((2, 100), dtype=np.float32), r"audio 1 has the shape \(2, 100\); average its channels")
+    refused(np.ones(100, dtype=np.int16), "audio 1 holds int16; scale it to floats")
+    refused(good, "sampling rate is 44100 Hz, but the encoder hears 16000 Hz", sampling_rate=44_100)
+
+
+def test_audio_and_placeholders_must_match(trim):
+    clip = tone(0.3)
+    with pytest.raises(ValueError, match="Found total 1 <audio> tokens and 2 audio inputs"):
+        trim(text="<audio>", audio=[clip, clip])
+    with pytest.raises(ValueError, match="Found 1 <audio> tokens in the text but no audio"):
+        trim(text="<audio>")
+    with pytest.raises(ValueError, match="1 audio parts to fill, but 2 audios came"):
+        ask(trim, [question("Who?")], [clip, clip])
+    with pytest.raises(ValueError, match="2 audio parts to fill, but 1 audios came"):
+        ask(trim, [question("Who?", clips=2)], [clip])
+    with pytest.raises(ValueError, match="has 1 audio parts, but 0 durations came"):
+        trim.expanded_length(question("Who?"))
+    with pytest.raises(ValueError, match="has 1 placeholders, but 2 audios were named"):
+        trim.expand_text("<audio>", [3, 4])
+
+
+@pytest.mark.parametrize("token", ["<audio>", "<unk>", "</Audio>", "<|eot_id|>", "<|begin_of_text|>"])
+def test_special_tokens_typed_by_a_user(trim, token):
+    with pytest.raises(ValueError, match=r"conversation 0, message 0 \(user\): the text holds the special token"):
+        trim.apply_chat_template(question(f"What is {token}?"))
+    with pytest.raises(ValueError, match=r"conversation 1, message 1 \(assistant\): the text holds"):
+        trim.apply_chat_template([question("Hi"), [*question("Hi"), {"role": "assistant", "content": f"{token}"}]])
+
+
+def test_empty_and_misplaced_messages(trim):
+    with pytest.raises(ValueError, match=r"message 1 \(assistant\): the message is empty"):
+        trim.apply_chat_template([*question("Hi"), {"role": "assistant", "content": " \n"}])
+    with pytest.raises(ValueError, match=r"message 0 \(user\): the message is empty"):
+        trim.apply_chat_template([{"role": "user", "content": []}])
+    with pytest.raises(ValueError, match=r"message 1 \(assistant\): a 'audio' part; only a user's message may hold"):
+        trim.apply_chat_template([*question("Hi"), {"role": "assistant", "content": [{"type": "audio"}]}])
+    with pytest.raises(ValueError, match=r"message 0 \(user\): a 'image' part"):
+        trim.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}])
+    with pytest.raises(ValueError, match=r"message 1 \(system\): the roles are user and assistant"):
+        trim.apply_chat_template([*question("Hi"), {"role": "system", "content": "Be brief."}])
+    with pytest.raises(ValueError, match="text 1 is empty"):
+        trim(text=["Hello", "  "])
+
+
+def test_truncation_never_cuts_audio(trim):
+    with pytest.raises(ValueError, match="audio"):
+        ask(trim, [question("Who?")], [tone(2.0)], processor_kwargs={"truncation": True, "max_length": 300})
+    kept = ask(trim, [question("Hi")], [tone(0.1)], processor_kwargs={"truncation": True, "max_length": 4000})
+    assert (kept["input_ids"] == trim.audio_token_id).sum() == 5
+
+
+def test_unusable_parts(trim):
+    with pytest.raises(ValueError, match="the tokenizer lacks <audio>, <Audio>.*add_audio_tokens"):
+        LlasoProcessor(WhisperFeatureExtractor(), tiny_tokenizer())
+    with pytest.raises(ValueError, match="audio_padding is 'none'; choose one of"):
+        tiny_processor(audio_padding="none")
+    with pytest.raises(ValueError, match="dithers"):
+        LlasoProcessor(WhisperFeatureExtractor(dither=0.1), trim.tokenizer)

@@ -1,0 +1,93 @@
+"""The rule of the repository: which package may import which. Strings and subprocess calls count as imports."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.paths import ROOT
+
+MAY_IMPORT: dict[str, set[str]] = {
+    "llaso_common": set(),
+    "modeling_llaso": {"llaso_common"},
+    "dataset_scripts": {"llaso_common"},
+    "eval_suite": {"llaso_common"},
+    "llaso": {"llaso_common", "modeling_llaso", "dataset_scripts", "eval_suite"},
+}
+"""Each package, and the other packages of ours that it may import. CONTRIBUTING.md and docs/design.md say the same."""
+TRAVELLERS = {"configuration_llaso", "modeling_llaso", "processing_llaso"}
+"""Files of modeling_llaso that are saved with checkpoints: they import one another, and nothing else of ours."""
+NAMED_IN_TEXT = re.compile(rf"^(?:{'|'.join(MAY_IMPORT)})\.[a-z_.]+$")
+"""A string that is the dotted name of one of our modules."""
+
+
+def imports(file: Path) -> Iterator[tuple[str, int]]:
+    """Yield the absolute dotted names that a file imports or spells in a string, with their lines."""
+    package = file.relative_to(ROOT).with_suffix("").parts[:-1]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            name = ".".join((*base, *filter(None, [node.module])))
+            yield name, node.lineno
+            yield from ((f"{name}.{alias.name}", node.lineno) for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and NAMED_IN_TEXT.match(node.value):
+            yield node.value, node.lineno
+
+
+def modules(package: str) -> list[Path]:
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert files, package
+    return files
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_packages_import_only_what_the_rule_allows(package):
+    forbidden = MAY_IMPORT.keys() - MAY_IMPORT[package] - {package}
+    crossed = [
+        f"{file.relative_to(ROOT)}:{line} imports {name}"
+        for file in modules(package)
+        for name, line in imports(file)
+        if name.split(".")[0] in forbidden
+        # The names of the checkpoint's own files, not of our package.
+        and name
+        not in ("modeling_llaso.py", "modeling_llaso.LlasoModel", "modeling_llaso.LlasoForConditionalGeneration")
+    ]
+    assert not crossed
+
+
+def test_files_that_travel_stand_alone():
+    for stem in TRAVELLERS:
+        for name, line in imports(ROOT / "modeling_llaso" / f"{stem}.py"):
+            first, _, rest = name.partition(".")
+            if first in MAY_IMPORT and not name.startswith("modeling_llaso.Llaso"):
+                assert rest.split(".")[0] in TRAVELLERS, f"{stem}.py:{line} imports {name}"
+
+
+def test_the_command_line_imports_no_heavy_library():
+    heavy = {"torch", "transformers", "datasets", "numpy", "pyarrow", "soundfile", "matplotlib", "gradio"}
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys, llaso.cli; llaso.cli.build_parser(); print(*sys.modules)"],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert not heavy & set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["quickstart", "transcribe", "ask", "new", "convert", "train", "data", "eval", "publish", "demo", "serve"],
+)
+def test_every_command_has_help(command):
+    shown = subprocess.run(
+        [sys.executable, "-m", "llaso.cli", command, "--help"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert shown.returncode == 0 and f"llaso {command}" in shown.stdout

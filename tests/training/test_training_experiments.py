@@ -1,0 +1,258 @@
+"""Experiments: which runs they make, that equal ones are made once, and what tables, plots and pages say of them."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.tiny_training import row, save_backbones, save_corpus
+
+from llaso.training.experiments.experiment_report import put_into_page, table, write_report
+from llaso.training.experiments.experiments import Inputs, flat_scores, run_experiment
+from llaso.training.recipe.recipe import load_recipe
+
+SMALL = (
+    "batch.per_device=4",
+    "watch.evaluate_rows=2",
+    "watch.final_rows=2",
+    "watch.reporters=[none]",
+    "model.projector_stride=1",
+)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    folder = tmp_path_factory.mktemp("journey")
+    save_backbones(folder / "backbones")
+    spoken = [row(i) for i in range(8)]
+    held_out = [row(i, seed=1) for i in range(2)]
+    save_corpus(folder / "llaso-align", {"train": spoken, "validation": held_out})
+    instruct = [*spoken, *(row(i, task="IP") for i in range(4)), *(row(i, task="AQA", clips=1) for i in range(3))]
+    save_corpus(folder / "llaso-instruct", {"train": instruct, "validation": held_out})
+    save_corpus(folder / "llaso-eval", {"test": held_out})
+    return Inputs(folder)
+
+
+def scores_of(model: Path, corpus: Path, out: Path, rows: int) -> dict[str, Any]:
+    """Scores made of what the training itself wrote: a tenth for each task it saw."""
+    seen = [json.loads(line) for line in (model / "history.jsonl").read_text().splitlines()]
+    tasks = {task for record in seen if record["kind"] == "step" for task in record["tasks"]}
+    entry = {
+        "primary": {"metric": "accuracy", "value": len(tasks) / 10, "direction": "higher"},
+        "coverage": 1.0,
+    }
+    entries = {task: entry for task in ("ASR", "IP", "AQA")}
+    return {
+        "tasks": entries,
+        "modalities": {"text_audio": {"tasks": entries}, "audio": {"tasks": {"AQA": entry}}},
+        "normalized": {"skill": {"value": 0.25}},
+        "coverage": 1.0,
+    }
+
+
+@pytest.mark.slow
+def test_an_experiment_trains_its_variations_alike_and_puts_them_into_its_page(inputs, tmp_path):
+    lines: list[str] = []
+
+    def run() -> Path:
+        return run_experiment(
+            "unseen",
+            inputs,
+            tmp_path,
+            seeds=(0,),
+            overrides=SMALL,
+            stage2_steps=3,
+            evaluate=scores_of,
+            report=lines.append,
+        )
+
+    folder = run()
+    results = json.loads((folder / "results.json").read_text())
+    runs = results["runs"]
+    assert [one["variation"] for one in runs] == ["all tasks", "without IP", "without pure audio"]
+    assert {one["steps"] for one in runs} == {3}
+    assert [one["scores"]["IP"]["value"] for one in runs] == [0.3, 0.2, 0.3]
+    assert results["shown"] == ["AQA (audio)", "AQA (text_audio)", "IP"]
+    stages = sorted(path.name.partition("-")[0] for path in (tmp_path / "runs").glob("stage*"))
+    assert stages == ["stage1", "stage2", "stage2", "stage2"]  # Stage 1 is shared
+
+    page = tmp_path / "docs" / "page.md"
+    page.parent.mkdir()
+    page.write_text("Before.\n<!-- unseen -->\nold\n<!-- end of unseen -->\nAfter.\n")
+    put_into_page(folder, page)
+    put_into_page(folder, page)
+    text = page.read_text()
+    assert text.startswith("Before.\n<!-- unseen -->\nClaim: ") and text.endswith("<!-- end of unseen -->\nAfter.\n")
+    assert "old" not in text and text.count("| without IP | 1 |") == 1
+    assert "(images/experiment-unseen.png)" in text
+    assert (page.parent / "images" / "experiment-unseen.png").stat().st_size > 5000
+    page.write_text("Nothing of the kind.\n")
+    with pytest.raises(ValueError, match="no lines <!-- unseen -->"):
+        put_into_page(folder, page)
+
+    lines.clear()
+    assert run() == folder and not any("step" in line for line in lines)  # everything was there
+
+
+def work_along(inputs: Inputs, out: Path, seeds: tuple[int, ...], log: Path, freeze: bool = False) -> None:
+    """One of several processes that are given the same experiment; it may stop itself in its first run."""
+
+    def report(line: str) -> None:
+        with log.open("a") as file:
+            print(line, file=file)
+        if freeze and line.startswith("    step"):
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    folder = run_experiment(
+        "more-tasks", inputs, out, seeds=seeds, overrides=SMALL, stage2_steps=2, evaluate=scores_of, report=report
+    )
+    write_report(folder)
+
+
+@pytest.mark.slow
+def test_processes_share_the_runs_of_an_experiment_and_take_over_those_of_a_killed_one(inputs, tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    logs = [tmp_path / f"{number}.log" for number in range(3)]
+    out = tmp_path / "shared"
+    killed = spawn.Process(target=work_along, args=(inputs, out, (0, 1), logs[0], True))
+    killed.start()
+    assert os.WIFSTOPPED(os.waitpid(killed.pid, os.WUNTRACED)[1]), "it ended instead of stopping in its first run"
+    others = [
+        spawn.Process(target=work_along, args=(inputs, out, seeds, log))
+        for seeds, log in (((1, 0), logs[1]), ((0, 1), logs[2]))
+    ]
+    for process in others:
+        process.start()
+    while not all(log.exists() and "2 left, with other processes" in log.read_text() for log in logs[1:]):
+        time.sleep(0.01)
+        assert all(process.is_alive() for process in others)
+    assert not any("seed 0" in log.read_text() for log in logs[1:])  # whose Stage 1 the stopped one holds
+    killed.kill()
+    killed.join()
+    for process in others:
+        process.join()
+        assert process.exitcode == 0
+
+    results = json.loads((out / "more-tasks" / "results.json").read_text())
+    names = results["variations"]
+    assert [(run["seed"], run["variation"]) for run in results["runs"]] == [(s, n) for s in (0, 1) for n in names]
+    alone = run_experiment(
+        "more-tasks",
+        inputs,
+        tmp_path / "alone",
+        unseen=["PR"],
+        seeds=(0, 1),
+        overrides=SMALL,
+        stage2_steps=2,
+        evaluate=scores_of,
+    )
+    assert json.loads((alone / "results.json").read_text()) == results
+    for stage in (out / "runs").glob("stage*"):
+        steps = [json.loads(line)["step"] for line in (stage / "history.jsonl").read_text().splitlines()]
+        assert steps == sorted(steps) and (stage / "training.json").exists() and not (stage / ".lock").exists()
+
+
+def test_stage_1_stands_alone_or_is_given(inputs, tmp_path):
+    common = {"seeds": (0,), "overrides": SMALL, "evaluate": scores_of}
+    folder = run_experiment("gate", inputs, tmp_path, stage1_only=True, **common)
+    runs = json.loads((folder / "results.json").read_text())["runs"]
+    assert [one["variation"] for one in runs] == ["Stage 1 at 100%", "Stage 1 at 30%", "Stage 1 at 10%"]
+    assert all(one["stage1_wer"] is not None and one["stage2_wer"] is None and not one["scores"] for one in runs)
+    stages = list((tmp_path / "runs").glob("stage*"))
+    steps = sorted(json.loads((stage / "training.json").read_text())["steps"] for stage in stages)
+    assert len(steps) == 2 and steps[0] == 1 < steps[1]  # of so few steps, 30 % and 10 % are both one
+
+    given = stages[0]
+    folder = run_experiment("more-tasks", inputs, tmp_path, stage1=given, stage2_steps=2, **common)
+    runs = json.loads((folder / "results.json").read_text())["runs"]
+    assert [one["stage1_wer"] for one in runs] == [json.loads((given / "training.json").read_text())["wer"]] * 2
+    seconds = list((tmp_path / "runs").glob("stage2*"))
+    assert len(seconds) == 2 and set(stages) == set((tmp_path / "runs").glob("stage1*"))
+    for second in seconds:
+        assert load_recipe(second / "recipe.yaml").model.checkpoint == str(given)
+
+
+def test_a_run_is_taken_as_it_is_however_it_was_watched_unless_it_comes_to_something_else(inputs, tmp_path):
+    def names() -> set[str]:
+        return {folder.name for folder in (tmp_path / "runs").glob("stage*")}
+
+    common = {"seeds": (0,), "stage2_steps": 1, "evaluate": scores_of}
+    watched = ("watch.save_every=1", "watch.log_every=1", "watch.gate_wer=0.5", "data.rows=9")
+    folder = run_experiment("more-tasks", inputs, tmp_path, overrides=(*SMALL, *watched), **common)
+    results = (folder / "results.json").read_bytes()
+    for run in (tmp_path / "runs").glob("stage2*"):
+        run.rename(f"{run}-moved")  # known by the recipe that lies in it, not by its name
+    before = names()
+
+    otherwise = ("compute.workers=1", "watch.evaluate_every=2", "data.seconds_per_row=9", "data.text_tokens_per_row=9")
+    run_experiment("more-tasks", inputs, tmp_path, overrides=(*SMALL, *otherwise), **common)
+    assert names() == before and (folder / "results.json").read_bytes() == results
+    for changed in ("watch.final_rows=1", "batch.accumulation=2"):  # another word error rate, another step
+        run_experiment("more-tasks", inputs, tmp_path, overrides=(*SMALL, changed), **common)
+        assert len(names() - before) == 3
+        before = names()
+
+
+def test_a_table_gives_mean_spread_and_what_every_seed_agrees_on():
+    runs = [
+        {
+            "variation": name,
+            "seed": seed,
+            "steps": 300,
+            "stage1_wer": 0.05,
+            "stage2_wer": 0.1 if name == "frozen" else 0.1 + (seed - 1) / 10,
+            "skill": None,
+            "answered": 0.5,
+            "scores": {"ASR": {"metric": "wer", "value": value + seed / 100, "direction": "lower", "answered": 0.5}},
+        }
+        for name, value in (("frozen", 0.1), ("unfrozen", 0.2))
+        for seed in (0, 1, 2)
+    ]
+    text = table({"claim": "So it is.", "variations": ["frozen", "unfrozen"], "shown": ["ASR"], "runs": runs})
+    assert "| trained | seeds | WER after Stage 1 | WER after Stage 2 | ASR wer | answered |" in text
+    assert "| frozen | 3 | 0.050 ± 0.000 | 0.100 ± 0.000 | 0.110 ± 0.010 | 0.500 ± 0.000 |" in text
+    assert "| unfrozen | 3 | 0.050 ± 0.000 | 0.100 ± 0.100 | 0.210 ± 0.010 ▲ | 0.500 ± 0.000 |" in text
+    assert "over 3 seeds (0, 1, 2). Stage 2 took 300 steps." in text
+    # Of runs that other processes do, the reference may come last: its place is kept, and nothing is compared yet.
+    late = [run for run in runs if run["variation"] == "unfrozen"]
+    text = table({"claim": "", "variations": ["frozen", "unfrozen"], "shown": ["ASR"], "runs": late})
+    assert "| unfrozen | 3 | 0.050 ± 0.000 | 0.100 ± 0.100 | 0.210 ± 0.010 | " in text and "| frozen" not in text
+
+
+def test_formats_of_a_task_are_told_apart_where_there_are_several():
+    def entry(value: float | None) -> dict[str, Any]:
+        primary = None if value is None else {"metric": "accuracy", "value": value, "direction": "higher"}
+        return {"primary": primary, "coverage": 0.5}
+
+    flat = flat_scores(
+        {
+            "tasks": {"AQA": entry(0.4), "SGC": entry(0.7), "PSWL": entry(None)},
+            "modalities": {
+                "text_audio": {"tasks": {"AQA": entry(0.6), "SGC": entry(0.7)}},
+                "audio": {"tasks": {"AQA": entry(0.2)}},
+            },
+        }
+    )
+    assert {name: one["value"] for name, one in flat.items()} == {
+        "AQA": 0.4,
+        "AQA (text_audio)": 0.6,
+        "AQA (audio)": 0.2,
+        "SGC": 0.7,
+    }
+
+
+def test_mistakes_are_named(inputs, tmp_path):
+    with pytest.raises(ValueError, match="there are gate, encoder, unseen, more-tasks"):
+        run_experiment("gates", inputs, tmp_path)
+    with pytest.raises(FileNotFoundError, match="no corpus at nowhere/llaso-instruct; run `llaso quickstart` first"):
+        run_experiment("gate", Inputs(Path("nowhere")), tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"nowhere holds no finished training \(training.json is missing\)"):
+        run_experiment("encoder", inputs, tmp_path, stage1=Path("nowhere"))
+    with pytest.raises(ValueError, match="has none of the tasks PR; it has ASR, IP, AQA"):
+        run_experiment("unseen", inputs, tmp_path, unseen=["PR"])
