@@ -47,7 +47,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dic
             "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
         }  # fmt: skip
         with warm(folder / ".venv", environment) as shell:
-            made = type_in(folder, shell, "python", str(ROOT / "tests/tiny_quickstart.py"))
+            made = type_in(folder, shell, "python", str(ROOT / "tests/support/tiny_quickstart.py"))
             assert made.returncode == 0, made.stdout
             yield folder, shell
 
@@ -82,7 +82,7 @@ def test_every_block_of_a_page_runs(page: Path, reader: tuple[Path, dict[str, st
         "8000": str(free_port()),
     }
     typed = [f"{old}={new}" for old, new in replace.items()]
-    done = type_in(folder, shell, "python", str(ROOT / "tests/docs_page.py"), str(page), *typed)
+    done = type_in(folder, shell, "python", str(ROOT / "tests/support/docs_page.py"), str(page), *typed)
     assert done.returncode == 0, done.stdout[-6000:]
 
 
