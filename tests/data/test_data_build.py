@@ -121,7 +121,7 @@ def test_splits_and_corpora(corpora: dict[str, Path]):
     assert modalities == {"text_audio", "audio_text", "audio"}
 
 
-def test_nothing_is_shared(corpora: dict[str, Path]):
+def test_evaluation_and_training_share_no_row(corpora: dict[str, Path]):
     """By the report, and by an independent look at the rows."""
     report = json.loads((corpora["eval"] / "leakage.json").read_text())
     assert report["clean"] and report["held_out"]["rows"] == len(rows_of(corpora["eval"]))
@@ -142,7 +142,7 @@ def test_leakage_is_found(corpora: dict[str, Path]):
     assert rows == len(rows_of(corpora["instruct"]))
 
 
-def test_load_dataset(corpora: dict[str, Path]):
+def test_load_dataset_reads_every_row(corpora: dict[str, Path]):
     from datasets import Audio, load_dataset
 
     folder = str(corpora["instruct"])
@@ -447,7 +447,7 @@ def test_same_bytes_after_kills_at_random(uninterrupted, tmp_path: Path):
     assert finished(out, *arguments, "--workers", "4") == expected
 
 
-def test_one_build_a_folder(tmp_path: Path):
+def test_two_builds_into_one_folder_are_refused(tmp_path: Path):
     """The second of two is refused at once; when the first is killed, nothing is left to unlock."""
     file, out = write_public_corpora(tmp_path), tmp_path / "out"
     first = run("align", "--sources", str(file), "--out", str(out))
@@ -533,7 +533,7 @@ cp -r "$2/out" "$6"
 
 
 @pytest.mark.parametrize("size", ["64k", "1200k"], ids=["planning", "shards"])
-def test_full_disk(size: str, uninterrupted, tmp_path: Path):
+def test_a_full_disk_ends_with_a_clear_line_and_the_build_resumes(size: str, uninterrupted, tmp_path: Path):
     """A disk really full, then made larger: a clear line, nothing half-written, and the same bytes in the end."""
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
         pytest.skip("this system lets nobody mount a small disk")
@@ -599,7 +599,7 @@ def test_bad_recordings_are_set_aside(tmp_path: Path):
     }  # fmt: skip
 
 
-def test_bad_settings(tmp_path: Path):
+def test_settings_out_of_range_are_refused(tmp_path: Path):
     source = SOURCE.at(write_recordings(tmp_path / "tiny", 40))
     out = build("align", [source], tmp_path / "out", **SETTINGS)
     with pytest.raises(ValueError, match="holds another build .seed 0, not 1, eval_rows 30, not 9"):

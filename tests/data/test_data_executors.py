@@ -51,7 +51,7 @@ def here(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_slurm(here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_slurm_builds_the_same_bytes(here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     source, expected = here
     install(tmp_path / "bin", monkeypatch, sbatch=SBATCH, scontrol=SCONTROL, srun=SRUN, squeue="#!/bin/bash\n")
     monkeypatch.setenv("JOBS_LOG", str(tmp_path / "jobs.log"))
@@ -97,7 +97,7 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch, **commands: str) -> N
 
 
 @pytest.mark.slow
-def test_ray_on_two_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_ray_on_two_nodes_builds_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """`llaso data build --executor ray` on a cluster of two nodes with a processor each, both at work at once."""
     ray = pytest.importorskip("ray", reason="ray is not installed (extra `ray`)")
     from ray.cluster_utils import Cluster
@@ -135,7 +135,7 @@ def test_shards_that_nobody_built_are_an_error(tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "out" / "build.json").exists()
 
 
-def test_a_lost_worker_is_told(tmp_path: Path):
+def test_a_killed_worker_ends_the_build_with_a_clear_line(tmp_path: Path):
     """The kernel kills one of two workers, as for want of memory: the build ends at once, and goes on afterwards."""
     file, out = write_public_corpora(tmp_path), tmp_path / "out"
     planned = build_command(file, out, "local", command="plan")

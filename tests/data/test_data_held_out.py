@@ -209,7 +209,7 @@ def test_others_make_up_for_a_short_stratum(tmp_path: Path):
     assert planned["held_out"]["short"] == {"tiny/SGC/male/text_audio": 6} and planned["rows"] == 20
 
 
-def test_candidates_lie_on_disk(tmp_path: Path):
+def test_candidates_are_kept_on_disk_not_in_memory(tmp_path: Path):
     """Two thousand kept candidates of 20 kB take little memory."""
     labels = tuple("abcdefghijkl")
 
@@ -263,7 +263,7 @@ def test_every_row_is_accounted_for(corpus: str, limit: int | None, tmp_path: Pa
 # --- limits ---------------------------------------------------------------------------------------------------------
 
 
-def test_limits(tmp_path: Path):
+def test_a_limit_draws_the_same_rows_equally_from_each_source(tmp_path: Path):
     """At most N rows in all, as many as there are, equally from each source; the same ones every time."""
     root = write_recordings(tmp_path / "tiny")
     sources = [replace(SOURCE.at(root), name=name) for name in ("one", "two")]

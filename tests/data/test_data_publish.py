@@ -182,7 +182,7 @@ def test_the_card_is_what_was_built(built: Path, hub: HubServer, tmp_path: Path)
         assert sum(int(cell) for cell in line.split("|")[2:5]) == tasks[task]
 
 
-def test_published_again(corpus: Path, hub: HubServer):
+def test_publishing_again_sends_only_what_changed(corpus: Path, hub: HubServer):
     """The same corpus is no new commit, another name is on the card, and shards of an earlier one do not stay."""
     assert main(["data", "publish", str(corpus), "owner/llaso-instruct"]) == 0
     there = len(hub.commits(REPO))

@@ -74,7 +74,7 @@ def test_every_listed_voice_is_there(espeak: synthesize.Espeak):
         assert espeak.phonemes("car", voice)
 
 
-def test_phonemes():
+def test_phonemes_follow_the_voice():
     assert synthesize.phonemes("park the car") == "pɑːɹk ðə kɑːɹ"
     assert synthesize.phonemes("park the car", "en") == "pɑːk ðə kɑː"
     assert synthesize.phonemes("bath", "en-gb-scotland+f3") != synthesize.phonemes("bath", "en-gb-x-rp")
@@ -133,7 +133,7 @@ def test_noise_has_its_level(snr: float):
     assert 10 * np.log10(np.mean(tone**2) / np.mean(noise**2)) == pytest.approx(snr, abs=0.3)
 
 
-def test_rooms():
+def test_reverberation_has_its_decay_time():
     click = np.zeros(16_000, np.float32)
     click[100] = 0.5
     heard = acoustics.apply(click, Acoustics(seed=1, reverb_s=0.4))
@@ -232,7 +232,7 @@ def test_sounds_are_joined_with_a_pause(tmp_path: Path):
     assert not joined[16_000:21_600].any() and joined[12_000] == pytest.approx(0.5, abs=0.01)
 
 
-def test_recordings_of_any_kind(tmp_path: Path):
+def test_recordings_of_any_format_are_read(tmp_path: Path):
     tone = 0.4 * np.sin(2 * np.pi * 440 * np.arange(44_100) / 44_100)
     for name, subtype in (
         ("a.wav", "PCM_24"),
@@ -279,7 +279,7 @@ def vits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_model_backend(vits: Path, tmp_path: Path):
+def test_a_speech_model_speaks_alike_in_any_order(vits: Path, tmp_path: Path):
     speaker = synthesize.backend(str(vits))
     lines = [Speech("hello there", "0"), Speech("hello there", "1"), Speech("other words", "0")]
     first = speaker.speak(lines)

@@ -678,7 +678,7 @@ def test_git_lfs_pointers_are_named(name: str, tmp_path: Path):
         read(name, tmp_path)
 
 
-def test_declarations():
+def test_every_source_declares_licence_home_page_layout_and_tasks():
     for name in base.names():
         source = base.load(name)
         assert source.name == name and set(source.tasks) <= set(TASKS) and source.license and source.layout is not None
@@ -737,7 +737,7 @@ def test_labels_are_those_that_the_evaluation_scores():
     assert {label for task in aliases.values() for label in task} <= known
 
 
-def test_granularities():
+def test_every_fine_label_has_a_coarse_one():
     """Every fine label of every corpus has a coarse one, and the coarse choices are those the corpus can have."""
     for accents in (accentdb.ACCENTS, common_voice.ACCENTS, vctk.ACCENTS):
         for accent in accents:
@@ -776,7 +776,7 @@ def lay_out(name: str, root: Path) -> Path:
     return root
 
 
-def test_sources_file(tmp_path: Path):
+def test_a_sources_file_gives_folders_options_and_settings(tmp_path: Path):
     lay_out("dolly", tmp_path / "dolly")
     digits = lay_out("fsdd", tmp_path / "elsewhere/fsdd")
     text(tmp_path / "s.yaml", f"sources:\n  dolly: dolly\n  fsdd: {{path: {digits}, held_out: theo}}\neval_rows: 7\n")
@@ -871,7 +871,7 @@ def test_the_printed_sources_file_can_be_filled_in(tmp_path: Path, capsys: pytes
     assert set(chosen.executors["slurm"]) >= {"partition", "time"}
 
 
-def test_instructions():
+def test_every_task_has_its_instructions():
     assert len(TASKS) == 20 and len(templates("ASR", "align")) == 18
     assert {t.style for t in templates("ASR", "align")} == {""}
     files = {"ASR.align"}
@@ -887,7 +887,7 @@ def test_instructions():
     assert {file.stem for file in FOLDER.glob("*.txt")} == files  # none is left over
 
 
-def test_instruction_texts():
+def test_instruction_texts_are_unique_and_clean():
     """No text is there twice, in whichever file, and none holds what was left over from writing it."""
     texts = Counter[str]()
     for file in sorted(FOLDER.glob("*.txt")):

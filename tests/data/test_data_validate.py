@@ -624,7 +624,7 @@ def test_a_killed_run_leaves_the_corpus_as_it_was(corpus: Path, tmp_path: Path, 
     assert contents(corpus) == contents(twin)
 
 
-def test_any_number_of_workers(corpus: Path, tmp_path: Path):
+def test_the_result_is_the_same_with_any_number_of_workers(corpus: Path, tmp_path: Path):
     """The same report, page, shards and records."""
     spoil(corpus)
     twin = Path(shutil.copytree(corpus, tmp_path / "twin" / corpus.name))
@@ -636,7 +636,7 @@ def test_any_number_of_workers(corpus: Path, tmp_path: Path):
     assert one["found"] > 2 and seen[-1] == (total, total)
 
 
-def test_a_worker_that_is_lost(corpus: Path):
+def test_a_killed_validation_worker_is_reported(corpus: Path):
     """The kernel ends one that takes too much memory; the run says so and the corpus is as it was."""
     before = contents(corpus)
     with pytest.raises(OSError, match="a worker was lost"):
@@ -649,7 +649,7 @@ def ends_its_process(file: Path) -> dict[int, list[str]]:
     return {}
 
 
-def test_two_at_once(corpus: Path, tmp_path: Path):
+def test_a_second_validation_at_once_is_refused(corpus: Path, tmp_path: Path):
     """The second says who is at work, and touches nothing."""
     wait = "import sys, time; from pathlib import Path; from dataset_scripts import locks\n" \
         "with locks.only_one(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"  # fmt: skip

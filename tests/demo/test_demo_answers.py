@@ -53,7 +53,7 @@ def test_the_answer_comes_piece_by_piece(answerer, clip_file):
     assert all(texts[-1].startswith(text) for text in texts)
 
 
-def test_an_answer_nobody_hears_is_not_finished(clip_file):
+def test_generation_stops_when_its_reader_leaves(clip_file):
     model, processor = tiny_llaso()
     answerer = Answerer(model, processor, max_new_tokens=2000)
     steps = []
@@ -66,7 +66,7 @@ def test_an_answer_nobody_hears_is_not_finished(clip_file):
     assert next(answerer.stream(Question("audio", (clip_file,)))).audio_s  # and the next visitor has a turn
 
 
-def test_a_fault_of_the_model_reaches_who_asked(clip_file):
+def test_an_error_of_the_model_is_raised_to_the_reader(clip_file):
     model, processor = tiny_llaso()
 
     def broken(*_):
@@ -155,7 +155,7 @@ def test_long_recordings_are_drawn_without_losing_their_peaks(samples):
     assert drawn.shape == (1, min(samples, pictures.COLUMNS)) and drawn.max() == clip.max()
 
 
-def test_the_picture_is_one():
+def test_the_picture_is_an_image_that_follows_the_sound():
     _, processor = tiny_llaso()
     quiet, loud = (imread(io.BytesIO(pictures.picture(clip, processor))) for clip in (tone(1.0), tone(1.0, 900.0)))
     assert quiet.shape == loud.shape and quiet.ndim == 3

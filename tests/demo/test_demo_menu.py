@@ -43,7 +43,7 @@ def test_without_a_corpus_every_task_is_offered(tmp_path):
         assert all(choice in example.instruction for choice in example.choices)
 
 
-def test_where_nothing_speaks_instruments_play(tmp_path, monkeypatch):
+def test_without_a_speech_synthesizer_the_menu_offers_instruments(tmp_path, monkeypatch):
     def missing(name):
         raise ValueError("espeak-ng is not installed")
 

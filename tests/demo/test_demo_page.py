@@ -80,7 +80,7 @@ def test_a_client_asks_in_three_formats(url, answerer, clips):
     assert 'src="data:image/png;base64,' in client.predict("text_audio", low, None, api_name="/look")
 
 
-def test_what_is_wrong_is_said_and_nothing_answered(url, clips):
+def test_bad_questions_are_refused_with_a_message(url, clips):
     client = gradio_client.Client(url, verbose=False)
     silent = gradio_client.handle_file(clips / "silent.wav")
     answer, status = client.predict("text_audio", "what", silent, None, "", api_name="/ask")
@@ -149,13 +149,25 @@ def test_in_a_browser_upload_ask_and_the_answer_appears(url, answerer, clips, wi
 def test_in_a_browser_an_answer_can_be_stopped(url, answerer, clips, monkeypatch):
     monkeypatch.setattr(answerer, "max_new_tokens", 6000)
     monkeypatch.setattr(answerer.model.generation_config, "no_repeat_ngram_size", None)
+    steps = []
+    hook = answerer.model.register_forward_hook(lambda *passed: steps.append(1))
     with chromium() as browser, open_page(browser, url, WIDTHS[0]) as page:
+        answer = page.locator("#answer textarea")
         page.get_by_role("button", name="A story").click()
         page.locator("#seen img").wait_for()
         page.get_by_role("button", name="Ask", exact=True).click()
         page.get_by_role("status").get_by_text("Answering").wait_for()
         page.get_by_role("button", name="Stop").click()
         page.get_by_role("status").get_by_text("Stopped.").wait_for()
-    monkeypatch.undo()
-    with answerer._turn:  # free again: the generation has ended
-        pass
+        with answerer._turn:  # free again: the generation has ended
+            made = len(steps)
+        shown = answer.input_value()
+        monkeypatch.undo()
+        hook.remove()
+        assert 1 <= made < 6000
+        # What is shown is the beginning of the answer, and the page goes on answering.
+        whole = direct_answer(answerer.model, answerer.processor, [AUDIO], tone(0.4, 900.0), TOKENS)
+        page.get_by_role("button", name="Ask", exact=True).click()
+        page.get_by_role("status").get_by_text("tokens read").wait_for()
+        assert answer.input_value() == whole
+        assert len(shown) <= made

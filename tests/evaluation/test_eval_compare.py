@@ -117,19 +117,19 @@ def test_what_cannot_be_compared(tmp_path):
         compare([one, disjoint])
 
 
-def test_holm():
+def test_holm_correction_agrees_with_a_worked_example():
     # Worked by hand: 0.005 × 4, 0.01 × 3, 0.03 × 2, 0.04 × 1, made monotone.
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([]) == [] and holm([0.6, 0.7]) == [1.0, 1.0]
 
 
-def test_p_values():
+def test_two_sided_p_values_from_bootstrap_draws():
     assert two_sided_p(np.full(999, 0.3)) == pytest.approx(2 / 1000)
     assert two_sided_p(np.array([1.0, -1.0] * 50)) == 1
     assert two_sided_p(np.array([np.nan, 1.0])) == 1
 
 
-def test_verdicts():
+def test_verdicts_name_the_better_system_or_none():
     said = verdict("Kimi-Audio", "LLaSO-Base", "WER", -0.028, -0.034, -0.027, 0.001, "lower")
     assert said == "Kimi-Audio below LLaSO-Base in WER by .028 [.027, .034]: Kimi-Audio is better"
     said = verdict("a", "b", "accuracy", -0.2, -0.3, -0.1, 0.5, "higher")

@@ -247,7 +247,7 @@ def test_the_prompt_is_the_frozen_one():
     assert Prompt.load("judge_v1").sha256 == "0e8accb793df23d454598eb9eec6cf3227e8256d6fae61bc512c297e3bf668ce"
 
 
-def test_local_judge(tmp_path, monkeypatch):
+def test_a_local_model_that_writes_nonsense_gives_no_judgement(tmp_path, monkeypatch):
     """A random model writes nonsense: every judgement is missing, none is invented, and nothing is asked twice."""
     import torch
     from support.tiny_eval import _byte_tokenizer

@@ -56,7 +56,7 @@ CASES = {
 
 
 @pytest.mark.slow
-def test_fresh_process_copied_folder(tmp_path):
+def test_a_copied_module_folder_scores_in_a_fresh_process(tmp_path):
     copy = shutil.copytree(MODULE, tmp_path / "elsewhere" / "llaso_eval")
     cases, out, script = tmp_path / "cases.json", tmp_path / "out.json", tmp_path / "script.py"
     cases.write_text(json.dumps(CASES))
@@ -88,7 +88,7 @@ json.dump(found, open(f"{out}/{number}.json", "w"))
 
 
 @pytest.mark.slow
-def test_two_processes(tmp_path):
+def test_two_processes_score_together(tmp_path):
     """Process 0 has the result over the answers of both; given the tasks of its own alone it says what lacks."""
     script = tmp_path / "share.py"
     script.write_text(SHARE)
@@ -111,7 +111,7 @@ def test_two_processes(tmp_path):
     assert first["own"].startswith("process 0 scores the 5 answers of all 2 processes but has 2 tasks")
 
 
-def test_values():
+def test_the_module_scores_under_both_protocols():
     result = score_texts(**CASES["strict"])
     assert result["SGC"]["accuracy"] == 0.5 and result["SGC"]["outcomes"]["abstained"] == 1
     assert result["ASR"]["wer"] == 0 and result["ASR"]["wer_raw"] == 1
@@ -132,7 +132,7 @@ def test_values():
         ((["a"], ["a"], "ASR", None, "fair"), "unknown protocol"),
     ],
 )
-def test_mistakes(arguments, message):
+def test_the_module_refuses_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         score_texts(*arguments)
 

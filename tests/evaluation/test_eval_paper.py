@@ -97,7 +97,7 @@ def test_published_abstention_rows(system):
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_task_values(system):
+def test_task_values_are_the_papers(system):
     """Tasks are unweighted means of files; judged and unjudged tasks, formats and exact ages stand apart."""
     expected = golden("task_panel")[system]
     measured = measure(answers(system).files, "paper")
@@ -184,7 +184,7 @@ def test_panel_refuses_values_that_disagree_with_the_answers(tmp_path, capsys):
         ("25.9", 25),
     ],
 )
-def test_ages(text, value):
+def test_ages_are_read_as_the_authors_scripts_do(text, value):
     assert paper.read_age(text) == value
 
 
@@ -201,7 +201,7 @@ def test_ages(text, value):
         ("inf", None),
     ],
 )
-def test_pitches(text, value):
+def test_pitches_are_read_as_the_authors_scripts_do(text, value):
     assert paper.read_pitch(text) == value
 
 

@@ -65,7 +65,7 @@ def measured(task: str, pairs, choices=()) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_reference_values(system):
+def test_metrics_agree_with_the_reference_values(system):
     keys = {
         "wer_whisper_norm": "wer",
         "cer_whisper_norm": "cer",
@@ -302,7 +302,7 @@ SOUNDS = label_set("VSC", ("Cough", "Throat clearing"))
         (LabelSet(["25", "50"]), "25, 50", ["25", "50"]),
     ],
 )
-def test_labels(labels, text, found):
+def test_labels_found_in_a_text(labels, text, found):
     assert sorted(labels.find(text)) == sorted(found)
 
 
@@ -343,7 +343,7 @@ def test_label_sets_that_cannot_work(choices):
         ("60Hz", Parsed(ANSWERED, 60)),
     ],
 )
-def test_numbers(text, parsed):
+def test_numbers_found_in_a_text(text, parsed):
     assert parse_number(text, PITCH) == parsed
 
 
@@ -362,7 +362,7 @@ def test_numbers(text, parsed):
         ("an adult", Parsed(MALFORMED)),
     ],
 )
-def test_ages(text, parsed):
+def test_ages_found_in_a_text(text, parsed):
     assert parse_number(text, AGE) == parsed
 
 
@@ -373,7 +373,7 @@ def test_missing_numbers_count_at_worst():
     assert measured("AR_years", [("?", "70")])["mae"] == 52  # 70 - 18
 
 
-def test_slots():
+def test_slots_are_parsed_and_counted():
     assert find_slots("wake me [Time : Five AM.] [date:  today ]") == Counter(
         {("time", "five am"): 1, ("date", "today"): 1}
     )
@@ -391,7 +391,7 @@ WORDS = (
 )
 
 
-def test_pronunciation_scores():
+def test_pronunciation_scores_are_parsed():
     read = parse_pronunciation(SENTENCE, False, (0, 10))
     assert read == Parsed(ANSWERED, {("accuracy",): 9, ("prosodic",): 8, ("fluency",): 7, ("total",): 8})
     assert parse_pronunciation("Accuracy: 8/10, Fluency: 80%", False, (0, 10)).outcome == MALFORMED
@@ -414,7 +414,7 @@ def test_pronunciation_scores():
         ("", ()),
     ],
 )
-def test_ipa_symbols(text, symbols):
+def test_ipa_is_split_into_symbols(text, symbols):
     assert ipa_symbols(text) == symbols
 
 
@@ -431,7 +431,7 @@ def test_ipa_symbols(text, symbols):
         ("", None),
     ],
 )
-def test_arpabet(text, ipa):
+def test_arpabet_is_recognized(text, ipa):
     assert arpabet_to_ipa(text) == ipa
 
 

@@ -49,7 +49,7 @@ def with_weights(released: Path, out: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "sharded safetensors", "bin", "sharded bin"])
-def test_every_layout_of_the_released_format(released, tmp_path, kind):
+def test_every_weight_layout_of_the_released_format_round_trips(released, tmp_path, kind):
     folder = with_weights(released, tmp_path / "checkpoint", kind)
     model, processor = from_official(folder, released / "whisper")
     original = load_file(released / "model.safetensors")
@@ -105,7 +105,7 @@ def test_the_published_fixture_round_trips(tmp_path):
         from_official(bins)
 
 
-def test_a_published_encoder_is_told_by_its_tensors(tmp_path):
+def test_the_encoder_configuration_is_inferred_from_tensor_shapes(tmp_path):
     """Without the encoder's folder, the sizes come from the tensors and the heads from the published widths."""
     tiny = dict(d_model=384, num_mel_bins=80, encoder_layers=1, encoder_attention_heads=6, encoder_ffn_dim=64)
     model, processor = tiny_llaso("full")
@@ -158,7 +158,7 @@ def test_bad_checkpoints_are_named(released, tmp_path, capsys):
     assert capsys.readouterr().err == f"llaso: error: {tmp_path}: there is no config.json\n"
 
 
-def test_what_the_released_format_cannot_say(tmp_path):
+def test_models_that_the_released_format_cannot_hold_are_refused(tmp_path):
     trimmed, processor = tiny_llaso("trim", projector_stride=2)
     with pytest.raises(ValueError, match="neither projector_stride=2 nor audio_padding='trim'"):
         to_official(trimmed, processor, tmp_path)

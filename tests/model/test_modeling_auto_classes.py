@@ -79,7 +79,7 @@ def check(checkpoint, printed: str, home: str) -> None:
 
 
 @pytest.mark.slow
-def test_registered_in_a_fresh_process(checkpoint, tmp_path):
+def test_auto_classes_open_a_checkpoint_in_a_fresh_process(checkpoint, tmp_path):
     printed = run(OPEN.format(first="import modeling_llaso", trust=""), checkpoint[0], tmp_path / "again")
     check(checkpoint, printed, "modeling_llaso")
 
@@ -110,7 +110,7 @@ def test_the_order_of_imports_does_not_matter(first):
 
 
 @pytest.mark.slow
-def test_its_own_code_where_the_package_is_not_importable(checkpoint, tmp_path):
+def test_a_checkpoint_brings_its_own_code_if_the_package_is_missing(checkpoint, tmp_path):
     """And what is saved from there carries the code on."""
     hide = 'sys.modules["modeling_llaso"] = None'
     code = OPEN.format(first=hide, trust="trust_remote_code=True")

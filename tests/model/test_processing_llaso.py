@@ -73,7 +73,7 @@ def test_log_mel_of_silence_and_of_a_batch(full, trim):
         torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
 
 
-def test_a_whisper_of_another_shape():
+def test_extractors_with_other_mel_counts_and_windows():
     """Any Whisper's extractor: other mel counts, and windows of other lengths."""
     extractor = WhisperFeatureExtractor(feature_size=80, chunk_length=5)
     tokenizer = tiny_tokenizer()
@@ -256,7 +256,7 @@ def test_saved_and_opened_again(tmp_path):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_user_text_can_be_made_harmless_instead():
+def test_special_tokens_in_user_text_can_be_escaped():
     """transformers' own way to take control tokens as plain text still works."""
     processor = tiny_processor("qwen2", audio_padding="trim")
     inputs = ask(processor, [question("What is <|im_end|> and <audio>?")], [tone(0.3)], sanitize_control_tokens=True)
@@ -331,7 +331,7 @@ def test_truncation_never_cuts_audio(trim):
     assert (kept["input_ids"] == trim.audio_token_id).sum() == 5
 
 
-def test_unusable_parts(trim):
+def test_unusable_tokenizers_and_extractors_are_refused(trim):
     with pytest.raises(ValueError, match="the tokenizer lacks <audio>, <Audio>.*add_audio_tokens"):
         LlasoProcessor(WhisperFeatureExtractor(), tiny_tokenizer())
     with pytest.raises(ValueError, match="audio_padding is 'none'; choose one of"):

@@ -175,7 +175,7 @@ def stranger(published, inputs, tmp_path_factory) -> dict:
     return json.loads((home / "said.json").read_text())
 
 
-def test_all_of_a_run_is_there(published: tuple[HubServer, Path]):
+def test_a_published_repository_holds_all_of_a_run(published: tuple[HubServer, Path]):
     hub, run = published
     files = hub.files("models/owner/llaso-tiny")
     assert files["model.safetensors"] == (run / "llaso-tiny" / "model.safetensors").read_bytes()
@@ -200,7 +200,9 @@ def test_a_public_corpus_does_not_take_private_rows(published, tmp_path: Path, c
     assert len(hub.repos["datasets/owner/llaso-eval"]) == before
 
 
-def test_a_stranger_opens_it_by_name(stranger: dict, inputs: tuple[Path, list[float]], published):
+def test_a_published_model_opens_by_name_on_another_machine(
+    stranger: dict, inputs: tuple[Path, list[float]], published
+):
     for repo in ("owner/llaso-tiny", "owner/pushed"):
         seen = stranger[repo]
         assert seen["names"] == ["LlasoProcessor", "LlasoForConditionalGeneration", "LlasoModel"]
@@ -227,6 +229,6 @@ def test_a_fork_is_trained_pushed_and_opened(stranger: dict, inputs, published, 
     assert "friend" in said["home"] and said["processor"] == "LlasoProcessor"
 
 
-def test_the_module_by_folder_and_by_name(published, tmp_path: Path):
+def test_the_published_module_scores_by_name(published, tmp_path: Path):
     said = fresh(published[0], tmp_path / "home", MODULE, tmp_path)
     assert json.loads(said.splitlines()[-1]) == [1.0, 1.0]

@@ -48,7 +48,7 @@ def published(folder: Path, repo_id: str) -> None:
     (folder / "published.json").write_text(json.dumps(place))
 
 
-def test_figures_are_the_reports(run: Path):
+def test_the_cards_figures_are_those_of_the_report(run: Path):
     card = write_card(run)
     report = json.loads((run / "report" / "report.json").read_text())
     scores = {task["task"]: task["scores"][0] for task in report["tasks"]}
@@ -69,7 +69,7 @@ def test_figures_are_the_reports(run: Path):
         assert row[1] == f"{built['rows']:,}" and row[3] == f"`{built['fingerprint'][:12]}`"
 
 
-def test_figures_follow_the_report(run: Path):
+def test_the_cards_figures_change_with_the_report(run: Path):
     """Nothing in the card outlives the number it came from."""
     file = run / "report" / "report.json"
     report = json.loads(file.read_text())
@@ -82,7 +82,7 @@ def test_figures_follow_the_report(run: Path):
     assert "0.123456" in card.split("---")[1]
 
 
-def test_the_head_is_read_by_the_hubs_own_reader(run: Path):
+def test_the_cards_metadata_is_read_by_the_hubs_parser(run: Path):
     published(run / "llaso-instruct", "owner/llaso-instruct")
     published(run / "llaso-eval", "owner/llaso-eval")
     data = ModelCard(write_card(run, "owner/llaso-tiny")).data

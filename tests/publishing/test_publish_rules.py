@@ -53,7 +53,7 @@ def test_one_commit_and_never_twice(hub: HubServer):
         ({"adapter_config.json": b"{}"}, "other weights beside this model's: adapter_config.json"),
     ],
 )
-def test_what_is_there_is_not_lost_unasked(hub: HubServer, theirs: dict, said: str):
+def test_files_of_a_repository_are_not_overwritten_unasked(hub: HubServer, theirs: dict, said: str):
     upload({**theirs, "notes/diary.md": b"Kept.\n"}, TO, "theirs")
     before = hub.files("models/owner/model")
     with pytest.raises(
@@ -67,7 +67,7 @@ def test_what_is_there_is_not_lost_unasked(hub: HubServer, theirs: dict, said: s
     assert hub.repos["models/owner/model"][1]["files"].keys() == before.keys()  # the history has them still
 
 
-def test_a_branch_of_its_own(hub: HubServer):
+def test_a_revision_is_made_as_a_branch(hub: HubServer):
     upload({"README.md": b"Somebody's words.\n"}, TO, "theirs")
     trial = replace(TO, revision="trial/1")
     with pytest.raises(ValueError, match="branch trial/1: nothing was sent"):
@@ -80,7 +80,7 @@ def test_a_branch_of_its_own(hub: HubServer):
     assert upload(config, trial, "ours").sent == ()
 
 
-def test_private_stays_private(hub: HubServer):
+def test_private_repositories_stay_private(hub: HubServer):
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -138,7 +138,7 @@ def test_a_lost_answer_is_no_second_commit(hub: HubServer):
     assert len(hub.repos["models/owner/model"]) == 2
 
 
-def test_somebody_else_writing_meanwhile(hub: HubServer, monkeypatch: pytest.MonkeyPatch):
+def test_a_commit_made_meanwhile_is_not_overwritten(hub: HubServer, monkeypatch: pytest.MonkeyPatch):
     upload({"notes.md": b"Kept.\n"}, TO, "theirs")
     look = hub_module._tree
 
@@ -154,7 +154,7 @@ def test_somebody_else_writing_meanwhile(hub: HubServer, monkeypatch: pytest.Mon
     assert hub.repos["models/owner/model"][-1]["title"] == "theirs again"
 
 
-def test_no_hub_to_speak_to(hub: HubServer, monkeypatch: pytest.MonkeyPatch):
+def test_an_unreachable_hub_is_named_with_the_remedy(hub: HubServer, monkeypatch: pytest.MonkeyPatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -166,7 +166,9 @@ def test_no_hub_to_speak_to(hub: HubServer, monkeypatch: pytest.MonkeyPatch):
         upload(FILES, TO, "m")
 
 
-def test_the_commands_say_it_in_one_line(hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_publish_commands_say_what_was_sent_or_refused_in_one_line(
+    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     assert main(["publish-module", "owner/llaso_eval"]) == 0
     assert "3 files sent" in capsys.readouterr().out and hub.sdks == {"spaces/owner/llaso_eval": "static"}
     assert main(["publish-module", "owner/llaso_eval"]) == 0

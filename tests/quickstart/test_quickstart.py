@@ -68,32 +68,32 @@ def journey(tmp_path_factory) -> Path:
     return out
 
 
-def test_says_where_things_lie_and_what_it_heard(journey):
+def test_the_journey_prints_where_things_lie_and_what_was_heard(journey):
     said = (journey / "second.log").read_text()
     for expected in ("report/index.html", "llaso-tiny", "said", "heard", "AutoModelForMultimodalLM"):
         assert expected in said
     assert "did not pass its gate" in said  # nothing is learned in six steps, and it says so
 
 
-def test_a_finished_one_ends_at_once(journey):
+def test_a_finished_quickstart_does_nothing_again(journey):
     speech = journey.parent / "digits"
-    started = time.monotonic()
+    before = {path: path.stat().st_mtime_ns for path in journey.rglob("*") if path.is_file()}
     again = run("quickstart", "--out", journey, "--speech", speech, "--size", "minimum", "--ignore-gate")
-    assert again.returncode == 0 and time.monotonic() - started < 20
-    assert again.stdout.count("done before") == 6
+    assert again.returncode == 0 and again.stdout.count("done before") == 6
+    assert {path: path.stat().st_mtime_ns for path in journey.rglob("*") if path.is_file()} == before
 
 
-def test_gate_stops_the_journey(journey):
+def test_a_gate_not_passed_stops_the_journey(journey):
     stopped = run("quickstart", "--out", journey, "--speech", journey.parent / "digits", "--size", "minimum")
     assert stopped.returncode == 1 and "--ignore-gate" in stopped.stdout
 
 
-def test_other_options_are_refused(journey):
+def test_resuming_with_other_options_is_refused(journey):
     other = run("quickstart", "--out", journey, "--size", "minimum", "--seed", "1")
     assert other.returncode == 2 and "other options" in other.stderr
 
 
-def test_nothing_is_in_training_and_evaluation(journey, tmp_path):
+def test_training_and_evaluation_share_no_clip(journey, tmp_path):
     leakage = json.loads((journey / "llaso-eval" / "leakage.json").read_text())
     rows = {corpus: [] for corpus in ("align", "instruct", "eval")}
     from datasets import Audio, load_dataset

@@ -29,14 +29,19 @@ def test_phonemes_keep_their_marks():
 
 
 def test_spelling_is_drawn_out_but_keeps_the_order():
-    phonemes = ("k", "iː", "|", "b", "ɒ")
+    phonemes, lengths, in_order = ("k", "iː", "|", "b", "ɒ"), set(), 0
     for seed in range(50):
         written = spell(phonemes, phonemes, random.Random(seed)).split()
-        assert set(written) <= {*phonemes, "_"}
+        spoken = [symbol for symbol, before in zip(written, ["", *written], strict=False) if symbol != before]
+        in_order += tuple(symbol for symbol in spoken if symbol != "_") == phonemes
+        lengths.add(len(written))
+    # A phoneme slips with 2.5 % and is lost with 1.5 % on average: four spellings in five have all of them, in order.
+    assert 30 < in_order < 50
+    assert len(lengths) > 5  # drawn out now more, now less
     assert spell(phonemes, phonemes, random.Random(0)) == spell(phonemes, phonemes, random.Random(0))
 
 
-def test_a_longer_vocal_tract_moves_a_resonance():
+def test_stretching_moves_a_resonance_up_the_mel_axis():
     mel = torch.zeros(80, 7)
     mel[40] = 1.0
     assert torch.equal(stretched(mel, 1.0), mel)

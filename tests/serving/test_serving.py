@@ -196,7 +196,7 @@ def test_transcriptions_in_every_form(tiny, server: Served, answer):
     )
 
 
-def test_a_language_changes_nothing_and_is_said_to(server: Served):
+def test_a_language_is_accepted_and_changes_nothing(server: Served):
     create = server.client.audio.transcriptions.with_raw_response.create
     file = ("speech.wav", audio_file(CLIPS[0]))
     without, told = create(model=NAME, file=file), create(model=NAME, file=file, language="en")
@@ -367,7 +367,7 @@ def test_a_bad_transcription_is_told_what_is_wrong_with_it(server: Served, case)
         ("POST", "/v1/audio/transcriptions", {"Content-Type": "multipart/form-data; boundary=b"}, b"--b\r\nx", 400),
     ],
 )
-def test_other_mistakes_have_openais_shape_too(server: Served, method, path, headers, body, status):
+def test_other_errors_have_openais_shape(server: Served, method, path, headers, body, status):
     response = server.http.request(method, path, headers=headers, content=body)
     assert response.status_code == status, response.text
     assert response.json()["error"]["message"]

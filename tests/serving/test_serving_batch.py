@@ -41,7 +41,7 @@ def prompts(processor) -> list:
         ("gemma3_text", "trim", {"sliding_window": 48}),
     ],
 )
-def test_rows_that_join_and_leave_answer_as_they_would_alone(family, audio_padding, settings):
+def test_rows_that_join_and_leave_a_batch_answer_as_they_would_alone(family, audio_padding, settings):
     window = settings.pop("sliding_window", None)
     model, processor = tiny_llaso(audio_padding, family, **settings)
     if window:

@@ -143,7 +143,7 @@ def test_an_answer_that_takes_too_long_is_given_up(tiny):
 # ---- Numbers ----
 
 
-def test_more_than_fit_are_told_when_to_come_back_and_the_client_does(tiny, server: Served):
+def test_requests_over_the_limit_get_429_with_retry_after_and_the_client_retries(tiny, server: Served):
     with Slowed(tiny[0], 0.05) as slowed, ThreadPoolExecutor(4) as threads:
         under_way = [threads.submit(server.ask, heard("?", CLIP), max_tokens=30) for _ in range(3)]
         until(lambda: slowed.forwards and server.metric("llaso_waiting") == 1)
@@ -180,7 +180,7 @@ def test_large_prompts_wait_for_room_in_the_batch(tiny):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_who_leaves_is_no_longer_worked_for(tiny, server: Served, stream):
+def test_generation_stops_when_its_client_disconnects(tiny, server: Served, stream):
     departed = server.metric("llaso_departed_total")
     with Slowed(tiny[0], 0.03) as slowed:
         with connected(server) as leaving:
@@ -193,7 +193,7 @@ def test_who_leaves_is_no_longer_worked_for(tiny, server: Served, stream):
     assert series not in server.http.get("/metrics").text
 
 
-def test_who_leaves_while_waiting_is_forgotten(tiny, server: Served):
+def test_a_waiting_request_is_dropped_when_its_client_disconnects(tiny, server: Served):
     with Slowed(tiny[0], 0.05), ThreadPoolExecutor(2) as threads:
         running = [threads.submit(server.ask, heard("?", CLIP), max_tokens=20) for _ in range(2)]
         until(lambda: server.metric("llaso_running") == 2)
@@ -204,7 +204,7 @@ def test_who_leaves_while_waiting_is_forgotten(tiny, server: Served):
         assert {future.result().usage.completion_tokens for future in running} == {20}
 
 
-def test_who_does_not_read_holds_up_nobody(tiny):
+def test_a_client_that_does_not_read_holds_up_no_other(tiny):
     """A stream nobody takes is written in full and its row freed; another's answer comes meanwhile."""
     with served(*tiny, Limits(batch_rows=1)) as server, connected(server) as idle:
         idle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -213,7 +213,7 @@ def test_who_does_not_read_holds_up_nobody(tiny):
         assert server.ask(heard("?", CLIP), max_tokens=5).usage.completion_tokens == 5
 
 
-def test_who_never_reads_is_cut_off_in_the_end(tiny, monkeypatch):
+def test_a_client_that_never_reads_is_disconnected(tiny, monkeypatch):
     """The row is free when the answer's time is up, the place when the client's time to take it is."""
     model, processor = tiny
     monkeypatch.setattr(request_queue, "SEND_SECONDS", 0.5)
@@ -281,7 +281,7 @@ def test_logits_that_are_no_numbers_are_an_error_not_an_answer(tiny, server: Ser
             weight.copy_(kept)
 
 
-def test_closing_tells_those_who_wait(tiny):
+def test_closing_answers_waiting_requests_with_an_error(tiny):
     model, processor = tiny
     told: list = []
     prompt = processor.apply_transcription_request(CLIP)

@@ -153,7 +153,7 @@ def test_gradient_checkpointing_keeps_less_computes_again_and_learns_the_same(ro
 
 
 @pytest.mark.parametrize("padding", ["full", "trim"])
-def test_the_encoder_reads_whole_windows_or_what_was_said(root, monkeypatch, padding):
+def test_the_encoder_reads_whole_windows_in_full_and_the_recording_in_trim(root, monkeypatch, padding):
     read: list[tuple[int, ...]] = []
     forward = LlasoEncoder.forward
 
@@ -172,7 +172,7 @@ def test_the_encoder_reads_whole_windows_or_what_was_said(root, monkeypatch, pad
         assert len(frames) > 1 and max(frames) <= 100 * longest + 1
 
 
-def test_what_is_exported_answers_as_the_adapters_did(root, monkeypatch):
+def test_an_exported_model_answers_as_its_adapters_did(root, monkeypatch):
     answers: list[torch.Tensor] = []
     batches: list[dict[str, Any]] = []
     export = training.export

@@ -153,7 +153,7 @@ def launch_two(recipe: dict[str, Any], **environment: str) -> subprocess.Popen[s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("who", ["launcher", "second", "everyone"])
-def test_whoever_gets_a_signal_all_processes_save_the_same_step_and_stop(root, who):
+def test_a_signal_to_any_process_makes_all_save_the_same_step_and_stop(root, who):
     recipe = recipe_of(root, f"signal-{who}", 1, compute__workers=1)
     process = launch_two(recipe, FREEZE=f"step:1:{LOSE_AT}")
     frozen = frozen_worker([process])
@@ -214,7 +214,7 @@ def test_when_a_loss_is_no_number_the_rows_of_all_processes_are_named_once(root)
 
 
 @pytest.mark.slow
-def test_two_nodes_with_sharded_weights_lose_one_go_on_and_follow_it_too(root, alone, tmp_path):
+def test_two_sharded_nodes_lose_one_resume_and_follow_the_loss_curve_of_one_process(root, alone, tmp_path):
     recipe = recipe_of(root, "nodes", 1)
     out, file = Path(recipe["out"]), tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe))
@@ -267,7 +267,7 @@ def test_sharded_checkpoints_and_models_keep_the_types_of_their_parts(root, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
-def test_deepspeed_follows_it_as_well_where_it_is_installed(root, alone, tmp_path, stage):
+def test_deepspeed_follows_the_loss_curve_of_one_process(root, alone, tmp_path, stage):
     pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: pip install deepspeed")
     recipe = recipe_of(root, f"zero{stage}", 1)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))

@@ -117,7 +117,7 @@ def test_memory_is_what_a_real_step_holds(root, tmp_path, name, precision):
         assert sum(part.weight_bytes for part in parts) == held
 
 
-def test_what_saves_memory_is_seen_to(root):
+def test_the_dry_run_counts_what_each_setting_saves_in_memory(root):
     recipe = load_recipe(tiny_recipe(root, "unused", train=["projector", "llm"]))
     config, shape = config_of(recipe), BatchShape(4, 60, 12, 4, 3000)
 
@@ -186,7 +186,7 @@ def test_text_alone_is_weighed_too(root, tmp_path, padding):
     assert estimate.flops > 0 and estimate.tokens / estimate.rows < 500  # a window of audio alone is 1500
 
 
-def test_whose_sizes_they_are_is_said(root, tmp_path):
+def test_the_dry_run_says_which_model_its_sizes_are_of(root, tmp_path):
     recipe = load_recipe(tiny_recipe(root, "unused"))
     assert dry_run(recipe).lines()[0] == f"sizes of {root / 'encoder'} and {root / 'llm'}"
     model, processor = open_model(recipe)

@@ -64,7 +64,7 @@ def test_a_second_process_is_refused_by_name_and_a_killed_one_leaves_no_lock(tmp
     assert not (tmp_path / "run" / LOCK).exists()
 
 
-def test_a_folder_made_for_nothing_goes_again(tmp_path):
+def test_an_empty_folder_made_for_the_lock_is_removed(tmp_path):
     (tmp_path / "mine").mkdir()
     for name in ("mine", "made", "used"):
         with alone_in(tmp_path / name):
@@ -73,7 +73,7 @@ def test_a_folder_made_for_nothing_goes_again(tmp_path):
     assert sorted(folder.name for folder in tmp_path.iterdir()) == ["mine", "used"]
 
 
-def test_who_waits_is_told_for_whom_and_goes_next(tmp_path, holder):
+def test_a_waiting_process_names_the_holder_and_goes_next(tmp_path, holder):
     process, pipe, _ = holder
     order: list[str] = []
 
@@ -86,7 +86,7 @@ def test_who_waits_is_told_for_whom_and_goes_next(tmp_path, holder):
     assert order == [f"waiting for {order[0].split(' for ')[1]}", "mine"] and f"process {process.pid}" in order[0]
 
 
-def test_many_wait_in_turn(tmp_path):
+def test_waiting_processes_take_the_lock_one_at_a_time(tmp_path):
     def add(count: int) -> None:
         for _ in range(count):
             with one_at_a_time(tmp_path / "made", lambda line: None):
@@ -187,7 +187,7 @@ def test_runs_that_fill_one_cache_at_once_end_with_all_clips_and_none_mixed_up(t
             torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-3)  # float16, other neighbours in the batch
 
 
-def test_who_reads_a_cache_while_it_is_written_takes_what_is_whole_and_changes_nothing(tmp_path):
+def test_a_reader_of_a_cache_being_written_takes_whole_entries_and_changes_nothing(tmp_path):
     writer = EncoderCache(tmp_path, "x", 4, 10**6)
     writer.add("first", [torch.ones(2, 4)])
     whole = writer.index_file.read_bytes()
@@ -201,7 +201,7 @@ def test_who_reads_a_cache_while_it_is_written_takes_what_is_whole_and_changes_n
 
 
 @pytest.mark.parametrize("damage", ["vectors cut off", "vectors lost", "no JSON", "no entry"])
-def test_what_is_damaged_in_a_cache_is_encoded_again(tmp_path, damage):
+def test_damaged_cache_entries_are_encoded_again(tmp_path, damage):
     cache = EncoderCache(tmp_path, "x", 4, 10**6)
     for number, key in enumerate(("first", "second", "third")):
         cache.add(key, [torch.full((2, 4), float(number))])
@@ -254,7 +254,7 @@ def wait_long(rank: int, store: str, failures) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_others_wait_longer_for_the_first_than_the_backend_would(tmp_path):
+def test_ranks_wait_for_rank_0_beyond_the_backends_timeout(tmp_path):
     failures = fork.SimpleQueue()
     processes = [fork.Process(target=wait_long, args=(rank, str(tmp_path / "store"), failures)) for rank in (0, 1)]
     for process in processes:

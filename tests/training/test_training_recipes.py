@@ -161,7 +161,7 @@ def test_every_number_of_a_recipe_has_a_range():
             load_recipe("stage1_align", {name: -1})
 
 
-def test_odd_files_are_read_or_refused_with_their_place(tmp_path: Path):
+def test_odd_recipe_files_are_read_or_refused_with_their_place(tmp_path: Path):
     path = tmp_path / "mine.yaml"
     path.write_text("base: stage1_align.yaml\nbatch:\noptimizer:\n  # epochs: 2\n")
     assert load_recipe(path) == load_recipe("stage1_align")  # sections whose keys are all left out

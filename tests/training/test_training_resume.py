@@ -214,7 +214,7 @@ def test_the_run_goes_on_from_the_checkpoint_before_a_damaged_one(root, checkpoi
     assert [folder.name for folder in out.glob("*checkpoint*")] == ["damaged-checkpoint-6"]
 
 
-def test_what_may_not_change_is_refused_by_name(root, checkpoints, monkeypatch):
+def test_settings_that_may_not_change_on_resume_are_refused_by_name(root, checkpoints, monkeypatch):
     recipe = recipe_for(root, "checkpoints", {})
     with pytest.raises(ValueError, match=r"another recipe \(seed was 7, is 8\)"):
         train(recipe, ["seed=8"])
