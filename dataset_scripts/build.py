@@ -25,8 +25,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import corpus_card, corpus_folder, draw, executors, leakage, locks, token_counts
-from .clips import ClipStore, part_of, seconds, write_atomically
+from llaso_common.atomic_write import part_of, write_atomically
+from llaso_common.folder_lock import alone_in
+
+from . import corpus_card, corpus_folder, draw, executors, leakage, token_counts
+from .clips import ClipStore, seconds
 from .conversations import sound_from_json
 from .corpus_plan import PlannedRow, Settings, make_plan, reject_line, stratum_name
 from .schema import CORPORA, FEATURES
@@ -85,8 +88,8 @@ def build(
         The folder `out`.
 
     Raises:
-        ValueError: bad settings, a source folder of another layout, another build in `out`, or another process that is
-            building into it.
+        ValueError: bad settings, a source folder of another layout, or another build in `out`.
+        FolderBusy: another process works in `out`.
         OSError: the disk is full or not writable, or a worker was lost; whole shards stay, and the next run goes on
             from them.
     """
@@ -99,7 +102,7 @@ def build(
     length = token_counts.TokenCounter(chosen.processor) if chosen.processor else None
     work, others = out / ".build", [Path(other) for other in against]
     check_folder(out)
-    with _told_when_full(out), locks.only_one(out):
+    with _told_when_full(out), alone_in(out):
         plan = make_plan(chosen, sources, work / "plan", planning)
         if not (out / "build.json").exists():
             store = Path(clips).absolute() if clips else work / "clips"
@@ -112,7 +115,7 @@ def build(
             _finish(out, plan)
         proof = out / "leakage.json"
         if not proof.exists() or not leakage.covers(json.loads(proof.read_text()), out, others):
-            write_atomically(proof, json.dumps(leakage.compare(out, others), indent=1).encode())
+            write_atomically(proof, json.dumps(leakage.compare(out, others), indent=1))
     if progress:
         progress(plan["rows"], plan["rows"])
     return out
@@ -230,7 +233,7 @@ class ShardJob:
             raise
         record["seconds_to_build"] = round(time.perf_counter() - started, 3)
         record["cpu_seconds_to_build"] = round(time.process_time() - cpu, 3)
-        write_atomically(self.record(shard["name"]), json.dumps(record, indent=1).encode())
+        write_atomically(self.record(shard["name"]), json.dumps(record, indent=1))
 
     def _planned(self, file: Path) -> tuple[list[PlannedRow], _Spares]:
         """The shard's rows in their drawn order, and their spares; the file is absent where a shard got none."""
@@ -406,7 +409,7 @@ def _finish(out: Path, plan: Mapping[str, Any]) -> None:
     records = [json.loads((work / "shards" / f"{shard['name']}.json").read_text()) for shard in plan["shards"]]
     rejects = (work / "plan" / "rejects.jsonl").read_text(encoding="utf-8")
     rejects += "".join(line for record in records for line in record["rejects"])
-    write_atomically(out / "rejects.jsonl", rejects.encode())
+    write_atomically(out / "rejects.jsonl", rejects)
     rows, seconds, stood_in, short = (
         sum((Counter(record[name]) for record in records), Counter())
         for name in ("rows", "seconds", "stood_in", "short")
@@ -432,7 +435,7 @@ def _finish(out: Path, plan: Mapping[str, Any]) -> None:
         "rejects": dict(reasons),
         "shards": {record["name"]: {"sha256": record["sha256"], "bytes": record["bytes"]} for record in records},
     }
-    write_atomically(out / "README.md", corpus_card.write(summary).encode())
-    write_atomically(out / "build.json", json.dumps(summary, indent=1, ensure_ascii=False).encode())
+    write_atomically(out / "README.md", corpus_card.write(summary))
+    write_atomically(out / "build.json", json.dumps(summary, indent=1, ensure_ascii=False))
     shutil.rmtree(work / "plan" / "rows", ignore_errors=True)
     _sweep(out, anybodys=True)

@@ -12,8 +12,6 @@ import io
 import json
 import math
 import os
-import socket
-import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from hashlib import sha256
@@ -22,6 +20,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import soxr
+
+from llaso_common.atomic_write import write_atomically
 
 from . import acoustics, musical_notes
 from .schema import SAMPLE_RATE
@@ -114,30 +114,6 @@ class ClipStore:
 
     def _file(self, address: str) -> Path:
         return self.root / address[:2] / address[2:4] / f"{address}.flac"
-
-
-def part_of(file: Path) -> Path:
-    """The hidden file beside a file's place that it is written to before it is renamed: this thread's own.
-
-    Its name ends in host and thread, so that two writers of one file never share it.
-    """
-    return file.with_name(f".{file.name[:40]}.{socket.gethostname()[:40]}-{threading.get_native_id()}.part")
-
-
-def write_atomically(file: Path, data: bytes) -> None:
-    """Write a whole file or nothing: beside its place, then renamed. Its mode is that of any file (the umask's).
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written; nothing is left behind.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = part_of(file)
-    try:
-        part.write_bytes(data)
-        part.replace(file)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def encode(samples: np.ndarray) -> bytes:

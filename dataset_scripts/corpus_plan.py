@@ -20,8 +20,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from llaso_common.atomic_write import write_atomically
+
 from . import conversations, draw
-from .clips import write_atomically
 from .quotas import allocate
 from .schema import SPLITS
 from .size_estimate import FLAC_BYTES_PER_SECOND, Estimate, unfit
@@ -160,7 +161,7 @@ def make_plan(
         "stated": settings.stated(sources),
         **_Planner(settings, sources, folder, progress).run(),
     }
-    write_atomically(done, json.dumps(plan, indent=1).encode())
+    write_atomically(done, json.dumps(plan, indent=1))
     return plan
 
 

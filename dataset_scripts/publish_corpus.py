@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import corpus_card, corpus_folder, locks
-from .clips import write_atomically
+from llaso_common.atomic_write import atomic_path, write_atomically
+from llaso_common.folder_lock import alone_in
+
+from . import corpus_card, corpus_folder
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -50,7 +52,7 @@ def publish(folder: Path, repo_id: str, *, private: bool = False, manifest_only:
     record = corpus_folder.read_record(folder)
     if record is None:
         raise ValueError(f"{folder} is no finished corpus (no build.json): run `llaso data build` to its end")
-    with locks.only_one(folder):
+    with alone_in(folder):
         is_manifest = _check(folder, record, manifest_only)
         staged = write_manifest(folder, record) if manifest_only and not is_manifest else folder
         return _upload(folder, staged, repo_id, private)
@@ -63,7 +65,7 @@ def _upload(folder: Path, staged: Path, repo_id: str, private: bool) -> str:
     record = corpus_folder.read_record(staged)
     assert record is not None
     leaks = json.loads((folder / "leakage.json").read_text()) if (folder / "leakage.json").exists() else None
-    write_atomically(staged / "README.md", corpus_card.write(record, repo_id, leaks).encode())
+    write_atomically(staged / "README.md", corpus_card.write(record, repo_id, leaks))
     with _plain_errors(repo_id):
         api = HfApi()
         _check_repository(api, repo_id, record)
@@ -82,7 +84,7 @@ def _upload(folder: Path, staged: Path, repo_id: str, private: bool) -> str:
         )
     # `llaso publish` reads here where a model's corpora are.
     place = {"repo_id": repo_id, "revision": commit.oid, "fingerprint": record["fingerprint"]}
-    write_atomically(folder / "published.json", json.dumps(place, indent=1).encode())
+    write_atomically(folder / "published.json", json.dumps(place, indent=1))
     return str(address)
 
 
@@ -167,7 +169,7 @@ def write_manifest(folder: Path, record: dict[str, Any]) -> Path:
     content, mark = corpus_folder.content_of(record["shards"]), staged / "made_of"
     if not mark.exists() or mark.read_text() != content:
         shutil.rmtree(staged, ignore_errors=True)
-        write_atomically(mark, content.encode())
+        write_atomically(mark, content)
     for name in ("leakage.json", "rejects.jsonl", "validation.json"):
         if (folder / name).exists():
             write_atomically(staged / name, (folder / name).read_bytes())
@@ -175,18 +177,15 @@ def write_manifest(folder: Path, record: dict[str, Any]) -> Path:
         copy = staged / file.relative_to(folder)
         if copy.exists():
             continue
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        part = copy.with_name(f".{copy.name}.part")
         shard = pq.ParquetFile(file)
-        schema = shard.schema_arrow
-        with pq.ParquetWriter(part, schema, compression="zstd", use_content_defined_chunking=True) as writer:
+        schema, options = shard.schema_arrow, {"compression": "zstd", "use_content_defined_chunking": True}
+        with atomic_path(copy) as part, pq.ParquetWriter(part, schema, **options) as writer:
             for batch in shard.iter_batches(batch_size=100):
                 rows = batch.to_pylist()
                 for row in rows:
                     row["audio"] = [{"bytes": None, "path": clip["path"]} for clip in row["audio"]]
                 writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-        part.replace(copy)
     shards = corpus_folder.digests(staged)
     summary = {**record, "manifest": True, "shards": shards, "bytes": sum(entry["bytes"] for entry in shards.values())}
-    write_atomically(staged / "build.json", json.dumps(summary, indent=1, ensure_ascii=False).encode())
+    write_atomically(staged / "build.json", json.dumps(summary, indent=1, ensure_ascii=False))
     return staged

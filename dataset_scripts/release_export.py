@@ -11,8 +11,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from llaso_common.atomic_write import write_atomically
+
 from . import corpus_folder
-from .clips import write_atomically
 from .release import FOLDERS, OURS, ROWS_AT_ONCE, conversations_of, inside
 
 

@@ -18,8 +18,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import corpus_card, corpus_folder, locks, token_counts
-from .clips import encode, read_recording, seconds, write_atomically
+from llaso_common.atomic_write import write_atomically
+from llaso_common.folder_lock import alone_in
+
+from . import corpus_card, corpus_folder, token_counts
+from .clips import encode, read_recording, seconds
 from .files import json_lines
 from .release import (
     FOLDERS,
@@ -85,7 +88,7 @@ def import_release(
     reader = _Reader(corpus, audio_root, processor)
     if (out / "build.json").exists():
         raise ValueError(f"{out} holds a corpus already: choose another folder or delete it")
-    with locks.only_one(out):
+    with alone_in(out):
         return _import(files, out, reader, rows_per_shard, progress)
 
 
@@ -104,7 +107,7 @@ def _import(
         if not record.exists() or json.loads(record.read_text())["asked"] != asked[name]:
             parts = _Parts(work, record.stem, rows_per_shard)
             counted = _import_file(file, name, reader, parts, done, progress)
-            write_atomically(record, json.dumps({"asked": asked[name], **counted}).encode())
+            write_atomically(record, json.dumps({"asked": asked[name], **counted}))
         records.append(json.loads(record.read_text()))
         done += records[-1]["read"]
     rows, lasting, reasons = Counter[str](), Counter[str](), Counter[str]()
@@ -118,7 +121,7 @@ def _import(
         said = ", ".join(f"{count} × {reason}" for reason, count in reasons.most_common(3))
         shutil.rmtree(work)
         raise ValueError(f"nothing to import, no row can be used: {said or 'the files are empty'}")
-    write_atomically(placing, json.dumps(asked).encode())
+    write_atomically(placing, json.dumps(asked))
     _place(out, work, records)
     shards = corpus_folder.digests(out)
     summary = {
@@ -143,8 +146,8 @@ def _import(
             with (work / each["rejects"]).open("rb") as some:
                 shutil.copyfileobj(some, listed)
     (work / "rejects.jsonl").replace(out / "rejects.jsonl")
-    write_atomically(out / "README.md", corpus_card.write(summary).encode())
-    write_atomically(out / "build.json", json.dumps(summary, indent=1, ensure_ascii=False).encode())
+    write_atomically(out / "README.md", corpus_card.write(summary))
+    write_atomically(out / "build.json", json.dumps(summary, indent=1, ensure_ascii=False))
     shutil.rmtree(work)
     return summary
 

@@ -24,8 +24,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import checks, corpus_card, corpus_folder, draw, leakage, locks, separation, validation_page
-from .clips import write_atomically
+from llaso_common.atomic_write import write_atomically
+from llaso_common.folder_lock import alone_in
+
+from . import checks, corpus_card, corpus_folder, draw, leakage, separation, validation_page
 from .files import json_lines
 from .schema import FEATURES
 from .sources.base import Reject
@@ -79,7 +81,7 @@ def validate(
         corpus_folder.shard_files(each)
         if (each / ".build" / "plan" / "plan.json").exists() and not (each / "build.json").exists():
             raise ValueError(f"{each} is not built to its end: give its `llaso data build` command again first")
-    with locks.only_one(folder):
+    with alone_in(folder):
         moves = _Moves(folder)
         moves.finish()  # what a killed run had decided
         try:
@@ -146,7 +148,7 @@ def _validate(
     moves.finish()
     if against and not _without_keys([folder, *against]):
         proof = json.dumps(leakage.compare(folder, against), indent=1)
-        write_atomically(folder / "leakage.json", proof.encode())
+        write_atomically(folder / "leakage.json", proof)
     return {**report, "found": listing.found}
 
 

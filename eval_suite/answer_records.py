@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llaso_common.atomic_write import write_atomically
+
 from .corpus import Row
 
 logger = logging.getLogger(__name__)
@@ -114,18 +116,11 @@ def write_predictions(out: Path, rows: Sequence[Row], answers: Sequence[Answer],
         line = json.dumps(prediction_record(row, answer), ensure_ascii=False)
         groups.setdefault(row.file, []).append(line)
     for file, lines in groups.items():
-        replace_file(out / f"{file}.jsonl", "".join(line + "\n" for line in lines))
+        write_atomically(out / f"{file}.jsonl", "".join(line + "\n" for line in lines))
     earlier = out / GENERATION
     if earlier.exists():
         for file in json.loads(earlier.read_text(encoding="utf-8"))["files"]:
             if file not in groups:
                 (out / f"{file}.jsonl").unlink(missing_ok=True)
     generation = {**generation, "files": {file: len(lines) for file, lines in sorted(groups.items())}}
-    replace_file(earlier, json.dumps(generation, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write `text` so that a reader sees the old file or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8", errors="surrogatepass", newline="\n")
-    os.replace(temporary, path)
+    write_atomically(earlier, json.dumps(generation, indent=2, ensure_ascii=False, sort_keys=True) + "\n")

@@ -20,8 +20,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from tqdm.auto import tqdm
 
+from llaso_common.atomic_write import write_atomically
+
 from . import readers
-from .answer_records import Answer, Records, replace_file
+from .answer_records import Answer, Records
 from .corpus import digest
 from .endpoint import ChatEndpoint, RequestRefusedError
 from .task_metrics import TASKS
@@ -381,9 +383,9 @@ def _write(
             if file not in files:
                 (folder / f"{file}.jsonl").unlink(missing_ok=True)
     for file, lines in files.items():
-        replace_file(folder / f"{file}.jsonl", "".join(line + "\n" for line in lines))
+        write_atomically(folder / f"{file}.jsonl", "".join(line + "\n" for line in lines))
     summary = {**summary, "files": {file: len(lines) for file, lines in files.items()}}
-    replace_file(earlier, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(earlier, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
 
 # Agreement -----------------------------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llaso_common.atomic_write import write_atomically
+
 from . import score
-from .answer_records import replace_file
 from .charts import bar_svg, radar_svg, write_radar_png
 from .examples import Sounds, choose_examples, find_corpus
 from .summary import Scores, summarize
@@ -55,11 +56,11 @@ def write_report(
     content["examples"] = _examples(content, folders, data, seed)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    replace_file(out / "index.html", render("report.html", content))
-    replace_file(out / "report.md", render("report.md", content))
+    write_atomically(out / "index.html", render("report.html", content))
+    write_atomically(out / "report.md", render("report.md", content))
     without_sound = [{key: example[key] for key in example if key != "audio"} for example in content["examples"]]
     plain = json.dumps({**content, "examples": without_sound}, indent=1, ensure_ascii=False, allow_nan=False)
-    replace_file(out / "report.json", plain + "\n")
+    write_atomically(out / "report.json", plain + "\n")
     axes, series = radar_values(content)
     names = [system["name"] for system in content["systems"]]
     write_radar_png(out / "radar.png", axes, list(zip(names, series, strict=True)))

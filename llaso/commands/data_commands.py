@@ -91,10 +91,10 @@ def _plan(arguments: argparse.Namespace) -> int:
     import contextlib
     import tempfile
 
-    from dataset_scripts import locks
     from dataset_scripts.build import check_folder
     from dataset_scripts.corpus_plan import Settings, make_plan
     from dataset_scripts.size_estimate import FLAC_BYTES_PER_SECOND
+    from llaso_common.folder_lock import alone_in
 
     chosen = _chosen(arguments)
     if arguments.out:
@@ -103,7 +103,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         # With --out the plan stays where the build will look for it.
         folder = arguments.out / ".build" / "plan" if arguments.out else Path(scratch) / "plan"
-        with locks.only_one(arguments.out) if arguments.out else contextlib.nullcontext():
+        with alone_in(arguments.out) if arguments.out else contextlib.nullcontext():
             plan = make_plan(settings, chosen.sources, folder, _Progress("planned"))
     print(f"{'source':24} {'task':6} {'format':11} {'split':11} {'rows':>12} {'hours':>10} {'size':>10}")
     for name, count in plan["counts"].items():

@@ -1,5 +1,7 @@
 """The whole journey on one page: corpora, backbones, Stage 1, Stage 2, evaluation, report.
 
+
+
 The roof over all rooms: it calls each through the door a user would take and hands files from one to the next. Every
 stage leaves a mark in `quickstart.json`, so that an interrupted run goes on where it stopped.
 """
@@ -18,6 +20,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from llaso_common.atomic_write import write_atomically
 
 CORPORA = ("align", "instruct", "eval")
 STAGES = ("corpora", "backbones", "stage 1", "stage 2", "evaluation", "report")
@@ -153,9 +157,7 @@ class _Run:
         self.record["done"][name] = {"seconds": round(time.perf_counter() - started, 1), **outcome}
         peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         self.record["peak_memory_mb"] = max(self.record.get("peak_memory_mb", 0), round(max(peaks) / 1024))
-        part = self.record_file.with_suffix(".part")
-        part.write_text(json.dumps(self.record, indent=1, ensure_ascii=False))
-        part.replace(self.record_file)
+        write_atomically(self.record_file, json.dumps(self.record, indent=1, ensure_ascii=False))
         print(f"{label}: {_clock(self.record['done'][name]['seconds'])}", flush=True)
 
     # --- corpora ----------------------------------------------------------------------------------------------------
@@ -229,10 +231,7 @@ class _Run:
 
         rows = _rows(self.corpus("align"), "train", ("id", "target", "voice"))
         spelled = {row["id"]: synthesize.phonemes(row["target"], row["voice"] or AMERICAN) for row in rows}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(spelled, ensure_ascii=False))
-        part.replace(file)
+        write_atomically(file, json.dumps(spelled, ensure_ascii=False))
 
     # --- the two training stages ------------------------------------------------------------------------------------
 

@@ -1,5 +1,7 @@
 """Small stand-ins for whisper-large-v3 and Llama-3.2-3B-Instruct, trained from scratch where neither can be fetched.
 
+
+
 The encoder has Whisper's architecture and learns to tell phonemes (CTC) and to keep what else is heard (it redraws the
 spectrogram it came from). The language model has Llama's and learns from text alone: to read a sentence spelled out in
 phonemes, unevenly and with slips, as an instruction asks. Neither sees the other; joining them is Stage 1's work. Each
@@ -31,6 +33,7 @@ from transformers import (
     WhisperModel,
 )
 
+from llaso_common.atomic_write import atomic_path
 from modeling_llaso.configuration_llaso import count_audio_tokens
 from modeling_llaso.modeling_llaso import LlasoEncoder
 from modeling_llaso.processing_llaso import (
@@ -427,9 +430,8 @@ def _fit(
         step += 1
         mean = loss.item() if step == first + 1 else 0.95 * mean + 0.05 * loss.item()
         if step % schedule.save_every == 0:
-            part_file = state.with_suffix(".part")
-            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, part_file)
-            part_file.replace(state)
+            with atomic_path(state) as file:
+                torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, file)
         if time.perf_counter() - told > 5 or step == schedule.steps:
             told = time.perf_counter()
             left = int((told - started) / (step - first) * (schedule.steps - step))

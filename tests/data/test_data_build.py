@@ -32,11 +32,12 @@ from support.tiny_corpus import SOURCE, VOICES, held_up, write_public_corpora, w
 
 from dataset_scripts import conversations, corpus_plan, leakage
 from dataset_scripts.build import _Shard, _sweep, build
-from dataset_scripts.clips import part_of
 from dataset_scripts.quotas import allocate
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.sources.base import Fact, Item, Note, Recording, Reject, Speech
 from dataset_scripts.validate import validate
+from llaso_common.atomic_write import part_of
+from llaso_common.folder_lock import LOCK
 
 SETTINGS = {"voices": VOICES, "rows_per_shard": 20, "eval_rows": 30, "validation_rows": 10}
 
@@ -51,6 +52,13 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         against = list(built.values()) if corpus == "eval" else []
         built[corpus] = build(corpus, [source], root / corpus, clips=root / "clips", against=against, **SETTINGS)
     return built
+
+
+def text_of(file: Path) -> str:
+    """What a file says; nothing while it is not there."""
+    with contextlib.suppress(FileNotFoundError):
+        return file.read_text()
+    return ""
 
 
 def rows_of(folder: Path) -> list[dict]:
@@ -435,8 +443,8 @@ def test_same_bytes_after_kills_at_random(uninterrupted, tmp_path: Path):
     out, chance = tmp_path / "out", random.Random(0)
     for _ in range(4):
         process = run(*arguments, "--out", str(out), "--workers", "4", start_new_session=True)
-        lock, deadline = out / ".build" / "lock", time.monotonic() + 120
-        while process.poll() is None and (not lock.exists() or f"process {process.pid} " not in lock.read_text()):
+        lock, deadline = out / LOCK, time.monotonic() + 120
+        while process.poll() is None and f"process {process.pid} " not in text_of(lock):
             assert time.monotonic() < deadline
             time.sleep(0.005)
         time.sleep(chance.uniform(0, 1.5))
@@ -452,7 +460,7 @@ def test_two_builds_into_one_folder_are_refused(tmp_path: Path):
     file, out = write_public_corpora(tmp_path), tmp_path / "out"
     first = run("align", "--sources", str(file), "--out", str(out))
     deadline = time.monotonic() + 120
-    while not (lock := out / ".build" / "lock").exists() or not lock.read_text():
+    while not text_of(out / LOCK):
         assert time.monotonic() < deadline and first.poll() is None
         time.sleep(0.005)
     first.send_signal(signal.SIGSTOP)
@@ -461,7 +469,7 @@ def test_two_builds_into_one_folder_are_refused(tmp_path: Path):
         for command in (["build"], ["plan"]):
             second = run("align", "--sources", str(file), "--out", str(out), command=command)
             _, errors = second.communicate(timeout=120)
-            assert second.returncode == 2 and f"is in use, by process {first.pid} on" in errors
+            assert second.returncode == 2 and f"is in use by process {first.pid} on" in errors
     finally:
         first.kill()
         first.wait()

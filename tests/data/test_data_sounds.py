@@ -19,7 +19,7 @@ from support.tiny_corpus import SOURCE
 
 from dataset_scripts import acoustics, draw, musical_notes, synthesize
 from dataset_scripts.build import build
-from dataset_scripts.clips import ClipStore, UnheardError, decode, encode, read_recording, seconds, write_atomically
+from dataset_scripts.clips import ClipStore, UnheardError, decode, encode, read_recording, seconds
 from dataset_scripts.sources.base import Acoustics, Fact, Item, Note, Recording, Speech
 
 pytest.importorskip("espeakng_loader", reason="the extra tts is not installed")
@@ -204,24 +204,6 @@ def test_a_killed_worker_leaves_no_copy_of_espeak(tmp_path: Path):
     process.kill()
     process.communicate()
     assert not list(tmp_path.iterdir())
-
-
-def test_writes_are_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    write_atomically(tmp_path / "x", b"old")
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(tmp_path / "x", b"new")
-    assert [p.name for p in tmp_path.iterdir()] == ["x"] and (tmp_path / "x").read_bytes() == b"old"
-
-
-@pytest.mark.parametrize("mask", [0o022, 0o077])
-def test_files_have_the_mode_that_the_user_asks_for(tmp_path: Path, mask: int):
-    before = os.umask(mask)
-    try:
-        write_atomically(tmp_path / "x", b"new")
-    finally:
-        os.umask(before)
-    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o666 & ~mask
 
 
 def test_sounds_are_joined_with_a_pause(tmp_path: Path):

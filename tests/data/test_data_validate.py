@@ -30,6 +30,7 @@ from dataset_scripts.checks import faults_of
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.validate import _each, validate
 from llaso.cli import main
+from llaso_common.folder_lock import FolderBusy
 
 SETTINGS = {"voices": VOICES, "rows_per_shard": 20, "eval_rows": 30, "validation_rows": 10}
 
@@ -651,12 +652,12 @@ def ends_its_process(file: Path) -> dict[int, list[str]]:
 
 def test_a_second_validation_at_once_is_refused(corpus: Path, tmp_path: Path):
     """The second says who is at work, and touches nothing."""
-    wait = "import sys, time; from pathlib import Path; from dataset_scripts import locks\n" \
-        "with locks.only_one(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"  # fmt: skip
+    wait = "import sys, time; from pathlib import Path; from llaso_common.folder_lock import alone_in\n" \
+        "with alone_in(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"  # fmt: skip
     with subprocess.Popen([sys.executable, "-c", wait, str(corpus)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout and other.stdout.readline() == "held\n"
         before = contents(corpus)
-        with pytest.raises(ValueError, match=f"by process {other.pid}"):
+        with pytest.raises(FolderBusy, match=f"by process {other.pid}"):
             validate(corpus)
         assert contents(corpus) == before
         other.kill()

@@ -22,12 +22,12 @@ from typing import Any
 
 import yaml
 
+from llaso_common.atomic_write import write_atomically
 from llaso_common.folder_lock import FolderBusy, alone_in, one_at_a_time
 
 from ..recipe.recipe import DataChoice, Recipe, load_recipe
 from ..rows.corpora import NumberedCorpus, open_corpus
 from ..run.callbacks import Report
-from ..run.checkpoints import write_whole
 from ..run.resume import RECIPE, decisive
 from ..run.train import RESULT, TrainResult, batch_rule, count_steps, train
 
@@ -250,7 +250,7 @@ def run_experiment(
             names = [variation.name for variation in variations]
             results = {"name": name, "claim": experiment.claim, "variations": names, "shown": shown, "runs": done}
             with one_at_a_time(folder, report):
-                write_whole(folder / "results.json", json.dumps(results, indent=1) + "\n")
+                write_atomically(folder / "results.json", json.dumps(results, indent=1) + "\n", durable=True)
             break
         else:
             if not told:

@@ -18,6 +18,8 @@ import re
 import shutil
 from pathlib import Path
 
+from llaso_common.atomic_write import write_atomically
+
 logger = logging.getLogger(__name__)
 
 MARKER = "complete.json"
@@ -68,7 +70,7 @@ def mark_whole(folder: Path, step: int, keep: int) -> None:
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
             sizes[str(file.relative_to(folder))] = os.fstat(opened.fileno()).st_size
-    write_whole(folder / MARKER, json.dumps({"step": step, "bytes": sizes}) + "\n")
+    write_atomically(folder / MARKER, json.dumps({"step": step, "bytes": sizes}) + "\n", durable=True)
     for _, old in whole_checkpoints(folder.parent)[:-keep]:
         (old / MARKER).unlink()
         shutil.rmtree(old)
@@ -79,16 +81,6 @@ def discard_all(out: Path) -> None:
     for _, folder in whole_checkpoints(out):
         (folder / MARKER).unlink()
         shutil.rmtree(folder)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file that others find whole or not at all, whenever they look and whatever happens."""
-    part = path.with_suffix(".part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def _all_checkpoints(out: Path) -> list[tuple[int, Path]]:

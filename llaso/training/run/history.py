@@ -13,6 +13,8 @@ from collections import defaultdict, deque
 from pathlib import Path
 from typing import Any
 
+from llaso_common.atomic_write import write_atomically
+
 Record = dict[str, Any]
 FIRST = 20
 """Steps whose loss is where a run begins."""
@@ -36,10 +38,7 @@ class History:
         self.first_losses = [record["loss"] for record in records if record["kind"] == "step"][:FIRST]
         self.evaluated = max((record["step"] for record in records if record["kind"] == "held_out"), default=0)
         if write:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".part")
-            part.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-            part.replace(path)
+            write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
 
     def add(self, record: Record) -> None:
         """Keep one record; non-finite numbers are refused, as JSON has none.

@@ -16,10 +16,11 @@ from typing import Any
 
 import yaml
 
+from llaso_common.atomic_write import write_atomically
+
 from ..recipe.recipe import DataChoice, Recipe
 from ..rows.corpora import Corpus, NumberedCorpus
 from ..rows.corpus_columns import column_of
-from .checkpoints import write_whole
 
 RECIPE, PLAN = "recipe.yaml", "plan.json"
 MAY_CHANGE = (
@@ -145,8 +146,8 @@ def refuse_other_rows(out: Path, plan: StepPlan) -> None:
 
 def note(out: Path, recipe: Recipe, plan: StepPlan) -> None:
     """Keep what a later run must share."""
-    write_whole(out / RECIPE, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
-    write_whole(out / PLAN, json.dumps(asdict(plan)) + "\n")
+    write_atomically(out / RECIPE, yaml.safe_dump(recipe.to_dict(), sort_keys=False), durable=True)
+    write_atomically(out / PLAN, json.dumps(asdict(plan)) + "\n", durable=True)
 
 
 def digest_of(corpus: Corpus, choice: DataChoice) -> str:

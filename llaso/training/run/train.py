@@ -21,6 +21,7 @@ import torch
 import transformers
 from transformers import TrainingArguments, set_seed
 
+from llaso_common.atomic_write import write_atomically
 from llaso_common.folder_lock import alone_in
 from modeling_llaso.conversion import new_model
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
@@ -32,7 +33,7 @@ from ..rows.collator import Collator, RowEncoder
 from ..rows.corpora import Corpus, NumberedCorpus, open_corpus, open_held_out
 from ..rows.encoder_cache import GIGABYTE, EncoderCache, fill, fingerprint
 from .callbacks import Progress, Report, StopOnSignal, WatchHeldOut, left_time
-from .checkpoints import discard_all, put_aside_partial, whole_checkpoints, write_whole
+from .checkpoints import discard_all, put_aside_partial, whole_checkpoints
 from .distillation import TeacherCollator
 from .distributed import all_see_the_same, patient_barrier, plain_errors
 from .held_out import HeldOut
@@ -198,7 +199,7 @@ def _train(settings: Recipe, out: Path, plan: StepPlan, main_process: bool, say:
     records = read_history(out / HISTORY)
     result = _result(records, settings, steps, time.perf_counter() - start)
     if main_process:
-        write_whole(out / RESULT, json.dumps(asdict(result), indent=2) + "\n")
+        write_atomically(out / RESULT, json.dumps(asdict(result), indent=2) + "\n", durable=True)
         discard_all(out)
     say(f"done in {left_time(result.seconds)}: {out}")
     return result
