@@ -1,4 +1,4 @@
-"""`llaso demo`: a page to hear a model in the browser, here or as a Space of the Hub."""
+"""`llaso demo`: a web page for a model, on this machine or as a Space of the Hub."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def run_demo(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from ..demo.menu_builder import gather
+    from ..demo.menu_builder import build_menu
     from ..demo.space import export
 
-    out = export(arguments.model, Path(arguments.export), lambda folder: gather(arguments.model, folder))
+    out = export(arguments.model, Path(arguments.export), lambda folder: build_menu(arguments.model, folder))
     print(f"a Space is in {out}: `python {out / 'app.py'}` runs it here;")
     print(
         f"`hf repos create OWNER/NAME --repo-type space --space-sdk gradio` and `hf upload OWNER/NAME {out} . "
@@ -56,20 +56,20 @@ def _export(arguments: argparse.Namespace) -> None:
 def _serve(arguments: argparse.Namespace) -> None:
     from modeling_llaso.loading import load
 
-    from ..demo.menu_builder import gather
+    from ..demo.menu_builder import build_menu
     from ..demo.page import build_page, launch
-    from ..demo.question import Answerer
+    from ..demo.question import DemoModel
 
     _check_port(arguments.port)
     model, processor = load(arguments.model, arguments.device)
     with tempfile.TemporaryDirectory(prefix="llaso-demo-") as folder:
-        menu = gather(arguments.model, Path(folder))
-        page = build_page(Answerer(model, processor, arguments.max_new_tokens), menu, model_name(arguments.model))
+        menu = build_menu(arguments.model, Path(folder))
+        page = build_page(DemoModel(model, processor, arguments.max_new_tokens), menu, model_name(arguments.model))
         launch(page, server_name=arguments.host, server_port=arguments.port)
 
 
 def _check_port(port: int) -> None:
-    """Refuse a port that is taken, before a model is loaded for nothing."""
+    """Refuse a port that is taken before a model is loaded."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -79,5 +79,5 @@ def _check_port(port: int) -> None:
 
 
 def model_name(model: str) -> str:
-    """What a page calls a model: its Hub id, or its folder's own name."""
+    """Return the name of a model on its page: its Hub id, or the name of its folder."""
     return Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else model

@@ -1,10 +1,10 @@
-"""`llaso publish` and `llaso publish-module`, as the command line shows them."""
+"""The commands `llaso publish` and `llaso publish-module`."""
 
 from __future__ import annotations
 
 import argparse
 
-from ..publishing.hub_upload import Destination, Uploaded
+from ..publishing.hub_upload import Destination, UploadResult
 
 
 def add_parser(commands) -> None:
@@ -66,6 +66,6 @@ def run_publish_module(arguments: argparse.Namespace) -> None:
     _say(publish_module(_destination(arguments, "space")))
 
 
-def _say(done: Uploaded) -> None:
+def _say(done: UploadResult) -> None:
     print(f"{len(done.sent)} files sent" if done.sent else "all was there already; nothing sent")
     print(f"{done.url} at {done.commit}")

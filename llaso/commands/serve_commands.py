@@ -1,4 +1,4 @@
-"""`llaso serve`: a model behind OpenAI's HTTP interface."""
+"""`llaso serve`: OpenAI's HTTP interface for a model."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def add_parser(commands) -> None:
 
 
 def run_serve(arguments: argparse.Namespace) -> None:
-    """Serve until told to stop."""
+    """Serve a model until SIGTERM or Ctrl-C."""
     limits = Limits(**{limit.name: getattr(arguments, limit.name) for limit in fields(Limits)})
     api_key = _api_key(arguments)
     try:
-        from ..serving.app import build_app, not_applied
+        from ..serving.app import build_app, unsupported_generation_fields
         from ..serving.server import address, bound_socket, is_loopback, run
     except ModuleNotFoundError as error:
         raise ValueError(
@@ -57,7 +57,7 @@ def run_serve(arguments: argparse.Namespace) -> None:
                 "model. Set one with --api-key-env or --api-key-file"
             )
         model, processor = load(arguments.model, arguments.device)
-        if ignored := not_applied(model.generation_config):
+        if ignored := unsupported_generation_fields(model.generation_config):
             print(
                 f"llaso: warning: the generation config's {', '.join(ignored)} are not applied here", file=sys.stderr
             )
@@ -67,7 +67,7 @@ def run_serve(arguments: argparse.Namespace) -> None:
 
 
 def model_name(model: str) -> str:
-    """What requests call a model: its Hub id, or its folder's own name."""
+    """Return the name of a model in requests: its Hub id, or the name of its folder."""
     path = Path(model).expanduser()
     return path.resolve().name if path.exists() else model
 

@@ -1,5 +1,6 @@
-"""A page to hear a LLaSO model in the browser, on this machine or as a Space of the Hub.
+"""A web page for a LLaSO model, on this machine or as a Space of the Hub.
 
-`answers` asks the model, `pictures` draws what it hears, `menu` holds tasks and examples, `page` lays them out,
-`space` writes a folder for the Hub. All else travels into the Space, so it looks at no other room.
+`question` asks the model, `pictures` draws its input, `menu` holds tasks and examples, `page` is the page itself.
+`menu_builder` and `space` write the folder of a Space; the other modules are copied into it, so they import no other
+package of ours but `llaso_common`.
 """

@@ -1,4 +1,4 @@
-"""What the page offers: tasks with their instructions and choices, and examples to start from; a folder on disk."""
+"""The menu of the page: tasks with instructions and choices, and examples, stored in a folder."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ MENU_FILE = "menu.json"
 
 
 @dataclass(frozen=True)
-class Task:
+class MenuTask:
     """One task of the list.
 
     Args:
-        name: as the list shows it.
-        instruction: its standard wording; "{choices}" stands where the choices go.
-        choices: the labels to choose from, where the task has such.
+        name: name in the list.
+        instruction: standard wording; "{choices}" is replaced by the choices.
+        choices: labels to choose from, if the task has any.
     """
 
     name: str
     instruction: str
     choices: tuple[str, ...] = ()
 
-    def written(self, choices: Sequence[str]) -> str:
-        """The instruction with choices as a person lists them: "a or b", "a, b or c"."""
+    def with_choices(self, choices: Sequence[str]) -> str:
+        """Return the instruction with its choices listed as "a or b" or "a, b or c"."""
         listed = " or ".join(filter(None, (", ".join(choices[:-1]), *choices[-1:])))
         return self.instruction.replace("{choices}", listed)
 
 
 @dataclass(frozen=True)
-class Example:
+class MenuExample:
     """A question with its recording.
 
     Args:
-        title: as its button shows it.
+        title: label of its button.
         modality: text_audio, audio_text or audio.
-        recording: a file beside the menu.
+        recording: name of an audio file in the menu's folder.
         task: name of one of the menu's tasks, or "".
-        instruction: written, in text_audio.
-        choices: those that stand in the instruction.
-        content: the text that a spoken instruction is about, in audio_text.
+        instruction: written instruction, in text_audio.
+        choices: choices listed in the instruction.
+        content: text that the spoken instruction is about, in audio_text.
         target: the right answer.
     """
 
@@ -57,22 +57,22 @@ class Example:
 
 @dataclass(frozen=True)
 class Menu:
-    """Tasks, examples, and the folder of the examples' recordings."""
+    """Tasks, examples, and the folder with the recordings of the examples."""
 
-    tasks: tuple[Task, ...]
-    examples: tuple[Example, ...]
+    tasks: tuple[MenuTask, ...]
+    examples: tuple[MenuExample, ...]
     folder: Path
 
     def write(self) -> None:
-        """Keep it as `menu.json` in its folder."""
-        kept = {"tasks": [asdict(task) for task in self.tasks], "examples": [asdict(one) for one in self.examples]}
-        (self.folder / MENU_FILE).write_text(json.dumps(kept, indent=1, ensure_ascii=False), encoding="utf-8")
+        """Write `menu.json` into the folder."""
+        content = {"tasks": [asdict(task) for task in self.tasks], "examples": [asdict(one) for one in self.examples]}
+        (self.folder / MENU_FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
     @classmethod
     def read(cls, folder: str | Path) -> Menu:
-        """The menu that `write` kept."""
+        """Read a menu that `write` wrote."""
         folder = Path(folder)
-        kept = json.loads((folder / MENU_FILE).read_text(encoding="utf-8"))
-        tasks = [Task(**{**task, "choices": tuple(task["choices"])}) for task in kept["tasks"]]
-        examples = [Example(**{**one, "choices": tuple(one["choices"])}) for one in kept["examples"]]
+        content = json.loads((folder / MENU_FILE).read_text(encoding="utf-8"))
+        tasks = [MenuTask(**{**task, "choices": tuple(task["choices"])}) for task in content["tasks"]]
+        examples = [MenuExample(**{**one, "choices": tuple(one["choices"])}) for one in content["examples"]]
         return cls(tuple(tasks), tuple(examples), folder)

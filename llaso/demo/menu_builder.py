@@ -1,6 +1,6 @@
-"""What the demo page offers, gathered from the data room: of a quickstart its own corpus, else all tasks.
+"""Building the menu of the demo page: from a quickstart's own corpus, otherwise from all tasks.
 
-Part of the roof: it calls the data room for instructions, labels and voices, and hands the page plain files.
+Instructions, labels and voices come from `dataset_scripts`; the page reads plain files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataset_scripts.sources import cremad, fake_or_real, meld, nsynth, quicksta
 from dataset_scripts.synthesize import backend
 from dataset_scripts.task_forms import TASKS
 
-from .menu import Example, Menu, Task
+from .menu import Menu, MenuExample, MenuTask
 
 EXAMPLES = {
     ("ASR", "text_audio"): "Write down what is said",
@@ -34,16 +34,16 @@ EXAMPLES = {
     ("EE", "text_audio"): "Find what is named",
     ("IC", "text_audio"): "Name the instrument",
 }
-"""Tasks and formats that get an example where the corpus has one, and its title."""
+"""Titles of the examples by task and format."""
 
 
-def gather(model: str, folder: Path) -> Menu:
-    """A menu in `folder`: tasks and examples for a model.
+def build_menu(model: str, folder: Path) -> Menu:
+    """Write a menu, with tasks and examples for a model, into a folder.
 
     Args:
-        model: a folder or a Hub id. The evaluation corpus that a quickstart left beside a model is used: it holds
-            the labels this model knows, and recordings it never heard.
-        folder: where the menu and its recordings go.
+        model: a folder or a Hub id. If a quickstart wrote the model, its evaluation corpus is used, with the labels
+            that this model knows and recordings that it was not trained on.
+        folder: folder for the menu and its recordings.
 
     Raises:
         ValueError: the corpus beside the model cannot be read.
@@ -52,19 +52,19 @@ def gather(model: str, folder: Path) -> Menu:
     if corpus.is_dir():
         rows = list(_rows(corpus, ("id", "task", "modality", "messages", "choices", "target", "speaker")))
         tasks = _tasks_of(rows)
-        chosen = _chosen(rows)
+        chosen = _select_examples(rows)
         sounds = {row["id"]: row["audio"][0]["bytes"] for row in _rows(corpus, ("id", "audio"), set(chosen))}
         examples = [(row, sounds[id]) for id, row in chosen.items()]
     else:
         tasks = _all_tasks()
-        examples = list(_made())
+        examples = list(_synthesized_rows())
     menu = Menu(tasks, tuple(_example(row, sound, folder, tasks) for row, sound in examples), folder)
     menu.write()
     return menu
 
 
 def _rows(corpus: Path, columns: tuple[str, ...], ids: set[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Rows of the corpus's test split, those of `ids` only where given."""
+    """Yield rows of the corpus's test split, or only those with the given ids."""
     wanted = [("id", "in", ids)] if ids is not None else None
     try:
         for file in sorted(corpus.glob("data/*/test-*.parquet")):
@@ -73,8 +73,8 @@ def _rows(corpus: Path, columns: tuple[str, ...], ids: set[str] | None = None) -
         raise ValueError(f"{file}: {error}") from None
 
 
-def _tasks_of(rows: list[dict[str, Any]]) -> tuple[Task, ...]:
-    """The tasks of a corpus, with the labels it chooses from."""
+def _tasks_of(rows: list[dict[str, Any]]) -> tuple[MenuTask, ...]:
+    """Return the tasks of a corpus, with their labels."""
     found = {}
     for row in rows:
         found[_variant(row)] = tuple(sorted(row["choices"]))
@@ -82,13 +82,13 @@ def _tasks_of(rows: list[dict[str, Any]]) -> tuple[Task, ...]:
 
 
 def _variant(row: Mapping[str, Any]) -> tuple[str, str]:
-    """Code and granularity, which a row's id ends in."""
+    """Return the task code and granularity at the end of a row's id."""
     code, _, granularity = row["id"].rpartition("/")[2].partition(".")
     return code, granularity
 
 
-def _all_tasks() -> tuple[Task, ...]:
-    """Every task, with the labels of the corpora that the paper draws it from."""
+def _all_tasks() -> tuple[MenuTask, ...]:
+    """Return every task, with the labels of the paper's corpora."""
     choices: dict[tuple[str, str], tuple[str, ...]] = {
         ("SGC", ""): labels.GENDERS,
         ("AC", "coarse"): tuple(labels.REGIONS),
@@ -113,9 +113,9 @@ def _all_tasks() -> tuple[Task, ...]:
     )
 
 
-def _task(code: str, granularity: str, choices: tuple[str, ...]) -> Task:
-    """A task of the list, in its first standardised wording."""
-    return Task(_name(code, granularity), templates(code, granularity)[0].text, choices)
+def _task(code: str, granularity: str, choices: tuple[str, ...]) -> MenuTask:
+    """Return a task of the list, in its first standardised wording."""
+    return MenuTask(_name(code, granularity), templates(code, granularity)[0].text, choices)
 
 
 def _name(code: str, granularity: str) -> str:
@@ -123,19 +123,21 @@ def _name(code: str, granularity: str) -> str:
     return name[0].upper() + name[1:] + (f" ({granularity})" if granularity else "")
 
 
-def _chosen(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """One row for each of EXAMPLES, by its id: a person's recording where there is one."""
+def _select_examples(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return one row for each of EXAMPLES by its id, preferring recordings of people."""
     chosen = {}
     for task, modality in EXAMPLES:
-        fitting = [row for row in rows if (row["task"], row["modality"]) == (task, modality) and not _carried(row)]
+        fitting = [
+            row for row in rows if (row["task"], row["modality"]) == (task, modality) and not _has_written_part(row)
+        ]
         if fitting:
             row = min(fitting, key=lambda row: (not row["speaker"], row["id"]))
             chosen[row["id"]] = row
     return chosen
 
 
-def _carried(row: Mapping[str, Any]) -> bool:
-    """Whether a written sentence goes with a question that is spoken throughout; the page has no place for it."""
+def _has_written_part(row: Mapping[str, Any]) -> bool:
+    """Return whether a spoken question has a written part, for which the page has no field."""
     return row["modality"] == "audio" and bool(_text(row))
 
 
@@ -143,8 +145,8 @@ def _text(row: Mapping[str, Any]) -> str:
     return " ".join(part["text"] for part in row["messages"][0]["content"] if part["type"] == "text")
 
 
-def _made() -> Iterator[tuple[dict[str, Any], bytes]]:
-    """Rows as a quickstart would build them, and their sounds: notes alone where no speech can be synthesized."""
+def _synthesized_rows() -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Yield rows as a quickstart builds them, with their sounds; only musical notes if espeak is not installed."""
     try:
         backend("espeak")
         spoken = {"utterances": 120, "questions": 60}
@@ -155,17 +157,17 @@ def _made() -> Iterator[tuple[dict[str, Any], bytes]]:
     rows = [write("eval", quickstart.SOURCE, item, fact, "test", 0, voices) for item in items for fact in item.facts]
     with tempfile.TemporaryDirectory() as kept:
         store = ClipStore(kept)
-        for row in _chosen(rows).values():
+        for row in _select_examples(rows).values():
             yield row, store.clip(tuple(map(sound_from_json, row["clips"][0])))
 
 
-def _example(row: Mapping[str, Any], sound: bytes, folder: Path, tasks: Sequence[Task]) -> Example:
-    """A row as the page shows it; its recording is written into the folder."""
+def _example(row: Mapping[str, Any], sound: bytes, folder: Path, tasks: Sequence[MenuTask]) -> MenuExample:
+    """Convert a row to an example, and write its recording into the folder."""
     code, modality = row["task"], row["modality"]
     name = _name(*_variant(row))
     recording = f"{code}-{modality}.flac"
     (folder / recording).write_bytes(sound)
-    return Example(
+    return MenuExample(
         title=EXAMPLES[code, modality],
         modality=modality,
         recording=recording,

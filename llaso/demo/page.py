@@ -1,6 +1,6 @@
-"""The page itself: what to ask on the left, the answer and what the encoder sees on the right, examples below.
+"""The page: the question on the left, the answer and the picture of the recording on the right, examples below.
 
-Recordings and answers are the visitor's own: questions queue for the model, each answer streams to who asked.
+Questions wait in a queue for the model; each answer is streamed to the visitor who asked.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import gradio as gr
 
 from .menu import Menu
 from .pictures import picture
-from .question import Answerer, Question
+from .question import DemoModel, Question
 
 FORMATS = {
     "text_audio": "Write, about a recording",
@@ -24,10 +24,10 @@ FORMATS = {
     "audio": "Speak throughout",
 }
 FREE = "Your own instruction"
-WAITING = 32
-"""Questions that may queue for the model; the next visitor is told that the page is busy."""
+QUEUE_SIZE = 32
+"""Number of questions that may wait for the model; later visitors see that the page is busy."""
 MAX_FILE = "100mb"
-NOTHING_SEEN = '<div class="seen empty">The waveform, and what the encoder sees of it, appear here.</div>'
+EMPTY_PICTURE = '<div class="seen empty">The waveform, and what the encoder sees of it, appear here.</div>'
 RECORDING_LABELS = {
     "text_audio": "Recording",
     "audio_text": "Recording of the instruction",
@@ -35,13 +35,13 @@ RECORDING_LABELS = {
 }
 
 
-def build_page(answerer: Answerer, menu: Menu, name: str) -> gr.Blocks:
-    """The page of one model.
+def build_page(demo_model: DemoModel, menu: Menu, name: str) -> gr.Blocks:
+    """Build the page of one model.
 
     Args:
-        answerer: asks it.
+        demo_model: answers the questions.
         menu: tasks and examples.
-        name: what to call the model.
+        name: name of the model on the page.
     """
     tasks = {task.name: task for task in menu.tasks}
     with gr.Blocks(title=f"LLaSO · {name}", analytics_enabled=False) as page:
@@ -74,7 +74,8 @@ def build_page(answerer: Answerer, menu: Menu, name: str) -> gr.Blocks:
                     elem_id="content",
                 )
                 gr.HTML(
-                    f'<p class="hint">WAV, FLAC, OGG, MP3 or AIFF, up to {answerer.limit_s / 60:.3g} minutes.</p>',
+                    '<p class="hint">WAV, FLAC, OGG, MP3 or AIFF, '
+                    f"up to {demo_model.max_audio_seconds / 60:.3g} minutes.</p>",
                 )
                 with gr.Row(elem_id="buttons"):
                     ask = gr.Button("Ask", variant="primary", scale=3, elem_id="ask")
@@ -85,7 +86,7 @@ def build_page(answerer: Answerer, menu: Menu, name: str) -> gr.Blocks:
                 )
                 status = gr.HTML('<p class="status"></p>', elem_id="status")
                 target = gr.HTML(elem_id="target")
-                seen = gr.HTML(NOTHING_SEEN, elem_id="seen")
+                seen = gr.HTML(EMPTY_PICTURE, elem_id="seen")
         examples = gr.Dataset(
             components=[gr.Number(visible=False)],
             samples=[[number] for number in range(len(menu.examples))],
@@ -98,47 +99,51 @@ def build_page(answerer: Answerer, menu: Menu, name: str) -> gr.Blocks:
 
         shown = [task, instruction, choices, recording, about, content]
         for_task = [instruction, choices]
-        modality.input(lambda chosen, name: _places(chosen, tasks.get(name)), [modality, task], shown, **_AT_ONCE)
-        task.input(lambda name: _fill(tasks.get(name)), task, for_task, **_AT_ONCE)
+        modality.input(
+            lambda chosen, name: _field_updates(chosen, tasks.get(name)), [modality, task], shown, **_IMMEDIATE
+        )
+        task.input(lambda name: _task_updates(tasks.get(name)), task, for_task, **_IMMEDIATE)
         gr.on(
             [choices.input, choices.blur],  # gradio 6.31 tells of no first paste by `input`
-            lambda name, written: tasks[name].written(_listed(written)) if name in tasks else gr.skip(),
+            lambda name, written: tasks[name].with_choices(_split_choices(written)) if name in tasks else gr.skip(),
             [task, choices],
             instruction,
-            **_AT_ONCE,
+            **_IMMEDIATE,
         )
-        examples.click(partial(_load, menu), examples, [modality, *shown, answer, status, target], **_AT_ONCE)
+        examples.click(
+            partial(_example_updates, menu), examples, [modality, *shown, answer, status, target], **_IMMEDIATE
+        )
         gr.on(
             [recording.change, about.change, modality.change],
-            partial(_look, answerer),
+            partial(_draw, demo_model),
             [modality, recording, about],
             seen,
             show_progress="hidden",
             api_name="look",
         )
-        theirs = [part.input for part in (modality, task, instruction, choices, recording, about, content)]
-        gr.on(theirs, lambda: "", None, target, **_AT_ONCE)  # no longer the example, nor its answer
+        inputs = [part.input for part in (modality, task, instruction, choices, recording, about, content)]
+        gr.on(inputs, lambda: "", None, target, **_IMMEDIATE)  # the question is no longer the example
         asking = gr.on(
             [ask.click, instruction.submit, content.submit],
-            partial(_ask, answerer),
+            partial(_ask, demo_model),
             [modality, instruction, recording, about, content],
             [answer, status],
             concurrency_limit=1,
             concurrency_id="model",
             api_name="ask",
         )
-        stop.click(lambda: _status("Stopped."), None, status, cancels=[asking], **_AT_ONCE)
-    return page.queue(max_size=WAITING, default_concurrency_limit=4)
+        stop.click(lambda: _status("Stopped."), None, status, cancels=[asking], **_IMMEDIATE)
+    return page.queue(max_size=QUEUE_SIZE, default_concurrency_limit=4)
 
 
 def launch(page: gr.Blocks, **options: Any) -> Any:
-    """Serve a page in its own look; `options` are `Blocks.launch`'s."""
-    look: dict[str, Any] = {"theme": _theme(), "css_paths": Path(__file__).with_name("style.css"), "footer_links": []}
-    return page.launch(**look, max_file_size=MAX_FILE, **options)
+    """Serve a page with its theme; `options` are those of `Blocks.launch`."""
+    style: dict[str, Any] = {"theme": _theme(), "css_paths": Path(__file__).with_name("style.css"), "footer_links": []}
+    return page.launch(**style, max_file_size=MAX_FILE, **options)
 
 
 def _theme() -> gr.themes.Base:
-    """Plain labels, one colour, the system's own letters: nothing is fetched from elsewhere."""
+    """Return a theme with one colour and system fonts, so that nothing is loaded from other hosts."""
     return gr.themes.Default(
         primary_hue="indigo",
         neutral_hue="slate",
@@ -162,8 +167,8 @@ def _theme() -> gr.themes.Base:
     )
 
 
-_AT_ONCE: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-"""Of events that only move things about the page."""
+_IMMEDIATE: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+"""Options of events that only change the page and do not call the model."""
 
 
 def _recorder(label: str, name: str, visible: bool = True) -> gr.Audio:
@@ -178,48 +183,48 @@ def _recorder(label: str, name: str, visible: bool = True) -> gr.Audio:
 
 
 def _ask(
-    answerer: Answerer, modality: str, instruction: str, recording: str | None, about: str | None, content: str
+    demo_model: DemoModel, modality: str, instruction: str, recording: str | None, about: str | None, content: str
 ) -> Iterator[tuple[str, Any]]:
-    """The answer as it grows, and a line about it; what cannot be asked is answered with a notice."""
-    question = Question(modality, _heard(modality, recording, about), instruction, content)
+    """Yield the growing answer and a status line, or a notice if the question is invalid."""
+    question = Question(modality, _used_recordings(modality, recording, about), instruction, content)
     try:
-        told: Any = _status("Answering…")
-        for answer in answerer.stream(question):
+        status: Any = _status("Answering…")
+        for answer in demo_model.stream(question):
             if answer.done:
-                told = _status(
+                status = _status(
                     f"{answer.audio_s:.1f} s of sound, {answer.prompt_tokens:,} tokens read, {answer.seconds:.1f} s"
                 )
-            yield answer.text, told
-            told = gr.skip()  # said once, so that it does not come after "Stopped."
+            yield answer.text, status
+            status = gr.skip()  # sent once, so that it does not replace "Stopped."
     except ValueError as error:
         yield "", _notice(error)
 
 
-def _look(answerer: Answerer, modality: str, recording: str | None, about: str | None) -> str:
-    """The picture of the recordings, or why there is none."""
-    recordings = _heard(modality, recording, about)
+def _draw(demo_model: DemoModel, modality: str, recording: str | None, about: str | None) -> str:
+    """Return the picture of the recordings, or a notice if they cannot be read."""
+    recordings = _used_recordings(modality, recording, about)
     if not any(recordings):
-        return NOTHING_SEEN
+        return EMPTY_PICTURE
     try:
-        clip = answerer.hear(recordings)
+        clip = demo_model.read_recordings(recordings)
     except ValueError as error:
         return _notice(error)
-    png = base64.b64encode(picture(clip, answerer.processor)).decode()
-    tokens = answerer.processor.count_audio_tokens(len(clip))
+    png = base64.b64encode(picture(clip, demo_model.processor)).decode()
+    tokens = demo_model.processor.count_audio_tokens(len(clip))
     return (
         f'<figure class="seen"><img alt="Waveform and log-mel spectrogram" src="data:image/png;base64,{png}">'
-        f"<figcaption>Waveform, and log-mel as the encoder sees it: {len(clip) / answerer.rate:.1f} s become "
+        f"<figcaption>Waveform, and log-mel as the encoder sees it: {len(clip) / demo_model.rate:.1f} s become "
         f"{tokens:,} tokens</figcaption></figure>"
     )
 
 
-def _heard(modality: str, recording: str | None, about: str | None) -> tuple[str | None, ...]:
-    """The recordings that a format hears: the second only where all is spoken."""
+def _used_recordings(modality: str, recording: str | None, about: str | None) -> tuple[str | None, ...]:
+    """Return the recordings that a format uses; only the spoken format uses the second."""
     return (recording, about) if modality == "audio" else (recording,)
 
 
-def _places(modality: str, task: Any) -> list[Any]:
-    """Which places a format shows."""
+def _field_updates(modality: str, task: Any) -> list[Any]:
+    """Return the updates that show the fields of a format."""
     written = modality == "text_audio"
     return [
         gr.update(visible=written),
@@ -231,15 +236,15 @@ def _places(modality: str, task: Any) -> list[Any]:
     ]
 
 
-def _fill(task: Any) -> list[Any]:
-    """A task's standard instruction and its choices."""
+def _task_updates(task: Any) -> list[Any]:
+    """Return the updates for a task's instruction and choices."""
     if task is None:
         return [gr.update(value=""), gr.update(value="", visible=False)]
-    return [task.written(task.choices), gr.update(value=", ".join(task.choices), visible=bool(task.choices))]
+    return [task.with_choices(task.choices), gr.update(value=", ".join(task.choices), visible=bool(task.choices))]
 
 
-def _load(menu: Menu, number: int) -> list[Any]:
-    """Everything an example says, in its place."""
+def _example_updates(menu: Menu, number: int) -> list[Any]:
+    """Return the updates that show an example."""
     example = menu.examples[number]
     task = next((task for task in menu.tasks if task.name == example.task), None)
     values = (
@@ -250,12 +255,14 @@ def _load(menu: Menu, number: int) -> list[Any]:
         None,
         example.content,
     )
-    places = [{**place, "value": value} for place, value in zip(_places(example.modality, task), values, strict=True)]
+    places = [
+        {**place, "value": value} for place, value in zip(_field_updates(example.modality, task), values, strict=True)
+    ]
     expected = f'<p class="hint">Right answer: <b>{html.escape(example.target)}</b></p>' if example.target else ""
     return [example.modality, *places, "", _status(""), expected]
 
 
-def _listed(written: str) -> list[str]:
+def _split_choices(written: str) -> list[str]:
     return [choice.strip() for choice in written.split(",") if choice.strip()]
 
 

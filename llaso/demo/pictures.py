@@ -1,4 +1,4 @@
-"""What the encoder sees of a recording: its waveform, and the log-mel spectrogram the processor makes of it."""
+"""Pictures of a recording: its waveform, and the log-mel spectrogram that the encoder receives."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 COLUMNS = 1200
-"""Points in time that a picture resolves; longer recordings are drawn by their loudest moments."""
+"""Number of points drawn; of longer recordings the extremes of each interval are drawn."""
 INK, WAVE = "#74809a", "#5b6ee1"
-"""Of the lettering and of the waveform: readable on a light page and on a dark one."""
+"""Colours of the text and of the waveform; both are readable on a light and on a dark page."""
 MEL_COLOURS = LinearSegmentedColormap.from_list("llaso", ("#14173a", "#3a3f9e", "#7c83f0", "#f3b8a0", "#fff3dc"))
 
 
 def picture(clip: np.ndarray, processor: Any) -> bytes:
-    """A waveform above a log-mel spectrogram, on one axis of time.
+    """Draw a waveform above a log-mel spectrogram, with a common time axis.
 
     Args:
         clip: mono float32 samples at the encoder's rate.
-        processor: whose `log_mel` is drawn. Padding with silence is not.
+        processor: computes the spectrogram; padding is not drawn.
 
     Returns:
-        A PNG without background.
+        A PNG with a transparent background.
     """
     rate = processor.feature_extractor.sampling_rate
     seconds = len(clip) / rate
@@ -39,7 +39,7 @@ def picture(clip: np.ndarray, processor: Any) -> bytes:
     wave.spines[:].set_visible(False)
     wave.tick_params(bottom=False)
 
-    mel = shrunk(log_mel(clip, processor))
+    mel = max_pooled(log_mel(clip, processor))
     spectrum.imshow(mel, origin="lower", aspect="auto", cmap=MEL_COLOURS, extent=(0, seconds, 0, len(mel)))
     spectrum.set(xlabel="seconds", ylabel="mel band", xlim=(0, seconds), yticks=(len(mel) // 2, len(mel)))
     spectrum.spines[:].set_visible(False)
@@ -55,7 +55,7 @@ def picture(clip: np.ndarray, processor: Any) -> bytes:
 
 
 def log_mel(clip: np.ndarray, processor: Any) -> np.ndarray:
-    """The features of a clip, window after window and without padding, `(num_mel_bins, frames)`."""
+    """Return the features of a clip, its windows joined without padding, `(num_mel_bins, frames)`."""
     windows = [clip[start:stop] for start, stop in processor.audio_windows(len(clip))]
     hop = processor.feature_extractor.hop_length
     mels = zip(processor.log_mel(windows), windows, strict=True)
@@ -63,12 +63,12 @@ def log_mel(clip: np.ndarray, processor: Any) -> np.ndarray:
 
 
 def envelope(clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest sample of each of at most COLUMNS stretches."""
+    """Return the lowest and the highest sample of each of at most COLUMNS intervals."""
     starts = np.unique(np.linspace(0, len(clip), COLUMNS, endpoint=False, dtype=int))
     return np.minimum.reduceat(clip, starts), np.maximum.reduceat(clip, starts)
 
 
-def shrunk(mel: np.ndarray) -> np.ndarray:
-    """The highest value of each of at most COLUMNS stretches of frames."""
+def max_pooled(mel: np.ndarray) -> np.ndarray:
+    """Return the highest value of each of at most COLUMNS intervals of frames."""
     starts = np.unique(np.linspace(0, mel.shape[1], COLUMNS, endpoint=False, dtype=int))
     return np.maximum.reduceat(mel, starts, axis=1)

@@ -1,6 +1,6 @@
-"""A question from the page to the model, and its answer word by word.
+"""Asking the model a question from the page, and streaming its answer.
 
-Recordings come in as files; whatever is wrong with a question is said before the model is asked anything.
+Recordings are files. A question is checked before the model is called.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from transformers import StoppingCriteria, TextIteratorStreamer
 from llaso_common.audio import read_audio
 
 PAUSE_S = 0.35
-"""Silence between two recordings of one question, seconds; as between the sounds of a corpus's clip."""
+"""Seconds of silence between two recordings of one question; the same as between the sounds of a corpus's clip."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a visitor asks.
+    """A visitor's question.
 
     Args:
         modality: text_audio (written instruction, recording), audio_text (spoken instruction, written content) or
             audio (both spoken).
-        recordings: audio files, heard one after another; None where a place on the page is empty.
-        instruction: in text_audio.
-        content: in audio_text.
+        recordings: audio files, joined in this order; None for an empty recorder.
+        instruction: written instruction, in text_audio.
+        content: written content, in audio_text.
     """
 
     modality: str
@@ -40,7 +40,7 @@ class Question:
     content: str = ""
 
     def message(self) -> dict[str, Any]:
-        """The user's message, its parts in the order of the format.
+        """Return the user's message, its parts in the order of the format.
 
         Raises:
             ValueError: a text is missing.
@@ -58,15 +58,15 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """An answer so far.
+class PartialAnswer:
+    """An answer, as far as it is generated.
 
     Attributes:
-        text: what has been written.
-        audio_s: seconds of sound that were heard.
-        prompt_tokens: tokens that the language model read, audio and all.
-        seconds: since the question.
-        done: nothing more comes.
+        text: the text so far.
+        audio_s: length of the recordings, seconds.
+        prompt_tokens: length of the prompt, audio included.
+        seconds: time since the question.
+        done: whether the answer is complete.
     """
 
     text: str
@@ -76,29 +76,30 @@ class Answer:
     done: bool = False
 
 
-class Answerer:
-    """A model that answers one question at a time; others wait for their turn.
+class DemoModel:
+    """A model that answers one question at a time; other questions wait.
 
     Args:
-        model, processor: as loaded.
-        max_new_tokens: an answer's length at most.
+        model: a `LlasoForConditionalGeneration`.
+        processor: its processor.
+        max_new_tokens: maximum length of an answer.
     """
 
     def __init__(self, model: Any, processor: Any, max_new_tokens: int = 256) -> None:
         self.model, self.processor, self.max_new_tokens = model, processor, max_new_tokens
         self.rate: int = processor.feature_extractor.sampling_rate
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     @property
-    def limit_s(self) -> float:
-        """Seconds of sound that one question may hold."""
+    def max_audio_seconds(self) -> float:
+        """Return the maximum length of a question's recordings, seconds."""
         return self.processor.max_windows * self.processor.feature_extractor.n_samples / self.rate
 
-    def hear(self, recordings: tuple[str | None, ...]) -> np.ndarray:
-        """The recordings of a question as one clip, mono at the encoder's rate.
+    def read_recordings(self, recordings: tuple[str | None, ...]) -> np.ndarray:
+        """Read the recordings of a question as one clip, mono at the encoder's rate.
 
         Raises:
-            ValueError: there is none, it is longer than the model hears, or `read_audio` refuses it.
+            ValueError: there is no recording, they are too long, or `read_audio` refuses one.
         """
         clips: list[np.ndarray] = []
         for file in filter(None, recordings):
@@ -108,23 +109,24 @@ class Answerer:
         if not clips:
             raise ValueError("There is no recording yet: record one, or upload a file.")
         clip = np.concatenate(clips)
-        if len(clip) > self.limit_s * self.rate:
+        if len(clip) > self.max_audio_seconds * self.rate:
             raise ValueError(
-                f"The recording lasts {_clock(len(clip) / self.rate)}, and the model hears {_clock(self.limit_s)} at "
-                "most: cut it with the scissors under the waveform, or upload a shorter one."
+                f"The recording lasts {_clock(len(clip) / self.rate)}, and the model hears "
+                f"{_clock(self.max_audio_seconds)} at most: cut it with the scissors "
+                "under the waveform, or upload a shorter one."
             )
         return clip
 
-    def stream(self, question: Question) -> Iterator[Answer]:
-        """The answer as it grows; the last one is done. Closing the iterator ends the generation.
+    def stream(self, question: Question) -> Iterator[PartialAnswer]:
+        """Yield the growing answer; the last one is `done`. Closing the iterator stops the generation.
 
         Raises:
-            ValueError: the question cannot be asked; the message is for the visitor.
+            ValueError: the question is invalid; the message is shown to the visitor.
         """
         message = question.message()
-        clip = self.hear(question.recordings)
+        clip = self.read_recordings(question.recordings)
         request = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
-        with self._turn:
+        with self._lock:
             inputs = self.processor.apply_chat_template([message], audio=[clip], **request)
             prompt_tokens = inputs["input_ids"].shape[1]
             room = self.model.config.text_config.max_position_embeddings - prompt_tokens
@@ -133,14 +135,16 @@ class Answerer:
             started, text = time.perf_counter(), ""
             for piece in self._generate(inputs, min(room, self.max_new_tokens)):
                 text += piece
-                yield Answer(text.strip(), len(clip) / self.rate, prompt_tokens, time.perf_counter() - started)
-        yield Answer(text.strip(), len(clip) / self.rate, prompt_tokens, time.perf_counter() - started, done=True)
+                yield PartialAnswer(text.strip(), len(clip) / self.rate, prompt_tokens, time.perf_counter() - started)
+        yield PartialAnswer(
+            text.strip(), len(clip) / self.rate, prompt_tokens, time.perf_counter() - started, done=True
+        )
 
     def _generate(self, inputs: Any, max_new_tokens: int) -> Iterator[str]:
-        """Pieces of text, from a thread that stops when nobody listens any more."""
+        """Yield pieces of text from a generating thread; closing the iterator stops the thread."""
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        unheard = _Unheard()
-        faults: list[Exception] = []
+        stop = _StopWhenSet()
+        errors: list[Exception] = []
 
         def work() -> None:
             try:
@@ -148,10 +152,10 @@ class Answerer:
                     **inputs.to(self.model.device),
                     max_new_tokens=max_new_tokens,
                     streamer=streamer,
-                    stopping_criteria=[unheard],
+                    stopping_criteria=[stop],
                 )
-            except Exception as fault:  # raised again below, in the thread that asked
-                faults.append(fault)
+            except Exception as error:  # raised again below, in the thread that asked
+                errors.append(error)
                 streamer.end()
 
         worker = threading.Thread(target=work, name="answer", daemon=True)
@@ -159,14 +163,14 @@ class Answerer:
         try:
             yield from streamer
         finally:
-            unheard.event.set()
+            stop.event.set()
             worker.join()
-        if faults:
-            raise faults[0]
+        if errors:
+            raise errors[0]
 
 
-class _Unheard(StoppingCriteria):
-    """Ends a generation whose listener has gone."""
+class _StopWhenSet(StoppingCriteria):
+    """Stops a generation once its event is set."""
 
     def __init__(self) -> None:
         self.event = threading.Event()
@@ -176,5 +180,5 @@ class _Unheard(StoppingCriteria):
 
 
 def _clock(seconds: float) -> str:
-    """Minutes and seconds."""
+    """Format seconds as minutes and seconds."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02}"

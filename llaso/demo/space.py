@@ -1,6 +1,6 @@
-"""A folder that is a Space of the Hub: the page, the code it needs, its menu and, of a local model, the weights.
+"""Writing the folder of a Space of the Hub: the page, its code, its menu and, for a local model, the weights.
 
-The code is our own files, not a package to be installed: what was tried here is what runs there.
+The code is copied, not installed, so that the Space runs exactly the code of this machine.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import llaso
 from modeling_llaso.loading import checkpoint, load
 
 REQUIREMENTS = ("torch", "transformers", "safetensors", "numpy", "soundfile", "soxr", "matplotlib")
-"""What the page needs beside gradio, which the Space's `sdk_version` names."""
+"""Requirements of the page besides gradio, whose version is the Space's `sdk_version`."""
 CODE = (
     "llaso/__init__.py",
     "llaso/demo",
@@ -28,9 +28,9 @@ CODE = (
     "modeling_llaso/processing_llaso.py",
     "modeling_llaso/registration.py",
 )
-"""Files and folders of ours that a Space carries."""
-STAYS = ("__pycache__", "space.py", "menu_builder.py")
-"""What a carried folder leaves out: a Space builds no menu and no other Space."""
+"""Our files and folders that are copied into a Space."""
+NOT_COPIED = ("__pycache__", "space.py", "menu_builder.py")
+"""Files that a Space does not need."""
 REPOSITORY = Path(llaso.__file__).parents[1]
 """The folder that holds our packages."""
 PYTHON = "3.11"
@@ -40,7 +40,7 @@ APP = Template('''"""$title in the browser; written by `llaso demo --export`."""
 from pathlib import Path
 
 import modeling_llaso  # noqa: F401  registers the model with transformers
-from llaso.demo.question import Answerer
+from llaso.demo.question import DemoModel
 from llaso.demo.menu import Menu
 from llaso.demo.page import build_page, launch
 from modeling_llaso.loading import load
@@ -48,7 +48,7 @@ from modeling_llaso.loading import load
 HERE = Path(__file__).parent
 MODEL = $model
 
-page = build_page(Answerer(*load(MODEL)), Menu.read(HERE / "examples"), $title_literal)
+page = build_page(DemoModel(*load(MODEL)), Menu.read(HERE / "examples"), $title_literal)
 
 if __name__ == "__main__":
     launch(page)
@@ -104,7 +104,7 @@ def export(model: str, out: Path, write_menu: Callable[[Path], object]) -> Path:
         code, target = REPOSITORY / name, out / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if code.is_dir():
-            shutil.copytree(code, target, ignore=shutil.ignore_patterns(*STAYS))
+            shutil.copytree(code, target, ignore=shutil.ignore_patterns(*NOT_COPIED))
         else:
             shutil.copyfile(code, target)
     source = 'str(HERE / "model")' if local else repr(named)

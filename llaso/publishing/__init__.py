@@ -1,1 +1,1 @@
-"""Putting a finished run, or the `evaluate` module, on the Hub."""
+"""Publishing a finished run, or the `evaluate` module, on the Hub."""

@@ -1,7 +1,7 @@
-"""What a finished run left behind, read from its files: the model, its training stages, their corpora, the report.
+"""Reading a finished run from its files: the model, its training stages, their corpora and the report.
 
-A run is a folder of `llaso quickstart`, or one that `llaso train` wrote. Recipes name what they were trained on and
-what they started from, so that the stages before are found by following them.
+A run is a folder of `llaso quickstart` or of `llaso train`. Each recipe names its corpora and the checkpoint that it
+started from, so earlier stages are found by following these names.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ QUICKSTART_MODEL = "llaso-tiny"
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """A corpus that a model learned from or was measured on.
+class CorpusRecord:
+    """A corpus that a model was trained or evaluated on.
 
     Attributes:
-        name: its Hub id, or its folder's name.
+        name: Hub id, or the name of its folder.
         built: content of its build.json.
-        leakage: content of its leakage.json; empty where it was compared with nothing.
-        repo_id: where it is published, None where it is not.
-        revision: the commit there, None where it was not recorded.
+        leakage: content of its leakage.json; empty if there is none.
+        repo_id: Hub id of the published corpus, if it is published.
+        revision: commit of the published corpus, if it was recorded.
     """
 
     name: str
@@ -40,23 +40,23 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class Stage:
+class TrainingStage:
     """One training run.
 
     Attributes:
-        folder: what it wrote.
-        recipe: its recipe.yaml.
-        result: its training.json.
-        corpora: what it learned from.
+        folder: its output folder.
+        recipe: content of its recipe.yaml.
+        result: content of its training.json.
+        corpora: its training corpora.
     """
 
     folder: Path
     recipe: Mapping[str, Any]
     result: Mapping[str, Any]
-    corpora: tuple[Corpus, ...]
+    corpora: tuple[CorpusRecord, ...]
 
     def portable_recipe(self) -> dict[str, Any]:
-        """The recipe with names in place of this machine's paths."""
+        """Return the recipe with names instead of this machine's paths."""
         recipe: dict[str, Any] = copy.deepcopy(dict(self.recipe))
         for key in ("encoder", "llm", "checkpoint"):
             if recipe["model"][key]:
@@ -68,7 +68,7 @@ class Stage:
         return recipe
 
     def portable_result(self) -> dict[str, Any]:
-        """The result, likewise."""
+        """Return the result with names instead of this machine's paths."""
         return {**self.result, "out": Path(self.result["out"]).name}
 
 
@@ -79,28 +79,28 @@ class FinishedRun:
     Attributes:
         model: folder of the checkpoint.
         config: its config.json.
-        stages: of training, first to last.
+        stages: training stages, first to last.
         base_models: Hub ids that the first stage started from.
-        stand_ins: whether it started from backbones trained from scratch by the quickstart instead.
-        report_folder: the folder of its report.
-        report: report.json.
-        system: place of this model among the report's systems.
-        evaluation: the corpus that the report is about.
+        stand_ins: whether the first stage started from small backbones that the quickstart trained from scratch.
+        report_folder: folder of its report.
+        report: content of report.json.
+        system: index of this model among the report's systems.
+        evaluation: the evaluation corpus.
     """
 
     model: Path
     config: Mapping[str, Any]
-    stages: tuple[Stage, ...]
+    stages: tuple[TrainingStage, ...]
     base_models: tuple[str, ...]
     stand_ins: bool
     report_folder: Path
     report: Mapping[str, Any]
     system: int
-    evaluation: Corpus
+    evaluation: CorpusRecord
 
     @property
-    def corpora(self) -> list[Corpus]:
-        """All corpora, each once: of the stages in order, then of the evaluation."""
+    def corpora(self) -> list[CorpusRecord]:
+        """Return all corpora, each once: those of the stages in order, then the evaluation corpus."""
         every = [corpus for stage in self.stages for corpus in stage.corpora] + [self.evaluation]
         return list({corpus.name: corpus for corpus in every}.values())
 
@@ -111,9 +111,9 @@ def read_run(
     """Read a finished run.
 
     Args:
-        folder: of `llaso quickstart`, or the `out` of `llaso train`.
-        report: folder with the model's report.json; needed after `llaso train`, known after a quickstart.
-        evaluated_on: folder or Hub id of the corpus that the report is about; likewise.
+        folder: folder of `llaso quickstart`, or the `out` of `llaso train`.
+        report: folder with the model's report.json; required after `llaso train`, found after a quickstart.
+        evaluated_on: folder or Hub id of the evaluation corpus; required likewise.
 
     Raises:
         ValueError: something is missing; the message names it and the remedy.
@@ -147,8 +147,8 @@ def read_run(
     )
 
 
-def _read_stages(folder: Path) -> tuple[Stage, ...]:
-    """The stage that wrote a folder, after those that it went on from."""
+def _read_stages(folder: Path) -> tuple[TrainingStage, ...]:
+    """Read the stages of a run, ending with the one that wrote the folder."""
     if not (folder / "recipe.yaml").is_file() or not (folder / "training.json").is_file():
         raise ValueError(
             f"{folder} is no finished run: neither quickstart.json nor recipe.yaml and training.json are there. Name "
@@ -159,13 +159,13 @@ def _read_stages(folder: Path) -> tuple[Stage, ...]:
     corpora = [read_corpus(data["path"], near=folder.parent, revision=data["revision"])]
     if data["text_path"]:
         corpora.append(read_corpus(data["text_path"], near=folder.parent))
-    stage = Stage(folder, recipe, read_json(folder / "training.json"), tuple(corpora))
+    stage = TrainingStage(folder, recipe, read_json(folder / "training.json"), tuple(corpora))
     before = _local(checkpoint, folder.parent) if checkpoint else None
     return (*(_read_stages(before) if before else ()), stage)
 
 
 def _own_system(report: Mapping[str, Any], name: str, folder: Path) -> int:
-    """Which of a report's systems is the model: the only one, or the one of its name."""
+    """Return the index of the model among a report's systems: the only one, or the one of its name."""
     names = [system["name"] for system in report["systems"]]
     if len(names) == 1:
         return 0
@@ -174,25 +174,25 @@ def _own_system(report: Mapping[str, Any], name: str, folder: Path) -> int:
     return names.index(name)
 
 
-def read_corpus(path: str | Path, *, near: Path, revision: str | None = None) -> Corpus:
-    """What a corpus says of itself.
+def read_corpus(path: str | Path, *, near: Path, revision: str | None = None) -> CorpusRecord:
+    """Read the records of a corpus.
 
     Args:
-        path: its folder as a recipe names it, or its Hub id.
-        near: where a folder of that name is looked for first; runs are moved as a whole.
-        revision: on the Hub.
+        path: folder as a recipe names it, or Hub id.
+        near: folder that is searched first for a folder of that name, because runs are moved as a whole.
+        revision: revision on the Hub.
 
     Raises:
-        ValueError: it is not there, or was not built by `llaso data build`.
+        ValueError: the corpus does not exist, or was not built by `llaso data build`.
     """
     if folder := _local(str(path), near):
         built = read_json(folder / "build.json", "finish it with `llaso data build`")
         leakage = folder / "leakage.json"
         published = folder / "published.json"
         place = read_json(published) if published.is_file() else {}
-        if place.get("fingerprint") != built["fingerprint"]:  # built anew since it was published
+        if place.get("fingerprint") != built["fingerprint"]:  # rebuilt since it was published
             place = {}
-        return Corpus(
+        return CorpusRecord(
             folder.name,
             built,
             read_json(leakage) if leakage.is_file() else {},
@@ -204,7 +204,7 @@ def read_corpus(path: str | Path, *, near: Path, revision: str | None = None) ->
     return _corpus_on_hub(str(path), revision)
 
 
-def _corpus_on_hub(repo_id: str, revision: str | None) -> Corpus:
+def _corpus_on_hub(repo_id: str, revision: str | None) -> CorpusRecord:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError
 
@@ -212,7 +212,7 @@ def _corpus_on_hub(repo_id: str, revision: str | None) -> Corpus:
         return read_json(Path(hf_hub_download(repo_id, name, repo_type="dataset", revision=revision)))
 
     try:
-        return Corpus(repo_id, read("build.json"), read("leakage.json"), repo_id, revision)
+        return CorpusRecord(repo_id, read("build.json"), read("leakage.json"), repo_id, revision)
     except (RemoteEntryNotFoundError, RepositoryNotFoundError) as error:
         raise ValueError(f"{repo_id}: neither a folder nor a dataset of `llaso data publish` on the Hub") from error
 
@@ -222,20 +222,20 @@ def _local(path: str, near: Path) -> Path | None:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name is that of a repository rather than of a folder here."""
+    """Return whether a name is a Hub id, and not a local folder."""
     return HUB_ID.fullmatch(name) is not None and not Path(name).exists()
 
 
 def public_name(name: str) -> str:
-    """A Hub id as it is, a folder without what leads to it."""
+    """Return a Hub id unchanged, and the last part of a folder's path."""
     return name if is_hub_id(name) else Path(name).name
 
 
 def read_json(file: Path, remedy: str = "the run is not finished") -> Any:
-    """The content of a JSON file.
+    """Read a JSON file.
 
     Raises:
-        ValueError: it is missing or broken.
+        ValueError: the file is missing or not valid JSON.
     """
     try:
         return json.loads(file.read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
-"""A model's scores in the two forms that the Hub reads: `.eval_results/*.yaml`, and `model-index` in the card's head.
+"""A model's scores in the Hub's two formats: `.eval_results/*.yaml`, and `model-index` in the card's metadata.
 
-The first feeds the model page and the leaderboard of a benchmark dataset (huggingface.co/docs/hub/eval-results); the
-second is its older form, which other sites read.
+The Hub shows the first on the model page and on the leaderboard of a benchmark dataset
+(huggingface.co/docs/hub/eval-results); the second is the older format, which other sites read.
 """
 
 from __future__ import annotations
@@ -14,18 +14,21 @@ from .finished_run import FinishedRun
 
 
 @dataclass(frozen=True)
-class Result:
-    """A task's ranking score.
+class TaskResult:
+    """Ranking score of a task.
 
     Attributes:
-        task, name: its code and what it is called.
+        task: task code.
+        name: name of the task.
         closed: whether answers come from a closed set.
-        metric: e.g. "wer".
+        metric: name of the metric, e.g. "wer".
         better: "lower" or "higher".
-        value, low, high: the score and its interval; None where a score is undefined or has no interval.
-        baseline: what a constant answer scores.
-        verdict: whether the interval lies above, below or around the baseline, for the better being above.
-        n: rows.
+        value: the score.
+        low: lower end of its confidence interval, if there is one.
+        high: upper end likewise.
+        baseline: score of a constant answer.
+        verdict: "above" if the whole interval is better than the baseline; "below" if worse; otherwise "around".
+        n: number of rows.
     """
 
     task: str
@@ -42,15 +45,15 @@ class Result:
 
     @property
     def title(self) -> str:
-        """Task and metric in one line, e.g. "SGC speaker gender, accuracy"."""
+        """Return task and metric, e.g. "SGC speaker gender, accuracy"."""
         return f"{self.task} {self.name}, {self.metric}"
 
 
-def results_of(run: FinishedRun) -> list[Result]:
-    """The scores of a run's model, tasks in the order of the report; a task without a score is left out."""
+def results_of(run: FinishedRun) -> list[TaskResult]:
+    """Return the scores of a run's model in the order of the report, without tasks that have no score."""
     entries = ((task, task["scores"][run.system]) for task in run.report["tasks"])
     return [
-        Result(
+        TaskResult(
             task=task["task"],
             name=task["name"],
             closed=task["closed"],
@@ -69,11 +72,11 @@ def results_of(run: FinishedRun) -> list[Result]:
 
 
 def model_index(run: FinishedRun, name: str) -> list[dict[str, Any]]:
-    """The `model-index` of a card: one result a task.
+    """Return the `model-index` of a card, with one result for each task.
 
     Args:
         run: the run.
-        name: of the model.
+        name: name of the model.
     """
     from huggingface_hub import EvalResult
     from huggingface_hub.repocard_data import eval_results_to_model_index
@@ -103,11 +106,11 @@ def model_index(run: FinishedRun, name: str) -> list[dict[str, Any]]:
 
 
 def eval_results(run: FinishedRun, source_url: str) -> list[dict[str, Any]]:
-    """The entries of an `.eval_results/*.yaml` file; none where the evaluation corpus is not on the Hub.
+    """Return the entries of an `.eval_results/*.yaml` file; empty if the evaluation corpus is not on the Hub.
 
     Args:
         run: the run.
-        source_url: where the whole report lies.
+        source_url: URL of the full report.
     """
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
@@ -128,19 +131,19 @@ def eval_results(run: FinishedRun, source_url: str) -> list[dict[str, Any]]:
     return eval_result_entries_to_yaml(entries)
 
 
-def _task_type(result: Result) -> str:
-    """The Hub's own word for a kind of task."""
+def _task_type(result: TaskResult) -> str:
+    """Return the Hub's task type."""
     if result.task == "ASR":
         return "automatic-speech-recognition"
     return "audio-classification" if result.closed else "audio-text-to-text"
 
 
 def confidence(run: FinishedRun) -> str:
-    """The level of the intervals, e.g. "95 %"."""
+    """Return the level of the confidence intervals, e.g. "95 %"."""
     return f"{run.report['systems'][run.system]['settings']['level']:.0%}".replace("%", " %")
 
 
-def _notes(result: Result, run: FinishedRun) -> Iterator[str]:
+def _notes(result: TaskResult, run: FinishedRun) -> Iterator[str]:
     yield f"{result.metric} ({result.better} is better)"
     yield f"protocol {run.report['protocol']}"
     if result.low is not None and result.high is not None:

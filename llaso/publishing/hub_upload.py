@@ -1,6 +1,6 @@
-"""Files to a Hub repository in one commit, under a rule: what is there is never overwritten unasked.
+"""Uploading files to a Hub repository in one commit; existing files are overwritten only on request.
 
-A connection that breaks leaves the repository as it was, and what had arrived is not sent again by the next attempt.
+If the connection breaks, the repository is unchanged, and the next attempt does not send uploaded files again.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi
 
 WEIGHTS = re.compile(r"[^/]+\.(safetensors|bin|gguf|pt|pth)|[^/]+\.index\.json|adapter_config\.json")
-"""Files at a model repository's root that decide what `from_pretrained` loads."""
+"""Weight files in a model repository's root, any of which `from_pretrained` may load."""
 
 
 @dataclass(frozen=True)
 class Destination:
-    """Where files go.
+    """A repository to upload to.
 
     Args:
         repo_id: "owner/name".
         repo_type: "model" or "space".
         private: make the repository private; one that exists has to be private already.
-        revision: a branch, made where it does not exist; main by default.
-        token: of an account that may write; the one that `hf auth login` or HF_TOKEN left by default.
+        revision: a branch, created if it does not exist; main by default.
+        token: token with write access; by default that of `hf auth login` or HF_TOKEN.
         replace: overwrite files that differ and delete other weights; both stay in the repository's history.
     """
 
@@ -41,18 +41,18 @@ class Destination:
 
     @property
     def where(self) -> dict[str, Any]:
-        """The repository, as huggingface_hub's functions take it."""
+        """Return the repository as keyword arguments of huggingface_hub's functions."""
         return {"repo_id": self.repo_id, "repo_type": self.repo_type}
 
 
 @dataclass(frozen=True)
-class Uploaded:
-    """What came of it.
+class UploadResult:
+    """Result of an upload.
 
     Attributes:
-        url: the repository's address.
+        url: URL of the repository.
         commit: the commit that holds the files.
-        sent: names of the files that were not there before.
+        sent: names of the uploaded files.
     """
 
     url: str
@@ -60,18 +60,18 @@ class Uploaded:
     sent: tuple[str, ...]
 
 
-def upload(files: Mapping[str, Path | bytes], to: Destination, message: str) -> Uploaded:
-    """Put files into a repository in one commit.
+def upload(files: Mapping[str, Path | bytes], to: Destination, message: str) -> UploadResult:
+    """Upload files to a repository in one commit.
 
     Args:
-        files: contents, or paths of them, by name in the repository.
+        files: contents, or local paths, by name in the repository.
         to: the repository.
-        message: of the commit.
+        message: commit message.
 
     Raises:
-        ValueError: files of the repository would be lost, or it is public though `private` was asked for.
-        PermissionError: the token is not known or may not write there.
-        ConnectionError: the Hub cannot be reached, or the connection broke; the same call goes on from there.
+        ValueError: files of the repository would be overwritten, or it is public although `private` is set.
+        PermissionError: the token is unknown or has no write access.
+        ConnectionError: the Hub is unreachable, or the connection broke; the same call resumes the upload.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
@@ -98,27 +98,27 @@ def upload(files: Mapping[str, Path | bytes], to: Destination, message: str) -> 
             raise PermissionError(f"{to.repo_id}: it exists, but not for this token to see")
         address = f"{api.endpoint}/{'spaces/' if to.repo_type == 'space' else ''}{to.repo_id}"
         if not sent and not others:
-            return Uploaded(address, head.commit, ())
+            return UploadResult(address, head.commit, ())
         committed = api.create_commit(
             **to.where,
             operations=[*sent, *(CommitOperationDelete(name) for name in others)],
             commit_message=message,
             revision=to.revision,
-            parent_commit=head.commit,  # nobody else may have written since we looked
+            parent_commit=head.commit,  # refuses to commit if someone else committed meanwhile
         )
-    return Uploaded(address, committed.oid, tuple(one.path_in_repo for one in sent))
+    return UploadResult(address, committed.oid, tuple(one.path_in_repo for one in sent))
 
 
 @dataclass(frozen=True)
-class _Head:
-    """The newest commit of a branch; of main, where the branch does not exist yet."""
+class _BranchHead:
+    """The newest commit of a branch, or that of main if the branch does not exist yet."""
 
     commit: str
     branch: bool
 
 
-def _head(api: HfApi, to: Destination) -> _Head | None:
-    """Where a repository stands; None where there is none that this token sees."""
+def _head(api: HfApi, to: Destination) -> _BranchHead | None:
+    """Return the head of a repository's branch, or None if this token sees no such repository."""
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
@@ -130,15 +130,15 @@ def _head(api: HfApi, to: Destination) -> _Head | None:
             f"{to.repo_id} is public: make it private in its settings, choose another name, or leave --private out"
         )
     if to.revision is None:
-        return _Head(str(info.sha), True)
+        return _BranchHead(str(info.sha), True)
     try:
-        return _Head(str(api.repo_info(**to.where, revision=to.revision).sha), True)
+        return _BranchHead(str(api.repo_info(**to.where, revision=to.revision).sha), True)
     except RevisionNotFoundError:
-        return _Head(str(info.sha), False)
+        return _BranchHead(str(info.sha), False)
 
 
-def _tree(api: HfApi, to: Destination, head: _Head) -> dict[str, Any]:
-    """Files by name, as the Hub describes them."""
+def _tree(api: HfApi, to: Destination, head: _BranchHead) -> dict[str, Any]:
+    """Return the repository's files by name."""
     from huggingface_hub.hf_api import RepoFile
 
     entries = api.list_repo_tree(**to.where, revision=head.commit, recursive=True)
@@ -146,7 +146,7 @@ def _tree(api: HfApi, to: Destination, head: _Head) -> dict[str, Any]:
 
 
 def _same(addition: CommitOperationAdd, there: Any) -> bool:
-    """Whether a file is there already, byte for byte."""
+    """Return whether the repository has the same file, byte for byte."""
     from huggingface_hub.utils.sha import git_hash
 
     if there is None:
@@ -179,10 +179,12 @@ def _listed(names: Sequence[str], most: int = 5) -> str:
 
 @contextmanager
 def plain_errors(to: Destination) -> Iterator[None]:
-    """Say what went wrong on the Hub in one line with a remedy.
+    """Convert the Hub client's errors to one-line messages with a remedy.
 
     Raises:
-        PermissionError, ConnectionError, ValueError: in place of what the client raises.
+        PermissionError: the Hub refused the token.
+        ConnectionError: the Hub is unreachable.
+        ValueError: any other refusal.
     """
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
@@ -204,7 +206,7 @@ def plain_errors(to: Destination) -> Iterator[None]:
 
 
 def _refusal(to: Destination, error: Any) -> Exception:
-    """What the Hub's answer means for whoever publishes."""
+    """Convert an error response of the Hub to an exception with a remedy."""
     status, said = error.response.status_code, error.server_message or str(error).strip().splitlines()[0]
     if status == 401:
         return PermissionError(

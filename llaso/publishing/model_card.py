@@ -1,6 +1,6 @@
-"""The card of a trained model: what it is, what it learned from, what it scored; every figure is read from files.
+"""Writing the model card of a finished run: its parts, training data and scores, all figures read from files.
 
-Comes in: a finished run. Goes out: Markdown with the Hub's metadata, for the README.md beside the weights.
+The card is Markdown with the Hub's metadata, for the README.md beside the weights.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 
 import yaml
 
-from .finished_run import FinishedRun, Stage, public_name, read_run
+from .finished_run import FinishedRun, TrainingStage, public_name, read_run
 from .hub_results import confidence, model_index, results_of
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 ENCODER_STEP = 20
-"""Milliseconds that one vector of a Whisper encoder stands for."""
+"""Milliseconds of audio per vector of a Whisper encoder."""
 PROTOCOLS = {
     "strict": "every row counts and no answer is guessed.",
     "paper": "the authors' own arithmetic, faults included.",
@@ -26,22 +26,22 @@ PROTOCOLS = {
 
 
 @dataclass(frozen=True)
-class Wording:
-    """The sentences that depend on what kind of model it is."""
+class CardWording:
+    """The sentences that differ between quickstart models and others."""
 
     title: str
     use: str
     limits: str
 
 
-QUICKSTART = Wording(
+QUICKSTART = CardWording(
     "LLaSO, trained by the quickstart",
     "To see the whole journey run, to try code against a real checkpoint, and to start experiments from. It knows a\n"
     "small spoken world, in English. It is no general speech recognizer.",
     "It was never shown speech outside its small world, other languages, or more than a few seconds at a time.\n"
     "Gender and accent are those of synthetic voices; nothing it says of a person's voice means anything.",
 )
-GENERAL = Wording(
+GENERAL = CardWording(
     "A LLaSO model",
     "Research on speech and audio instructions in English: a recording and an instruction, written or spoken, to be\n"
     "answered in text. It is not meant for decisions about people.",
@@ -53,13 +53,13 @@ GENERAL = Wording(
 def write_card(
     run: str | Path | FinishedRun, repo_id: str | None = None, license: str | dict[str, str] | None = None
 ) -> str:
-    """The model card of a finished run.
+    """Return the model card of a finished run.
 
     Args:
-        run: a quickstart's folder, or what `read_run` made of another.
-        repo_id: where the model is published; without one, the card says how to load its folder.
-        license: the Hub's name of the weights' licence, or license, license_name and license_link; where it is None
-            the card has none, unless the backbones were trained from scratch by the quickstart.
+        run: a quickstart's folder, or a run read by `read_run`.
+        repo_id: Hub id of the model; without one, the card shows how to load the local folder.
+        license: the Hub's name of the weights' licence, or a mapping with license, license_name and license_link.
+            By default the card states no licence, unless the quickstart trained the backbones from scratch.
 
     Raises:
         ValueError: the run is not finished.
@@ -89,7 +89,7 @@ def write_card(
 
 
 def _metadata(run: FinishedRun, name: str, license: str | dict[str, str] | None) -> dict[str, Any]:
-    """What the Hub reads in the card's head (huggingface.co/docs/hub/model-cards)."""
+    """Return the card's metadata (huggingface.co/docs/hub/model-cards)."""
     if license is None and run.stand_ins:
         license = "apache-2.0"
     terms = {"license": license} if isinstance(license, str) else license or {}
@@ -130,7 +130,7 @@ def _parts(run: FinishedRun) -> str:
 
 
 def _training(run: FinishedRun, part: str) -> str:
-    """In which stages a part learned."""
+    """Return in which stages a part was trained."""
     stages = [str(number) for number, stage in enumerate(run.stages, 1) if part in stage.recipe["train"]]
     return f"trained in stage {' and '.join(stages)}" if stages else "frozen"
 
@@ -150,7 +150,7 @@ def _corpora(run: FinishedRun) -> str:
 
 
 def _sources(run: FinishedRun) -> str:
-    """Where the recordings come from, and under which licence each."""
+    """Return the table of sources and their licences."""
     rows: dict[str, tuple[str, ...]] = {}
     for corpus in run.corpora:
         present = {counted.split("/")[0] for counted in corpus.built["counts"]}
@@ -161,7 +161,7 @@ def _sources(run: FinishedRun) -> str:
 
 
 def _leakage(run: FinishedRun) -> str:
-    """What was compared between training and evaluation; nothing is claimed of a corpus that was not."""
+    """Return the result of the leakage check, or that a corpus was not checked."""
     leakage = run.evaluation.leakage
     compared = {entry["fingerprint"]: entry for entry in leakage.get("compared", {}).values()}
     trained = [corpus for stage in run.stages for corpus in stage.corpora]
@@ -181,7 +181,7 @@ def _stages(run: FinishedRun) -> str:
     return _table(head, [tuple(_stage(number, stage)) for number, stage in enumerate(run.stages, 1)])
 
 
-def _stage(number: int, stage: Stage) -> Iterator[str]:
+def _stage(number: int, stage: TrainingStage) -> Iterator[str]:
     recipe, result = stage.recipe, stage.result
     yield f"{number}: {stage.folder.name}"
     yield ", ".join(recipe["train"]) + (f" (LoRA, rank {recipe['lora']['rank']})" if recipe["lora"]["rank"] else "")
@@ -210,7 +210,7 @@ def _scores(run: FinishedRun) -> str:
 
 
 def _unproven(run: FinishedRun) -> Iterator[str]:
-    """What the results do not show."""
+    """Yield a sentence about tasks that are not clearly better than their baseline."""
     behind = [f"{result.name} ({result.task})" for result in results_of(run) if result.verdict != "above"]
     if behind:
         yield (

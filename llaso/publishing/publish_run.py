@@ -1,7 +1,7 @@
-"""A finished run to the Hub: weights, code, processor, card, results, recipes and data records, in one commit.
+"""Publishing a finished run: weights, code, processor, card, results, recipes and data records, in one commit.
 
-Also the `evaluate` module, as the Space that `evaluate.load` reads; evaluate's own `push_to_hub` does not work with
-current clients.
+The `evaluate` module is published as the Space that `evaluate.load` reads; evaluate's own `push_to_hub` does not work
+with current clients.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import yaml
 
 from .finished_run import FinishedRun, read_json, read_run
 from .hub_results import eval_results
-from .hub_upload import Destination, Uploaded, plain_errors, upload
+from .hub_upload import Destination, UploadResult, plain_errors, upload
 from .model_card import write_card
 
 CODE = ("configuration_llaso.py", "modeling_llaso.py", "processing_llaso.py")
-"""What `trust_remote_code=True` runs."""
+"""Code files that `trust_remote_code=True` loads."""
 NEEDED = ("config.json", "generation_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
 OPTIONAL = ("chat_template.jinja", "special_tokens_map.json", "preprocessor_config.json")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -34,22 +34,22 @@ def publish(
     report: str | Path | None = None,
     evaluated_on: str | Path | None = None,
     license: str | None = None,
-) -> Uploaded:
-    """Publish a trained model with everything that says what it is.
+) -> UploadResult:
+    """Publish a trained model with its card, results, recipes and data records.
 
     Args:
-        run: a quickstart's folder, or the `out` of a `llaso train` that has ended.
+        run: a quickstart's folder, or the `out` of a finished `llaso train`.
         to: the repository.
-        report: folder with the model's report.json; needed after `llaso train`.
-        evaluated_on: folder or Hub id of the corpus that the report is about; likewise.
-        license: of the weights, as the Hub names it; by default that of the language model on the Hub.
+        report: folder with the model's report.json; required after `llaso train`.
+        evaluated_on: folder or Hub id of the evaluation corpus; required likewise.
+        license: the Hub's name of the weights' licence; by default that of the language model on the Hub.
 
     Returns:
-        The repository's address and what was sent; a second call sends nothing.
+        The repository's URL and the uploaded files; a second call uploads nothing.
 
     Raises:
-        ValueError: the run is not finished, its licence is unknown, or files of the repository would be lost.
-        OSError: the Hub refuses or cannot be reached; see `hub.upload`.
+        ValueError: the run is not finished, its licence is unknown, or files of the repository would be overwritten.
+        OSError: the Hub refuses or cannot be reached; see `hub_upload.upload`.
     """
     with plain_errors(to):
         finished = read_run(run, report=report, evaluated_on=evaluated_on)
@@ -59,10 +59,10 @@ def publish(
 
 
 def collect(run: FinishedRun, to: Destination, license: str | dict[str, str]) -> dict[str, Path | bytes]:
-    """Everything that is published of a run, by its name in the repository.
+    """Return the published files of a run, by name in the repository.
 
     Raises:
-        ValueError: the checkpoint is not whole.
+        ValueError: a file of the checkpoint is missing.
     """
     files: dict[str, Path | bytes] = dict(_checkpoint(run.model))
     files["README.md"] = write_card(run, to.repo_id, license).encode()
@@ -88,15 +88,15 @@ def collect(run: FinishedRun, to: Destination, license: str | dict[str, str]) ->
     return files
 
 
-def publish_module(to: Destination) -> Uploaded:
+def publish_module(to: Destination) -> UploadResult:
     """Publish LLaSO-Eval's `evaluate` module as a Space.
 
     Args:
-        to: the repository; its name is llaso_eval, for `evaluate.load("owner/name")` looks for name.py in it.
+        to: the repository. Its name must be llaso_eval, because `evaluate.load("owner/name")` loads name.py from it.
 
     Raises:
-        ValueError: another name.
-        OSError: as of `publish`.
+        ValueError: the repository has another name.
+        OSError: the Hub refuses or cannot be reached.
     """
     if to.repo_id.rpartition("/")[2] != MODULE:
         raise ValueError(
@@ -113,7 +113,7 @@ def publish_module(to: Destination) -> Uploaded:
 
 
 def _checkpoint(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Names and paths of a checkpoint's files."""
+    """Yield names and paths of a checkpoint's files."""
     weights = [WEIGHTS]
     if (folder / INDEX).is_file():
         weights = [INDEX, *sorted(set(read_json(folder / INDEX)["weight_map"].values()))]
@@ -129,10 +129,10 @@ def _checkpoint(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _license(run: FinishedRun, given: str | None, token: str | None) -> str | dict[str, str]:
-    """The terms of the weights, in the keys of a card's head.
+    """Return the licence of the weights, as a name or as the card's metadata.
 
     Raises:
-        ValueError: nobody says.
+        ValueError: the licence is unknown.
     """
     if given:
         return given

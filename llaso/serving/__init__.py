@@ -1,5 +1,6 @@
-"""`llaso serve`: a model behind OpenAI's HTTP interface, many requests answered together.
+"""`llaso serve`: OpenAI's HTTP interface with continuous batching.
 
-A request's journey: `middleware` (key, size, time) → `app` (routes) → `protocol` (its shape) → `prompts` (the model's
-inputs) → `engine` (the model thread: `batch`, `sampling`, `text`) → `answers` (back in the event loop) → `app`.
+A request passes `middleware` (key, size, time) → `app` (routes) → `protocol` (validation) → `request_inputs` (the
+model's inputs) → `request_queue` → `engine` (the model thread: `batch`, `sampling`, `detokenizer`) → `streams` or
+`app` (the response).
 """

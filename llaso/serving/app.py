@@ -17,23 +17,23 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from .engine import Engine, Piece
+from .engine import AnswerChunk, Engine
 from .errors import ApiError
 from .limits import Limits
-from .middleware import Authorized, Measured, WholeBodies
+from .middleware import ApiKeyMiddleware, BodyMiddleware, MetricsMiddleware
 from .protocol import ChatRequest, TranscriptionRequest, transcription_usage, usage, validated
-from .request_inputs import PromptMaker
-from .request_queue import Answer, Departed, Desk, Order
-from .sampling import Draw
-from .server_metrics import Metrics
-from .streams import ChatEvents, EventStream, TranscriptEvents
+from .request_inputs import PromptBuilder
+from .request_queue import AnswerStream, ClientDisconnected, PreparedRequest, RequestQueue
+from .sampling import Sampler
+from .server_metrics import ServerMetrics
+from .streams import ChatEvents, EventStreamResponse, TranscriptEvents
 
 ENDPOINTS = frozenset({"/v1/chat/completions", "/v1/audio/transcriptions", "/v1/models", "/health", "/metrics"})
-UNUSED = "LLaSO-Unused"
-"""Header that names a request's fields which had no effect on the answer."""
+UNUSED_HEADER = "LLaSO-Unused"
+"""Header that names the fields of a request that had no effect on the answer."""
 
 
-NOT_APPLIED = (
+UNSUPPORTED_GENERATION_FIELDS = (
     "num_beams",
     "top_k",
     "min_p",
@@ -47,40 +47,42 @@ NOT_APPLIED = (
     "min_new_tokens",
     "stop_strings",
 )
-"""Fields of a generation config by which `generate` would answer differently from this server."""
+"""Fields of a generation config that `generate` applies and this server does not."""
 
 
-def not_applied(generation_config) -> list[str]:
-    """Those that a generation config sets to something."""
-    return [field for field in NOT_APPLIED if getattr(generation_config, field) not in (None, 0, 1, [])]
+def unsupported_generation_fields(generation_config) -> list[str]:
+    """Return the names of the fields set in a generation config that this server does not apply."""
+    return [
+        field for field in UNSUPPORTED_GENERATION_FIELDS if getattr(generation_config, field) not in (None, 0, 1, [])
+    ]
 
 
 def build_app(model, processor, name: str, limits: Limits | None = None, api_key: str | None = None) -> Starlette:
-    """The ASGI application that serves one model.
+    """Build the ASGI application that serves one model.
 
     Args:
-        model: a `LlasoForConditionalGeneration`, where it shall run.
+        model: a `LlasoForConditionalGeneration`, on its device.
         processor: its processor.
-        name: what requests call it.
-        limits: what the server takes on.
-        api_key: what clients must send, if anything.
+        name: name of the model in requests.
+        limits: limits of the server.
+        api_key: the key that clients must send; none by default.
     """
     limits = limits or Limits()
-    metrics = Metrics()
+    metrics = ServerMetrics()
     endpoints = Endpoints(model, processor, name, limits, metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        endpoints.desk = Desk(Engine(model, processor.tokenizer, limits), limits, metrics)
+        endpoints.queue = RequestQueue(Engine(model, processor.tokenizer, limits), limits, metrics)
         try:
             yield
         finally:
-            await asyncio.to_thread(endpoints.desk.close)
+            await asyncio.to_thread(endpoints.queue.close)
 
-    middleware = [Middleware(Measured, metrics=metrics, endpoints=ENDPOINTS)]
+    middleware = [Middleware(MetricsMiddleware, metrics=metrics, endpoints=ENDPOINTS)]
     if api_key is not None:
-        middleware.append(Middleware(Authorized, api_key=api_key))
-    middleware.append(Middleware(WholeBodies, limits=limits))
+        middleware.append(Middleware(ApiKeyMiddleware, api_key=api_key))
+    middleware.append(Middleware(BodyMiddleware, limits=limits))
     return Starlette(
         routes=[
             Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
@@ -93,25 +95,25 @@ def build_app(model, processor, name: str, limits: Limits | None = None, api_key
         middleware=middleware,
         exception_handlers={
             ApiError: _api_error,
-            Departed: _departed,
+            ClientDisconnected: _client_disconnected,
             HTTPException: _http_error,
-            Exception: _own_error,
+            Exception: _internal_error,
         },
         lifespan=lifespan,
     )
 
 
 class Endpoints:
-    """The routes' functions, and what they share."""
+    """The handlers of the routes, and the state they share."""
 
-    desk: Desk
+    queue: RequestQueue
 
-    def __init__(self, model, processor, name: str, limits: Limits, metrics: Metrics):
+    def __init__(self, model, processor, name: str, limits: Limits, metrics: ServerMetrics):
         self._name = name
         self._limits = limits
         self._metrics = metrics
         self._created = int(time.time())
-        self._prompts = PromptMaker(processor, model.config.text_config.max_position_embeddings, limits)
+        self._prompts = PromptBuilder(processor, model.config.text_config.max_position_embeddings, limits)
         generation = model.generation_config
         self._temperature = (generation.temperature or 1.0) if generation.do_sample else 0.0
         self._top_p = (generation.top_p or 1.0) if generation.do_sample else 1.0
@@ -121,28 +123,30 @@ class Endpoints:
         if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
             raise ApiError(415, "the request's Content-Type must be application/json", code="unsupported_media_type")
         body = await request.body()
-        asked: ChatRequest = await asyncio.to_thread(validated, ChatRequest, body)
-        self._check_name(asked.model)
+        chat: ChatRequest = await asyncio.to_thread(validated, ChatRequest, body)
+        self._check_name(chat.model)
 
-        def make() -> Order:
-            temperature = self._temperature if asked.temperature is None else asked.temperature
-            top_p = self._top_p if asked.top_p is None else asked.top_p
-            return Order(*self._prompts.of_chat(asked), Draw(temperature, top_p, asked.seed), asked.stop or ())
+        def prepare() -> PreparedRequest:
+            temperature = self._temperature if chat.temperature is None else chat.temperature
+            top_p = self._top_p if chat.top_p is None else chat.top_p
+            return PreparedRequest(
+                *self._prompts.for_chat(chat), Sampler(temperature, top_p, chat.seed), chat.stop or ()
+            )
 
-        answer = await self.desk.take(request.receive, make, in_pieces=bool(asked.stream))
+        answer = await self.queue.submit(request.receive, prepare, stream=bool(chat.stream))
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": self._name}
-        if asked.stream:
-            with_usage = asked.stream_options is not None and asked.stream_options.include_usage
-            return EventStream(answer, ChatEvents(head, with_usage), self._metrics)
-        text, piece = await _whole(answer)
+        if chat.stream:
+            with_usage = chat.stream_options is not None and chat.stream_options.include_usage
+            return EventStreamResponse(answer, ChatEvents(head, with_usage), self._metrics)
+        text, chunk = await _read_all(answer)
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": text, "refusal": None},
             "logprobs": None,
-            "finish_reason": piece.finish_reason,
+            "finish_reason": chunk.finish_reason,
         }
         prompt = answer.prompt
-        used = usage(prompt.tokens, prompt.audio_tokens, piece.tokens)
+        used = usage(prompt.tokens, prompt.audio_tokens, chunk.tokens)
         return JSONResponse({**head, "object": "chat.completion", "choices": [choice], "usage": used})
 
     async def transcription(self, request: Request) -> Response:
@@ -157,55 +161,55 @@ class Endpoints:
             if not isinstance(upload, UploadFile):
                 raise ApiError(400, "file: an audio file must come, as multipart/form-data", param="file")
             file = await upload.read()
-        asked: TranscriptionRequest = validated(TranscriptionRequest, fields)
-        self._check_name(asked.model)
+        options: TranscriptionRequest = validated(TranscriptionRequest, fields)
+        self._check_name(options.model)
 
-        def make() -> Order:
-            return Order(*self._prompts.of_transcription(asked, file), Draw(asked.temperature))
+        def prepare() -> PreparedRequest:
+            return PreparedRequest(*self._prompts.for_transcription(options, file), Sampler(options.temperature))
 
-        answer = await self.desk.take(request.receive, make, in_pieces=asked.stream)
-        headers = {UNUSED: "language"} if asked.language else {}
-        if asked.stream:
-            return EventStream(answer, TranscriptEvents(), self._metrics, headers)
-        text, piece = await _whole(answer)
+        answer = await self.queue.submit(request.receive, prepare, stream=options.stream)
+        headers = {UNUSED_HEADER: "language"} if options.language else {}
+        if options.stream:
+            return EventStreamResponse(answer, TranscriptEvents(), self._metrics, headers)
+        text, chunk = await _read_all(answer)
         text = text.strip()
-        if asked.response_format == "text":
+        if options.response_format == "text":
             return PlainTextResponse(text + "\n", headers=headers)
         prompt = answer.prompt
-        if asked.response_format == "json":
-            used = transcription_usage(prompt.tokens, prompt.audio_tokens, piece.tokens)
-            return JSONResponse({"text": text, "usage": used, "finish_reason": piece.finish_reason}, headers=headers)
+        if options.response_format == "json":
+            used = transcription_usage(prompt.tokens, prompt.audio_tokens, chunk.tokens)
+            return JSONResponse({"text": text, "usage": used, "finish_reason": chunk.finish_reason}, headers=headers)
         verbose = {
             "task": "transcribe",
-            "language": asked.language,
+            "language": options.language,
             "duration": prompt.audio_seconds,
             "text": text,
-            "finish_reason": piece.finish_reason,
+            "finish_reason": chunk.finish_reason,
             "usage": {"type": "duration", "seconds": prompt.audio_seconds},
         }
         return JSONResponse(verbose, headers=headers)
 
     async def models(self, request: Request) -> Response:
         """`GET /v1/models`."""
-        return JSONResponse({"object": "list", "data": [self._card()]})
+        return JSONResponse({"object": "list", "data": [self._model_card()]})
 
     async def model(self, request: Request) -> Response:
         """`GET /v1/models/NAME`."""
         self._check_name(request.path_params["model"])
-        return JSONResponse(self._card())
+        return JSONResponse(self._model_card())
 
     async def health(self, request: Request) -> Response:
-        """`GET /health`: 200 while the model answers."""
-        alive = self.desk.engine.alive
+        """`GET /health`: 200 while the model thread runs."""
+        alive = self.queue.engine.alive
         return JSONResponse({"status": "ok" if alive else "down"}, 200 if alive else 503)
 
     async def metrics_text(self, request: Request) -> Response:
         """`GET /metrics`, in Prometheus's text format."""
-        self._metrics.running.set(self.desk.engine.running)
-        self._metrics.waiting.set(self.desk.engine.waiting)
+        self._metrics.running.set(self.queue.engine.running)
+        self._metrics.waiting.set(self.queue.engine.waiting)
         return PlainTextResponse(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    def _card(self) -> dict[str, Any]:
+    def _model_card(self) -> dict[str, Any]:
         return {"id": self._name, "object": "model", "created": self._created, "owned_by": "llaso"}
 
     def _check_name(self, name: str) -> None:
@@ -218,13 +222,13 @@ class Endpoints:
             )
 
 
-async def _whole(answer: Answer) -> tuple[str, Piece]:
-    """All of an answer's text, and its last piece."""
+async def _read_all(answer: AnswerStream) -> tuple[str, AnswerChunk]:
+    """Return the whole text of an answer, and its last chunk."""
     try:
-        pieces = [piece async for piece in answer]
+        chunks = [chunk async for chunk in answer]
     finally:
         answer.close()
-    return "".join(piece.text for piece in pieces), pieces[-1]
+    return "".join(chunk.text for chunk in chunks), chunks[-1]
 
 
 async def _api_error(request: Request, error: Exception) -> Response:
@@ -233,16 +237,16 @@ async def _api_error(request: Request, error: Exception) -> Response:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """Starlette's own refusals: no such path, no such method, no form."""
+    """Convert Starlette's own errors: unknown path, wrong method, malformed form."""
     assert isinstance(error, HTTPException)
     place = f"{request.method} {request.url.path}"
     return ApiError(error.status_code, f"{place}: {error.detail}", headers=error.headers).response()
 
 
-async def _own_error(request: Request, error: Exception) -> Response:
+async def _internal_error(request: Request, error: Exception) -> Response:
     return ApiError(500, "the server failed; its log says why", code="server_error").response()
 
 
-async def _departed(request: Request, error: Exception) -> Response:
-    """Goes nowhere; its status is for the metrics."""
+async def _client_disconnected(request: Request, error: Exception) -> Response:
+    """Return a response that is sent to no one; the metrics count its status."""
     return Response(status_code=499)

@@ -1,8 +1,7 @@
-"""The running batch: rows that join and leave between two steps, in one cache.
+"""Continuous batching: rows join and leave the key-value cache between two decoding steps.
 
-Rows are aligned on the right: each occupies the last `length` columns of the cache, and what lies left of them is
-masked. So every row sees its own tokens at its own positions, at the distances it would have alone, and its logits
-are those of a batch of one up to rounding.
+Rows are padded on the left: each occupies the last `length` columns of the cache, and the columns before them are
+masked. Position ids count from a row's own first token, so its logits are those of a batch of one up to rounding.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from transformers.feature_extraction_utils import BatchFeature
 
 
 class Batch:
-    """Keys and values of the rows under way.
+    """The key-value cache of the running rows.
 
     Args:
         model: a `LlasoForConditionalGeneration`, in evaluation mode.
@@ -29,10 +28,10 @@ class Batch:
 
     @torch.inference_mode()
     def join(self, prompts: Sequence[Mapping[str, torch.Tensor] | BatchFeature]) -> torch.Tensor:
-        """Read new prompts and append them as rows.
+        """Prefill new prompts and append them as rows.
 
         Args:
-            prompts: the processor's outputs for one conversation each.
+            prompts: the processor's output for each conversation.
 
         Returns:
             Logits of each prompt's next token, `(prompts, vocab_size)`.
@@ -41,15 +40,15 @@ class Batch:
         input_ids = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
         for row, prompt in enumerate(prompts):
             input_ids[row, -lengths[row] :] = prompt["input_ids"][0]
-        mask = _occupied(lengths, max(lengths))
-        # Without a configuration the layers keep every column, those with a sliding window too: the mask is enough.
+        mask = _attention_mask(lengths, max(lengths))
+        # Without a configuration, sliding-window layers keep every column too; the mask does the rest.
         cache = DynamicCache()
         logits = self._forward(
             cache,
             input_ids=input_ids,
             attention_mask=mask,
             position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-            **_audio(prompts),
+            **_audio_inputs(prompts),
         )
         self._append(cache, lengths)
         return logits
@@ -67,12 +66,12 @@ class Batch:
         return self._forward(
             self.cache,
             input_ids=torch.tensor(tokens)[:, None],
-            attention_mask=_occupied(self.lengths, max(self.lengths)),
+            attention_mask=_attention_mask(self.lengths, max(self.lengths)),
             position_ids=positions,
         )
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drop all other rows, and the columns that none of these occupies."""
+        """Drop all other rows, and the columns that only they used."""
         if len(rows) == len(self.lengths):
             return
         self.lengths = [self.lengths[row] for row in rows]
@@ -94,8 +93,8 @@ class Batch:
         width = max(self.lengths)
         pairs: list[tuple[Any, Any]] = list(zip(self.cache.layers, cache.layers, strict=True))
         for layer, new in pairs:
-            layer.keys = torch.cat([_widened(layer.keys, width), _widened(new.keys, width)])
-            layer.values = torch.cat([_widened(layer.values, width), _widened(new.values, width)])
+            layer.keys = torch.cat([_pad_left(layer.keys, width), _pad_left(new.keys, width)])
+            layer.values = torch.cat([_pad_left(layer.values, width), _pad_left(new.values, width)])
 
     def _forward(self, cache: DynamicCache, **inputs: torch.Tensor) -> torch.Tensor:
         device = self.model.device
@@ -103,25 +102,25 @@ class Batch:
         return self.model(**moved, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
 
 
-def _occupied(lengths: Sequence[int], width: int) -> torch.Tensor:
-    """1 where a row has a token, `(rows, width)`: the last columns, as many as the row is long."""
+def _attention_mask(lengths: Sequence[int], width: int) -> torch.Tensor:
+    """Return the mask of left-padded rows, `(rows, width)`: 1 in the last `length` columns."""
     return (torch.arange(width) >= width - torch.tensor(lengths)[:, None]).long()
 
 
-def _widened(states: torch.Tensor, width: int) -> torch.Tensor:
-    """`(rows, heads, columns, head_dim)` with empty columns put before the others."""
+def _pad_left(states: torch.Tensor, width: int) -> torch.Tensor:
+    """Pad `(rows, heads, columns, head_dim)` on the left to `width` columns."""
     return torch.nn.functional.pad(states, (0, 0, width - states.shape[2], 0))
 
 
-def _audio(prompts: Sequence[Mapping[str, torch.Tensor] | BatchFeature]) -> dict[str, torch.Tensor]:
-    """The windows of all prompts, one after another, padded to the longest; nothing where none has audio."""
-    heard = [prompt for prompt in prompts if "input_features" in prompt]
-    if not heard:
+def _audio_inputs(prompts: Sequence[Mapping[str, torch.Tensor] | BatchFeature]) -> dict[str, torch.Tensor]:
+    """Concatenate the audio windows of all prompts, padded to the longest; empty if no prompt has audio."""
+    with_audio = [prompt for prompt in prompts if "input_features" in prompt]
+    if not with_audio:
         return {}
-    frames = max(prompt["input_features"].shape[-1] for prompt in heard)
+    frames = max(prompt["input_features"].shape[-1] for prompt in with_audio)
     return {
         name: torch.cat(
-            [torch.nn.functional.pad(prompt[name], (0, frames - prompt[name].shape[-1])) for prompt in heard]
+            [torch.nn.functional.pad(prompt[name], (0, frames - prompt[name].shape[-1])) for prompt in with_audio]
         )
         for name in ("input_features", "input_features_mask")
     }

@@ -1,7 +1,7 @@
-"""The model thread: requests join the running batch between two steps and leave it as they end.
+"""The model thread: requests join the running batch between two steps, and leave it when they end.
 
-One thread runs the model; any thread may submit and cancel. Each request is given its text piece by piece as its
-tokens come, whoever shares the batch with it.
+One thread runs the model; any thread may submit and cancel requests. The text of each answer is delivered in chunks
+while its tokens are generated.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from dataclasses import dataclass
 import torch
 
 from .batch import Batch
+from .detokenizer import IncrementalDetokenizer
 from .limits import Limits
-from .sampling import Draw, next_tokens
-from .stop_texts import GrowingText
+from .sampling import Sampler, next_tokens
 
 logger = logging.getLogger(__name__)
 
 PREFILL_ROWS = 8
-"""Prompts read in one go: while they are, those under way wait."""
+"""Prompts that are prefilled together; the running requests wait meanwhile."""
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Some of an answer.
+class AnswerChunk:
+    """A part of an answer.
 
     Args:
-        text: what was added.
-        tokens: tokens of the answer so far.
-        finish_reason: `"stop"` or `"length"` where the answer ends here.
+        text: the new text.
+        tokens: number of tokens of the answer so far.
+        finish_reason: `"stop"` or `"length"` if the answer ends here.
     """
 
     text: str
@@ -42,88 +42,89 @@ class Piece:
 
 
 @dataclass(eq=False)
-class Job:
-    """A request for the model.
+class GenerationRequest:
+    """A prompt for the model, and how to answer it.
 
     Args:
-        inputs: the processor's output for one conversation; let go of once it is read, as audio is large.
-        prompt_tokens: its length, audio included.
-        max_tokens: tokens of the answer at most.
-        deliver: called in the model thread with each piece, or with the exception that ended the answer. It must not
+        inputs: the processor's output for one conversation; freed after the prefill, because audio is large.
+        prompt_tokens: length of the prompt, audio included.
+        max_tokens: maximum number of tokens of the answer.
+        deliver: called in the model thread with each chunk, or with the exception that ended the answer. It must not
             raise.
-        draw: how tokens are chosen.
+        sampler: chooses the tokens.
         stops: sequences that end the answer.
-        in_pieces: deliver text as it comes; else all at the end.
+        stream: deliver text as it is generated; otherwise all of it at the end.
+        cancelled: set by `Engine.cancel`.
     """
 
     inputs: Mapping[str, torch.Tensor]
     prompt_tokens: int
     max_tokens: int
-    deliver: Callable[[Piece | Exception], None]
-    draw: Draw
+    deliver: Callable[[AnswerChunk | Exception], None]
+    sampler: Sampler
     stops: Sequence[str] = ()
-    in_pieces: bool = False
+    stream: bool = False
     cancelled: bool = False
 
     @property
-    def tokens(self) -> int:
-        """Columns that it may come to occupy in the batch."""
+    def max_length(self) -> int:
+        """Return how many columns of the cache the request may occupy."""
         return self.prompt_tokens + self.max_tokens
 
 
-class Row:
-    """A job in the batch, with its answer so far."""
+class RunningRequest:
+    """A request in the batch, with its answer so far."""
 
-    def __init__(self, job: Job, tokenizer):
-        self.job = job
-        self.text = GrowingText(tokenizer, job.stops)
+    def __init__(self, request: GenerationRequest, tokenizer):
+        self.request = request
+        self.text = IncrementalDetokenizer(tokenizer, request.stops)
         self.tokens = 0
         self.last_token = -1
         self._undelivered = ""
 
-    def take(self, token: int, ends: frozenset[int]) -> bool:
-        """Add a token, and deliver what it makes certain.
+    def add_token(self, token: int, end_tokens: frozenset[int]) -> bool:
+        """Add a token, and deliver the text that became final.
 
         Returns:
-            Whether the answer goes on.
+            Whether the answer continues.
         """
         self.tokens += 1
         self.last_token = token
         reason = None
-        if token in ends:
+        if token in end_tokens:
             reason = "stop"
         else:
             self._undelivered += self.text.push(token)
             if self.text.stopped:
                 reason = "stop"
-            elif self.tokens == self.job.max_tokens:
+            elif self.tokens == self.request.max_tokens:
                 reason = "length"
         if reason:
             self._undelivered += self.text.finish()
-            # A stop sequence may have been whole only with what was held back.
+            # The text that was held back may complete a stop sequence.
             reason = "stop" if self.text.stopped else reason
-        if reason or (self.job.in_pieces and self._undelivered):
-            self.job.deliver(Piece(self._undelivered, self.tokens, reason))
+        if reason or (self.request.stream and self._undelivered):
+            self.request.deliver(AnswerChunk(self._undelivered, self.tokens, reason))
             self._undelivered = ""
         return reason is None
 
 
 class Engine:
-    """Answers jobs in a thread of its own, from construction until `close`.
+    """Generates answers in its own thread, from construction until `close`.
 
     Args:
         model: a `LlasoForConditionalGeneration`.
-        tokenizer: its tokenizer. The engine decodes with a copy: encoding in another thread changes the original.
-        limits: `batch_rows` and `batch_tokens` are kept here.
+        tokenizer: its tokenizer. The engine decodes with a copy, because encoding in another thread changes its state.
+        limits: `batch_rows` and `batch_tokens` apply here.
     """
 
     def __init__(self, model, tokenizer, limits: Limits):
         self._tokenizer = copy.deepcopy(tokenizer)
         self._limits = limits
-        self._ends = end_tokens(model.generation_config)
+        self._end_tokens = end_tokens(model.generation_config)
         self._batch = Batch(model.eval())
-        self._rows: list[Row] = []
-        self._waiting: deque[Job] = deque()
+        self._rows: list[RunningRequest] = []
+        self._waiting: deque[GenerationRequest] = deque()
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="llaso-model", daemon=True)
@@ -131,21 +132,21 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """Whether jobs are being answered."""
+        """Return whether the engine takes requests."""
         return self._thread.is_alive() and not self._closing
 
     @property
     def running(self) -> int:
-        """Jobs in the batch."""
+        """Return the number of requests in the batch."""
         return len(self._rows)
 
     @property
     def waiting(self) -> int:
-        """Jobs not in the batch yet."""
+        """Return the number of requests that wait for a place in the batch."""
         return len(self._waiting)
 
-    def submit(self, job: Job) -> None:
-        """Have a job answered.
+    def submit(self, request: GenerationRequest) -> None:
+        """Add a request to the queue.
 
         Raises:
             RuntimeError: the engine is closed.
@@ -153,18 +154,18 @@ class Engine:
         with self._changed:
             if not self.alive:
                 raise RuntimeError("the engine is closed")
-            self._waiting.append(job)
+            self._waiting.append(request)
             self._changed.notify()
 
-    def cancel(self, job: Job) -> None:
-        """Spend nothing more on a job; nothing more is delivered, but for what is being computed now."""
+    def cancel(self, request: GenerationRequest) -> None:
+        """Stop a request. The result of the current step may still be delivered."""
         with self._changed:
-            job.cancelled = True
-            if job in self._waiting:
-                self._waiting.remove(job)
+            request.cancelled = True
+            if request in self._waiting:
+                self._waiting.remove(request)
 
     def close(self) -> None:
-        """End the thread; jobs that are not done are delivered a `RuntimeError`."""
+        """End the thread; a `RuntimeError` is delivered to unfinished requests."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -176,72 +177,72 @@ class Engine:
                 self._changed.wait_for(lambda: self._closing or self._waiting or self._rows)
                 if self._closing:
                     break
-                self._drop([row for row in self._rows if row.job.cancelled])
-                jobs = self._admitted()
-            if jobs:
+                self._drop([row for row in self._rows if row.request.cancelled])
+                requests = self._next_requests()
+            if requests:
                 try:
-                    self._join(jobs)
+                    self._prefill(requests)
                 except Exception as error:
-                    logger.exception("%d prompts could not be read", len(jobs))
-                    _fail(jobs, error)
+                    logger.exception("%d prompts could not be read", len(requests))
+                    _fail(requests, error)
             if self._rows:
                 try:
                     self._step()
                 except Exception as error:
                     logger.exception("a step of %d rows failed", len(self._rows))
-                    _fail([row.job for row in self._rows], error)
+                    _fail([row.request for row in self._rows], error)
                     self._drop(self._rows)
-        _fail([*(row.job for row in self._rows), *self._waiting], RuntimeError("the server is shutting down"))
+        _fail([*(row.request for row in self._rows), *self._waiting], RuntimeError("the server is shutting down"))
         self._waiting.clear()
         self._drop(self._rows)
 
-    def _admitted(self) -> list[Job]:
-        """The next jobs in line, as many as fit."""
-        jobs: list[Job] = []
-        longest = max((row.job.tokens for row in self._rows), default=0)
-        while self._waiting and len(jobs) < PREFILL_ROWS:
-            rows = len(self._rows) + len(jobs) + 1
-            longest = max(longest, self._waiting[0].tokens)
+    def _next_requests(self) -> list[GenerationRequest]:
+        """Take as many waiting requests, in their order, as fit into the batch."""
+        requests: list[GenerationRequest] = []
+        longest = max((row.request.max_length for row in self._rows), default=0)
+        while self._waiting and len(requests) < PREFILL_ROWS:
+            rows = len(self._rows) + len(requests) + 1
+            longest = max(longest, self._waiting[0].max_length)
             if rows > self._limits.batch_rows or (rows > 1 and rows * longest > self._limits.batch_tokens):
                 break
-            jobs.append(self._waiting.popleft())
-        return jobs
+            requests.append(self._waiting.popleft())
+        return requests
 
-    def _join(self, jobs: list[Job]) -> None:
-        logits = self._batch.join([job.inputs for job in jobs])
-        for job in jobs:
-            job.inputs = {}
-        rows = [Row(job, self._tokenizer) for job in jobs]
+    def _prefill(self, requests: list[GenerationRequest]) -> None:
+        logits = self._batch.join([request.inputs for request in requests])
+        for request in requests:
+            request.inputs = {}
+        rows = [RunningRequest(request, self._tokenizer) for request in requests]
         self._rows += rows
-        self._take(logits, rows)
+        self._add_tokens(logits, rows)
 
     def _step(self) -> None:
-        self._take(self._batch.step([row.last_token for row in self._rows]), self._rows)
+        self._add_tokens(self._batch.step([row.last_token for row in self._rows]), self._rows)
 
-    def _take(self, logits: torch.Tensor, rows: list[Row]) -> None:
-        """Give rows their next token; those that end leave."""
-        tokens = next_tokens(logits, [row.job.draw for row in rows])
-        over = []
+    def _add_tokens(self, logits: torch.Tensor, rows: list[RunningRequest]) -> None:
+        """Choose the next token of each row, and remove the rows that ended."""
+        tokens = next_tokens(logits, [row.request.sampler for row in rows])
+        ended = []
         for row, token, finite in zip(rows, tokens, logits.amax(-1).isfinite().tolist(), strict=True):
             if not finite:
-                row.job.deliver(FloatingPointError("the model's logits are not finite"))
-                over.append(row)
-            elif not row.take(token, self._ends):
-                over.append(row)
-        self._drop(over)
+                row.request.deliver(FloatingPointError("the model's logits are not finite"))
+                ended.append(row)
+            elif not row.add_token(token, self._end_tokens):
+                ended.append(row)
+        self._drop(ended)
 
-    def _drop(self, rows: list[Row]) -> None:
+    def _drop(self, rows: list[RunningRequest]) -> None:
         kept = [number for number, row in enumerate(self._rows) if row not in rows]
         self._batch.keep(kept)
         self._rows = [self._rows[number] for number in kept]
 
 
 def end_tokens(generation_config) -> frozenset[int]:
-    """The tokens that end an answer, as `generate` knows them."""
-    ends = generation_config.eos_token_id
-    return frozenset() if ends is None else frozenset([ends] if isinstance(ends, int) else ends)
+    """Return the ids of the tokens at which `generate` ends an answer."""
+    ids = generation_config.eos_token_id
+    return frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
 
 
-def _fail(jobs: Sequence[Job], error: Exception) -> None:
-    for job in jobs:
-        job.deliver(error)
+def _fail(requests: Sequence[GenerationRequest], error: Exception) -> None:
+    for request in requests:
+        request.deliver(error)

@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients expect them: `{"error": {"message", "type", "param", "code"}}` and a status."""
+"""API errors as OpenAI's clients expect them: `{"error": {"message", "type", "param", "code"}}` and a status."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
-"""`type` of the statuses that have one of their own; other 4xx are the request's fault, 5xx the server's."""
+ERROR_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+"""Error types by status; other 4xx are `invalid_request_error`, and 5xx `server_error`."""
 
 
 class ApiError(Exception):
-    """An answer that is an error.
+    """An error that is sent to the client.
 
     Args:
         status: the HTTP status.
-        message: what is wrong, for a person.
-        param: the request's field at fault.
-        code: what is wrong, for a program.
+        message: what is wrong, in a sentence.
+        param: the invalid field of the request.
+        code: what is wrong, as a constant that programs can compare.
         headers: further headers, such as `Retry-After`.
     """
 
@@ -38,10 +38,10 @@ class ApiError(Exception):
         self.headers = headers
 
     def body(self) -> dict[str, Any]:
-        """The error as an object, for a body or for an event of a stream."""
-        kind = KINDS.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+        """Return the error as a JSON object, for a response's body or an event of a stream."""
+        error_type = ERROR_TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        return {"error": {"message": str(self), "type": error_type, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
-        """The error as an HTTP response."""
+        """Return the error as an HTTP response."""
         return JSONResponse(self.body(), self.status, headers=self.headers)

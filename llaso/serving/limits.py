@@ -1,4 +1,4 @@
-"""What one server takes on: sizes, durations, numbers and times, each with a name, a unit and a default."""
+"""Limits of one server: sizes, durations, counts and timeouts, each with a unit and a default."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def _limit(default: float, help: str):
 
 @dataclass(frozen=True)
 class Limits:
-    """Every field is an option of `llaso serve`; its help is there."""
+    """Limits of one server. Each field is an option of `llaso serve`, with the same help text."""
 
     body_mib: int = _limit(32, "size of a request's body; audio in base64 takes a third more than the file")
     audio_seconds: float = _limit(600.0, "length of a request's audio, all clips together")
@@ -31,10 +31,10 @@ class Limits:
 
     @property
     def body_bytes(self) -> int:
-        """`body_mib` in bytes."""
+        """Return `body_mib` in bytes."""
         return self.body_mib * 2**20
 
     @property
-    def places(self) -> int:
-        """Requests that may be under way at once."""
+    def max_requests(self) -> int:
+        """Return how many requests may be running or waiting at once."""
         return self.batch_rows + self.waiting

@@ -1,4 +1,4 @@
-"""What stands before the routes: measuring, the key, and bodies that arrive whole, in time and of limited size."""
+"""Middleware: request metrics, the API key, and request bodies of limited size that must arrive in time."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import ApiError
 from .limits import Limits
-from .request_queue import Departed
-from .server_metrics import Metrics
+from .request_queue import ClientDisconnected
+from .server_metrics import ServerMetrics
 
 logger = logging.getLogger(__name__)
 
-HELD_BODIES = 32
-"""Bodies of full size that are held in memory at once; beyond that, clients are told to come back."""
+MAX_BODIES = 32
+"""Memory for bodies, in multiples of the largest body; requests beyond it get status 429."""
 
 
-class Measured:
-    """Counts requests and their seconds.
+class MetricsMiddleware:
+    """Counts requests and measures their duration.
 
     Args:
-        app: what answers them.
-        metrics: where to count.
-        endpoints: paths that are counted by name.
+        app: the next application.
+        metrics: the metrics to update.
+        endpoints: paths with a label of their own; others count as "other".
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, endpoints: frozenset[str]):
+    def __init__(self, app: ASGIApp, metrics: ServerMetrics, endpoints: frozenset[str]):
         self.app = app
         self.metrics = metrics
         self.endpoints = endpoints
@@ -40,26 +40,26 @@ class Measured:
             return await self.app(scope, receive, send)
         started, status = time.perf_counter(), "none"
 
-        async def watched(message: Message) -> None:
+        async def send_and_note_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = str(message["status"])
             await send(message)
 
         try:
-            await self.app(scope, receive, watched)
+            await self.app(scope, receive, send_and_note_status)
         finally:
             endpoint = scope["path"] if scope["path"] in self.endpoints else "other"
             self.metrics.requests.labels(endpoint, status).inc()
             self.metrics.request_seconds.labels(endpoint).observe(time.perf_counter() - started)
 
 
-class Authorized:
-    """Lets in who has the key. `/health` is open, as those who ask have none.
+class ApiKeyMiddleware:
+    """Refuses requests without the API key, except `/health`, because health checks send no key.
 
     Args:
-        app: what answers them.
-        api_key: what `Authorization: Bearer` must hold.
+        app: the next application.
+        api_key: the token expected in the header `Authorization: Bearer`.
     """
 
     def __init__(self, app: ASGIApp, api_key: str):
@@ -80,18 +80,18 @@ class Authorized:
         await self.app(scope, receive, send)
 
 
-class WholeBodies:
-    """Reads each body before the application sees it.
+class BodyMiddleware:
+    """Reads the whole body of each request before calling the application.
 
     Args:
-        app: what answers them.
-        limits: `body_mib` and `upload_seconds` are kept here.
+        app: the next application.
+        limits: `body_mib` and `upload_seconds` apply here.
     """
 
     def __init__(self, app: ASGIApp, limits: Limits):
         self.app = app
         self.limits = limits
-        self._held = 0
+        self._bytes_held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -109,13 +109,13 @@ class WholeBodies:
         try:
             refusal = await self._refusal(Headers(scope=scope), receive, body)
             await (self.app(scope, replay, send) if refusal is None else refusal.response()(scope, receive, send))
-        except Departed:
+        except ClientDisconnected:
             logger.info("a client left before its request had arrived")
         finally:
-            self._held -= len(body)
+            self._bytes_held -= len(body)
 
     async def _refusal(self, headers: Headers, receive: Receive, body: bytearray) -> ApiError | None:
-        """Fill `body`; what is wrong with it, if anything."""
+        """Read the body into `body`; return an error if it is too large or too late."""
         try:
             async with asyncio.timeout(self.limits.upload_seconds):
                 await self._read(headers, receive, body)
@@ -128,24 +128,24 @@ class WholeBodies:
         return None
 
     async def _read(self, headers: Headers, receive: Receive, body: bytearray) -> None:
-        most = self.limits.body_bytes
+        max_bytes = self.limits.body_bytes
         too_large = ApiError(
             413, f"the request's body is larger than {self.limits.body_mib} MiB", code="request_too_large"
         )
-        if int(headers.get("content-length", 0)) > most:
+        if int(headers.get("content-length", 0)) > max_bytes:
             raise too_large
         more = True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise Departed
+                raise ClientDisconnected
             chunk = message.get("body", b"")
-            if len(body) + len(chunk) > most:
+            if len(body) + len(chunk) > max_bytes:
                 raise too_large
-            if self._held + len(chunk) > HELD_BODIES * most:
+            if self._bytes_held + len(chunk) > MAX_BODIES * max_bytes:
                 raise ApiError(
                     429, "too many large requests at once", code="server_busy", headers={"Retry-After": "1"}
                 )
             body += chunk
-            self._held += len(chunk)
+            self._bytes_held += len(chunk)
             more = message.get("more_body", False)

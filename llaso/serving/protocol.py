@@ -1,6 +1,7 @@
-"""The shapes of OpenAI's requests and answers, as far as a speech-language model has something to say to them.
+"""The fields of OpenAI's requests and responses that this server supports.
 
-What cannot be done is refused by name. What has no bearing on the answer (`user`, `metadata`, …) is taken and unused.
+Unsupported fields are refused by name. Fields without effect on the answer (`user`, `metadata`, …) are accepted and
+ignored.
 """
 
 from __future__ import annotations
@@ -19,25 +20,25 @@ Stops = Annotated[
 ]
 
 
-class Shape(BaseModel):
-    """Part of a request: unknown fields are errors, and JSON's types are kept apart."""
+class RequestModel(BaseModel):
+    """Part of a request; unknown fields and values of another JSON type are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class TextPart(Shape):
+class TextPart(RequestModel):
     type: Literal["text"]
     text: str
 
 
-class InputAudio(Shape):
-    """A file's bytes in base64."""
+class InputAudio(RequestModel):
+    """An audio file in base64."""
 
     data: str
     format: Literal["wav", "mp3", "flac", "ogg", "aiff"]
 
 
-class AudioPart(Shape):
+class AudioPart(RequestModel):
     type: Literal["input_audio"]
     input_audio: InputAudio
 
@@ -50,25 +51,25 @@ Texts = Annotated[list[TextPart], BeforeValidator(_parts), Field(min_length=1)]
 Parts = Annotated[
     list[Annotated[TextPart | AudioPart, Field(discriminator="type")]], BeforeValidator(_parts), Field(min_length=1)
 ]
-"""A message's content: parts, or a text that is one."""
+"""Content of a message: a list of parts, or a string."""
 
 
-class SystemMessage(Shape):
-    """`developer` is OpenAI's newer name for it."""
+class SystemMessage(RequestModel):
+    """A system message; `developer` is OpenAI's newer name for the role."""
 
     role: Literal["system", "developer"]
     content: Texts
     name: str | None = None
 
 
-class UserMessage(Shape):
+class UserMessage(RequestModel):
     role: Literal["user"]
     content: Parts
     name: str | None = None
 
 
-class AssistantMessage(Shape):
-    """An earlier answer; a client sends back what it was given, empty fields included."""
+class AssistantMessage(RequestModel):
+    """An earlier answer, as a client sends it back, empty fields included."""
 
     role: Literal["assistant"]
     content: Texts
@@ -80,16 +81,16 @@ class AssistantMessage(Shape):
     tool_calls: None = None
 
 
-class StreamOptions(Shape):
+class StreamOptions(RequestModel):
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
-class TextFormat(Shape):
+class TextFormat(RequestModel):
     type: Literal["text"]
 
 
-class ChatRequest(Shape):
+class ChatRequest(RequestModel):
     """`POST /v1/chat/completions`."""
 
     model: str
@@ -111,7 +112,7 @@ class ChatRequest(Shape):
     presence_penalty: float | None = Field(default=None, ge=0, le=0)
     logprobs: Literal[False] | None = None
 
-    # Of no bearing on the answer.
+    # Accepted and ignored.
     user: str | None = None
     metadata: dict[str, str] | None = None
     store: bool | None = None
@@ -129,12 +130,12 @@ class ChatRequest(Shape):
 
     @property
     def answer_tokens(self) -> int | None:
-        """Tokens of the answer at most, under whichever name they came."""
+        """Return the maximum number of tokens of the answer, under either name."""
         return self.max_completion_tokens or self.max_tokens
 
 
 class TranscriptionRequest(BaseModel):
-    """`POST /v1/audio/transcriptions`, but for the file: a form's fields, all text."""
+    """The form fields of `POST /v1/audio/transcriptions`, without the file."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -152,17 +153,19 @@ class TranscriptionRequest(BaseModel):
         return self
 
 
-def validated(shape: type[BaseModel], given: bytes | dict[str, Any]):
-    """A request of this shape, from JSON or from a form's fields.
+def validated(request_type: type[BaseModel], given: bytes | dict[str, Any]):
+    """Validate a request, given as JSON or as form fields.
 
     Raises:
-        ApiError: 400, naming the first field at fault.
+        ApiError: 400, naming the first invalid field.
     """
     try:
-        return shape.model_validate_json(given) if isinstance(given, bytes) else shape.model_validate(given)
+        if isinstance(given, bytes):
+            return request_type.model_validate_json(given)
+        return request_type.model_validate(given)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        # After a number comes the kind that the item was taken for, which is no step into the request.
+        # After a list index pydantic names the member of the union, which is not a step into the request.
         steps = [step for before, step in pairwise((None, *first["loc"])) if not isinstance(before, int)]
         param = ".".join(map(str, steps)) or None
         unknown = first["type"] == "extra_forbidden"
@@ -173,7 +176,7 @@ def validated(shape: type[BaseModel], given: bytes | dict[str, Any]):
 
 
 def usage(prompt_tokens: int, audio_tokens: int, answer_tokens: int) -> dict[str, Any]:
-    """A chat completion's usage."""
+    """Return the usage of a chat completion."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": answer_tokens,
@@ -183,7 +186,7 @@ def usage(prompt_tokens: int, audio_tokens: int, answer_tokens: int) -> dict[str
 
 
 def transcription_usage(prompt_tokens: int, audio_tokens: int, answer_tokens: int) -> dict[str, Any]:
-    """A transcription's usage."""
+    """Return the usage of a transcription."""
     return {
         "type": "tokens",
         "input_tokens": prompt_tokens,

@@ -1,4 +1,4 @@
-"""From a request to the model's inputs: base64, audio files, the conversation, and whether all of it fits."""
+"""From a request to the model's inputs: decodes audio, builds the conversation, and checks that it fits."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from .errors import ApiError
 from .limits import Limits
 from .protocol import AudioPart, ChatRequest, TranscriptionRequest
 
-CHARACTERS_A_TOKEN = 16
-"""No text has more on average; longer text is refused before it is tokenized, which would take long."""
+MAX_CHARACTERS_PER_TOKEN = 16
+"""Longer text than this per token of the context is refused before tokenizing it, which would be slow."""
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """The measures of what the model reads.
+class PromptSize:
+    """Size of a prompt and of its answer.
 
     Args:
-        tokens: its length, audio included.
-        audio_tokens: placeholders among them.
-        audio_seconds: length of its audio, all clips together.
-        max_tokens: tokens of the answer at most.
+        tokens: length of the prompt, audio included.
+        audio_tokens: audio placeholders among them.
+        audio_seconds: length of all clips together.
+        max_tokens: maximum number of tokens of the answer.
     """
 
     tokens: int
@@ -43,27 +43,27 @@ Inputs = Mapping[str, torch.Tensor]
 """The processor's output for one conversation."""
 
 
-class PromptMaker:
-    """Makes prompts, in any thread.
+class PromptBuilder:
+    """Builds prompts; safe to use from several threads.
 
     Args:
-        processor: the model's.
-        context: tokens that the model can take, prompt and answer together.
-        limits: `audio_seconds` and `answer_tokens` are kept here.
+        processor: the model's processor.
+        context: length of the model's context in tokens, prompt and answer together.
+        limits: `audio_seconds` and `answer_tokens` apply here.
     """
 
     def __init__(self, processor, context: int, limits: Limits):
         self._processor = processor
         self._context = context
         self._limits = limits
-        # A fast tokenizer changes while it encodes, and says so to a second thread with an error.
-        self._encoding = threading.Lock()
+        # A fast tokenizer is not thread-safe: it raises if two threads encode at once.
+        self._tokenizer_lock = threading.Lock()
 
-    def of_chat(self, request: ChatRequest) -> tuple[Inputs, Prompt]:
-        """The prompt of a chat.
+    def for_chat(self, request: ChatRequest) -> tuple[Inputs, PromptSize]:
+        """Build the prompt of a chat.
 
         Raises:
-            ApiError: 400, naming the message at fault.
+            ApiError: 400, naming the invalid message.
         """
         messages: list[dict[str, Any]] = []
         clips: list[np.ndarray] = []
@@ -80,11 +80,11 @@ class PromptMaker:
             messages.append({"role": role, "content": content})
         return self._prompt(messages, clips, request.answer_tokens, "messages")
 
-    def of_transcription(self, request: TranscriptionRequest, file: bytes) -> tuple[Inputs, Prompt]:
-        """The prompt that asks for a transcription; `prompt` takes the place of the processor's instruction.
+    def for_transcription(self, request: TranscriptionRequest, file: bytes) -> tuple[Inputs, PromptSize]:
+        """Build the prompt that asks for a transcription; `prompt` replaces the processor's instruction.
 
         Raises:
-            ApiError: 400, naming the field at fault.
+            ApiError: 400, naming the invalid field.
         """
         instruction = request.prompt or self._processor.transcription_prompt
         content = [{"type": "text", "text": instruction}, {"type": "audio"}]
@@ -100,12 +100,12 @@ class PromptMaker:
 
     def _prompt(
         self, messages: list[dict[str, Any]], clips: list[np.ndarray], max_tokens: int | None, param: str
-    ) -> tuple[Inputs, Prompt]:
+    ) -> tuple[Inputs, PromptSize]:
         characters = sum(len(part.get("text", "")) for message in messages for part in message["content"])
-        if characters > CHARACTERS_A_TOKEN * self._context:
+        if characters > MAX_CHARACTERS_PER_TOKEN * self._context:
             raise self._too_long(f"a text of {characters} characters", param)
         try:
-            with self._encoding:
+            with self._tokenizer_lock:
                 inputs = self._processor.apply_chat_template(
                     messages, audio=clips, tokenize=True, return_dict=True, add_generation_prompt=True
                 )
@@ -123,7 +123,7 @@ class PromptMaker:
             raise self._too_long(f"a prompt of {tokens} tokens with an answer of {max_tokens}", param)
         audio_tokens = int(inputs["input_ids"].eq(self._processor.audio_token_id).sum())
         seconds = sum(map(len, clips)) / self._processor.feature_extractor.sampling_rate
-        return inputs, Prompt(tokens, audio_tokens, seconds, max_tokens)
+        return inputs, PromptSize(tokens, audio_tokens, seconds, max_tokens)
 
     def _too_long(self, what: str, param: str) -> ApiError:
         return ApiError(

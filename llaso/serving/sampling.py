@@ -1,4 +1,4 @@
-"""The next token of every row, each row with its own temperature, nucleus and random numbers."""
+"""Choosing the next token of every row, each row with its own temperature, nucleus and random numbers."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import torch
 
 
-class Draw:
-    """How one answer's tokens are chosen.
+class Sampler:
+    """Sampling settings and random numbers of one answer.
 
-    A row's random numbers are its own, so that a seeded answer does not depend on who shares its batch.
+    Each row has its own random numbers, so that a seeded answer does not depend on the rest of the batch.
 
     Args:
-        temperature: 0 takes the likeliest token.
+        temperature: 0 takes the most likely token.
         top_p: only the smallest set of tokens whose probability reaches it is drawn from.
-        seed: of the random numbers; any by default.
+        seed: seed of the random numbers; drawn from the system by default.
     """
 
     def __init__(self, temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None):
@@ -28,26 +28,29 @@ class Draw:
             self._generator.manual_seed(seed)
 
     def number(self) -> float:
-        """The next random number, in [0, 1)."""
+        """Return the next random number, in [0, 1)."""
         return torch.rand((), generator=self._generator, dtype=torch.float64).item()
 
 
-def next_tokens(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
-    """Choose one token a row.
+def next_tokens(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int]:
+    """Choose one token for each row.
 
     Args:
         logits: `(rows, vocab_size)`.
-        draws: one a row.
+        samplers: one for each row.
+
+    Returns:
+        A token id for each row.
     """
     tokens = logits.argmax(-1)
-    rows = [row for row, draw in enumerate(draws) if draw.temperature > 0]
+    rows = [row for row, sampler in enumerate(samplers) if sampler.temperature > 0]
     if rows:
-        drawn = [draws[row] for row in rows]
+        drawn = [samplers[row] for row in rows]
         tokens[rows] = _nucleus(
             logits[rows],
-            logits.new_tensor([draw.temperature for draw in drawn], dtype=torch.float32),
-            logits.new_tensor([draw.top_p for draw in drawn], dtype=torch.float32),
-            logits.new_tensor([draw.number() for draw in drawn], dtype=torch.float32),
+            logits.new_tensor([sampler.temperature for sampler in drawn], dtype=torch.float32),
+            logits.new_tensor([sampler.top_p for sampler in drawn], dtype=torch.float32),
+            logits.new_tensor([sampler.number() for sampler in drawn], dtype=torch.float32),
         )
     return tokens.tolist()
 
@@ -55,9 +58,9 @@ def next_tokens(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
 def _nucleus(
     logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, numbers: torch.Tensor
 ) -> torch.Tensor:
-    """Inverse-transform sampling from each row's nucleus (Holtzman et al. 2020); all arguments a value a row."""
+    """Inverse-transform sampling from each row's nucleus (Holtzman et al. 2020); arguments are one value per row."""
     scores, order = logits.float().sort(-1, descending=True)
-    # Counted from the best score, no temperature is too small to divide by.
+    # Relative to the best score, dividing by a tiny temperature cannot overflow to NaN.
     probabilities = ((scores - scores[:, :1]) / temperature[:, None]).softmax(-1)
     before = probabilities.cumsum(-1) - probabilities
     kept = before < top_p[:, None]

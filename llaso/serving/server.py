@@ -1,4 +1,4 @@
-"""The process: a socket, uvicorn on it, and an end without loss when told to stop."""
+"""The server process: binds a socket, runs uvicorn on it, and finishes running requests when told to stop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .limits import Limits
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
+    """Return whether the address can be reached from this machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -22,10 +22,10 @@ def is_loopback(host: str) -> bool:
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
-    """A socket that holds the address, so that it is known to be free before a model is loaded.
+    """Bind a socket, so that a taken port is reported before a model is loaded.
 
     Raises:
-        OSError: it is not free, or not this machine's.
+        OSError: the address is taken, or does not belong to this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
@@ -39,28 +39,28 @@ def bound_socket(host: str, port: int) -> socket.socket:
 
 
 def address(bound: socket.socket) -> str:
-    """`http://HOST:PORT` of a bound socket."""
+    """Return the URL, `http://HOST:PORT`, of a bound socket."""
     host, port = bound.getsockname()[:2]
     return f"http://[{host}]:{port}" if bound.family == socket.AF_INET6 else f"http://{host}:{port}"
 
 
 def configured(app, limits: Limits) -> uvicorn.Config:
-    """uvicorn's settings for an application of ours."""
+    """Return uvicorn's settings for an application."""
 
-    class Prompt(H11Protocol):
-        """A connection that must send its first request's headers in time."""
+    class DeadlineProtocol(H11Protocol):
+        """Closes a connection whose first request's headers do not arrive in time."""
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            self.loop.call_later(limits.upload_seconds, self._close_unless_begun)
+            self.loop.call_later(limits.upload_seconds, self._close_if_idle)
 
-        def _close_unless_begun(self) -> None:
+        def _close_if_idle(self) -> None:
             if self.cycle is None and not self.transport.is_closing():
                 self.transport.close()
 
     return uvicorn.Config(
         app,
-        http=Prompt,
+        http=DeadlineProtocol,
         ws="none",
         lifespan="on",
         log_config=None,
@@ -72,9 +72,10 @@ def configured(app, limits: Limits) -> uvicorn.Config:
 
 
 def run(app, bound: socket.socket, limits: Limits) -> None:
-    """Serve until SIGTERM or SIGINT; then take no more requests, end those under way, and return."""
+    """Serve until SIGTERM or SIGINT; then refuse new requests, finish the running ones, and return."""
     server = uvicorn.Server(configured(app, limits))
-    # Once it has ended, uvicorn raises the signal again for whoever handled it before; here, nothing is left to do.
+    # After its shutdown uvicorn raises the signal again for the previous handler; a handler that does nothing lets
+    # the process end with status 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     server.run(sockets=[bound])

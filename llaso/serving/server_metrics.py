@@ -1,15 +1,15 @@
-"""What the server counts, in Prometheus's text format."""
+"""Metrics of the server, in Prometheus's text format."""
 
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
-SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
-"""Upper ends of the histograms' buckets."""
+BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+"""Upper bounds of the histograms' buckets, seconds."""
 
 
-class Metrics:
-    """The metrics of one server, in a registry of their own."""
+class ServerMetrics:
+    """Counters, gauges and histograms of one server, in their own registry."""
 
     def __init__(self):
         self._registry = CollectorRegistry()
@@ -18,23 +18,23 @@ class Metrics:
             "llaso_request_seconds",
             "From a request's first byte to its answer's last",
             ("endpoint",),
-            buckets=SECONDS,
+            buckets=BUCKETS,
             registry=self._registry,
         )
         self.first_token_seconds = Histogram(
             "llaso_first_token_seconds",
             "From a request's arrival to its answer's first text (streams)",
-            buckets=SECONDS,
+            buckets=BUCKETS,
             registry=self._registry,
         )
         self.prompt_tokens = Counter("llaso_prompt_tokens", "Tokens read, audio included", registry=self._registry)
         self.audio_seconds = Counter("llaso_audio_seconds", "Audio read", registry=self._registry)
         self.answer_tokens = Counter("llaso_answer_tokens", "Tokens written", registry=self._registry)
-        self.departed = Counter("llaso_departed", "Clients that left before their answer", registry=self._registry)
+        self.disconnected = Counter("llaso_departed", "Clients that left before their answer", registry=self._registry)
         self.running = Gauge("llaso_running", "Requests in the batch", registry=self._registry)
         self.waiting = Gauge("llaso_waiting", "Requests waiting for the batch", registry=self._registry)
         ProcessCollector(registry=self._registry)
 
     def text(self) -> bytes:
-        """All metrics, as Prometheus reads them."""
+        """Return all metrics in Prometheus's text format."""
         return generate_latest(self._registry)

@@ -1,4 +1,4 @@
-"""Answers as server-sent events, in the words of OpenAI's two streams."""
+"""Answers as server-sent events, in the formats of OpenAI's chat and transcription streams."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from starlette.types import Receive, Scope, Send
 
 from .errors import ApiError
 from .protocol import transcription_usage, usage
-from .request_queue import Answer, Departed
-from .server_metrics import Metrics
+from .request_queue import AnswerStream, ClientDisconnected
+from .server_metrics import ServerMetrics
 
 logger = logging.getLogger(__name__)
 
 Event = dict[str, Any] | str
-"""An object, or a bare word such as `[DONE]`."""
+"""A JSON object, or a literal such as `[DONE]`."""
 
 
 class Events(Protocol):
-    """How an answer is told."""
+    """Formats an answer as events."""
 
     def first(self) -> Iterator[Event]:
-        """Before any text."""
+        """Yield the events before any text."""
 
     def text(self, text: str) -> Iterator[Event]:
-        """For text that was added."""
+        """Yield the events for new text."""
 
-    def last(self, answer: Answer, finish_reason: str) -> Iterator[Event]:
-        """When the answer is complete."""
+    def last(self, answer: AnswerStream, finish_reason: str) -> Iterator[Event]:
+        """Yield the events that end the stream."""
 
 
 class ChatEvents:
-    """Chunks of a chat completion.
+    """Formats a chat completion as chunks.
 
     Args:
-        head: `id`, `created` and `model`.
-        with_usage: tell the usage in a chunk of its own at the end.
+        head: fields `id`, `created` and `model` of each chunk.
+        with_usage: add a last chunk with the usage.
     """
 
     def __init__(self, head: dict[str, Any], with_usage: bool):
@@ -53,7 +53,7 @@ class ChatEvents:
     def text(self, text: str) -> Iterator[Event]:
         yield self._chunk({"content": text})
 
-    def last(self, answer: Answer, finish_reason: str) -> Iterator[Event]:
+    def last(self, answer: AnswerStream, finish_reason: str) -> Iterator[Event]:
         yield self._chunk({}, finish_reason)
         if self._usage:
             used = usage(answer.prompt.tokens, answer.prompt.audio_tokens, answer.tokens)
@@ -66,7 +66,7 @@ class ChatEvents:
 
 
 class TranscriptEvents:
-    """Deltas of a transcription, then all of it."""
+    """Formats a transcription as deltas, followed by the whole text."""
 
     def __init__(self) -> None:
         self._text = ""
@@ -78,7 +78,7 @@ class TranscriptEvents:
         self._text += text
         yield {"type": "transcript.text.delta", "delta": text}
 
-    def last(self, answer: Answer, finish_reason: str) -> Iterator[Event]:
+    def last(self, answer: AnswerStream, finish_reason: str) -> Iterator[Event]:
         used = transcription_usage(answer.prompt.tokens, answer.prompt.audio_tokens, answer.tokens)
         yield {
             "type": "transcript.text.done",
@@ -88,22 +88,24 @@ class TranscriptEvents:
         }
 
 
-class EventStream(Response):
-    """An answer as it comes, begun with its first piece.
+class EventStreamResponse(Response):
+    """Sends an answer as server-sent events while it is generated.
 
-    What goes wrong before that is an error like any other; later, an event that holds it ends the stream. A client
-    that does not take what is written is cut off when its time is up.
+    An error before the first chunk is an ordinary error response; later, an event with the error ends the stream. A
+    client that stops reading is disconnected at the answer's `send_deadline`.
 
     Args:
-        answer: what to tell; closed here.
-        events: how to tell it.
-        metrics: is told of the first piece's seconds.
+        answer: the answer to send; it is closed at the end.
+        events: its format.
+        metrics: records the time to the first chunk.
         headers: further headers.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, answer: Answer, events: Events, metrics: Metrics, headers: Mapping[str, str] | None = None):
+    def __init__(
+        self, answer: AnswerStream, events: Events, metrics: ServerMetrics, headers: Mapping[str, str] | None = None
+    ):
         self.status_code = 200
         self.background = None
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **(headers or {})})
@@ -115,29 +117,29 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with asyncio.timeout_at(self._answer.send_deadline):
-                await self._tell(send)
-        except Departed:
+                await self._send(send)
+        except ClientDisconnected:
             pass
         except TimeoutError:
-            logger.info("a client did not take its answer and was cut off")
+            logger.info("a client did not read its answer and was disconnected")
         finally:
             self._answer.close()
 
-    async def _tell(self, send: Send) -> None:
-        begun = False
+    async def _send(self, send: Send) -> None:
+        started = False
         try:
-            async for piece in self._answer:
-                if not begun:
-                    begun = True
+            async for chunk in self._answer:
+                if not started:
+                    started = True
                     self._metrics.first_token_seconds.observe(self._answer.seconds)
                     await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                     await _write(send, self._events.first())
-                if piece.text:
-                    await _write(send, self._events.text(piece.text))
-                if piece.finish_reason:
-                    await _write(send, self._events.last(self._answer, piece.finish_reason))
+                if chunk.text:
+                    await _write(send, self._events.text(chunk.text))
+                if chunk.finish_reason:
+                    await _write(send, self._events.last(self._answer, chunk.finish_reason))
         except ApiError as error:
-            if not begun:
+            if not started:
                 raise
             await _write(send, iter([error.body()]))
         await send({"type": "http.response.body", "body": b"", "more_body": False})

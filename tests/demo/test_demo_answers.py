@@ -13,12 +13,12 @@ from support.tiny_demo import direct_answer, talking_llaso
 from support.tiny_llaso import RATE, tiny_llaso, tone
 
 from llaso.demo import pictures
-from llaso.demo.question import PAUSE_S, Answerer, Question
+from llaso.demo.question import PAUSE_S, DemoModel, Question
 
 
 @pytest.fixture(scope="module")
-def answerer() -> Answerer:
-    return Answerer(*talking_llaso(), max_new_tokens=20)
+def demo_model() -> DemoModel:
+    return DemoModel(*talking_llaso(), max_new_tokens=20)
 
 
 @pytest.fixture(scope="module")
@@ -40,30 +40,30 @@ TEXT, AUDIO = {"type": "text", "text": "what is in the garden"}, {"type": "audio
         ("audio", {"instruction": "left over", "content": "from another format"}, [AUDIO]),
     ],
 )
-def test_each_format_is_answered_as_the_model_answers_it(answerer, clip_file, modality, texts, content):
-    *growing, last = answerer.stream(Question(modality, (clip_file,), **texts))
-    assert last.text == direct_answer(answerer.model, answerer.processor, content, tone(0.6), 20) != ""
+def test_each_format_is_answered_as_the_model_answers_it(demo_model, clip_file, modality, texts, content):
+    *growing, last = demo_model.stream(Question(modality, (clip_file,), **texts))
+    assert last.text == direct_answer(demo_model.model, demo_model.processor, content, tone(0.6), 20) != ""
     assert last.done and not any(answer.done for answer in growing)
     assert last.audio_s == pytest.approx(0.6)
 
 
-def test_the_answer_comes_piece_by_piece(answerer, clip_file):
-    texts = [answer.text for answer in answerer.stream(Question("audio", (clip_file,)))]
+def test_the_answer_comes_piece_by_piece(demo_model, clip_file):
+    texts = [answer.text for answer in demo_model.stream(Question("audio", (clip_file,)))]
     assert len(set(texts)) > 2
     assert all(texts[-1].startswith(text) for text in texts)
 
 
 def test_generation_stops_when_its_reader_leaves(clip_file):
     model, processor = tiny_llaso()
-    answerer = Answerer(model, processor, max_new_tokens=2000)
+    demo_model = DemoModel(model, processor, max_new_tokens=2000)
     steps = []
     model.lm_head.register_forward_hook(lambda *_: steps.append(1))
-    answers = answerer.stream(Question("audio", (clip_file,)))
+    answers = demo_model.stream(Question("audio", (clip_file,)))
     next(answers)
     answers.close()
     assert len(steps) < 1000
     assert not [thread for thread in threading.enumerate() if thread.name == "answer"]
-    assert next(answerer.stream(Question("audio", (clip_file,)))).audio_s  # and the next visitor has a turn
+    assert next(demo_model.stream(Question("audio", (clip_file,)))).audio_s  # and the next visitor has a turn
 
 
 def test_an_error_of_the_model_is_raised_to_the_reader(clip_file):
@@ -74,18 +74,18 @@ def test_an_error_of_the_model_is_raised_to_the_reader(clip_file):
 
     model.lm_head.register_forward_hook(broken)
     with pytest.raises(RuntimeError, match="broken"):
-        list(Answerer(model, processor).stream(Question("audio", (clip_file,))))
+        list(DemoModel(model, processor).stream(Question("audio", (clip_file,))))
 
 
-def test_two_recordings_are_one_clip_with_a_pause(answerer, clip_file, tmp_path):
+def test_two_recordings_are_one_clip_with_a_pause(demo_model, clip_file, tmp_path):
     second = tmp_path / "second.flac"
     soundfile.write(second, tone(0.5, pitch=500), 2 * RATE)
-    clip = answerer.hear((clip_file, str(second)))
+    clip = demo_model.read_recordings((clip_file, str(second)))
     pause, end = round(PAUSE_S * RATE), round(0.6 * RATE)
     assert len(clip) == end + pause + round(0.25 * RATE)
     assert np.array_equal(clip[:end], tone(0.6))
     assert not clip[end : end + pause].any()
-    assert np.array_equal(answerer.hear((None, clip_file)), tone(0.6))
+    assert np.array_equal(demo_model.read_recordings((None, clip_file)), tone(0.6))
 
 
 def silent() -> np.ndarray:
@@ -113,7 +113,7 @@ def test_recordings_that_cannot_be_heard_are_told(tmp_path, sound, message):
         soundfile.write(file, sound, RATE)
     question = Question("audio", (None if sound is None else str(file),))
     with pytest.raises(ValueError, match=message):
-        next(Answerer(model, processor).stream(question))
+        next(DemoModel(model, processor).stream(question))
 
 
 @pytest.mark.parametrize(
@@ -126,9 +126,9 @@ def test_recordings_that_cannot_be_heard_are_told(tmp_path, sound, message):
         ({"modality": "text_audio", "instruction": "word " * 2000}, "more than the model reads"),
     ],
 )
-def test_texts_that_cannot_be_asked_are_told(answerer, clip_file, question, message):
+def test_texts_that_cannot_be_asked_are_told(demo_model, clip_file, question, message):
     with pytest.raises(ValueError, match=message):
-        next(answerer.stream(Question(recordings=(clip_file,), **question)))
+        next(demo_model.stream(Question(recordings=(clip_file,), **question)))
 
 
 @pytest.mark.parametrize("audio_padding", ["trim", "full"])

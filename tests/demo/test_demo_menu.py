@@ -12,17 +12,17 @@ from dataset_scripts.instructions import templates
 from dataset_scripts.sources import quickstart
 from dataset_scripts.task_forms import CLOSED, TASKS
 from llaso.demo import menu_builder
-from llaso.demo.menu import Menu, Task
+from llaso.demo.menu import Menu, MenuTask
 from llaso_common.audio import read_audio
 
 
 @pytest.mark.parametrize("choices", [(), ("a",), ("a", "b"), ("a", "b", "c")])
 def test_choices_are_listed_as_in_the_corpora(choices):
-    assert Task("x", "one of {choices}!").written(choices) == f"one of {enumerate_choices(choices)}!"
+    assert MenuTask("x", "one of {choices}!").with_choices(choices) == f"one of {enumerate_choices(choices)}!"
 
 
 def test_without_a_corpus_every_task_is_offered(tmp_path):
-    menu = menu_builder.gather("owner/somewhere", tmp_path)
+    menu = menu_builder.build_menu("owner/somewhere", tmp_path)
     assert Menu.read(tmp_path) == menu
     named = {task.name.partition(" (")[0].lower() for task in menu.tasks}
     assert named == {task.name.lower() for task in TASKS.values() if task.code != "AQA"}
@@ -30,7 +30,7 @@ def test_without_a_corpus_every_task_is_offered(tmp_path):
         code = next(t for t in TASKS.values() if t.name.lower() == task.name.partition(" (")[0].lower())
         assert bool(task.choices) == ("{choices}" in task.instruction)
         assert bool(task.choices) == (code.answer == CLOSED and not task.name.endswith("(number)"))
-        assert "{" not in task.written(task.choices)
+        assert "{" not in task.with_choices(task.choices)
 
     assert {example.modality for example in menu.examples} == {"text_audio", "audio_text", "audio"}
     assert [example.title for example in menu.examples] == list(menu_builder.EXAMPLES.values())
@@ -48,7 +48,7 @@ def test_without_a_speech_synthesizer_the_menu_offers_instruments(tmp_path, monk
         raise ValueError("espeak-ng is not installed")
 
     monkeypatch.setattr(menu_builder, "backend", missing)
-    menu = menu_builder.gather("owner/somewhere", tmp_path)
+    menu = menu_builder.build_menu("owner/somewhere", tmp_path)
     assert [example.title for example in menu.examples] == [menu_builder.EXAMPLES["IC", "text_audio"]]
 
 
@@ -58,7 +58,7 @@ def test_a_quickstart_offers_its_own_corpus(tmp_path):
     build("eval", [source], tmp_path / "llaso-eval", seed=0, eval_rows=60, validation_rows=6, voices=voices)
     out = tmp_path / "menu"
     out.mkdir()
-    menu = menu_builder.gather(str(tmp_path / "llaso-tiny"), out)
+    menu = menu_builder.build_menu(str(tmp_path / "llaso-tiny"), out)
     accents = next(task for task in menu.tasks if task.name == "Accent classification")
     assert accents.choices == tuple(sorted(quickstart.ACCENTS))
     assert accents.instruction in {template.text for template in templates("AC")}
@@ -75,4 +75,4 @@ def test_a_broken_corpus_is_named(tmp_path):
     folder.mkdir(parents=True)
     (folder / "test-00000.parquet").write_bytes(b"not a table")
     with pytest.raises(ValueError, match=re.escape(str(folder / "test-00000.parquet"))):
-        menu_builder.gather(str(tmp_path / "llaso-tiny"), tmp_path)
+        menu_builder.build_menu(str(tmp_path / "llaso-tiny"), tmp_path)

@@ -14,9 +14,9 @@ from support.browser import chromium, open_page
 from support.tiny_demo import direct_answer, talking_llaso
 from support.tiny_llaso import RATE, tone
 
-from llaso.demo.menu import Example, Menu, Task
+from llaso.demo.menu import Menu, MenuExample, MenuTask
 from llaso.demo.page import build_page, launch
-from llaso.demo.question import Answerer
+from llaso.demo.question import DemoModel
 
 TOKENS = 20
 WIDTHS = (1280, 400)
@@ -24,8 +24,8 @@ AUDIO = {"type": "audio"}
 
 
 @pytest.fixture(scope="module")
-def answerer() -> Answerer:
-    return Answerer(*talking_llaso(), max_new_tokens=TOKENS)
+def demo_model() -> DemoModel:
+    return DemoModel(*talking_llaso(), max_new_tokens=TOKENS)
 
 
 @pytest.fixture(scope="module")
@@ -37,17 +37,20 @@ def clips(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def url(answerer, clips) -> Iterator[str]:
+def url(demo_model, clips) -> Iterator[str]:
     """A page with one closed task, one open one and an example of each format, served on loopback."""
-    tasks = (Task("Pitch", "High or low? {choices}.", ("high", "low")), Task("Transcription", "Write it down."))
+    tasks = (
+        MenuTask("Pitch", "High or low? {choices}.", ("high", "low")),
+        MenuTask("Transcription", "Write it down."),
+    )
     examples = (
-        Example(
+        MenuExample(
             "A tone", "text_audio", "low.wav", "Pitch", "Which is it, low or high?", ("low", "high"), target="low"
         ),
-        Example("A text", "audio_text", "high.wav", content="the <b>red</b> book"),
-        Example("A story", "audio", "high.wav"),
+        MenuExample("A text", "audio_text", "high.wav", content="the <b>red</b> book"),
+        MenuExample("A story", "audio", "high.wav"),
     )
-    page = build_page(answerer, Menu(tasks, examples, clips), "owner/<model>")
+    page = build_page(demo_model, Menu(tasks, examples, clips), "owner/<model>")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -56,15 +59,15 @@ def url(answerer, clips) -> Iterator[str]:
     page.close()
 
 
-def answer_to(answerer: Answerer, content: list[dict], clip: np.ndarray) -> str:
-    return direct_answer(answerer.model, answerer.processor, content, clip, TOKENS)
+def answer_to(demo_model: DemoModel, content: list[dict], clip: np.ndarray) -> str:
+    return direct_answer(demo_model.model, demo_model.processor, content, clip, TOKENS)
 
 
 def written(text: str) -> dict:
     return {"type": "text", "text": text}
 
 
-def test_a_client_asks_in_three_formats(url, answerer, clips):
+def test_a_client_asks_in_three_formats(url, demo_model, clips):
     client = gradio_client.Client(url, verbose=False)
     low, high = (gradio_client.handle_file(clips / name) for name in ("low.wav", "high.wav"))
 
@@ -73,10 +76,10 @@ def test_a_client_asks_in_three_formats(url, answerer, clips):
         assert "tokens read" in status
         return answer
 
-    assert ask("text_audio", "what", low, None, "") == answer_to(answerer, [written("what"), AUDIO], tone(0.6))
-    assert ask("audio_text", "", high, None, "it") == answer_to(answerer, [AUDIO, written("it")], tone(0.4, 900.0))
-    both = answerer.hear((str(clips / "low.wav"), str(clips / "high.wav")))
-    assert ask("audio", "", low, high, "") == answer_to(answerer, [AUDIO], both)
+    assert ask("text_audio", "what", low, None, "") == answer_to(demo_model, [written("what"), AUDIO], tone(0.6))
+    assert ask("audio_text", "", high, None, "it") == answer_to(demo_model, [AUDIO, written("it")], tone(0.4, 900.0))
+    both = demo_model.read_recordings((str(clips / "low.wav"), str(clips / "high.wav")))
+    assert ask("audio", "", low, high, "") == answer_to(demo_model, [AUDIO], both)
     assert 'src="data:image/png;base64,' in client.predict("text_audio", low, None, api_name="/look")
 
 
@@ -89,7 +92,7 @@ def test_bad_questions_are_refused_with_a_message(url, clips):
     assert "no recording yet" in client.predict("audio", "", None, None, "", api_name="/ask")[1]
 
 
-def test_visitors_at_once_get_their_own_answers(url, answerer, clips):
+def test_visitors_at_once_get_their_own_answers(url, demo_model, clips):
     client = gradio_client.Client(url, verbose=False)
     sounds = {"low.wav": tone(0.6), "high.wav": tone(0.4, 900.0)}
     asked = [(question, name) for question in ("what", "who was it, and where, and when") for name in sounds]
@@ -98,13 +101,13 @@ def test_visitors_at_once_get_their_own_answers(url, answerer, clips):
         for question, name in asked
     ]
     answers = [job.result(timeout=300)[0] for job in jobs]
-    assert answers == [answer_to(answerer, [written(question), AUDIO], sounds[name]) for question, name in asked]
+    assert answers == [answer_to(demo_model, [written(question), AUDIO], sounds[name]) for question, name in asked]
     assert len(set(answers)) > 1
     assert all(len(job.outputs()) > 2 for job in jobs)  # streamed
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_in_a_browser_upload_ask_and_the_answer_appears(url, answerer, clips, width):
+def test_in_a_browser_upload_ask_and_the_answer_appears(url, demo_model, clips, width):
     with chromium() as browser, open_page(browser, url, width) as page:
         instruction, answer = page.locator("#instruction textarea"), page.locator("#answer textarea")
         page.get_by_role("button", name="Ask", exact=True).click()
@@ -125,7 +128,7 @@ def test_in_a_browser_upload_ask_and_the_answer_appears(url, answerer, clips, wi
         page.locator("#seen img").wait_for()
         page.get_by_role("button", name="Ask", exact=True).click()
         page.get_by_role("status").get_by_text("tokens read").wait_for()
-        expected = answer_to(answerer, [written("High or low? up, down or still."), AUDIO], tone(0.6))
+        expected = answer_to(demo_model, [written("High or low? up, down or still."), AUDIO], tone(0.6))
         assert answer.input_value() == expected
 
         page.get_by_role("button", name="A text").click()
@@ -136,7 +139,7 @@ def test_in_a_browser_upload_ask_and_the_answer_appears(url, answerer, clips, wi
         page.get_by_role("button", name="Ask", exact=True).click()
         page.get_by_role("status").get_by_text("tokens read").wait_for()
         content = [AUDIO, written("the <b>red</b> book")]
-        assert answer.input_value() == answer_to(answerer, content, tone(0.4, 900.0))
+        assert answer.input_value() == answer_to(demo_model, content, tone(0.4, 900.0))
 
         page.get_by_role("button", name="A tone").click()
         page.get_by_text("Right answer: low").wait_for()
@@ -146,11 +149,11 @@ def test_in_a_browser_upload_ask_and_the_answer_appears(url, answerer, clips, wi
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_in_a_browser_an_answer_can_be_stopped(url, answerer, clips, monkeypatch):
-    monkeypatch.setattr(answerer, "max_new_tokens", 6000)
-    monkeypatch.setattr(answerer.model.generation_config, "no_repeat_ngram_size", None)
+def test_in_a_browser_an_answer_can_be_stopped(url, demo_model, clips, monkeypatch):
+    monkeypatch.setattr(demo_model, "max_new_tokens", 6000)
+    monkeypatch.setattr(demo_model.model.generation_config, "no_repeat_ngram_size", None)
     steps = []
-    hook = answerer.model.register_forward_hook(lambda *passed: steps.append(1))
+    hook = demo_model.model.register_forward_hook(lambda *passed: steps.append(1))
     with chromium() as browser, open_page(browser, url, WIDTHS[0]) as page:
         answer = page.locator("#answer textarea")
         page.get_by_role("button", name="A story").click()
@@ -159,14 +162,14 @@ def test_in_a_browser_an_answer_can_be_stopped(url, answerer, clips, monkeypatch
         page.get_by_role("status").get_by_text("Answering").wait_for()
         page.get_by_role("button", name="Stop").click()
         page.get_by_role("status").get_by_text("Stopped.").wait_for()
-        with answerer._turn:  # free again: the generation has ended
+        with demo_model._lock:  # free again: the generation has ended
             made = len(steps)
         shown = answer.input_value()
         monkeypatch.undo()
         hook.remove()
         assert 1 <= made < 6000
         # What is shown is the beginning of the answer, and the page goes on answering.
-        whole = direct_answer(answerer.model, answerer.processor, [AUDIO], tone(0.4, 900.0), TOKENS)
+        whole = direct_answer(demo_model.model, demo_model.processor, [AUDIO], tone(0.4, 900.0), TOKENS)
         page.get_by_role("button", name="Ask", exact=True).click()
         page.get_by_role("status").get_by_text("tokens read").wait_for()
         assert answer.input_value() == whole

@@ -98,8 +98,8 @@ def test_streams_say_the_same_piece_by_piece(server: Served, answer):
     assert len({chunk.id for chunk in chunks}) == 1 and {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
     *told, last, used = chunks
     assert told[0].choices[0].delta.role == "assistant"
-    pieces = [chunk.choices[0].delta.content for chunk in told[1:]]
-    assert len(pieces) > 2 and "".join(pieces) == answer(question("What is this?"), [CLIPS[1]], 12)
+    chunks = [chunk.choices[0].delta.content for chunk in told[1:]]
+    assert len(chunks) > 2 and "".join(chunks) == answer(question("What is this?"), [CLIPS[1]], 12)
     assert {chunk.choices[0].finish_reason for chunk in told} == {None} and last.choices[0].finish_reason == "length"
     assert used.choices == [] and used.usage.completion_tokens == 12
     assert all(chunk.usage is None for chunk in told)

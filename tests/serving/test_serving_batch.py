@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from llaso.serving.batch import Batch
-from llaso.serving.sampling import Draw, next_tokens
-from llaso.serving.stop_texts import GrowingText
+from llaso.serving.detokenizer import IncrementalDetokenizer
+from llaso.serving.sampling import Sampler, next_tokens
 
 NEW_TOKENS = (9, 3, 14, 6, 1, 11)
 
@@ -59,7 +59,7 @@ def test_rows_that_join_and_leave_a_batch_answer_as_they_would_alone(family, aud
     answers: list[list[int]] = [[] for _ in asked]
 
     def take(logits: torch.Tensor, new: list[int]) -> None:
-        for place, (row, token) in enumerate(zip(new, next_tokens(logits, [Draw()] * len(new)), strict=True)):
+        for place, (row, token) in enumerate(zip(new, next_tokens(logits, [Sampler()] * len(new)), strict=True)):
             expected = alone[row].logits[len(answers[row])][0]
             torch.testing.assert_close(logits[place], expected, rtol=1e-4, atol=1e-4)
             answers[row].append(token)
@@ -107,11 +107,11 @@ def test_logits_of_a_row_do_not_depend_on_its_company():
 
 def test_a_seed_gives_the_same_tokens_in_any_company():
     logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(0)) * 3
-    alone = Draw(temperature=0.8, top_p=0.95, seed=11)
+    alone = Sampler(temperature=0.8, top_p=0.95, seed=11)
     expected = [next_tokens(logits[2:3], [alone])[0] for _ in range(20)]
     assert len(set(expected)) > 1
-    same = Draw(temperature=0.8, top_p=0.95, seed=11)
-    company = [Draw(), Draw(1.0), same, Draw(2.0, 0.1), Draw()]
+    same = Sampler(temperature=0.8, top_p=0.95, seed=11)
+    company = [Sampler(), Sampler(1.0), same, Sampler(2.0, 0.1), Sampler()]
     assert [next_tokens(logits, company)[2] for _ in range(20)] == expected
 
 
@@ -123,17 +123,17 @@ def test_sampled_shares_are_the_nucleus_probabilities():
     kept = np.cumsum(probabilities) - probabilities < top_p
     expected = probabilities * kept / (probabilities * kept).sum()
     assert kept.tolist() == [True, True, True, False, False]
-    one = Draw(temperature, top_p, seed=3)
+    one = Sampler(temperature, top_p, seed=3)
     tokens = next_tokens(logits.repeat(draws, 1), [one] * draws)
     shares = np.bincount(tokens, minlength=5) / draws
     assert np.abs(shares - expected).max() < 4 * np.sqrt(0.25 / draws)
     assert shares[~kept].sum() == 0
 
 
-@pytest.mark.parametrize("draw", [Draw(0.0), Draw(1e-30), Draw(2.0, top_p=0.0), Draw(1.0, top_p=1e-9)])
-def test_no_temperature_and_no_nucleus_is_the_best_token(draw):
+@pytest.mark.parametrize("sampler", [Sampler(0.0), Sampler(1e-30), Sampler(2.0, top_p=0.0), Sampler(1.0, top_p=1e-9)])
+def test_no_temperature_and_no_nucleus_is_the_best_token(sampler):
     logits = torch.randn(1, 300, generator=torch.Generator().manual_seed(1))
-    assert {next_tokens(logits, [draw])[0] for _ in range(20)} == {int(logits.argmax())}
+    assert {next_tokens(logits, [sampler])[0] for _ in range(20)} == {int(logits.argmax())}
 
 
 # ---- Text as it grows ----
@@ -181,19 +181,19 @@ def test_pieces_are_the_whole_text_up_to_the_first_stop_words(tokens, stops):
 def check_growth(tokenizer, tokens: list[int], stops: list[str]) -> None:
     whole = tokenizer.decode(tokens, skip_special_tokens=True)
     ends = [whole.find(stop) for stop in stops if stop in whole]
-    growing, pieces = GrowingText(tokenizer, stops), []
+    growing, chunks = IncrementalDetokenizer(tokenizer, stops), []
     for token in tokens:
-        pieces.append(growing.push(token))
+        chunks.append(growing.push(token))
         if growing.stopped:
             break
-    pieces.append(growing.finish())
+    chunks.append(growing.finish())
     assert growing.stopped == bool(ends)
-    said = "".join(pieces)
+    said = "".join(chunks)
     assert said == whole[: min(ends)] if ends else said == whole
 
 
 def test_a_stop_across_tokens_is_never_said_and_half_a_stop_is():
-    growing = GrowingText(BYTES, ["STOP", "\n\n"])
+    growing = IncrementalDetokenizer(BYTES, ["STOP", "\n\n"])
     assert [growing.push(token) for token in BYTES.encode("aSTx\nST", add_special_tokens=False)] == [
         "a", "", "", "STx", "", "\n", "",
     ]  # fmt: skip
@@ -203,6 +203,6 @@ def test_a_stop_across_tokens_is_never_said_and_half_a_stop_is():
 
 
 def test_characters_come_whole():
-    growing = GrowingText(BYTES)
-    pieces = [growing.push(token) for token in BYTES.encode("é😀!", add_special_tokens=False)]
-    assert pieces == ["", "é", "", "", "", "😀", "!"]
+    growing = IncrementalDetokenizer(BYTES)
+    chunks = [growing.push(token) for token in BYTES.encode("é😀!", add_special_tokens=False)]
+    assert chunks == ["", "é", "", "", "", "😀", "!"]

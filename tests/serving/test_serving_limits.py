@@ -17,15 +17,15 @@ from support.tiny_llaso import tiny_llaso, tone
 from support.tiny_server import NAME, Served, Slowed, audio_file, heard, served, until
 
 from llaso.serving import request_queue
-from llaso.serving.engine import Engine, Job, Piece
+from llaso.serving.engine import AnswerChunk, Engine, GenerationRequest
 from llaso.serving.errors import ApiError
 from llaso.serving.limits import Limits
 from llaso.serving.protocol import ChatRequest, validated
-from llaso.serving.request_inputs import PromptMaker
-from llaso.serving.request_queue import Desk, Order
-from llaso.serving.sampling import Draw
-from llaso.serving.server_metrics import Metrics
-from llaso.serving.streams import ChatEvents, EventStream
+from llaso.serving.request_inputs import PromptBuilder
+from llaso.serving.request_queue import PreparedRequest, RequestQueue
+from llaso.serving.sampling import Sampler
+from llaso.serving.server_metrics import ServerMetrics
+from llaso.serving.streams import ChatEvents, EventStreamResponse
 
 CLIP = tone(0.2)
 
@@ -131,11 +131,11 @@ def test_an_answer_that_takes_too_long_is_given_up(tiny):
         assert caught.value.status_code == 504
         # A stream has begun by then: what came stays, and an event tells the rest.
         stream = server.ask(heard("?", CLIP), max_tokens=1000, stream=True)
-        pieces = []
+        chunks = []
         with pytest.raises(openai.APIError, match="no answer within 1 s"):
             for chunk in stream:
-                pieces.append(chunk.choices[0].delta.content)
-        assert len(pieces) > 1
+                chunks.append(chunk.choices[0].delta.content)
+        assert len(chunks) > 1
         until(server.idle)
         assert slowed.forwards < 60
 
@@ -228,21 +228,21 @@ def test_a_client_that_never_reads_is_disconnected(tiny, monkeypatch):
         return {}
 
     async def tell() -> tuple[int, int]:
-        desk = Desk(Engine(model, processor.tokenizer, limits), limits, Metrics())
+        queue = RequestQueue(Engine(model, processor.tokenizer, limits), limits, ServerMetrics())
         asked = json.dumps({"model": NAME, "messages": heard("What is this?", tone(0.55, pitch=250, seed=1))})
-        prompts = PromptMaker(processor, 8192, limits)
-        order = Order(*prompts.of_chat(validated(ChatRequest, asked.encode())), Draw())
-        answer = await desk.take(stays, lambda: order, in_pieces=True)
-        told = EventStream(answer, ChatEvents({}, with_usage=False), desk.metrics)
+        prompts = PromptBuilder(processor, 8192, limits)
+        prepared = PreparedRequest(*prompts.for_chat(validated(ChatRequest, asked.encode())), Sampler())
+        answer = await queue.submit(stays, lambda: prepared, stream=True)
+        told = EventStreamResponse(answer, ChatEvents({}, with_usage=False), queue.metrics)
         with Slowed(model, 0.02):
             telling = asyncio.create_task(told({}, stays, full))
             await asyncio.sleep(answer.deadline + 0.3 - asyncio.get_running_loop().time())
-            rows = desk.engine.running
+            rows = queue.engine.running
             await asyncio.wait_for(telling, 20)
         with pytest.raises(ApiError) as late:
-            desk.engine.close()
-            await desk.take(stays, lambda: order, in_pieces=True)
-        desk.close()
+            queue.engine.close()
+            await queue.submit(stays, lambda: prepared, stream=True)
+        queue.close()
         return rows, late.value.status
 
     assert asyncio.run(tell()) == (0, 503)
@@ -288,13 +288,13 @@ def test_closing_answers_waiting_requests_with_an_error(tiny):
     with Slowed(model, 0.05) as slowed:
         engine = Engine(model, processor.tokenizer, Limits(batch_rows=1))
         for _ in range(2):
-            engine.submit(Job(prompt, prompt["input_ids"].shape[1], 500, told.append, Draw()))
+            engine.submit(GenerationRequest(prompt, prompt["input_ids"].shape[1], 500, told.append, Sampler()))
         until(lambda: slowed.forwards > 2)
         engine.close()
-    assert [type(piece) for piece in told] == [RuntimeError] * 2 and not engine.alive
+    assert [type(chunk) for chunk in told] == [RuntimeError] * 2 and not engine.alive
     with pytest.raises(RuntimeError, match="closed"):
-        engine.submit(Job(prompt, 1, 1, told.append, Draw()))
-    assert not any(isinstance(piece, Piece) for piece in told)
+        engine.submit(GenerationRequest(prompt, 1, 1, told.append, Sampler()))
+    assert not any(isinstance(chunk, AnswerChunk) for chunk in told)
 
 
 # ---- The key ----

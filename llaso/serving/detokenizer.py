@@ -1,49 +1,49 @@
-"""Tokens to text as they come, and where a stop sequence ends it.
+"""Decoding an answer token by token, up to a stop sequence.
 
-What has been said is never taken back: a character that is not whole yet, or the beginning of a possible stop
-sequence, is held until the next tokens decide.
+Text that was returned is final. An incomplete character, or the beginning of a possible stop sequence, is held back
+until later tokens decide.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-UNFINISHED = "\N{REPLACEMENT CHARACTER}"
-"""What a decoder writes for bytes that are not a whole character yet."""
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+"""What a decoder writes for the bytes of an incomplete character."""
 
 
-class GrowingText:
-    """The text of one answer.
+class IncrementalDetokenizer:
+    """Decodes one answer as its tokens arrive.
 
     Args:
-        tokenizer: the processor's; special tokens are left out.
-        stops: sequences that end the answer, and are no part of it.
+        tokenizer: the processor's tokenizer; special tokens are skipped.
+        stops: sequences that end the answer; they are not part of it.
     """
 
     def __init__(self, tokenizer, stops: Sequence[str] = ()):
         self._tokenizer = tokenizer
         self._stops = stops
         self._tokens: list[int] = []
-        # Some decoders treat a text's first token differently, so each piece is decoded with the piece before it.
+        # Some decoders treat a text's first token differently, so each chunk is decoded with the one before it.
         self._context, self._decoded = 0, 0
         self._held = ""
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """Take one token.
+        """Add one token.
 
         Returns:
-            The text that is certain now. `stopped` tells whether a stop sequence came.
+            The text that became final. `stopped` is set once a stop sequence is complete.
         """
         self._tokens.append(token)
         text = self._new_text()
-        if not text or text.endswith(UNFINISHED):
+        if not text or text.endswith(INCOMPLETE):
             return ""
         self._context, self._decoded = self._decoded, len(self._tokens)
         return self._before_stop(text)
 
     def finish(self) -> str:
-        """What was held back, now that no token follows."""
+        """Return the text that was held back; no token follows."""
         if self.stopped:
             return ""
         text = self._before_stop(self._new_text())
