@@ -151,7 +151,7 @@ def test_long_recordings_are_drawn_without_losing_their_peaks(samples):
     low, high = pictures.envelope(clip)
     assert len(low) == min(samples, pictures.COLUMNS)
     assert (low.min(), high.max()) == (clip.min(), clip.max())
-    drawn = pictures.shrunk(clip[None])
+    drawn = pictures.max_pooled(clip[None])
     assert drawn.shape == (1, min(samples, pictures.COLUMNS)) and drawn.max() == clip.max()
 
 
