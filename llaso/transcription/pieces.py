@@ -1,0 +1,121 @@
+"""Cutting a recording into pieces of speech that the encoder takes whole.
+
+Speech is found by an energy rule: a frame is speech if its level exceeds a threshold between the levels of the quiet
+and of the loud frames around it. The recording is cut at pauses; a stretch without a pause that is longer than the
+encoder's window is cut where it is quietest. Pieces do not overlap, so that no word is transcribed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from llaso_common.audio import SILENCE
+
+FRAME_SECONDS = 0.02
+NEIGHBOURHOOD_SECONDS = 60.0
+"""The threshold follows the levels of this stretch, because loudness changes within a long recording."""
+QUIET, LOUD = 10, 95
+"""Percentiles of the frames' levels that stand for background and speech."""
+MAX_RANGE_DB = 35.0
+"""Frames this far below the level of speech are not speech, however quiet the background is."""
+MIN_RISE_DB, MIN_DROP_DB = 6.0, 10.0
+"""Speech rises so far above a steady background; and whatever is this close to the loudest level is speech."""
+BLOCK_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class PieceRules:
+    """Where recordings are cut.
+
+    Args:
+        max_seconds: longest piece; the encoder's window at most.
+        pause_seconds: shortest pause at which a recording is cut.
+        margin_seconds: kept before and after the speech of a piece.
+        min_seconds: shorter sounds, such as clicks, are no speech.
+    """
+
+    max_seconds: float = 30.0
+    pause_seconds: float = 0.5
+    margin_seconds: float = 0.2
+    min_seconds: float = 0.06
+
+
+def speech_pieces(samples: np.ndarray, rate: int, rules: PieceRules) -> list[tuple[int, int]]:
+    """Find the pieces of a recording.
+
+    Args:
+        samples: mono samples; a memory-mapped array is read in blocks.
+        rate: their rate, Hz.
+        rules: where to cut.
+
+    Returns:
+        `(start, stop)` sample positions, in order and without overlap; empty if there is no speech.
+    """
+    frame = round(FRAME_SECONDS * rate)
+    levels = frame_levels(samples, frame)
+    if not len(levels):
+        return []
+    speech = levels > np.maximum(_threshold(levels), 20 * np.log10(SILENCE))
+    margin, pause = (round(seconds / FRAME_SECONDS) for seconds in (rules.margin_seconds, rules.pause_seconds))
+    shortest = round(rules.min_seconds / FRAME_SECONDS)
+    stretches = [(start, stop) for start, stop in _runs(speech, pause) if speech[start:stop].sum() >= shortest]
+    pieces = []
+    for number, (start, stop) in enumerate(stretches):
+        # The margins of neighbours meet in the middle of a short pause.
+        before = 0 if number == 0 else (stretches[number - 1][1] + start) // 2
+        after = len(levels) if number + 1 == len(stretches) else (stop + stretches[number + 1][0]) // 2
+        widened = max(start - margin, before), min(stop + margin, after)
+        for first, last in _split(levels, *widened, int(rules.max_seconds / FRAME_SECONDS)):
+            pieces.append((first * frame, min(last * frame, len(samples))))
+    return pieces
+
+
+def frame_levels(samples: np.ndarray, frame: int) -> np.ndarray:
+    """Return the level of each frame in dB of full scale; the last frame may be shorter."""
+    levels = []
+    block = round(BLOCK_SECONDS / FRAME_SECONDS) * frame
+    for start in range(0, len(samples), block):
+        energy = np.square(samples[start : start + block], dtype=np.float64)
+        starts = np.arange(0, len(energy), frame)
+        sizes = np.minimum(frame, len(energy) - starts)
+        levels.append(10 * np.log10(np.add.reduceat(energy, starts) / sizes + 1e-12))
+    return np.concatenate(levels) if levels else np.zeros(0)
+
+
+def _threshold(levels: np.ndarray) -> np.ndarray:
+    """Return the level above which each frame is speech."""
+    size = round(NEIGHBOURHOOD_SECONDS / FRAME_SECONDS)
+    starts = range(0, len(levels), size // 2)
+    loudest = np.percentile(levels, LOUD)
+    thresholds = []
+    for start in starts:
+        quiet, loud = np.percentile(levels[max(0, start - size // 4) : start + 3 * size // 4], [QUIET, LOUD])
+        threshold = max(quiet + max((loud - quiet) / 4, MIN_RISE_DB), loud - MAX_RANGE_DB)
+        thresholds.append(min(threshold, loudest - MIN_DROP_DB))
+    return np.repeat(thresholds, size // 2)[: len(levels)]
+
+
+def _runs(speech: np.ndarray, pause: int) -> Iterator[tuple[int, int]]:
+    """Yield `(start, stop)` of the stretches of speech, joined across gaps shorter than `pause` frames."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], speech, [False]]).astype(np.int8)))
+    starts, stops = edges[::2], edges[1::2]
+    if not len(starts):
+        return
+    cuts = np.flatnonzero(starts[1:] - stops[:-1] >= pause)
+    yield from zip(starts[np.r_[0, cuts + 1]].tolist(), stops[np.r_[cuts, len(stops) - 1]].tolist(), strict=True)
+
+
+def _split(levels: np.ndarray, start: int, stop: int, longest: int) -> Iterator[tuple[int, int]]:
+    """Cut a stretch into parts of at most `longest` frames, each time at the quietest place of the second half."""
+    while stop - start > longest:
+        # A place is a fifth of a second wide, so that the cut falls between words rather than inside a plosive.
+        width = round(0.2 / FRAME_SECONDS)
+        candidates = levels[start + longest // 2 : start + longest]
+        smooth = np.convolve(candidates, np.ones(width) / width, mode="valid")
+        cut = start + longest // 2 + int(smooth.argmin()) + width // 2
+        yield start, cut
+        start = cut
+    yield start, stop

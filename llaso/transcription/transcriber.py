@@ -1,0 +1,168 @@
+"""Transcribing a recording piece by piece, in batches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from .partial import PartialTranscript
+from .pieces import PieceRules, speech_pieces
+from .recordings import decoded
+from .transcript_formats import Segment
+
+BATCH_SIZE = 8
+
+
+class Transcriber:
+    """Transcribes recordings with a model, greedily.
+
+    Args:
+        model: a `LlasoForConditionalGeneration`.
+        processor: its processor.
+        max_new_tokens: maximum length of a piece's transcript.
+        batch_size: pieces that are transcribed together.
+        rules: where recordings are cut; by default at pauses, into pieces of one encoder window at most.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        max_new_tokens: int = 256,
+        batch_size: int = BATCH_SIZE,
+        rules: PieceRules | None = None,
+    ):
+        self.model, self.processor = model, processor
+        self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
+        self.rate: int = processor.feature_extractor.sampling_rate
+        self.window_seconds: float = processor.feature_extractor.n_samples / self.rate
+        self.rules = rules or PieceRules(max_seconds=self.window_seconds)
+        if self.rules.max_seconds > self.window_seconds:
+            raise ValueError(f"pieces of {self.rules.max_seconds:g} s exceed the encoder's {self.window_seconds:g} s")
+
+    def transcribe_file(
+        self,
+        file: str | Path,
+        *,
+        times: bool = True,
+        partial: Path | None = None,
+        progress: Callable[[float, float], None] | None = None,
+    ) -> tuple[list[Segment], float]:
+        """Transcribe a file of any length.
+
+        Args:
+            file: an audio file.
+            times: cut short recordings at pauses, too, so that their segments have times.
+            partial: file that keeps finished segments; a call after an interruption continues from it. Delete it once
+                the transcript is stored.
+            progress: called with the seconds that are done and the length of the recording.
+
+        Returns:
+            The segments, and the length of the recording in seconds.
+
+        Raises:
+            ValueError: the file cannot be read; the message names it.
+        """
+        with decoded(file, self.rate) as samples:
+            seconds = len(samples) / self.rate
+            pieces = self.pieces(samples, times)
+            store = None if partial is None else PartialTranscript(partial, self._header(samples, pieces))
+            segments = [] if store is None else list(store.segments)
+            for batch in self.segments(samples, pieces[len(segments) :]):
+                segments += batch
+                if store is not None:
+                    store.add(batch)
+                if progress is not None:
+                    progress(segments[-1].end, seconds)
+        return segments, seconds
+
+    def _header(self, samples: np.ndarray, pieces: list[tuple[int, int]]) -> dict[str, Any]:
+        """Return what segments depend on, for a partial transcript."""
+        digest = hashlib.sha256()
+        for start in range(0, len(samples), 2**22):
+            digest.update(samples[start : start + 2**22].tobytes())
+        parameters = sum(float(parameter.detach().double().sum()) for parameter in self.model.parameters())
+        return {
+            "samples": digest.hexdigest(),
+            "pieces": hashlib.sha256(repr(pieces).encode()).hexdigest(),
+            "rules": asdict(self.rules),
+            "model": [self.model.num_parameters(), parameters],
+            "instruction": self.processor.transcription_prompt,
+            "max_new_tokens": self.max_new_tokens,
+        }
+
+    def pieces(self, samples: np.ndarray, cut_short: bool = True) -> list[tuple[int, int]]:
+        """Find the pieces of a recording.
+
+        Args:
+            samples: mono samples at the encoder's rate.
+            cut_short: cut recordings that the encoder takes whole, too, as segment times need it.
+
+        Returns:
+            `(start, stop)` sample positions; the whole recording if there is no speech by the energy rule.
+        """
+        whole = [(0, len(samples))]
+        if len(samples) <= self.window_seconds * self.rate and not cut_short:
+            return whole
+        found = speech_pieces(samples, self.rate, self.rules)
+        return found or (whole if len(samples) <= self.window_seconds * self.rate else [])
+
+    def segments(self, samples: np.ndarray, pieces: list[tuple[int, int]]) -> Iterator[list[Segment]]:
+        """Transcribe pieces of a recording.
+
+        Yields:
+            The segments of each batch, in order.
+        """
+        for first in range(0, len(pieces), self.batch_size):
+            batch = pieces[first : first + self.batch_size]
+            results = self.transcribe([np.array(samples[start:stop]) for start, stop in batch])
+            yield [
+                Segment(start / self.rate, stop / self.rate, *result)
+                for (start, stop), result in zip(batch, results, strict=True)
+            ]
+
+    def transcribe(self, clips: list[np.ndarray]) -> list[tuple[str, float, str]]:
+        """Transcribe clips together.
+
+        Returns:
+            Text, mean log-probability and finish reason of each.
+        """
+        inputs = self.processor.apply_transcription_request(clips).to(self.model.device)
+        recorder = _ChosenLogProbs()
+        generated = self.model.generate(
+            **inputs,
+            max_new_tokens=self.max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            logits_processor=LogitsProcessorList([recorder]),
+        )[:, inputs["input_ids"].shape[1] :]
+        ends = self.model.generation_config.eos_token_id
+        is_end = torch.isin(generated, torch.tensor([] if ends is None else ends, device=generated.device).flatten())
+        results = []
+        for row, ended, logprobs in zip(generated, is_end, recorder.by_row(), strict=True):
+            length = int(ended.int().argmax()) + 1 if ended.any() else len(row)
+            text = self.processor.decode(row[:length], skip_special_tokens=True).strip()
+            results.append((text, float(logprobs[:length].mean()), "stop" if ended.any() else "length"))
+        return results
+
+
+class _ChosenLogProbs(LogitsProcessor):
+    """Records the log-probability of the token that greedy decoding chooses at each step."""
+
+    def __init__(self) -> None:
+        self._steps: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        self._steps.append(scores.float().log_softmax(-1).amax(-1).cpu())
+        return scores
+
+    def by_row(self) -> torch.Tensor:
+        """Return the log-probabilities, `(rows, steps)`."""
+        return torch.stack(self._steps, dim=1)

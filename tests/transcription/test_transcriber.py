@@ -1,0 +1,159 @@
+"""Long recordings: every piece is transcribed as it would be alone, with its times; work that is done is kept."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from support.tiny_llaso import RATE, tiny_llaso, tone
+
+from llaso.transcription import recordings
+from llaso.transcription.recordings import decoded
+from llaso.transcription.transcriber import Transcriber
+from llaso.transcription.transcript_formats import Segment, joined_text, transcript
+
+
+@pytest.fixture(scope="module")
+def transcriber() -> Transcriber:
+    return Transcriber(*tiny_llaso("trim"), max_new_tokens=6, batch_size=3)
+
+
+def long_recording(count: int = 5) -> np.ndarray:
+    pause = np.zeros(RATE, np.float32)
+    parts = [part for number in range(count) for part in (tone(0.6 + 0.2 * number, 200.0 + 60 * number), pause)]
+    return np.concatenate(parts)
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "long.wav"
+    soundfile.write(path, long_recording(), RATE, subtype="FLOAT")
+    return path
+
+
+def test_each_piece_is_transcribed_as_alone_with_its_mean_log_probability(transcriber, file):
+    segments, seconds = transcriber.transcribe_file(file)
+    samples = long_recording()
+    assert seconds == len(samples) / RATE and len(segments) == 5
+    model, processor = transcriber.model, transcriber.processor
+    for segment in segments:
+        clip = samples[round(segment.start * RATE) : round(segment.end * RATE)]
+        inputs = processor.apply_transcription_request(clip)
+        out = model.generate(
+            **inputs, max_new_tokens=6, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
+        tokens = out.sequences[0, inputs["input_ids"].shape[1] :]
+        assert segment.text == processor.decode(tokens, skip_special_tokens=True).strip()
+        logprobs = torch.stack(out.logits)[:, 0].log_softmax(-1).gather(1, tokens[:, None])
+        assert segment.avg_logprob == pytest.approx(float(logprobs.mean()), abs=1e-4)
+        assert segment.finish_reason == "length"
+
+
+def test_the_end_token_ends_text_and_mean(transcriber):
+    model = transcriber.model
+    clips = [tone(0.5), tone(1.1, 700.0)]
+    tokens = model.generate(**transcriber.processor.apply_transcription_request(clips[:1]), max_new_tokens=6)[0, -6:]
+    model.generation_config.eos_token_id = int(tokens[2])
+    try:
+        together = transcriber.transcribe(clips)
+        alone = [transcriber.transcribe([clip])[0] for clip in clips]
+    finally:
+        model.generation_config.eos_token_id = None
+    assert alone[0][2] == "stop"
+    for one, other in zip(together, alone, strict=True):
+        assert one[0] == other[0] and one[1] == pytest.approx(other[1], abs=1e-4) and one[2] == other[2]
+
+
+def test_a_short_recording_is_one_piece_unless_times_are_wanted(transcriber, file):
+    whole, _ = transcriber.transcribe_file(file, times=False)
+    assert [(segment.start, segment.end) for segment in whole] == [(0, len(long_recording()) / RATE)]
+
+
+def test_an_interrupted_transcription_goes_on_where_it_stopped(transcriber, file, tmp_path, monkeypatch):
+    expected = transcriber.transcribe_file(file)
+    partial, asked = tmp_path / "long.partial", []
+    transcribe = transcriber.transcribe
+
+    def breaks(clips):
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(len(clips))
+        return transcribe(clips)
+
+    monkeypatch.setattr(transcriber, "transcribe", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        transcriber.transcribe_file(file, partial=partial)
+    with partial.open("a") as cut:
+        cut.write('{"start": 3.')  # the process ended within a line
+
+    def counted(clips):
+        asked.append(len(clips))
+        return transcribe(clips)
+
+    monkeypatch.setattr(transcriber, "transcribe", counted)
+    done = []
+    assert transcriber.transcribe_file(file, partial=partial, progress=lambda *at: done.append(at)) == expected
+    assert asked == [3, 2] and done == [(expected[0][-1].end, expected[1])]
+    other = Transcriber(transcriber.model, transcriber.processor, max_new_tokens=5, batch_size=3)
+    assert len(other.transcribe_file(file, partial=partial)[0]) == 5  # other settings: from the beginning
+    assert json.loads(partial.read_text().splitlines()[0])["max_new_tokens"] == 5
+
+
+@pytest.mark.parametrize(("kind", "rate", "channels"), [("WAV", 44_100, 2), ("FLAC", 8_000, 1), ("OGG", 48_000, 1)])
+def test_blocks_are_the_recording_as_a_whole(tmp_path, monkeypatch, kind, rate, channels):
+    from llaso_common.audio import read_audio
+
+    path = tmp_path / f"clip.{kind.lower()}"
+    sound = np.random.default_rng(0).normal(0, 0.1, (round(3.3 * rate), channels)).astype(np.float32)
+    soundfile.write(path, sound, rate, format=kind)
+    monkeypatch.setattr(recordings, "BLOCK_SECONDS", 1)
+    with decoded(path, RATE) as samples:
+        np.testing.assert_allclose(samples, read_audio(path), atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(np.zeros(RATE), "is silent"), (np.zeros(0), "no samples"), (np.full(9, np.nan), "NaN"), (None, "not readable")],
+)
+def test_recordings_that_cannot_be_used_are_named(tmp_path, content, message):
+    path = tmp_path / "bad.wav"
+    if content is None:
+        path.write_bytes(b"no audio")
+    else:
+        soundfile.write(path, content, RATE, subtype="FLOAT")
+    with pytest.raises(ValueError, match=rf"bad\.wav: .*{message}"), decoded(path, RATE):
+        pass
+
+
+# ---- Formats ----
+
+SEGMENTS = [
+    Segment(0.0, 1.25, "Hello <b>", -0.1),
+    Segment(2.0, 2.5, "", -0.2),
+    Segment(3599.9996, 3661.5, "R&D\n\n--> end", -0.3, "length"),
+]
+
+
+def test_srt():
+    assert transcript(SEGMENTS, "srt", 3700.0) == (
+        "1\n00:00:00,000 --> 00:00:01,250\nHello <b>\n\n2\n01:00:00,000 --> 01:01:01,500\nR&D --> end\n"
+    )
+
+
+def test_vtt():
+    assert transcript(SEGMENTS, "vtt", 3700.0) == (
+        "WEBVTT\n\n00:00:00.000 --> 00:00:01.250\nHello &lt;b&gt;\n\n"
+        "01:00:00.000 --> 01:01:01.500\nR&amp;D --&gt; end\n"
+    )
+
+
+def test_text_and_json():
+    assert transcript(SEGMENTS[:2], "text", 3.0) == "Hello <b>\n" and joined_text(SEGMENTS[:2]) == "Hello <b>"
+    record = json.loads(transcript(SEGMENTS, "json", 3700.0, "a.wav"))
+    assert record["file"] == "a.wav" and record["duration"] == 3700.0
+    assert [Segment(**segment) for segment in record["segments"]] == SEGMENTS
+    with pytest.raises(ValueError, match="choose one of text, json, srt, vtt"):
+        transcript(SEGMENTS, "docx", 1.0)
