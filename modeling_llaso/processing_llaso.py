@@ -380,6 +380,8 @@ class LlasoProcessor(ProcessorMixin):
     def check_messages(self, conversations: list[list[dict[str, Any]]]) -> None:
         """Refuse what would break a prompt: special tokens typed as text, empty messages, unknown parts.
 
+        An earlier answer may be empty, because a model may have given it.
+
         Raises:
             ValueError: naming the conversation, the message and what is wrong with it.
         """
@@ -404,7 +406,8 @@ class LlasoProcessor(ProcessorMixin):
                             f"{place}: the text holds the special token {found.group()!r}, which would break the "
                             'prompt. Write it differently; audio goes in a part {"type": "audio"}'
                         )
-                if all(part["type"] == "text" and not part["text"].strip() for part in parts):
+                answered_before = message["role"] == "assistant" and turn + 1 < len(conversation)
+                if not answered_before and all(part["type"] == "text" and not part["text"].strip() for part in parts):
                     raise ValueError(f"{place}: the message is empty")
 
     def apply_chat_template(  # type: ignore[override]

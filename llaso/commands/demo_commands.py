@@ -24,6 +24,7 @@ def add_parser(commands) -> None:
     demo.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
     demo.add_argument("--device", default=None, help="cpu, cuda, …; by default the GPU where there is one")
     demo.add_argument("--export", metavar="DIR", help="write a Space into a new folder; a local model goes with it")
+    demo.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     demo.set_defaults(run=run_demo)
 
 
@@ -35,6 +36,8 @@ def run_demo(arguments: argparse.Namespace) -> None:
         raise ValueError("the demo needs gradio: pip install 'llaso[demo]'") from error
     if arguments.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens {arguments.max_new_tokens}: an answer has a token at least")
+    if arguments.overwrite and arguments.export is None:
+        raise ValueError("--overwrite is for --export")
     if arguments.export is not None:
         _export(arguments)
     else:
@@ -45,7 +48,10 @@ def _export(arguments: argparse.Namespace) -> None:
     from ..demo.menu_builder import build_menu
     from ..demo.space import export
 
-    out = export(arguments.model, Path(arguments.export), lambda folder: build_menu(arguments.model, folder))
+    def write_menu(folder: Path) -> None:
+        build_menu(arguments.model, folder)
+
+    out = export(arguments.model, Path(arguments.export), write_menu, arguments.overwrite)
     print(f"a Space is in {out}: `python {out / 'app.py'}` runs it here;")
     print(
         f"`hf repos create OWNER/NAME --repo-type space --space-sdk gradio` and `hf upload OWNER/NAME {out} . "

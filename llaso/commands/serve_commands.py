@@ -25,6 +25,13 @@ def add_parser(commands) -> None:
     key = serve.add_mutually_exclusive_group()
     key.add_argument("--api-key-env", metavar="NAME", help="environment variable with the key that clients must send")
     key.add_argument("--api-key-file", metavar="FILE", help="file with that key")
+    serve.add_argument(
+        "--audio-host",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="fetch audio URLs of this host; private addresses only if their network is named, too; repeatable",
+    )
     limits = serve.add_argument_group("limits")
     for limit in fields(Limits):
         limits.add_argument(
@@ -63,7 +70,7 @@ def run_serve(arguments: argparse.Namespace) -> None:
             )
         name = model_name(arguments.model)
         print(f"serving {name} at {address(bound)}/v1", flush=True)
-        run(build_app(model, processor, name, limits, api_key), bound, limits)
+        run(build_app(model, processor, name, limits, api_key, arguments.audio_host), bound, limits)
 
 
 def model_name(model: str) -> str:

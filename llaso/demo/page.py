@@ -74,7 +74,7 @@ def build_page(demo_model: DemoModel, menu: Menu, name: str) -> gr.Blocks:
                     elem_id="content",
                 )
                 gr.HTML(
-                    '<p class="hint">WAV, FLAC, OGG, MP3 or AIFF, '
+                    '<p class="hint">Any usual audio format, '
                     f"up to {demo_model.max_audio_seconds / 60:.3g} minutes.</p>",
                 )
                 with gr.Row(elem_id="buttons"):

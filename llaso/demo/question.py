@@ -111,7 +111,7 @@ class DemoModel:
         clip = np.concatenate(clips)
         if len(clip) > self.max_audio_seconds * self.rate:
             raise ValueError(
-                f"The recording lasts {_clock(len(clip) / self.rate)}, and the model hears "
+                f"The recording lasts {_clock(len(clip) / self.rate)}, and this model takes "
                 f"{_clock(self.max_audio_seconds)} at most: cut it with the scissors "
                 "under the waveform, or upload a shorter one."
             )
@@ -131,7 +131,12 @@ class DemoModel:
             prompt_tokens = inputs["input_ids"].shape[1]
             room = self.model.config.text_config.max_position_embeddings - prompt_tokens
             if room < 1:
-                raise ValueError(f"The question takes {prompt_tokens} tokens, more than the model reads: shorten it.")
+                audio_tokens = self.processor.count_audio_tokens(len(clip))
+                part = "recording" if 2 * audio_tokens > prompt_tokens else "text"
+                raise ValueError(
+                    f"The {part} is too long for this model: {audio_tokens:,} tokens of audio and "
+                    f"{prompt_tokens - audio_tokens:,} of text do not leave room for an answer. Shorten the {part}."
+                )
             started, text = time.perf_counter(), ""
             for piece in self._generate(inputs, min(room, self.max_new_tokens)):
                 text += piece

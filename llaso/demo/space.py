@@ -12,6 +12,7 @@ from pathlib import Path
 from string import Template
 
 import llaso
+from llaso_common.output_folder import refuse_existing, replaced_folder
 from modeling_llaso.loading import checkpoint, load
 
 REQUIREMENTS = ("torch", "transformers", "safetensors", "numpy", "soundfile", "soxr", "matplotlib")
@@ -19,8 +20,7 @@ REQUIREMENTS = ("torch", "transformers", "safetensors", "numpy", "soundfile", "s
 CODE = (
     "llaso/__init__.py",
     "llaso/demo",
-    "llaso_common/__init__.py",
-    "llaso_common/audio.py",
+    "llaso_common",
     "modeling_llaso/__init__.py",
     "modeling_llaso/configuration_llaso.py",
     "modeling_llaso/loading.py",
@@ -75,26 +75,40 @@ The same page here: `pip install -r requirements.txt gradio==$gradio`, then `pyt
 """)
 
 
-def export(model: str, out: Path, write_menu: Callable[[Path], object]) -> Path:
+def export(model: str, out: Path, write_menu: Callable[[Path], object], overwrite: bool = False) -> Path:
     """Write a Space.
 
     Args:
         model: a Hub id, which the Space will load, or a folder, whose checkpoint goes into the Space.
         out: a folder that is new or empty.
         write_menu: writes the menu into a folder.
+        overwrite: replace an earlier export in `out`.
 
     Returns:
         `out`.
 
     Raises:
-        ValueError: the folder holds something, or there is no checkpoint.
+        ValueError: the folder is not empty, or not an earlier export, or there is no checkpoint.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out}: not an empty folder; name a new one, so that nothing is overwritten")
+    refuse_existing(out, overwrite)
+    if overwrite and out.exists() and any(out.iterdir()) and not _is_export(out):
+        raise ValueError(f"{out} was not written by `llaso demo --export`, so --overwrite does not replace it")
     named = checkpoint(model)
     local = Path(named).is_dir()
     title = Path(named).resolve().name if local else named
-    out.mkdir(parents=True, exist_ok=True)
+    with replaced_folder(out) as folder:
+        _write(folder, named, title, local, write_menu)
+    return out
+
+
+def _is_export(folder: Path) -> bool:
+    """Return whether an earlier export wrote the folder."""
+    app = folder / "app.py"
+    return app.is_file() and "written by `llaso demo --export`" in app.read_text(encoding="utf-8")
+
+
+def _write(out: Path, named: str, title: str, local: bool, write_menu: Callable[[Path], object]) -> None:
+    """Write the files of a Space into an empty folder."""
     if local:
         for part in load(named, "cpu"):
             part.save_pretrained(out / "model")
@@ -115,4 +129,3 @@ def export(model: str, out: Path, write_menu: Callable[[Path], object]) -> Path:
     weights = ", and `model/` the weights" if local else ""
     front = {"title": title, "gradio": version("gradio"), "python": PYTHON, "models": models, "weights": weights}
     (out / "README.md").write_text(README.substitute(front), encoding="utf-8")
-    return out

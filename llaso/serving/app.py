@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -17,11 +17,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from .engine import AnswerChunk, Engine
+from ..transcription.transcript_formats import joined_text, transcript
+from .engine import Engine
 from .errors import ApiError
 from .limits import Limits
 from .middleware import ApiKeyMiddleware, BodyMiddleware, MetricsMiddleware
-from .protocol import ChatRequest, TranscriptionRequest, transcription_usage, usage, validated
+from .protocol import ChatRequest, TranscriptionRequest, segment_record, transcription_usage, usage, validated
+from .remote_audio import AllowedHosts
 from .request_inputs import PromptBuilder
 from .request_queue import AnswerStream, ClientDisconnected, PreparedRequest, RequestQueue
 from .sampling import Sampler
@@ -57,7 +59,14 @@ def unsupported_generation_fields(generation_config) -> list[str]:
     ]
 
 
-def build_app(model, processor, name: str, limits: Limits | None = None, api_key: str | None = None) -> Starlette:
+def build_app(
+    model,
+    processor,
+    name: str,
+    limits: Limits | None = None,
+    api_key: str | None = None,
+    audio_hosts: Sequence[str] = (),
+) -> Starlette:
     """Build the ASGI application that serves one model.
 
     Args:
@@ -66,10 +75,13 @@ def build_app(model, processor, name: str, limits: Limits | None = None, api_key
         name: name of the model in requests.
         limits: limits of the server.
         api_key: the key that clients must send; none by default.
+        audio_hosts: hosts that audio URLs may name; see `AllowedHosts`.
     """
     limits = limits or Limits()
     metrics = ServerMetrics()
-    endpoints = Endpoints(model, processor, name, limits, metrics)
+    context = model.config.text_config.max_position_embeddings
+    prompts = PromptBuilder(processor, context, limits, AllowedHosts(audio_hosts))
+    endpoints = Endpoints(model, prompts, name, limits, metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -108,12 +120,12 @@ class Endpoints:
 
     queue: RequestQueue
 
-    def __init__(self, model, processor, name: str, limits: Limits, metrics: ServerMetrics):
+    def __init__(self, model, prompts: PromptBuilder, name: str, limits: Limits, metrics: ServerMetrics):
         self._name = name
         self._limits = limits
         self._metrics = metrics
         self._created = int(time.time())
-        self._prompts = PromptBuilder(processor, model.config.text_config.max_position_embeddings, limits)
+        self._prompts = prompts
         generation = model.generation_config
         self._temperature = (generation.temperature or 1.0) if generation.do_sample else 0.0
         self._top_p = (generation.top_p or 1.0) if generation.do_sample else 1.0
@@ -126,27 +138,26 @@ class Endpoints:
         chat: ChatRequest = await asyncio.to_thread(validated, ChatRequest, body)
         self._check_name(chat.model)
 
-        def prepare() -> PreparedRequest:
+        def prepare() -> Iterator[PreparedRequest]:
             temperature = self._temperature if chat.temperature is None else chat.temperature
             top_p = self._top_p if chat.top_p is None else chat.top_p
-            return PreparedRequest(
-                *self._prompts.for_chat(chat), Sampler(temperature, top_p, chat.seed), chat.stop or ()
-            )
+            sampler = Sampler(temperature, top_p, chat.seed)
+            yield PreparedRequest(*self._prompts.for_chat(chat), sampler, chat.stop or ())
 
         answer = await self.queue.submit(request.receive, prepare, stream=bool(chat.stream))
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": self._name}
         if chat.stream:
             with_usage = chat.stream_options is not None and chat.stream_options.include_usage
             return EventStreamResponse(answer, ChatEvents(head, with_usage), self._metrics)
-        text, chunk = await _read_all(answer)
+        text, finish_reason = await _read_all(answer)
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": text, "refusal": None},
             "logprobs": None,
-            "finish_reason": chunk.finish_reason,
+            "finish_reason": finish_reason,
         }
         prompt = answer.prompt
-        used = usage(prompt.tokens, prompt.audio_tokens, chunk.tokens)
+        used = usage(prompt.tokens, prompt.audio_tokens, answer.tokens)
         return JSONResponse({**head, "object": "chat.completion", "choices": [choice], "usage": used})
 
     async def transcription(self, request: Request) -> Response:
@@ -164,28 +175,39 @@ class Endpoints:
         options: TranscriptionRequest = validated(TranscriptionRequest, fields)
         self._check_name(options.model)
 
-        def prepare() -> PreparedRequest:
-            return PreparedRequest(*self._prompts.for_transcription(options, file), Sampler(options.temperature))
+        seconds = 0.0
+
+        def prepare() -> Iterator[PreparedRequest]:
+            nonlocal seconds
+            samples, pieces, rate = self._prompts.transcription_pieces(options, file)
+            seconds = len(samples) / rate
+            for start, stop in pieces:
+                inputs, size = self._prompts.for_transcription(options, samples[start:stop])
+                yield PreparedRequest(inputs, size, Sampler(options.temperature), (), (start / rate, stop / rate))
 
         answer = await self.queue.submit(request.receive, prepare, stream=options.stream)
         headers = {UNUSED_HEADER: "language"} if options.language else {}
         if options.stream:
-            return EventStreamResponse(answer, TranscriptEvents(), self._metrics, headers)
-        text, chunk = await _read_all(answer)
-        text = text.strip()
-        if options.response_format == "text":
-            return PlainTextResponse(text + "\n", headers=headers)
+            return EventStreamResponse(
+                answer, TranscriptEvents(bool(options.timestamp_granularities)), self._metrics, headers
+            )
+        _, finish_reason = await _read_all(answer)
+        if options.response_format in ("srt", "text", "vtt"):
+            content = transcript(answer.segments, options.response_format, seconds)
+            return PlainTextResponse(content, headers=headers)
+        text = joined_text(answer.segments)
         prompt = answer.prompt
         if options.response_format == "json":
-            used = transcription_usage(prompt.tokens, prompt.audio_tokens, chunk.tokens)
-            return JSONResponse({"text": text, "usage": used, "finish_reason": chunk.finish_reason}, headers=headers)
+            used = transcription_usage(prompt.tokens, prompt.audio_tokens, answer.tokens)
+            return JSONResponse({"text": text, "usage": used, "finish_reason": finish_reason}, headers=headers)
         verbose = {
             "task": "transcribe",
             "language": options.language,
-            "duration": prompt.audio_seconds,
+            "duration": seconds,
             "text": text,
-            "finish_reason": chunk.finish_reason,
-            "usage": {"type": "duration", "seconds": prompt.audio_seconds},
+            "segments": [segment_record(*numbered) for numbered in enumerate(answer.segments)],
+            "finish_reason": finish_reason,
+            "usage": {"type": "duration", "seconds": seconds},
         }
         return JSONResponse(verbose, headers=headers)
 
@@ -222,13 +244,13 @@ class Endpoints:
             )
 
 
-async def _read_all(answer: AnswerStream) -> tuple[str, AnswerChunk]:
-    """Return the whole text of an answer, and its last chunk."""
+async def _read_all(answer: AnswerStream) -> tuple[str, str | None]:
+    """Return the whole text of an answer, and its finish reason."""
     try:
         chunks = [chunk async for chunk in answer]
     finally:
         answer.close()
-    return "".join(chunk.text for chunk in chunks), chunks[-1]
+    return "".join(chunk.text for chunk in chunks), chunks[-1].finish_reason
 
 
 async def _api_error(request: Request, error: Exception) -> Response:

@@ -35,6 +35,8 @@ class IncrementalDetokenizer:
         Returns:
             The text that became final. `stopped` is set once a stop sequence is complete.
         """
+        if self.stopped:
+            return ""
         self._tokens.append(token)
         text = self._new_text()
         if not text or text.endswith(INCOMPLETE):
@@ -46,7 +48,7 @@ class IncrementalDetokenizer:
         """Return the text that was held back; no token follows."""
         if self.stopped:
             return ""
-        text = self._before_stop(self._new_text())
+        text = self._before_stop(self._new_text(), final=True)
         rest, self._held = self._held, ""
         return text + rest
 
@@ -57,18 +59,23 @@ class IncrementalDetokenizer:
     def _decode(self, tokens: list[int]) -> str:
         return self._tokenizer.decode(tokens, skip_special_tokens=True)
 
-    def _before_stop(self, text: str) -> str:
+    def _before_stop(self, text: str, final: bool = False) -> str:
+        """Split held and new text into what is final, which is returned, and what is held.
+
+        Of several stop sequences the one that begins first ends the text. One that begins earlier than a complete one
+        may still be incomplete, so the text is held until it is decided.
+        """
         text = self._held + text
-        found = [place for stop in self._stops if (place := text.find(stop)) >= 0]
-        if found:
-            self.stopped = True
-            self._held = ""
-            return text[: min(found)]
-        held = max((_overlap(text, stop) for stop in self._stops), default=0)
-        self._held = text[len(text) - held :]
-        return text[: len(text) - held]
+        end = min((place for stop in self._stops if (place := text.find(stop)) >= 0), default=len(text))
+        stops = () if final else self._stops
+        undecided = min((_start_of_partial(text, stop) for stop in stops), default=len(text))
+        self.stopped = end < len(text) and end <= undecided
+        split = min(end, undecided)
+        self._held = "" if self.stopped else text[split:]
+        return text[:split]
 
 
-def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of the text are the beginning of the stop sequence."""
-    return next((count for count in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:count])), 0)
+def _start_of_partial(text: str, stop: str) -> int:
+    """Return where the longest incomplete stop sequence at the end of the text begins, or the length of the text."""
+    lengths = range(min(len(text), len(stop) - 1), 0, -1)
+    return len(text) - next((length for length in lengths if text.endswith(stop[:length])), 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -33,11 +34,13 @@ class AnswerChunk:
     Args:
         text: the new text.
         tokens: number of tokens of the answer so far.
+        logprob: sum of their log-probabilities.
         finish_reason: `"stop"` or `"length"` if the answer ends here.
     """
 
     text: str
     tokens: int
+    logprob: float
     finish_reason: str | None = None
 
 
@@ -79,16 +82,18 @@ class RunningRequest:
         self.request = request
         self.text = IncrementalDetokenizer(tokenizer, request.stops)
         self.tokens = 0
+        self.logprob = 0.0
         self.last_token = -1
         self._undelivered = ""
 
-    def add_token(self, token: int, end_tokens: frozenset[int]) -> bool:
+    def add_token(self, token: int, logprob: float, end_tokens: frozenset[int]) -> bool:
         """Add a token, and deliver the text that became final.
 
         Returns:
             Whether the answer continues.
         """
         self.tokens += 1
+        self.logprob += logprob
         self.last_token = token
         reason = None
         if token in end_tokens:
@@ -104,7 +109,7 @@ class RunningRequest:
             # The text that was held back may complete a stop sequence.
             reason = "stop" if self.text.stopped else reason
         if reason or (self.request.stream and self._undelivered):
-            self.request.deliver(AnswerChunk(self._undelivered, self.tokens, reason))
+            self.request.deliver(AnswerChunk(self._undelivered, self.tokens, self.logprob, reason))
             self._undelivered = ""
         return reason is None
 
@@ -222,12 +227,14 @@ class Engine:
     def _add_tokens(self, logits: torch.Tensor, rows: list[RunningRequest]) -> None:
         """Choose the next token of each row, and remove the rows that ended."""
         tokens = next_tokens(logits, [row.request.sampler for row in rows])
+        chosen = torch.tensor(tokens, device=logits.device)[:, None]
+        logprobs = logits.float().log_softmax(-1).gather(1, chosen)[:, 0].tolist()
         ended = []
-        for row, token, finite in zip(rows, tokens, logits.amax(-1).isfinite().tolist(), strict=True):
-            if not finite:
+        for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
+            if not math.isfinite(logprob):
                 row.request.deliver(FloatingPointError("the model's logits are not finite"))
                 ended.append(row)
-            elif not row.add_token(token, self._end_tokens):
+            elif not row.add_token(token, logprob, self._end_tokens):
                 ended.append(row)
         self._drop(ended)
 

@@ -6,11 +6,23 @@ ignored.
 
 from __future__ import annotations
 
+import re
+from dataclasses import asdict
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
+from ..transcription.transcript_formats import Segment
 from .errors import ApiError
 
 SEED = Field(default=None, ge=-(2**63), lt=2**63)
@@ -25,6 +37,15 @@ class RequestModel(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_empty(cls, given: Any) -> Any:
+        """Treat null, [] and {} as not given, as clients send them for unused fields; a required field keeps them."""
+        if not isinstance(given, dict):
+            return given
+        required = {name for name, field in cls.model_fields.items() if field.is_required()}
+        return {name: value for name, value in given.items() if name in required or value not in (None, [], {})}
+
 
 class TextPart(RequestModel):
     type: Literal["text"]
@@ -32,15 +53,26 @@ class TextPart(RequestModel):
 
 
 class InputAudio(RequestModel):
-    """An audio file in base64."""
+    """An audio file in base64, or a data URI of one. The file tells its own format; `format` is not used."""
 
     data: str
-    format: Literal["wav", "mp3", "flac", "ogg", "aiff"]
+    format: str | None = None
 
 
 class AudioPart(RequestModel):
     type: Literal["input_audio"]
     input_audio: InputAudio
+
+
+class AudioUrl(RequestModel):
+    """A data URI, or a URL of a host that the server may fetch from."""
+
+    url: str
+
+
+class AudioUrlPart(RequestModel):
+    type: Literal["audio_url"]
+    audio_url: AudioUrl
 
 
 def _parts(content: Any) -> Any:
@@ -49,7 +81,9 @@ def _parts(content: Any) -> Any:
 
 Texts = Annotated[list[TextPart], BeforeValidator(_parts), Field(min_length=1)]
 Parts = Annotated[
-    list[Annotated[TextPart | AudioPart, Field(discriminator="type")]], BeforeValidator(_parts), Field(min_length=1)
+    list[Annotated[TextPart | AudioPart | AudioUrlPart, Field(discriminator="type")]],
+    BeforeValidator(_parts),
+    Field(min_length=1),
 ]
 """Content of a message: a list of parts, or a string."""
 
@@ -72,7 +106,7 @@ class AssistantMessage(RequestModel):
     """An earlier answer, as a client sends it back, empty fields included."""
 
     role: Literal["assistant"]
-    content: Texts
+    content: Annotated[list[TextPart], BeforeValidator(_parts)] = []
     name: str | None = None
     refusal: None = None
     audio: None = None
@@ -134,23 +168,43 @@ class ChatRequest(RequestModel):
         return self.max_completion_tokens or self.max_tokens
 
 
+def _primary_language(tag: str) -> str:
+    """Return the language of a tag such as en or en-US, without its region or script."""
+    if not re.fullmatch("[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*", tag):
+        raise ValueError(f"{tag!r} is no language tag; write it as en or en-US")
+    return re.split("[-_]", tag)[0].lower()
+
+
 class TranscriptionRequest(BaseModel):
-    """The form fields of `POST /v1/audio/transcriptions`, without the file."""
+    """The form fields of `POST /v1/audio/transcriptions`, without the file; an empty field is not given."""
 
     model_config = ConfigDict(extra="forbid")
 
     model: str
-    language: str | None = Field(default=None, pattern="^[A-Za-z]{2,3}$")
+    language: Annotated[str, AfterValidator(_primary_language)] | None = None
     prompt: str | None = None
-    response_format: Literal["json", "text", "verbose_json"] = "json"
+    response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
     temperature: float = Field(default=0, ge=0, le=1)
     stream: bool = False
+    timestamp_granularities: list[Literal["segment"]] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_empty(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in fields.items() if value not in ("", [], [""])}
 
     @model_validator(mode="after")
     def _consistent(self) -> TranscriptionRequest:
         if self.stream and self.response_format != "json":
             raise ValueError("a stream's response_format is json")
+        if self.timestamp_granularities and not (self.stream or self.response_format == "verbose_json"):
+            raise ValueError("timestamp_granularities is for response_format=verbose_json, or a stream")
         return self
+
+    @property
+    def with_segments(self) -> bool:
+        """Return whether the response has the times of segments."""
+        return bool(self.timestamp_granularities) or self.response_format in ("srt", "verbose_json", "vtt")
 
 
 def validated(request_type: type[BaseModel], given: bytes | dict[str, Any]):
@@ -164,12 +218,15 @@ def validated(request_type: type[BaseModel], given: bytes | dict[str, Any]):
             return request_type.model_validate_json(given)
         return request_type.model_validate(given)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        first = error.errors(include_url=False, include_input=False)[0]
         # After a list index pydantic names the member of the union, which is not a step into the request.
         steps = [step for before, step in pairwise((None, *first["loc"])) if not isinstance(before, int)]
         param = ".".join(map(str, steps)) or None
         unknown = first["type"] == "extra_forbidden"
-        what = "this server does not take it" if unknown else first["msg"]
+        if unknown:
+            what = "this server does not take it"
+        else:
+            what = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
         message = f"{param}: {what}" if param else what
         code = "unknown_parameter" if unknown else "invalid_value"
         raise ApiError(400, message, param=param, code=code) from None
@@ -194,3 +251,8 @@ def transcription_usage(prompt_tokens: int, audio_tokens: int, answer_tokens: in
         "output_tokens": answer_tokens,
         "total_tokens": prompt_tokens + answer_tokens,
     }
+
+
+def segment_record(number: int, segment: Segment) -> dict[str, Any]:
+    """Return a segment as an object of a transcription's `segments`."""
+    return {"id": number, **asdict(segment)}

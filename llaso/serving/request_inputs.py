@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +15,11 @@ import torch
 
 from llaso_common.audio import read_audio
 
+from ..transcription.pieces import PieceRules, speech_pieces
 from .errors import ApiError
 from .limits import Limits
-from .protocol import AudioPart, ChatRequest, TranscriptionRequest
+from .protocol import AudioPart, AudioUrlPart, ChatRequest, TranscriptionRequest
+from .remote_audio import AllowedHosts, fetch
 
 MAX_CHARACTERS_PER_TOKEN = 16
 """Longer text than this per token of the context is refused before tokenizing it, which would be slow."""
@@ -38,7 +41,17 @@ class PromptSize:
     audio_seconds: float
     max_tokens: int
 
+    def __add__(self, other: PromptSize) -> PromptSize:
+        return PromptSize(
+            self.tokens + other.tokens,
+            self.audio_tokens + other.audio_tokens,
+            self.audio_seconds + other.audio_seconds,
+            self.max_tokens + other.max_tokens,
+        )
 
+
+Span = tuple[int, int]
+"""Start and stop, in samples."""
 Inputs = Mapping[str, torch.Tensor]
 """The processor's output for one conversation."""
 
@@ -49,13 +62,15 @@ class PromptBuilder:
     Args:
         processor: the model's processor.
         context: length of the model's context in tokens, prompt and answer together.
-        limits: `audio_seconds` and `answer_tokens` apply here.
+        limits: `audio_seconds`, `answer_tokens` and those of a request's size and arrival apply here.
+        audio_hosts: hosts that audio may be fetched from.
     """
 
-    def __init__(self, processor, context: int, limits: Limits):
+    def __init__(self, processor, context: int, limits: Limits, audio_hosts: AllowedHosts | None = None):
         self._processor = processor
         self._context = context
         self._limits = limits
+        self._audio_hosts = audio_hosts or AllowedHosts()
         # A fast tokenizer is not thread-safe: it raises if two threads encode at once.
         self._tokenizer_lock = threading.Lock()
 
@@ -67,43 +82,102 @@ class PromptBuilder:
         """
         messages: list[dict[str, Any]] = []
         clips: list[np.ndarray] = []
+        deadline = time.monotonic() + self._limits.upload_seconds
         for number, message in enumerate(request.messages):
             role = "system" if message.role == "developer" else message.role
             content = []
             for place, part in enumerate(message.content):
                 if isinstance(part, AudioPart):
                     param = f"messages.{number}.content.{place}.input_audio.data"
-                    clips.append(self._clip(_bytes(part.input_audio.data, param), clips, param))
+                    clips.append(self._clip(_decode_base64(part.input_audio.data, param), clips, param))
+                    content.append({"type": "audio"})
+                elif isinstance(part, AudioUrlPart):
+                    param = f"messages.{number}.content.{place}.audio_url.url"
+                    clips.append(self._clip(self._read_url(part.audio_url.url, param, deadline), clips, param))
                     content.append({"type": "audio"})
                 else:
                     content.append({"type": "text", "text": part.text})
             messages.append({"role": role, "content": content})
-        return self._prompt(messages, clips, request.answer_tokens, "messages")
+        return self._prompt(messages, clips, request.answer_tokens, ("messages", "messages"))
 
-    def for_transcription(self, request: TranscriptionRequest, file: bytes) -> tuple[Inputs, PromptSize]:
-        """Build the prompt that asks for a transcription; `prompt` replaces the processor's instruction.
+    def transcription_pieces(self, request: TranscriptionRequest, file: bytes) -> tuple[np.ndarray, list[Span], int]:
+        """Read a recording and find its pieces.
+
+        Returns:
+            Samples at the encoder's rate, `(start, stop)` positions of the pieces, and the rate in Hz. A recording
+            that the encoder takes whole is cut only if the request asks for segments.
+
+        Raises:
+            ApiError: 400, if the file cannot be read.
+        """
+        rate = self._processor.feature_extractor.sampling_rate
+        try:
+            samples = read_audio(file, rate, name="file", max_seconds=self._limits.audio_seconds)
+        except ValueError as error:
+            raise ApiError(400, str(error), param="file", code="invalid_audio") from None
+        window = self._processor.feature_extractor.n_samples
+        whole = len(samples) <= window
+        if whole and not request.with_segments:
+            return samples, [(0, len(samples))], rate
+        pieces = speech_pieces(samples, rate, PieceRules(max_seconds=window / rate))
+        return samples, pieces or [(0, min(window, len(samples)))], rate
+
+    def for_transcription(self, request: TranscriptionRequest, clip: np.ndarray) -> tuple[Inputs, PromptSize]:
+        """Build the prompt that asks for a transcription; the request's `prompt` follows the instruction as context.
+
+        Args:
+            request: the form fields.
+            clip: samples at the encoder's rate that the encoder takes whole.
 
         Raises:
             ApiError: 400, naming the invalid field.
         """
-        instruction = request.prompt or self._processor.transcription_prompt
+        instruction = self._processor.transcription_prompt
+        if request.prompt and request.prompt.strip():
+            instruction += f"\nContext: {request.prompt.strip()}"
         content = [{"type": "text", "text": instruction}, {"type": "audio"}]
-        return self._prompt([{"role": "user", "content": content}], [self._clip(file, [], "file")], None, "prompt")
+        return self._prompt([{"role": "user", "content": content}], [clip], None, ("file", "prompt"))
+
+    def _read_url(self, url: str, param: str, deadline: float) -> bytes:
+        """Return the file of a data URI, or of a URL whose host is allowed."""
+        if url.startswith("data:"):
+            return _decode_base64(url, param)
+        try:
+            return fetch(url, self._audio_hosts, self._limits.body_bytes, max(0.1, deadline - time.monotonic()))
+        except PermissionError as error:
+            message = f"{param}: {error}; send the file itself, as input_audio or as a data URI"
+            raise ApiError(400, message, param=param, code="url_not_allowed") from None
+        except (ValueError, OSError) as error:
+            raise ApiError(400, f"{param}: {error}", param=param, code="invalid_url") from None
 
     def _clip(self, file: bytes, before: Sequence[np.ndarray], param: str) -> np.ndarray:
         rate = self._processor.feature_extractor.sampling_rate
         left = self._limits.audio_seconds - sum(map(len, before)) / rate
+        longest = self._processor.max_windows * self._processor.feature_extractor.n_samples / rate
         try:
-            return read_audio(file, rate, name=param, max_seconds=left)
+            return read_audio(file, rate, name=param, max_seconds=min(left, longest))
         except ValueError as error:
             raise ApiError(400, str(error), param=param, code="invalid_audio") from None
 
     def _prompt(
-        self, messages: list[dict[str, Any]], clips: list[np.ndarray], max_tokens: int | None, param: str
+        self,
+        messages: list[dict[str, Any]],
+        clips: list[np.ndarray],
+        max_tokens: int | None,
+        params: tuple[str, str],
     ) -> tuple[Inputs, PromptSize]:
+        """Apply the chat template and check the lengths.
+
+        Args:
+            messages: the conversation.
+            clips: its audio, in reading order.
+            max_tokens: requested length of the answer.
+            params: fields of the request that hold the audio and the text.
+        """
+        audio_param, param = params
         characters = sum(len(part.get("text", "")) for message in messages for part in message["content"])
         if characters > MAX_CHARACTERS_PER_TOKEN * self._context:
-            raise self._too_long(f"a text of {characters} characters", param)
+            raise self._too_long(f"the text has {characters} characters", param)
         try:
             with self._tokenizer_lock:
                 inputs = self._processor.apply_chat_template(
@@ -112,29 +186,39 @@ class PromptBuilder:
         except ValueError as error:
             raise ApiError(400, str(error), param=param, code="invalid_value") from None
         tokens = inputs["input_ids"].shape[1]
+        audio_tokens = int(inputs["input_ids"].eq(self._processor.audio_token_id).sum())
+        recording_is_larger = audio_tokens > tokens - audio_tokens
+        part = "recording" if recording_is_larger else "text"
+        measured = f"the {part} is too long: {audio_tokens} tokens of audio and {tokens - audio_tokens} of text"
+        at_fault = audio_param if recording_is_larger else param
         if tokens >= self._context:
-            raise self._too_long(f"a prompt of {tokens} tokens", param)
+            raise self._too_long(measured, at_fault)
         most = self._limits.answer_tokens
         if max_tokens is None:
             max_tokens = min(most, self._context - tokens)
         elif max_tokens > most:
             raise ApiError(400, f"max_tokens is {max_tokens}; this server gives at most {most}", param="max_tokens")
         elif tokens + max_tokens > self._context:
-            raise self._too_long(f"a prompt of {tokens} tokens with an answer of {max_tokens}", param)
-        audio_tokens = int(inputs["input_ids"].eq(self._processor.audio_token_id).sum())
+            raise self._too_long(f"{measured}, and an answer of {max_tokens}", at_fault)
         seconds = sum(map(len, clips)) / self._processor.feature_extractor.sampling_rate
         return inputs, PromptSize(tokens, audio_tokens, seconds, max_tokens)
 
     def _too_long(self, what: str, param: str) -> ApiError:
         return ApiError(
             400,
-            f"{what} does not fit: the model takes {self._context} tokens, prompt and answer together",
+            f"{what}; the model takes {self._context} tokens, prompt and answer together",
             param=param,
             code="context_length_exceeded",
         )
 
 
-def _bytes(data: str, param: str) -> bytes:
+def _decode_base64(data: str, param: str) -> bytes:
+    """Return the bytes of base64, with or without the head of a data URI."""
+    if data.startswith("data:"):
+        head, comma, data = data.partition(",")
+        if not comma or not head.endswith(";base64"):
+            message = f"{param}: a data URI must be data:TYPE;base64,DATA"
+            raise ApiError(400, message, param=param, code="invalid_base64")
     try:
         return base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:

@@ -10,12 +10,14 @@ import asyncio
 import logging
 import math
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from starlette.types import Receive
 
+from ..transcription.transcript_formats import Segment
 from .engine import AnswerChunk, Engine, GenerationRequest
 from .errors import ApiError
 from .limits import Limits
@@ -35,12 +37,21 @@ class ClientDisconnected(Exception):
 
 @dataclass(frozen=True)
 class PreparedRequest:
-    """A validated request with the model's inputs."""
+    """A validated request, or a piece of one, with the model's inputs.
+
+    Args:
+        inputs: the processor's output.
+        prompt: size of the prompt.
+        sampler: chooses the tokens.
+        stops: sequences that end the answer.
+        span: start and end of the piece in a longer recording, seconds.
+    """
 
     inputs: Inputs
     prompt: PromptSize
     sampler: Sampler
     stops: Sequence[str] = ()
+    span: tuple[float, float] = (0.0, 0.0)
 
 
 class RequestQueue:
@@ -60,12 +71,15 @@ class RequestQueue:
         self._open_requests = 0
         self._mean_seconds = 1.0
 
-    async def submit(self, receive: Receive, prepare: Callable[[], PreparedRequest], *, stream: bool) -> AnswerStream:
+    async def submit(
+        self, receive: Receive, prepare: Callable[[], Iterable[PreparedRequest]], *, stream: bool
+    ) -> AnswerStream:
         """Prepare a request in a worker thread and pass it to the engine.
 
         Args:
             receive: the ASGI request's `receive`, after its body was read; it reports when the client disconnects.
-            prepare: makes the model's inputs.
+            prepare: makes the model's inputs: one item, or one for each piece of a long recording. Later items are
+                taken, in worker threads, after the pieces before them are answered.
             stream: yield text as it is generated; otherwise all of it at the end.
 
         Returns:
@@ -85,11 +99,11 @@ class RequestQueue:
                 headers={"Retry-After": str(min(60, math.ceil(self._mean_seconds)))},
             )
         self._open_requests += 1
-        answer = AnswerStream(self, receive)
+        answer = AnswerStream(self, receive, stream)
         try:
             async with asyncio.timeout_at(answer.deadline):
-                prepared = await asyncio.get_running_loop().run_in_executor(self._executor, prepare)
-            answer.start(prepared, stream)
+                pieces = await self.run(lambda: iter(prepare()))
+                await answer.start(pieces)
         except TimeoutError:
             answer.close()
             raise answer.timeout_error() from None
@@ -97,6 +111,10 @@ class RequestQueue:
             answer.close()
             raise
         return answer
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
+        """Call a function in a worker thread."""
+        return asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
     def release(self, seconds: float) -> None:
         """Count a request as closed after `seconds`."""
@@ -110,10 +128,18 @@ class RequestQueue:
 
 
 class AnswerStream:
-    """The answer to one request; iterating yields its chunks. Created by `RequestQueue.submit`."""
+    """The answer to one request; iterating yields its chunks. Created by `RequestQueue.submit`.
 
-    def __init__(self, queue: RequestQueue, receive: Receive):
+    A request of several pieces is answered piece by piece; its last chunk alone has a finish reason.
+
+    Attributes:
+        tokens: number of tokens so far.
+        segments: the pieces that are answered.
+    """
+
+    def __init__(self, queue: RequestQueue, receive: Receive, stream: bool):
         self._queue = queue
+        self._stream = stream
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
         self.deadline = self._started + queue.limits.answer_seconds
@@ -122,12 +148,15 @@ class AnswerStream:
         self._watcher = self._loop.create_task(self._watch_client(receive))
         self._request: GenerationRequest | None = None
         self._prompt: PromptSize | None = None
+        self._pieces: Iterator[PreparedRequest] = iter(())
+        self._span = (0.0, 0.0)
         self._closed = False
         self.tokens = 0
+        self.segments: list[Segment] = []
 
     @property
     def prompt(self) -> PromptSize:
-        """Return the size of the prompt."""
+        """Return the size of the prompt; of several pieces, the sum of those that were started."""
         assert self._prompt is not None
         return self._prompt
 
@@ -141,9 +170,18 @@ class AnswerStream:
         """Return when the client must have read everything, on the event loop's clock."""
         return self.deadline + SEND_SECONDS
 
-    def start(self, prepared: PreparedRequest, stream: bool) -> None:
-        """Pass the prepared request to the engine."""
-        self._prompt = prepared.prompt
+    async def start(self, pieces: Iterator[PreparedRequest]) -> None:
+        """Pass the first piece of a request to the engine."""
+        self._pieces = pieces
+        await self._start_next()
+
+    async def _start_next(self) -> bool:
+        """Pass the next piece to the engine; return whether there is one."""
+        prepared: PreparedRequest | None = await self._queue.run(next, self._pieces, None)
+        if prepared is None:
+            return False
+        self._prompt = prepared.prompt if self._prompt is None else self._prompt + prepared.prompt
+        self._span = prepared.span
         self._request = GenerationRequest(
             prepared.inputs,
             prepared.prompt.tokens,
@@ -151,7 +189,7 @@ class AnswerStream:
             self._deliver,
             prepared.sampler,
             prepared.stops,
-            stream,
+            self._stream,
         )
         try:
             self._queue.engine.submit(self._request)
@@ -159,8 +197,10 @@ class AnswerStream:
             raise ApiError(503, str(error), code="unavailable") from None
         self._queue.metrics.prompt_tokens.inc(prepared.prompt.tokens)
         self._queue.metrics.audio_seconds.inc(prepared.prompt.audio_seconds)
+        return True
 
     async def __aiter__(self) -> AsyncIterator[AnswerChunk]:
+        text, tokens = "", 0
         while True:
             chunk = await self._chunks.get()
             if isinstance(chunk, ApiError | ClientDisconnected):
@@ -169,10 +209,20 @@ class AnswerStream:
                 down = not self._queue.engine.alive
                 code = "unavailable" if down else "model_error"
                 raise ApiError(503 if down else 500, f"the answer failed: {chunk}", code=code) from chunk
-            self.tokens = chunk.tokens
-            yield chunk
-            if chunk.finish_reason is not None:
-                return
+            self.tokens = tokens + chunk.tokens
+            text += chunk.text
+            if chunk.finish_reason is None:
+                yield chunk
+                continue
+            mean = chunk.logprob / chunk.tokens
+            self.segments.append(Segment(*self._span, text.strip(), mean, chunk.finish_reason))
+            text, tokens = "", self.tokens
+            if await self._start_next():
+                yield replace(chunk, finish_reason=None)
+                continue
+            cut = any(segment.finish_reason == "length" for segment in self.segments)
+            yield replace(chunk, finish_reason="length" if cut else "stop")
+            return
 
     def close(self) -> None:
         """Release the request; if it is unfinished, cancel it."""

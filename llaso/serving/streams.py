@@ -11,8 +11,9 @@ from typing import Any, Protocol
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from ..transcription.transcript_formats import Segment
 from .errors import ApiError
-from .protocol import transcription_usage, usage
+from .protocol import segment_record, transcription_usage, usage
 from .request_queue import AnswerStream, ClientDisconnected
 from .server_metrics import ServerMetrics
 
@@ -30,6 +31,9 @@ class Events(Protocol):
 
     def text(self, text: str) -> Iterator[Event]:
         """Yield the events for new text."""
+
+    def segment(self, number: int, segment: Segment) -> Iterator[Event]:
+        """Yield the events after a piece is complete."""
 
     def last(self, answer: AnswerStream, finish_reason: str) -> Iterator[Event]:
         """Yield the events that end the stream."""
@@ -53,6 +57,9 @@ class ChatEvents:
     def text(self, text: str) -> Iterator[Event]:
         yield self._chunk({"content": text})
 
+    def segment(self, number: int, segment: Segment) -> Iterator[Event]:
+        yield from ()
+
     def last(self, answer: AnswerStream, finish_reason: str) -> Iterator[Event]:
         yield self._chunk({}, finish_reason)
         if self._usage:
@@ -66,23 +73,39 @@ class ChatEvents:
 
 
 class TranscriptEvents:
-    """Formats a transcription as deltas, followed by the whole text."""
+    """Formats a transcription as deltas, followed by the whole text. The deltas together are the whole text.
 
-    def __init__(self) -> None:
+    Args:
+        with_segments: add an event with times after each segment.
+    """
+
+    def __init__(self, with_segments: bool = False) -> None:
         self._text = ""
+        self._space = ""
+        self._with_segments = with_segments
 
     def first(self) -> Iterator[Event]:
         yield from ()
 
     def text(self, text: str) -> Iterator[Event]:
-        self._text += text
-        yield {"type": "transcript.text.delta", "delta": text}
+        # Spaces are held until a word follows; pieces are joined by one space.
+        text = self._space + text if self._text else text.lstrip()
+        delta = text.rstrip()
+        self._space = text[len(delta) :]
+        if delta:
+            self._text += delta
+            yield {"type": "transcript.text.delta", "delta": delta}
+
+    def segment(self, number: int, segment: Segment) -> Iterator[Event]:
+        self._space = " "
+        if self._with_segments:
+            yield {"type": "transcript.text.segment", **segment_record(number, segment)}
 
     def last(self, answer: AnswerStream, finish_reason: str) -> Iterator[Event]:
         used = transcription_usage(answer.prompt.tokens, answer.prompt.audio_tokens, answer.tokens)
         yield {
             "type": "transcript.text.done",
-            "text": self._text.strip(),
+            "text": self._text,
             "finish_reason": finish_reason,
             "usage": used,
         }
@@ -126,7 +149,7 @@ class EventStreamResponse(Response):
             self._answer.close()
 
     async def _send(self, send: Send) -> None:
-        started = False
+        started, ended = False, 0
         try:
             async for chunk in self._answer:
                 if not started:
@@ -136,6 +159,9 @@ class EventStreamResponse(Response):
                     await _write(send, self._events.first())
                 if chunk.text:
                     await _write(send, self._events.text(chunk.text))
+                for number in range(ended, len(self._answer.segments)):
+                    await _write(send, self._events.segment(number, self._answer.segments[number]))
+                ended = len(self._answer.segments)
                 if chunk.finish_reason:
                     await _write(send, self._events.last(self._answer, chunk.finish_reason))
         except ApiError as error:

@@ -100,7 +100,7 @@ def silent() -> np.ndarray:
         (b"not a sound at all", "clip.wav: not readable as audio"),
         (silent()[:0], "clip.wav: the recording holds no samples"),
         (silent(), "clip.wav: the recording is silent"),
-        (tone(31.0), "lasts 0:31, and the model hears 0:30 at most"),
+        (tone(31.0), "lasts 0:31, and this model takes 0:30 at most"),
     ],
 )
 def test_recordings_that_cannot_be_heard_are_told(tmp_path, sound, message):
@@ -123,7 +123,7 @@ def test_recordings_that_cannot_be_heard_are_told(tmp_path, sound, message):
         ({"modality": "text_audio", "instruction": " \n"}, "instruction is empty"),
         ({"modality": "audio_text", "instruction": "x"}, "content is empty"),
         ({"modality": "audio_text", "content": "a <|eot_id|>"}, "special token"),
-        ({"modality": "text_audio", "instruction": "word " * 2000}, "more than the model reads"),
+        ({"modality": "text_audio", "instruction": "word " * 2000}, "The text is too long for this model"),
     ],
 )
 def test_texts_that_cannot_be_asked_are_told(demo_model, clip_file, question, message):

@@ -108,8 +108,28 @@ def test_a_space_of_a_published_model_loads_it_from_the_hub(tmp_path):
 def test_a_folder_that_holds_something_is_not_written_to(checkpoint, tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("mine")
     assert main(["demo", str(checkpoint), "--export", str(tmp_path)]) == 2
-    assert f"{tmp_path}: not an empty folder" in capsys.readouterr().err
+    assert (
+        f"{tmp_path} is not empty: it holds mine.txt. Choose another folder, or replace it" in capsys.readouterr().err
+    )
+    assert main(["demo", str(checkpoint), "--export", str(tmp_path), "--overwrite"]) == 2
+    assert "was not written by `llaso demo --export`" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+    assert main(["demo", str(checkpoint), "--export", str(tmp_path / "mine.txt")]) == 2
+    assert "exists and is not a folder" in capsys.readouterr().err
+
+
+def test_an_earlier_export_is_replaced_as_a_whole_when_asked_and_kept_if_the_new_one_fails(tmp_path, monkeypatch):
+    out = tmp_path / "space"
+    assert main(["demo", "owner/one", "--export", str(out)]) == 0
+    (out / "left-over").write_text("x")
+    monkeypatch.setattr("llaso.demo.space.version", lambda name: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["demo", "owner/two", "--export", str(out), "--overwrite"])
+    monkeypatch.undo()
+    assert "'owner/one'" in (out / "app.py").read_text() and (out / "left-over").exists()
+    assert main(["demo", "owner/two", "--export", str(out), "--overwrite"]) == 0
+    assert "'owner/two'" in (out / "app.py").read_text() and not (out / "left-over").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["space"]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +139,7 @@ def test_a_folder_that_holds_something_is_not_written_to(checkpoint, tmp_path, c
         (["/nowhere/at/all", "--export", "{tmp}/space"], "no checkpoint is there"),
         (["owner/model", "--max-new-tokens", "0"], "--max-new-tokens 0"),
         (["owner/model", "--port", "70000"], "--port 70000"),
+        (["owner/model", "--overwrite"], "--overwrite is for --export"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_loaded(arguments, message, tmp_path, capsys):

@@ -190,10 +190,6 @@ def test_transcriptions_in_every_form(tiny, server: Served, answer):
     *deltas, done = create(model=NAME, file=file, stream=True)
     assert len(deltas) > 2 and "".join(event.delta for event in deltas).strip() == wanted == done.text
     assert done.usage.total_tokens == told.usage.total_tokens
-    assert (
-        create(model=NAME, file=file, prompt="Spell it.").text
-        == answer(question("Spell it."), [CLIPS[3]], TOKENS).strip()
-    )
 
 
 def test_a_language_is_accepted_and_changes_nothing(server: Served):
@@ -284,12 +280,6 @@ BAD_CHATS = {
     "no samples": (content(audio_part(audio_file(np.zeros(0, np.float32)))), 400, None, "no samples"),
     "NaN audio": (content(audio_part(NAN)), 400, None, "NaN"),
     "silence": (content(audio_part(audio_file(np.zeros(8000, np.float32)))), 400, None, "silent"),
-    "format": (
-        content(audio_part(SOUND, "aac")),
-        400,
-        "messages.0.content.1.input_audio.format",
-        "'wav', 'mp3', 'flac'",
-    ),
     "temperature": (said(temperature=2.5), 400, "temperature", "less than or equal to 2"),
     "NaN temperature": (said(temperature=float("nan")), 400, "temperature", ""),
     "text temperature": (said(temperature="hot"), 400, "temperature", "valid number"),
@@ -297,11 +287,16 @@ BAD_CHATS = {
     "true tokens": (said(max_tokens=True), 400, "max_tokens", "valid integer"),
     "too many tokens": (said(max_tokens=5000), 400, "max_tokens", "at most 48"),
     "both limits": (said(max_completion_tokens=3), 400, None, "give one of them"),
-    "long prompt": (said("word " * 1700), 400, "messages", "the model takes 8192 tokens"),
-    "absurd prompt": (said("x" * 140_000), 400, "messages", "a text of 140000 characters"),
+    "long prompt": (said("word " * 1700), 400, "messages", "the text is too long: 0 tokens of audio"),
+    "absurd prompt": (
+        said("x" * 140_000),
+        400,
+        "messages",
+        "the text has 140000 characters; the model takes 8192 tokens",
+    ),
     "five stops": (said(stop=list("abcde")), 400, "stop", "at most 4 items"),
     "several answers": (said(n=2), 400, "n", "1"),
-    "tools": (said(tools=[]), 400, "tools", "does not take"),
+    "tools": (said(tools=[{"type": "function"}]), 400, "tools", "does not take"),
     "spoken answer": (said(modalities=["text", "audio"]), 400, "modalities.1", "'text'"),
     "JSON mode": (said(response_format={"type": "json_object"}), 400, "response_format.type", "'text'"),
     "stream options": (said(stream_options={"include_usage": True}), 400, None, "stream=true"),
@@ -339,9 +334,10 @@ BAD_TRANSCRIPTIONS = {
     "NaN audio": (FORM, NAN, 400, "file", "NaN"),
     "model": ({"model": "whisper-1"}, SOUND, 404, "model", "'whisper-1' is not here"),
     "no model": ({"temperature": "0"}, SOUND, 400, "model", "Field required"),
-    "subtitles": ({**FORM, "response_format": "srt"}, SOUND, 400, "response_format", "'verbose_json'"),
-    "language": ({**FORM, "language": "in English"}, SOUND, 400, "language", "pattern"),
-    "times": ({**FORM, "timestamp_granularities[]": "word"}, SOUND, 400, "timestamp_granularities", "does not take"),
+    "diarization": ({**FORM, "response_format": "diarized_json"}, SOUND, 400, "response_format", "'verbose_json'"),
+    "language": ({**FORM, "language": "in English"}, SOUND, 400, "language", "is no language tag"),
+    "times": ({**FORM, "timestamp_granularities[]": "word"}, SOUND, 400, "timestamp_granularities", "'segment'"),
+    "times in text": ({**FORM, "timestamp_granularities[]": "segment"}, SOUND, 400, None, "verbose_json"),
     "special token": ({**FORM, "prompt": "what is <audio>"}, SOUND, 400, "prompt", "<audio>"),
     "streamed text": ({**FORM, "response_format": "text", "stream": "true"}, SOUND, 400, None, "json"),
     "long field": ({**FORM, "prompt": "x" * 70_000}, SOUND, 400, None, "exceeded maximum size"),

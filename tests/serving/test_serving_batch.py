@@ -202,6 +202,27 @@ def test_a_stop_across_tokens_is_never_said_and_half_a_stop_is():
     assert growing.stopped and growing.finish() == ""
 
 
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("aba", ["", "", ""]),  # at "ab" the stop "b" is complete, but "aba" may begin before it
+        ("abx", ["", "", "a"]),
+        ("xab", ["x", "", "", "a"]),  # the end decides
+    ],
+)
+def test_of_two_overlapping_stops_the_one_that_begins_first_wins(text, pieces):
+    tokens = BYTES.encode(text, add_special_tokens=False)
+    check_growth(BYTES, tokens, ["b", "aba"])
+    growing = IncrementalDetokenizer(BYTES, ["b", "aba"])
+    assert [*(growing.push(token) for token in tokens), growing.finish()][: len(pieces)] == pieces and growing.stopped
+
+
+@settings(deadline=None, max_examples=300)
+@given(text=st.text("ab", max_size=12), stops=st.lists(st.text("ab", min_size=1, max_size=5), max_size=4))
+def test_overlapping_stops_end_the_stream_where_they_end_the_whole_text(text, stops):
+    check_growth(BYTES, BYTES.encode(text, add_special_tokens=False), stops)
+
+
 def test_characters_come_whole():
     growing = IncrementalDetokenizer(BYTES)
     chunks = [growing.push(token) for token in BYTES.encode("é😀!", add_special_tokens=False)]

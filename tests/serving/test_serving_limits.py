@@ -232,7 +232,7 @@ def test_a_client_that_never_reads_is_disconnected(tiny, monkeypatch):
         asked = json.dumps({"model": NAME, "messages": heard("What is this?", tone(0.55, pitch=250, seed=1))})
         prompts = PromptBuilder(processor, 8192, limits)
         prepared = PreparedRequest(*prompts.for_chat(validated(ChatRequest, asked.encode())), Sampler())
-        answer = await queue.submit(stays, lambda: prepared, stream=True)
+        answer = await queue.submit(stays, lambda: [prepared], stream=True)
         told = EventStreamResponse(answer, ChatEvents({}, with_usage=False), queue.metrics)
         with Slowed(model, 0.02):
             telling = asyncio.create_task(told({}, stays, full))
@@ -241,7 +241,7 @@ def test_a_client_that_never_reads_is_disconnected(tiny, monkeypatch):
             await asyncio.wait_for(telling, 20)
         with pytest.raises(ApiError) as late:
             queue.engine.close()
-            await queue.submit(stays, lambda: prepared, stream=True)
+            await queue.submit(stays, lambda: [prepared], stream=True)
         queue.close()
         return rows, late.value.status
 

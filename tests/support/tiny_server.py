@@ -7,7 +7,7 @@ import contextlib
 import io
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import httpx
 import numpy as np
@@ -64,11 +64,18 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(model, processor, limits: Limits | None = None, api_key: str | None = None) -> Iterator[Served]:
+def served(
+    model,
+    processor,
+    limits: Limits | None = None,
+    api_key: str | None = None,
+    audio_hosts: Sequence[str] = (),
+) -> Iterator[Served]:
     """Serve a model on a free port until the block ends."""
     limits = limits or Limits()
     with bound_socket("127.0.0.1", 0) as bound:
-        server = uvicorn.Server(configured(build_app(model, processor, NAME, limits, api_key), limits))
+        app = build_app(model, processor, NAME, limits, api_key, audio_hosts)
+        server = uvicorn.Server(configured(app, limits))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
         running = Served(address(bound), api_key or "none")
