@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from ..score import score_texts
+from eval_suite.score import score_texts  # evaluate copies this file elsewhere, so the import is absolute
 
 _DESCRIPTION = """
 The metrics of LLaSO-Eval, the benchmark of large speech-language models: word, character and phoneme error rates,
