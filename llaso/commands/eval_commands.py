@@ -150,7 +150,9 @@ def _add_schema(steps) -> None:
 def _schema(arguments: argparse.Namespace) -> None:
     from importlib.resources import files
 
-    schema = (files(__package__) / "data" / "scores.schema.json").read_text(encoding="utf-8")
+    import eval_suite
+
+    schema = (files(eval_suite) / "data" / "scores.schema.json").read_text(encoding="utf-8")
     _write_json(json.loads(schema), arguments.out)
 
 

@@ -344,7 +344,7 @@ release.import_release(Path(sys.argv[1]), Path(sys.argv[2]), audio_root=Path(sys
         "release.encode = dying(release.encode, 12)",  # in the second file
         "release._place = dying(release._place, 0)",  # the files are done
         "Path.replace = dying(Path.replace, 8)",  # while parts are moved into their places
-        "release.card.write = dying(release.card.write, 0)",  # before the card
+        "release.corpus_card.write = dying(release.corpus_card.write, 0)",  # before the card
     ],
 )
 def test_a_killed_import_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patch: str):

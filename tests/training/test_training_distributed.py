@@ -18,6 +18,7 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
+from support.paths import ROOT
 from support.tiny_training import curve, row, save_backbones, save_corpus, tiny_recipe
 
 from llaso.training.recipe.recipe import RECIPES
@@ -29,7 +30,7 @@ from modeling_llaso import LlasoForConditionalGeneration
 
 CONFIGURATIONS = RECIPES / "accelerate"
 LLASO = ("-m", "llaso.cli", "train")
-WORKER = str(Path(__file__).with_name("rank_worker.py"))
+WORKER = str(ROOT / "tests/support/rank_worker.py")
 STEPS = 10
 LOSE_AT = 5  # checkpoints are written every 2 steps
 CACHE_BYTES = 30_000

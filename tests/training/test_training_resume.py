@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from support.paths import ROOT
 from support.tiny_training import curve, row, save_backbones, save_corpus, tiny_recipe, weights_digest
 
 from llaso.training.recipe.recipe import load_recipe, valid_names
@@ -38,7 +39,7 @@ from llaso_common.folder_lock import FolderBusy
 
 STEPS = 14
 KILL_AT = 5  # checkpoints are written every 3 steps
-WORKER = str(Path(__file__).with_name("rank_worker.py"))
+WORKER = str(ROOT / "tests/support/rank_worker.py")
 
 
 @pytest.fixture(scope="module")
