@@ -45,7 +45,7 @@ def apply(samples: np.ndarray, acoustics: Acoustics) -> np.ndarray:
 
 
 def limit(samples: np.ndarray) -> np.ndarray:
-    """The sound, turned down where it would pass full scale."""
+    """Turn a sound down if it would pass full scale."""
     peak = float(np.max(np.abs(samples), initial=0.0))
     return samples * np.float32(CEILING / peak) if peak > CEILING else samples
 
@@ -60,7 +60,7 @@ def drawn(
     dry: float = 0.3,
     telephone: float = 0.0,
 ) -> Acoustics:
-    """Acoustics for one item, drawn by hash.
+    """Draw acoustics for one item by hash.
 
     Args:
         seed, id: what the draw hangs on.
@@ -79,7 +79,7 @@ def drawn(
 
 
 def _room(random: np.random.Generator, seconds: float) -> np.ndarray:
-    """An impulse response: the direct sound, then noise that falls by 60 dB in `seconds` (Polack's model)."""
+    """Return an impulse response: the direct sound, then noise that falls by 60 dB in `seconds` (Polack's model)."""
     time = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     tail = random.standard_normal(time.size) * 10 ** (-3 * time / seconds)
     tail[: int(GAP_S * SAMPLE_RATE)] = 0
@@ -88,19 +88,19 @@ def _room(random: np.random.Generator, seconds: float) -> np.ndarray:
 
 
 def _convolve(signal: np.ndarray, answer: np.ndarray) -> np.ndarray:
-    """The signal in a room, cut to its own length."""
+    """Convolve a signal with a room's response, cut to the signal's length."""
     size = _fast_size(signal.size + answer.size - 1)
     product = np.fft.rfft(signal, size) * np.fft.rfft(answer, size)
     return np.fft.irfft(product, size)[: signal.size].astype(np.float32)
 
 
 def _fast_size(size: int) -> int:
-    """The next power of two: the Fourier transform of an awkward length takes many times longer."""
+    """Return the next power of two: a Fourier transform of another length can take many times longer."""
     return 1 << (size - 1).bit_length()
 
 
 def _noise(random: np.random.Generator, signal: np.ndarray, snr_db: float) -> np.ndarray:
-    """Noise whose power is `snr_db` below the signal's, its spectrum drawn between white and pink (1/f)."""
+    """Return noise `snr_db` below the signal's power, with a spectrum drawn between white and pink (1/f)."""
     size = _fast_size(signal.size)
     spectrum = np.fft.rfft(random.standard_normal(size, dtype=np.float32))
     slope = random.uniform(0.0, 0.5)

@@ -67,7 +67,7 @@ def build(
     progress: Callable[[int, int], None] | None = None,
     **settings: Any,
 ) -> Path:
-    """Build one corpus; go on where an earlier run stopped; do nothing where it is done.
+    """Build one corpus; continue an interrupted build; do nothing if the corpus is finished.
 
     Args:
         corpus: align, instruct or eval.
@@ -132,7 +132,7 @@ def check_folder(out: Path) -> None:
 def _build_shards(
     job: ShardJob, plan: Mapping[str, Any], executor: str, workers: int, options: Mapping[str, Any]
 ) -> list[str]:
-    """Build the shards that are not there yet; gives those that Slurm is to build later.
+    """Build the missing shards; return those that Slurm is to build later.
 
     Raises:
         OSError: a shard could not be built.
@@ -169,7 +169,7 @@ def _sweep(out: Path, anybodys: bool) -> None:
 
 @contextlib.contextmanager
 def _told_when_full(out: Path) -> Iterator[None]:
-    """Say what to do where a disk is full."""
+    """Turn a full disk into an error that says what to do."""
     try:
         yield
     except OSError as error:
@@ -182,7 +182,7 @@ def _told_when_full(out: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class ShardJob:
-    """Builds the shard whose number is the rank: what a datatrove executor runs.
+    """Builds the shard whose number is the rank; a datatrove executor runs it.
 
     Args:
         out: the corpus folder, with its plan.
@@ -201,11 +201,11 @@ class ShardJob:
     length: token_counts.TokenCounter | None = None
 
     def record(self, name: str) -> Path:
-        """The record of a finished shard."""
+        """Return the record of a finished shard."""
         return Path(self.out) / ".build" / "shards" / f"{name}.json"
 
     def done(self, name: str) -> bool:
-        """Whether a shard is whole: its record is there, and its file as large as the record says."""
+        """Tell whether a shard is whole: its record exists, and its file is as large as the record says."""
         try:
             stated = json.loads(self.record(name).read_text())["bytes"]
             return shard_file(Path(self.out), name).stat().st_size == stated
@@ -236,7 +236,7 @@ class ShardJob:
         write_atomically(self.record(shard["name"]), json.dumps(record, indent=1))
 
     def _planned(self, file: Path) -> tuple[list[PlannedRow], _Spares]:
-        """The shard's rows in their drawn order, and their spares; the file is absent where a shard got none."""
+        """Return the shard's rows in their drawn order, and their spares; a shard without rows has no file."""
         lines = file.read_bytes().splitlines() if file.exists() else []
         rows, spares = list[PlannedRow](), _Spares(list)
         for row in sorted(
@@ -285,13 +285,13 @@ _Spares = defaultdict[tuple[str, ...], list[PlannedRow]]
 
 
 def shard_file(out: Path, name: str) -> Path:
-    """Where a shard lies: "audio.train-semantic-…" is data/audio/train-semantic-….parquet."""
+    """Return the path of a shard: "audio.train-semantic-…" is data/audio/train-semantic-….parquet."""
     modality, rest = name.split(".", 1)
     return out / "data" / modality / f"{rest}.parquet"
 
 
 class _Shard:
-    """One Parquet file in the making, and its record."""
+    """Writes one Parquet file and keeps its record."""
 
     def __init__(self, out: Path, name: str, roots: Mapping[str, str]) -> None:
         self.file = shard_file(out, name)
@@ -321,19 +321,19 @@ class _Shard:
             self._writer.write_table(pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema))
 
     def count(self, row: PlannedRow, content: Mapping[str, Any]) -> None:
-        """Enter a built row in the record."""
+        """Count a built row in the record."""
         name = "/".join((row.source, row.task, row.modality, row.split))
         self._rows[name] += 1
         self._seconds[name] += content["duration"]
         self._key_rows.append({"id": row.id, "split": row.split, "sha256": content["sha256"], **row.keys})
 
     def set_aside(self, row: PlannedRow, reason: str, sounds: Sequence[Sound]) -> None:
-        """Enter a row that could not be built, with its reason and file."""
+        """Record a row that could not be built, with its reason and file."""
         logger.warning("%s set aside: %s", row.id, reason)
         self._rejects.append(reject_line(row.source, row.id, reason, sounds, self._roots[row.source]))
 
     def stand_in(self, failed: Sequence[PlannedRow], spares: _Spares) -> list[PlannedRow]:
-        """Spares of the same strata in the place of rows that could not be built; enters what is missing for good."""
+        """Return spares of the same strata for rows that could not be built; record those without a spare."""
         found = []
         for row in failed:
             if spares[row.stratum]:
@@ -344,7 +344,7 @@ class _Shard:
         return found
 
     def close(self) -> dict[str, Any]:
-        """Put the file into its place and give its record."""
+        """Rename the file into its place and return its record."""
         self._writer.close()
         keys = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_pylist(self._key_rows, schema=KEYS), keys, compression="zstd")
@@ -364,7 +364,7 @@ class _Shard:
         }
 
     def discard(self) -> None:
-        """Leave nothing behind."""
+        """Delete the unfinished file."""
         try:
             self._writer.close()
         except OSError:
@@ -376,7 +376,7 @@ _STORES: dict[tuple[str, str], ClipStore] = {}
 
 
 def _store(clips: str, speech: str) -> ClipStore:
-    """This process's clip store: a speech model is loaded once, not once a shard."""
+    """Return this process's clip store: a speech model is loaded once, not once for each shard."""
     if (clips, speech) not in _STORES:
         _STORES[clips, speech] = ClipStore(clips, speech)
     return _STORES[clips, speech]

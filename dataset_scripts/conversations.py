@@ -26,12 +26,12 @@ _KINDS: dict[str, type] = {"recording": Recording, "speech": Speech, "note": Not
 
 
 def row_id(source: Source, item: Item, fact: Fact) -> str:
-    """The row's id: source, item and task (with the variant), e.g. "vctk/p225_001/AC.fine"."""
+    """Return the row's id: source, item and task (with the variant), e.g. "vctk/p225_001/AC.fine"."""
     return f"{source.name}/{item.id}/{fact.task}" + f".{fact.granularity}" * bool(fact.granularity)
 
 
 def fault(item: Item, fact: Fact, max_seconds: float = MAX_SECONDS) -> str:
-    """Why a fact cannot be asked of its item, or "" where it can (`Source.items` has looked at the fact itself)."""
+    """Say why a fact cannot be asked of its item, or "" (`Source.items` has checked the fact itself)."""
     if not item.sound and not fact.instruction:
         return f"{fact.task}: neither a sound nor an instruction to speak"
     if formats(item, fact, max_seconds):
@@ -42,7 +42,7 @@ def fault(item: Item, fact: Fact, max_seconds: float = MAX_SECONDS) -> str:
 
 
 def formats(item: Item, fact: Fact, max_seconds: float = MAX_SECONDS) -> dict[str, float]:
-    """The formats a fact can take, with their weights.
+    """Return the formats that a fact can take, with their weights.
 
     A sound can follow a written or a spoken instruction; a written input can follow a spoken one. An item without a
     sound has its own question (or, in `text_audio`, its input) spoken, if that can be done in `max_seconds`; choices
@@ -76,7 +76,7 @@ def write(
     voices: Sequence[str],
     max_seconds: float = MAX_SECONDS,
 ) -> dict[str, Any]:
-    """The planned row of one fact.
+    """Write the planned row of one fact.
 
     Args:
         corpus: align, instruct or eval.
@@ -144,12 +144,12 @@ def write(
 
 
 def enumerate_choices(choices: Sequence[str]) -> str:
-    """Choices as a person lists them: "a or b", "a, b or c"."""
+    """List choices in a sentence: "a or b", "a, b or c"."""
     return " or ".join(filter(None, (", ".join(choices[:-1]), *choices[-1:])))
 
 
 def sound_to_json(sound: Sound) -> dict[str, Any]:
-    """A sound as plain JSON, with its kind."""
+    """Return a sound as plain JSON, with its kind."""
     fields: dict[str, Any] = {"kind": type(sound).__name__.lower()}
     for name in sound.__slots__:  # dataclasses.asdict copies deeply, which a plan of millions feels
         fields[name] = getattr(sound, name)
@@ -161,7 +161,7 @@ def sound_to_json(sound: Sound) -> dict[str, Any]:
 
 
 def sound_from_json(value: Mapping[str, Any]) -> Sound:
-    """The sound that `sound_to_json` wrote."""
+    """Read a sound that `sound_to_json` wrote."""
     fields = dict(value)
     kind = _KINDS[fields.pop("kind")]
     if "acoustics" in fields:
@@ -177,12 +177,12 @@ def _text(text: str) -> dict[str, str | None]:
 
 
 def _voiced(sound: Sound, voice: str) -> Sound:
-    """Speech without a voice gets the row's."""
+    """Give the row's voice to speech that has none."""
     return replace(sound, voice=voice) if isinstance(sound, Speech) and not sound.voice else sound
 
 
 def _template(corpus: str, fact: Fact, seed: int, id: str) -> Template:
-    """Align draws from its own eighteen, the others from the task's twenty."""
+    """Draw an instruction: Align from its own eighteen, the other corpora from the task's twenty."""
     if corpus == "align":
         return draw.pick(seed, id, "template", templates("ASR", "align"))
     return draw.pick(seed, id, "template", templates(fact.task, fact.granularity))

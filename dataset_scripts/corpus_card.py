@@ -47,7 +47,7 @@ CITATION = """@article{llaso2025,
 
 
 def write(summary: Mapping[str, Any], address: str = "PATH", leaks: Mapping[str, Any] | None = None) -> str:
-    """The text of README.md.
+    """Write the text of README.md.
 
     Args:
         summary: content of build.json.
@@ -130,7 +130,7 @@ def write(summary: Mapping[str, Any], address: str = "PATH", leaks: Mapping[str,
 
 
 def _example(address: str, configs: Sequence[Mapping[str, Any]]) -> str:
-    """How to load the first format that is there."""
+    """Show how to load the first format of the corpus."""
     shown = next((config for config in configs if config["config_name"] in MODALITIES), None)
     chosen = f', "{shown["config_name"]}", split="{shown["data_files"][0]["split"]}"' if shown else ""
     path = address if address == "PATH" else f'"{address}"'
@@ -143,7 +143,7 @@ def _example(address: str, configs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _left_out(summary: Mapping[str, Any]) -> str:
-    """What the sources hold and the corpus does not, counted."""
+    """Count what the sources hold and the corpus does not."""
     said = [
         f"{sum(summary['rejects'].values()):,} entries were set aside while building (`rejects.jsonl` lists each with "
         "its reason)"
@@ -166,7 +166,7 @@ def _left_out(summary: Mapping[str, Any]) -> str:
 
 
 def _apart(leaks: Mapping[str, Any]) -> str:
-    """What the held-out rows were compared with."""
+    """Say which corpora the held-out rows were compared with."""
     if not leaks["rows_checked"]:
         return "The held-out rows have been compared with no training corpus."
     by_nature = ", ".join(
@@ -181,7 +181,7 @@ def _apart(leaks: Mapping[str, Any]) -> str:
 
 
 def _configs(rows: Mapping[str, Mapping[str, int]], shards: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """`default` with everything, one config a format and one a category; only splits that have rows are named.
+    """Return the configs: `default`, one for each format and category; splits without rows are left out.
 
     datasets refuses a config of which one split is empty. `description` names the content: datasets keeps what it has
     read of a folder under the folder's base name and a hash of these configs, and would otherwise answer for one
@@ -205,7 +205,7 @@ def _configs(rows: Mapping[str, Mapping[str, int]], shards: Mapping[str, Mapping
 
 
 def _size(rows: int) -> str:
-    """The Hub's size category."""
+    """Return the Hub's size category."""
     bounds = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
     return next((name for bound, name in bounds.items() if rows < bound), "10M<n<100M")
 

@@ -47,7 +47,7 @@ _BUFFER_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything but the sources that decides what comes out.
+    """Holds every setting that decides what is built, apart from the sources.
 
     Args:
         corpus: align, instruct or eval.
@@ -85,18 +85,18 @@ class Settings:
             raise ValueError(f"max_seconds: {self.max_seconds!r} is not a number above 0")
 
     def fingerprint(self, sources: Sequence[Source]) -> str:
-        """A hash of the settings and of the sources' names, folders and options."""
+        """Return a hash of the settings and of the sources' names, folders and options."""
         return sha256(json.dumps([VERSION, self.stated(sources)], sort_keys=True).encode()).hexdigest()
 
     def stated(self, sources: Sequence[Source]) -> dict[str, Any]:
-        """The settings and the sources' names, folders and options, as plain JSON."""
+        """Return the settings and the sources' names, folders and options, as plain JSON."""
         kept = {name: getattr(self, name) for name in self.__dataclass_fields__}
         read = {source.name: [str(source.root), dict(source.options)] for source in sources}
         return json.loads(json.dumps({**kept, "sources": read}, default=str))
 
 
 def corpora_of(source: Source, item: Item, fact: Fact, seed: int) -> tuple[str, ...]:
-    """The corpora a fact goes into: transcripts to Align and a tenth of them to Instruct, the rest to Instruct."""
+    """Return the corpora of a fact: transcripts go to Align and a tenth of them to Instruct, the rest to Instruct."""
     if fact.corpora:
         return fact.corpora
     if fact.task != "ASR":
@@ -106,7 +106,7 @@ def corpora_of(source: Source, item: Item, fact: Fact, seed: int) -> tuple[str, 
 
 
 def split_of(source: Source, item: Item, seed: int) -> str:
-    """The split of an item: the corpus's own, else drawn by speaker, else by sentence, else by the item itself."""
+    """Return an item's split: the corpus's own, else drawn by speaker, else by sentence, else by the item itself."""
     if item.split:
         return item.split
     if item.speaker and "speaker" not in source.shared:
@@ -122,14 +122,14 @@ def split_of(source: Source, item: Item, seed: int) -> str:
 
 
 def sentence_key(sentence: str) -> str:
-    """A sentence without case, punctuation and spacing: equal keys are the same sentence."""
+    """Return a sentence without case, punctuation and spacing: equal keys are the same sentence."""
     return "".join(char for char in sentence.casefold() if char.isalnum())
 
 
 def make_plan(
     settings: Settings, sources: Sequence[Source], folder: Path, progress: Callable[[int], None] | None = None
 ) -> dict[str, Any]:
-    """Plan a corpus, or return the plan that is already there.
+    """Plan a corpus, or return the plan that exists already.
 
     Args:
         settings: what to build.
@@ -166,7 +166,7 @@ def make_plan(
 
 
 def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """How the settings of two plans differ, in words."""
+    """Describe how the settings of two plans differ."""
     differing = [name for name in here if there.get(name) != here[name]]
     if not there or not differing:
         return "planned by another version of this program"
@@ -177,7 +177,7 @@ def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 
 @dataclass
 class _Keys:
-    """What a set of rows is known by: speakers (and voices), sentences, recordings."""
+    """Collects what a set of rows contains: speakers (and voices), sentences, recordings."""
 
     speaker: set[str] = field(default_factory=set)
     sentence: set[str] = field(default_factory=set)
@@ -192,13 +192,13 @@ class _Keys:
         return {"recording": self.recording, "speaker": self.speaker, "sentence": self.sentence}
 
     def clash(self, keys: Mapping[str, Sequence[str]]) -> str:
-        """The first kind of key that is in both, or ""."""
+        """Return the first kind of key that both contain, or ""."""
         return next((kind for kind, found in self.kinds().items() if not found.isdisjoint(keys[kind])), "")
 
 
 @dataclass(slots=True)
 class PlannedRow:
-    """A row to be built, as JSON (see `conversations.write`), beside what planning and checking need to know of it.
+    """Holds a row to be built, as JSON (see `conversations.write`), and what planning and checking need to know of it.
 
     `keys` names what it must not share with rows of another part: speakers and voices, sentences, recordings. A
     `spare` is built only where a drawn row of its stratum cannot be.
@@ -222,37 +222,37 @@ class PlannedRow:
 
     @property
     def stratum(self) -> tuple[str, str, str, str]:
-        """What evaluation is stratified by: source, task, label (of a closed set) and format."""
+        """Return the stratum of an evaluation row: source, task, label (of a closed set) and format."""
         return self.source, self.task, self.label, self.modality
 
     @property
     def group(self) -> str:
-        """What built rows are counted by: source/task/format/split."""
+        """Return the group by which built rows are counted: source/task/format/split."""
         return "/".join((self.source, self.task, self.modality, self.split))
 
     @property
     def held_group(self) -> str:
-        """What rows held back are counted by: source/task/split."""
+        """Return the group by which rows held back are counted: source/task/split."""
         return f"{self.source}/{self.task}/{self.split}"
 
     def sounds(self) -> list[Sound]:
-        """All that is heard in it, clip after clip."""
+        """Return all its sounds, clip after clip."""
         return [conversations.sound_from_json(sound) for clip in json.loads(self.json)["clips"] for sound in clip]
 
     def line(self) -> bytes:
-        """One line of the spool."""
+        """Return the row as one line of the spool."""
         head = [getattr(self, name) for name in self.__slots__ if name != "json"]
         return f"{json.dumps(head)}\t{self.json}\n".encode()
 
     @classmethod
     def parse(cls, line: bytes) -> PlannedRow:
-        """The row that `line` wrote."""
+        """Read a row that `line` wrote."""
         head, _, text = line.rstrip(b"\n").partition(b"\t")
         return cls(*(*json.loads(head), text.decode()))
 
 
 class _Draw:
-    """Rows drawn by quota: keeps, for every stratum, the rows whose hash is lowest of those that can be built.
+    """Draws rows by quota: keeps, for every stratum, the buildable rows with the lowest hashes.
 
     Twice a group's share is kept of every stratum: the others can so make up for one that runs short, and what is left
     over are spares for rows that turn out, when their audio is read, not to be usable. The rows themselves lie in a
@@ -290,7 +290,7 @@ class _Draw:
         return ""
 
     def _read(self, kept: Iterable[tuple[int, str, int]]) -> list[PlannedRow]:
-        """The rows that lie at these places."""
+        """Read the rows at these positions."""
         rows = []
         for *_, place in kept:
             self._file.seek(place)
@@ -327,7 +327,7 @@ class _Draw:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What was drawn.
+    """Holds the drawn rows and what could not be drawn.
 
     Args:
         rows: the drawn rows.
@@ -343,30 +343,30 @@ class Drawn:
     short: dict[str, int]
 
     def state(self, stratum: str, count: int, share: int) -> None:
-        """Enter what a stratum gave, and what it should have given."""
+        """Record how many rows a stratum gave, and how many it should have given."""
         if count:
             self.quotas[stratum] = count
         if count < share:
             self.short[stratum] = share - count
 
     def digest(self) -> str:
-        """Equal for equal draws: corpora that hold out the same rows say so by it."""
+        """Return a digest of the drawn rows, equal for corpora that hold out the same rows."""
         ids = sorted(row.id for row in (*self.rows, *(spare for _, spare in self.spares)))
         return sha256("\n".join(ids).encode(errors="surrogateescape")).hexdigest()
 
     def hold(self, held: _Keys) -> None:
-        """Add to `held` what no other part may share with these rows and spares."""
+        """Add to `held` what no other split may share with these rows and spares."""
         for row in (*self.rows, *(spare for _, spare in self.spares)):
             held.add(row.keys)
 
 
 def stratum_name(stratum: Sequence[str]) -> str:
-    """A stratum as one word: "source/task/label/format", without a label where answers are open."""
+    """Name a stratum: "source/task/label/format", without a label if answers are open."""
     return "/".join(part for part in stratum if part)
 
 
 class _Planner:
-    """One walk over the sources, and what is gathered on the way."""
+    """Walks over the sources once and gathers the planned rows."""
 
     def __init__(
         self, settings: Settings, sources: Sequence[Source], folder: Path, progress: Callable[[int], None] | None
@@ -388,7 +388,7 @@ class _Planner:
         self.held_back, self.rejects, self.dropped = Counter[str](), Counter[str](), Counter[str]()
 
     def run(self) -> dict[str, Any]:
-        """Plan, and give the content of plan.json."""
+        """Plan the corpus and return the content of plan.json."""
         settings, held = self.settings, _Keys()
         with (self.folder / "rejects.jsonl").open("w", encoding="utf-8") as self.reject_file:
             with self._spool("train").open("wb") as train, self._spool("validation").open("wb") as validation:
@@ -448,7 +448,7 @@ class _Planner:
         return self.folder / f"{split}.jsonl"
 
     def _walk(self, train: BinaryIO, validation: BinaryIO) -> None:
-        """Read all items: offer the evaluation's to its draw, write the others to the spools."""
+        """Read all items: offer evaluation rows to the draw, write the others to the spools."""
         for source in self.sources:
             facts, read = Counter[str](), 0
             for item in source.items():
@@ -495,7 +495,7 @@ class _Planner:
         train: BinaryIO,
         validation: BinaryIO,
     ) -> bool:
-        """Put one fact, which goes into these corpora, where it belongs; whether there was nothing wrong with it."""
+        """Assign one fact, which goes into these corpora; return whether it was usable."""
         corpus = self.settings.corpus
         ours = corpus in into and (corpus != "eval" or split == "test")
         self.offered += ours
@@ -536,7 +536,7 @@ class _Planner:
         return self.validation.take(self.groups)
 
     def _spooled(self, split: str) -> Iterator[tuple[PlannedRow, bytes]]:
-        """Rows of a spool, each with its line."""
+        """Yield the rows of a spool, each with its line."""
         with self._spool(split).open("rb") as lines:
             for line in lines:
                 yield PlannedRow.parse(line), line
@@ -587,13 +587,13 @@ class _Planner:
         }
 
     def _room(self, rows: int, held: _Keys) -> dict[str, int]:
-        """How many training rows each source may give under a limit."""
+        """Return how many training rows each source may give under a limit."""
         clean = Counter(row.source for row, _ in self._spooled("train") if not held.clash(row.keys))
         return allocate(rows, dict.fromkeys(sorted(clean), 1.0), clean)
 
 
 class _Buckets:
-    """The planned rows of each shard, in a file of their own; dealt by hash, written in large gulps."""
+    """Writes the planned rows of each shard to a file, in large blocks; rows are assigned to shards by hash."""
 
     def __init__(self, folder: Path, shards: Mapping[tuple[str, str, str], int], seed: int) -> None:
         self.folder, self._shards, self._seed = folder, shards, seed
@@ -621,7 +621,7 @@ class _Buckets:
             self.flush()
 
     def flush(self) -> None:
-        """Write out what waits."""
+        """Write the buffered rows."""
         for name, lines in self._waiting.items():
             with (self.folder / f"{name}.jsonl").open("ab") as file:
                 file.writelines(lines)
@@ -640,7 +640,7 @@ class _Buckets:
 
 
 def _not_text(item: Item) -> str:
-    """Why an item cannot be written down, or "": JSON can hold halves of characters, which no text file can."""
+    """Say why an item cannot be written to a file, or "": JSON can hold lone surrogates, which UTF-8 cannot."""
     of_facts = (text for fact in item.facts for text in (fact.target, fact.instruction, fact.input))
     try:
         "".join((item.id, item.speaker, item.sentence, *of_facts)).encode()
@@ -650,7 +650,7 @@ def _not_text(item: Item) -> str:
 
 
 def reject_line(source: str, where: str, reason: str, sounds: Sequence[Sound], root: str) -> str:
-    """One line of rejects.jsonl, with the recording where there is one; paths are relative to the source's folder."""
+    """Return a line of rejects.jsonl, with the recording if any; paths are relative to the source's folder."""
     line = {"source": source, "where": where.removeprefix(f"{root}/"), "reason": reason}
     if file := next((sound.path for sound in sounds if isinstance(sound, Recording)), ""):
         line["file"] = file.removeprefix(f"{root}/")
@@ -658,7 +658,7 @@ def reject_line(source: str, where: str, reason: str, sounds: Sequence[Sound], r
 
 
 def keys_of(source: Source, item: Item, voices: str) -> dict[str, list[str]]:
-    """What an item's row must not share with rows of another part: who speaks, what is said, which recording."""
+    """Return what an item's row must not share with another split: speakers, sentences, recordings."""
     speakers = [f"voice:{voice}" for voice in voices.split()]
     if item.speaker and "speaker" not in source.shared:
         speakers.append(source.speaker_of(item))
@@ -668,7 +668,7 @@ def keys_of(source: Source, item: Item, voices: str) -> dict[str, list[str]]:
 
 
 def default_voices(speech: str, seed: int) -> dict[str, list[str]]:
-    """Voices by split, drawn by name: a fifth for the evaluation, a tenth for validation, the rest for training.
+    """Draw voices for each split by name: a fifth for evaluation, a tenth for validation, the rest for training.
 
     Raises:
         ValueError: the backend is a model, whose voices only its user knows.

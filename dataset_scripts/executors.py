@@ -26,7 +26,7 @@ OURS = {"pipeline", "tasks", "workers", "logging_dir", "depends", "skip_complete
 
 
 def check(executor: str, workers: int, options: Mapping[str, Any]) -> None:
-    """Raise ValueError unless there is such an executor, installed, and told what it needs and nothing else."""
+    """Raise ValueError unless the executor exists, is installed, and has the options it needs and no others."""
     if executor not in NAMES:
         raise ValueError(f"no executor {executor!r}; there are {', '.join(NAMES)}")
     if workers < 1 and not (workers == -1 and executor != "local"):
@@ -48,7 +48,7 @@ def check(executor: str, workers: int, options: Mapping[str, Any]) -> None:
 
 
 def queued(logs: Path) -> list[str]:
-    """Slurm's jobs of the build with these logs that wait or run; not those whose turn can never come.
+    """Return the build's Slurm jobs that wait or run, without those that can never start.
 
     Raises:
         ValueError: there is no Slurm here.
@@ -66,7 +66,7 @@ def queued(logs: Path) -> list[str]:
 
 
 def _job_name(logs: Path) -> str:
-    """The name of a build's jobs in Slurm's queue: one for each folder."""
+    """Return the name of a build's jobs in Slurm's queue: one for each folder."""
     return f"llaso-{sha256(str(logs).encode()).hexdigest()[:12]}"
 
 
@@ -91,7 +91,7 @@ def run(
     from datatrove.utils.logging import logger as datatrove_logger
 
     class Local(LocalPipelineExecutor):
-        """The local executor, whose workers are silent and may be lost: datatrove's pool would wait for ever."""
+        """Runs ranks on this machine; a lost worker is an error (datatrove's pool would wait for ever)."""
 
         def run(self) -> None:
             ranks = self.get_incomplete_ranks(range(self.tasks))
@@ -118,7 +118,7 @@ def run(
 
 
 def _run_in_pool(executor: Any, ranks: Sequence[int], workers: int, preload: str) -> None:
-    """Run ranks in processes that are forked from a server which has imported everything once.
+    """Run ranks in processes that are forked from a server that has imported everything once.
 
     Raises:
         OSError: a process was lost, e.g. killed for want of memory.
@@ -142,7 +142,7 @@ def _run_in_pool(executor: Any, ranks: Sequence[int], workers: int, preload: str
 
 
 def _begin(pickled: bytes) -> None:
-    """In a worker: take the executor, and end when the build's own process does."""
+    """Set up a worker: take the executor, and end when the build's own process ends."""
     import dill
     from datatrove.utils.logging import logger
 

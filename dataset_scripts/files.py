@@ -20,7 +20,7 @@ _BROKEN = re.compile("[\udc80-\udcff]")
 
 
 def lines(path: Path) -> Iterator[tuple[int, str | Reject]]:
-    """Numbered lines (from 1) of a text file, without line ends; a line that is not UTF-8 comes as a `Reject`."""
+    """Yield numbered lines (from 1) of a text file, without line ends; a line that is not UTF-8 is a `Reject`."""
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             try:
@@ -32,7 +32,7 @@ def lines(path: Path) -> Iterator[tuple[int, str | Reject]]:
 def table(
     path: Path, delimiter: str = ",", columns: Iterable[str] = ()
 ) -> Iterator[tuple[int, dict[str, str] | Reject]]:
-    """Numbered rows of a table with a header line; quotes are honoured for commas and taken literally for tabs.
+    """Yield numbered rows of a table with a header; quotes have a meaning in CSV and none in TSV.
 
     A row that is not UTF-8, or has more or fewer cells than the header, comes as a `Reject`.
 
@@ -62,7 +62,7 @@ def table(
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict | Reject]]:
-    """Numbered objects of a JSON-lines file; a broken line comes as a `Reject`."""
+    """Yield numbered objects of a JSON-lines file; a broken line is a `Reject`."""
     for number, line in lines(path):
         if isinstance(line, Reject):
             yield number, line
@@ -76,7 +76,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict | Reject]]:
 
 
 def stream_json(path: Path, prefix: str) -> Iterator[dict[str, Any]]:
-    """Objects of a large JSON file one by one, at an ijson prefix such as "audios.item".
+    """Yield the objects of a large JSON file one by one, at an ijson prefix such as "audios.item".
 
     Raises:
         ValueError: the file is not JSON or not UTF-8, or ends too early.
@@ -87,7 +87,7 @@ def stream_json(path: Path, prefix: str) -> Iterator[dict[str, Any]]:
 
 
 def stream_json_object(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Members of a large JSON object one by one, each an object itself.
+    """Yield the members of a large JSON object one by one, each an object itself.
 
     Raises:
         ValueError: the file is not JSON or not UTF-8, ends too early, or is no object of objects.
@@ -104,7 +104,7 @@ def stream_json_object(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _streamed(path: Path, parse: Callable[[BinaryIO], Iterator[Any]]) -> Iterator[Any]:
-    """What ijson finds in a file, whose byte order mark is passed over; its errors, with the file's name."""
+    """Yield what ijson finds in a file, after a byte order mark; its errors name the file."""
     import ijson
 
     with path.open("rb") as file:

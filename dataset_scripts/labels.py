@@ -34,13 +34,13 @@ _REGION_OF = {accent.strip(): region for region, accents in REGIONS.items() for 
 
 
 def gender(value: str) -> tuple[Fact, ...]:
-    """The SGC fact of a corpus's own way of writing a gender; nothing where it is neither female nor male."""
+    """Return the SGC fact of a gender as the corpus writes it; none if it is neither female nor male."""
     word = _GENDER_OF.get(value.strip().casefold())
     return (Fact("SGC", word, GENDERS),) if word else ()
 
 
 def accent(label: str, fine: tuple[str, ...]) -> tuple[Fact, ...]:
-    """The fine and the coarse AC fact of an accent; nothing where it is not one of `fine`."""
+    """Return the fine and the coarse AC fact of an accent; none if it is not one of `fine`."""
     if label not in fine:
         return ()
     regions = tuple(dict.fromkeys(_REGION_OF[name] for name in fine))
@@ -49,7 +49,7 @@ def accent(label: str, fine: tuple[str, ...]) -> tuple[Fact, ...]:
 
 
 def age_in_years(years: int) -> tuple[Fact, ...]:
-    """The AR facts of an age in years, by the groups that the paper uses for VCTK."""
+    """Return the AR facts of an age in years, by the groups that the paper uses for VCTK."""
     if years < 15:  # no group is younger
         return ()
     fine = AGE_GROUPS[min((years - 15) // 5, len(AGE_GROUPS) - 1)]
@@ -57,7 +57,7 @@ def age_in_years(years: int) -> tuple[Fact, ...]:
 
 
 def age_in_decades(decade: str) -> tuple[Fact, ...]:
-    """The AR facts of one of Common Voice's decades; nothing for any other word."""
+    """Return the AR facts of one of Common Voice's decades; none for any other word."""
     if decade not in DECADES:
         return ()
     years = 10 * (DECADES.index(decade) + 1)
@@ -65,5 +65,5 @@ def age_in_decades(decade: str) -> tuple[Fact, ...]:
 
 
 def coarse_age(years: int) -> str:
-    """One of COARSE_AGES."""
+    """Return the group of COARSE_AGES that holds an age."""
     return COARSE_AGES[0 if years < 30 else 1 if years < 60 else 2]

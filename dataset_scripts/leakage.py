@@ -72,7 +72,7 @@ def compare(held_out: Path, others: Sequence[Path] = ()) -> dict[str, Any]:
 
 
 def covers(report: Mapping[str, Any], held_out: Path, others: Sequence[Path]) -> bool:
-    """Whether a report already compares these corpora, as they are now."""
+    """Tell whether a report already compares these corpora, as they are now."""
     known = {entry["fingerprint"] for entry in report["compared"].values()}
     return {_summary(corpus)["fingerprint"] for corpus in (held_out, *others)} <= known
 
@@ -85,7 +85,7 @@ def _summary(corpus: Path) -> dict[str, Any]:
 
 
 def _keys(corpus: Path) -> Iterator[tuple[str, dict[str, Sequence[str]]]]:
-    """Split and keys of every row."""
+    """Yield the split and keys of every row."""
     for name in _summary(corpus)["shards"]:
         keys = keys_file(corpus, name)
         if not keys.exists():

@@ -25,7 +25,7 @@ FADE_S = 0.01
 
 @dataclass(frozen=True)
 class Timbre:
-    """How an instrument sounds.
+    """Describes how an instrument sounds.
 
     Args:
         source: how the sound is made, in NSynth's words: acoustic, electronic or synthetic.
@@ -62,7 +62,7 @@ TIMBRES: Mapping[str, Timbre] = MappingProxyType(
 
 
 def play(note: Note) -> np.ndarray:
-    """The samples of a note.
+    """Return the samples of a note.
 
     Args:
         note: timbre, MIDI pitch 0 to 127, velocity 1 to 127, length in seconds.

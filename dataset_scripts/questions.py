@@ -22,7 +22,7 @@ def read_questions(
     output: str = "output",
     id: str = "",
 ) -> Iterator[Item | Reject]:
-    """Items of question-and-answer files in Alpaca's shape: Parquet, JSON lines, or one JSON list.
+    """Yield the items of question-and-answer files in Alpaca's shape: Parquet, JSON lines, or one JSON list.
 
     Args:
         root: the folder.
@@ -50,7 +50,7 @@ def read_questions(
 
 
 def distinct(found: Iterable[Item | Reject]) -> Iterator[Item | Reject]:
-    """Questions, those set aside that an earlier one equals with its input and answer.
+    """Yield questions; reject those that equal an earlier one with its input and answer.
 
     It remembers every question as a number: for corpora of some hundred thousand.
     """
@@ -66,7 +66,7 @@ def distinct(found: Iterable[Item | Reject]) -> Iterator[Item | Reject]:
 
 
 def question(id: str, where: str, instruction: Any, input: Any, output: Any) -> Item | Reject:
-    """An AQA item without a sound: the build speaks the question, the input or both.
+    """Make an AQA item without a sound: the build speaks the question, the input or both.
 
     Where there is an input alone (a prompt without OpenOrca's system message, say), that is the question.
     """
@@ -85,7 +85,7 @@ def question(id: str, where: str, instruction: Any, input: Any, output: Any) -> 
 
 
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | Reject]]:
-    """Numbered rows of a Parquet, JSON-lines or JSON-list file, told apart by how they begin."""
+    """Yield numbered rows of a Parquet, JSON-lines or JSON-list file, told apart by their first bytes."""
     if file.suffix == ".parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq

@@ -27,7 +27,7 @@ OURS = ("task", "source", "split", "choices", "template_id", "style", "voice", "
 
 
 def inside(root: Path, path: str) -> Path:
-    """A path that data names, below a folder; its slashes may be of either kind.
+    """Return a path from the data below a folder; slashes and backslashes both separate.
 
     Raises:
         ValueError: it climbs out of the folder, or is no path.
@@ -43,7 +43,7 @@ def inside(root: Path, path: str) -> Path:
 
 
 def parts_of(value: str) -> list[dict[str, str | None]]:
-    """Text and audio parts of a turn, in reading order; every character of the text is kept."""
+    """Split a turn into text and audio parts, in reading order; every character of the text is kept."""
     parts: list[dict[str, str | None]] = []
     for index, text in enumerate(value.split(PLACEHOLDER)):
         if index:
@@ -54,7 +54,7 @@ def parts_of(value: str) -> list[dict[str, str | None]]:
 
 
 def conversations_of(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """The turns that `parts_of` read."""
+    """Write the turns that `parts_of` read."""
     speakers = {role: name for name, role in ROLES.items()}
     return [
         {

@@ -48,7 +48,7 @@ def export_release(folder: Path, out: Path) -> int:
 
 
 def _write_files(folder: Path, rows: Iterable[tuple[str, str, dict[str, Any]]]) -> int:
-    """Write rows, each into its file, in the shape of that file; gives their number."""
+    """Write rows, each into its file, in the shape of that file; return their number."""
     shapes: dict[Path, str] = {}
     count = 0
     for count, (file, shape, released) in enumerate(rows, start=1):
@@ -70,7 +70,7 @@ def _write_files(folder: Path, rows: Iterable[tuple[str, str, dict[str, Any]]]) 
 
 
 def _released_rows(shards: Sequence[Path]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """File, shape and content of every imported row, file by file and in the order they had there."""
+    """Yield file, shape and content of every imported row, file by file and in the original order."""
 
     def read(files: Sequence[Path]) -> Iterator[tuple[str, int, str, dict[str, Any]]]:
         for file in files:
@@ -92,7 +92,7 @@ def _released_rows(shards: Sequence[Path]) -> Iterator[tuple[str, str, dict[str,
 
 
 def _own_rows(shards: Sequence[Path], audio: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """File, shape and content of rows of our own as released ones; their clips are written below `audio`."""
+    """Yield file, shape and content of our own rows as released ones; their clips are written below `audio`."""
     folders = {modality: name for name, modality in FOLDERS.items()}
     for shard in shards:
         for batch in pq.ParquetFile(shard).iter_batches(batch_size=ROWS_AT_ONCE):

@@ -62,7 +62,7 @@ def import_release(
     rows_per_shard: int = ROWS_PER_SHARD,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Read released files into a corpus folder; after a kill the same call goes on from the files that are done.
+    """Read released files into a corpus folder; after a kill the same call continues after the finished files.
 
     Args:
         folder: holds the format folders, or the files themselves.
@@ -95,7 +95,7 @@ def import_release(
 def _import(
     files: Mapping[str, Path], out: Path, reader: _Reader, rows_per_shard: int, progress: Callable[[int], None] | None
 ) -> dict[str, Any]:
-    """`import_release`, while no other process writes to the folder."""
+    """Run `import_release` while the folder is locked."""
     work, placing = out / ".build" / "import", out / ".build" / "import" / "placing.json"
     asked = {name: reader.asked(file, rows_per_shard) for name, file in files.items()}
     if (out / "data").exists() and not (placing.exists() and json.loads(placing.read_text()) == asked):
@@ -153,7 +153,7 @@ def _import(
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """The released files by their path in the release, which begins with the format folder where there is one."""
+    """Return the released files by their path in the release, which begins with the format folder if there is one."""
     above = f"{folder.resolve().name}/" if folder.resolve().name in FOLDERS else ""
     found = {
         f"{above}{path.relative_to(folder).as_posix()}": path
@@ -175,7 +175,7 @@ def _import_file(
     before: int,
     progress: Callable[[int], None] | None,
 ) -> dict[str, Any]:
-    """Read one file into parts; gives its record."""
+    """Read one file into parts; return its record."""
     rows, lasting, reasons = Counter[str](), Counter[str](), Counter[str]()
     sources: dict[str, str] = {}
     number = 0
@@ -199,7 +199,7 @@ def _import_file(
 
 
 def _rows_of(file: Path) -> tuple[str, Iterator[tuple[int, dict[str, Any] | Reject]]]:
-    """The shape of a file (a list, one object, or an object a line) and its numbered rows."""
+    """Return the shape of a file (a list, one object, or one object a line) and its numbered rows."""
     if file.suffix == ".jsonl":
         return "lines", json_lines(file)
     with file.open("rb") as opened:
@@ -210,7 +210,7 @@ def _rows_of(file: Path) -> tuple[str, Iterator[tuple[int, dict[str, Any] | Reje
 
 
 def _stream(file: Path, prefix: str) -> Iterator[tuple[int, dict[str, Any] | Reject]]:
-    """Numbered rows of a list, or of objects one after the other (one, mostly)."""
+    """Yield numbered rows of a list, or of consecutive objects (usually one)."""
     import ijson
 
     number = 0
@@ -241,12 +241,12 @@ class _Reader:
         self._length = token_counts.TokenCounter(processor) if processor else None
 
     def asked(self, file: Path, rows_per_shard: int) -> list[Any]:
-        """What the rows of a file depend on: other values, other rows."""
+        """Return everything that the rows of a file depend on."""
         stat = file.stat()
         return [self.corpus, str(self.root), self.processor, rows_per_shard, stat.st_size, stat.st_mtime_ns]
 
     def row(self, name: str, number: int, shape: str, released: Mapping[str, Any] | Reject) -> dict[str, Any] | str:
-        """Row `number` of the file `name`, or why it cannot be one."""
+        """Return row `number` of the file `name`, or why it cannot be read."""
         if isinstance(released, Reject):
             return released.reason
         turns, voice = released.get("conversations"), released.get("voice")
@@ -312,7 +312,7 @@ class _Reader:
 
 
 def _is_turn(turn: Any) -> bool:
-    """Whether a turn of a conversation has a known speaker and a text."""
+    """Tell whether a turn of a conversation has a known speaker and a text."""
     return (
         isinstance(turn, dict)
         and isinstance(turn.get("from"), str)
@@ -322,7 +322,7 @@ def _is_turn(turn: Any) -> bool:
 
 
 def _own(metadata: Any) -> dict[str, Any]:
-    """The columns that our own export left in the metadata; none where another made the row."""
+    """Return the columns that our own export left in the metadata; none for rows from elsewhere."""
     if not isinstance(metadata, dict) or not all(name in metadata for name in OURS):
         return {}
     texts = [metadata[name] for name in OURS if name != "choices"]
@@ -335,13 +335,13 @@ def _own(metadata: Any) -> dict[str, Any]:
 
 
 def _task(name: str) -> str:
-    """The task that a file's name tells, or ""."""
+    """Return the task that a file's name tells, or ""."""
     stem = f"_{PurePosixPath(name).stem.lower()}_"
     return next((task for part, task in _TASK_OF_FILE if part in stem), "")
 
 
 def _audio(root: Path, path: str) -> Path:
-    """The file of a released voice path.
+    """Find the file of a released voice path.
 
     Raises:
         ValueError: it climbs out of the root, or there is none.
@@ -354,7 +354,7 @@ def _audio(root: Path, path: str) -> Path:
 
 
 def _modality(name: str, messages: Sequence[Mapping[str, Any]]) -> str:
-    """The format of a file outside the format folders: by its name where that tells, else by the audio's place."""
+    """Return the format of a file outside the format folders, by its name or the position of the audio."""
     if "_end" in PurePosixPath(name).stem:
         return "audio"
     content = messages[0]["content"]
@@ -374,7 +374,7 @@ def _card(source: str, license: str) -> dict[str, Any]:
 
 
 class _Parts:
-    """Parquet files of the rows of one released file, a series for each format, category and split."""
+    """Writes the rows of one released file to Parquet, a series of files for each format, category and split."""
 
     def __init__(self, work: Path, name: str, rows: int) -> None:
         self._work, self._name, self._rows = work, name, rows
@@ -395,7 +395,7 @@ class _Parts:
             self._write(series)
 
     def _write(self, series: str) -> None:
-        """Write a row group of what waits; close the part that is full."""
+        """Write the buffered rows as a row group; close a full part."""
         if series not in self._open:
             name = f"{self._name}.{series}-{sum(known == series for known, _ in self.written):05d}.parquet"
             self.written.append((series, name))
@@ -426,7 +426,7 @@ class _Parts:
 
 
 def _place(out: Path, work: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Move all parts into their places as shards; those that a killed run has moved are there already."""
+    """Move all parts into their places as shards; a killed run may have moved some already."""
     parts: dict[str, list[Path]] = {}
     for record in records:
         for series, name in record["parts"]:

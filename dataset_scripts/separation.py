@@ -27,7 +27,7 @@ Keys = Mapping[str, Sequence[str]]
 
 
 class KeyReader:
-    """Gives the keys of a corpus's rows by kind.
+    """Reads the keys of a corpus's rows by kind.
 
     Sentences and recordings stand in the files that `llaso data build` leaves beside the shards; without them, and
     without audio, a clip's path is its recording. What a source shares by nature (a speaker who says everything) is
@@ -43,7 +43,7 @@ class KeyReader:
         self._beside: dict[str, dict[str, list[str]]] = {}
 
     def keys_of(self, shard: str, row: Mapping[str, Any]) -> Keys:
-        """Keys of a row of a shard; ask for the rows of a shard one after the other."""
+        """Return the keys of a row of a shard; rows of a shard must be asked for in order."""
         if shard != self._shard:
             self._shard, self._beside = shard, self._read_beside(shard)
         beside = self._beside.get(row["id"], {})
@@ -89,7 +89,7 @@ class Separation:
                 self._held[row["split"]][kind].update(keys[kind])
 
     def settle(self) -> None:
-        """All rows have been noted: keep only what occurs more than once."""
+        """Finish after the last `note`: keep only what occurs more than once."""
         self._twice = {"id": _repeated(self._ids), "audio": _repeated(self._questions)}
         self._ids, self._questions = array("Q"), array("Q")
 
@@ -106,7 +106,7 @@ class Separation:
                         self._elsewhere[own][kind].setdefault(key, f"{split} of {name}")
 
     def faults_of(self, row: Mapping[str, Any], keys: Keys) -> list[str]:
-        """What a row of the corpus shares that it may not share: "kind: detail" each."""
+        """List what a row of the corpus shares but must not share, each as "kind: detail"."""
         found = []
         for kind, value in (("id", draw.integer(0, row["id"], "id")), ("audio", _question(row))):
             if value in self._twice[kind]:
@@ -131,7 +131,7 @@ def _by_split() -> dict[str, dict[str, set[str]]]:
 
 
 def _question(row: Mapping[str, Any]) -> int:
-    """A hash of what is asked of which clip: equal for one clip asked the same task in the same format twice.
+    """Return a hash of clip, task and format: equal if one clip is asked the same question twice.
 
     One clip may serve several tasks and label sets; a spoken instruction may be one clip for many written inputs, and
     a spoken input for many questions. Only a drawn instruction's wording makes no other row.

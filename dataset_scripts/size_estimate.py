@@ -21,7 +21,7 @@ FLAC_BYTES_PER_SECOND = 18_000.0
 
 
 class Estimate:
-    """Keeps a sample of each group while rows go by; afterwards says how long each group is."""
+    """Keeps a sample of each group while rows are added; afterwards estimates how long each group is."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -29,7 +29,7 @@ class Estimate:
         self._rows: dict[str, int] = defaultdict(int)
 
     def add(self, group: str, id: str, row_json: str) -> None:
-        """Let one row go by."""
+        """Add one row."""
         kept = self._sample[group]
         self._rows[group] += 1
         point = -draw.integer(self._seed, id, "estimate")
@@ -39,7 +39,7 @@ class Estimate:
             heapq.heapreplace(kept, (point, row_json))
 
     def hours(self) -> dict[str, float]:
-        """Estimated hours by group."""
+        """Return the estimated hours of each group."""
         found = {}
         for group, kept in sorted(self._sample.items()):
             lengths = [
@@ -55,7 +55,7 @@ class Estimate:
 
 
 def seconds(sound: Sound) -> float:
-    """About how long a sound lasts; 0 for a recording that cannot be read (the build will set it aside)."""
+    """Estimate how long a sound lasts; 0 for a recording that cannot be read (the build will set it aside)."""
     try:
         return _seconds(sound) if not isinstance(sound, Recording) or sound.end is None else sound.end - sound.start
     except ValueError:
@@ -75,7 +75,7 @@ def _seconds(sound: Sound) -> float:
 
 
 def unfit(sounds: Sequence[Sound], most: float) -> str:
-    """Why a row is not to be drawn for evaluation, as far as files' headers and letters tell, or ""."""
+    """Say why a row must not be drawn for evaluation, judged by file headers and text length, or ""."""
     try:
         whole = sum(map(_seconds, sounds))
     except ValueError as error:

@@ -26,7 +26,7 @@ EXECUTORS = {"slurm", "ray"}
 
 @dataclass(frozen=True)
 class SourcesFile:
-    """What a sources file says: sources at their folders, settings of the build, options of the executors."""
+    """Holds the content of a sources file: sources with their folders, build settings, executor options."""
 
     sources: list[base.Source]
     settings: dict[str, Any]
@@ -34,7 +34,7 @@ class SourcesFile:
 
 
 def template() -> str:
-    """A sources file to fill in: every corpus there is, each commented out, with what to know of it."""
+    """Write a sources file to fill in: every known corpus, commented out, with its terms and layout."""
     blocks = [
         "# Which corpora lie where. Take the # off those you have, and say their folders (relative ones are relative",
         "# to this file). Give the same file to `llaso data build align`, `instruct` and `eval`: what is held out for",
@@ -72,13 +72,13 @@ def template() -> str:
 
 
 def _entry(source: base.Source) -> str:
-    """How a source is written in the file: its folder, and where it takes options, these with their defaults."""
+    """Write a source as it stands in the file: its folder and, if it has options, their defaults."""
     said = "".join(f", {name}: {json.dumps(value)}" for name, value in _options(source).items())
     return f"{{path: /data/{source.name}{said}}}" if said else f"/data/{source.name}"
 
 
 def _options(source: base.Source) -> dict[str, Any]:
-    """The options of a source's `read`, with their defaults."""
+    """Return the options of a source's `read`, with their defaults."""
     found = inspect.signature(source.read).parameters.values()
     declared = {option.name: option.default for option in found if option.default is not option.empty}
     return {**declared, **source.options}
@@ -127,7 +127,7 @@ def read(path: Path) -> SourcesFile:
 
 
 def _source(path: Path, name: str, entry: Any) -> base.Source:
-    """A source at its folder."""
+    """Return a source with its folder."""
     try:
         source = base.load(name)
     except ValueError as error:
@@ -143,14 +143,14 @@ def _source(path: Path, name: str, entry: Any) -> base.Source:
 
 
 def _check_known(what: str, given: Iterable[Any], known: Iterable[str]) -> None:
-    """Raise ValueError for a word that is not known, with the nearest one."""
+    """Raise ValueError for an unknown key, naming the nearest known one."""
     for word in sorted(set(map(str, given)) - set(known)):
         there = ", ".join(sorted(known))
         raise ValueError(f"{what} {word}; {base.nearest(word, known)}there are {there or 'none'}")
 
 
 def _check_type(what: str, value: Any, default: Any) -> None:
-    """Raise ValueError unless the value is of the default's type; a whole number will do for any number."""
+    """Raise ValueError unless the value has the default's type; a whole number is accepted for any number."""
     kinds = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     kind = int if default is None else type(default)
     if type(value) is not kind and not (kind is float and type(value) is int):
@@ -169,7 +169,7 @@ def _check_voices(path: Path, voices: Any) -> None:
 
 
 def _check_shared_folders(path: Path, sources: Sequence[base.Source]) -> None:
-    """Raise ValueError where two sources would read the same files: one corpus would be counted twice."""
+    """Raise ValueError if two sources would read the same files: one corpus would be counted twice."""
     for one, other in itertools.combinations(sources, 2):
         if one.root and other.root and one.root.resolve() == other.root.resolve():
             patterns = [way for need in other.needs for way in need.split("|")]
@@ -183,7 +183,7 @@ def _check_shared_folders(path: Path, sources: Sequence[base.Source]) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a key given twice is an error: the first would be lost without a word."""
+    """Loads YAML and refuses a key that is given twice: the first would be lost silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]

@@ -42,23 +42,23 @@ MALE = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8", "max", "robert", "john",
 
 
 class Backend(Protocol):
-    """What speaks."""
+    """Speaks texts."""
 
     name: str
     """Identifies the backend, its version and its settings: part of a clip's address."""
 
     def speak(self, batch: Sequence[Speech]) -> list[np.ndarray]:
-        """Samples of each text, float32 mono at 16 kHz."""
+        """Return the samples of each text, float32 mono at 16 kHz."""
         ...
 
 
 def backend(name: str = "espeak") -> Backend:
-    """A backend by name: "espeak", or the id or folder of a transformers text-to-audio model."""
+    """Return a backend by name: "espeak", or the id or folder of a transformers text-to-audio model."""
     return Espeak() if name == "espeak" else TextToAudio(name)
 
 
 def voices(accents: Sequence[str] = (), variants: Sequence[str] = FEMALE + MALE) -> list[str]:
-    """espeak voices: every variant on every accent (all of `ACCENTS` by default)."""
+    """List espeak voices: every variant on every accent (all of `ACCENTS` by default)."""
     return [f"{ACCENTS[accent]}+{variant}" for accent in accents or ACCENTS for variant in variants]
 
 
@@ -72,7 +72,7 @@ _SAMPLES = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes
 
 
 class Espeak:
-    """espeak-ng through the library bundled in the wheel `espeakng-loader` (extra `tts`; GPL-3, hence optional).
+    """Speaks with espeak-ng through the library in the wheel `espeakng-loader` (extra `tts`; GPL-3, hence optional).
 
     espeak-ng keeps noise and flutter generators running from one utterance to the next, so that a clip would depend on
     those before it. The library is therefore loaded anew, and seeded, for every clip: about 5 ms more.
@@ -92,7 +92,7 @@ class Espeak:
         self.name = f"espeak-ng {metadata.version('espeakng-loader')}"
 
     def speak(self, batch: Sequence[Speech]) -> list[np.ndarray]:
-        """Samples of each text.
+        """Return the samples of each text.
 
         Raises:
             ValueError: there is no such voice.
@@ -100,7 +100,7 @@ class Espeak:
         return [self._speak(speech) for speech in batch]
 
     def phonemes(self, text: str, voice: str) -> str:
-        """IPA of a text in the accent of a voice: words parted by blanks, without stress marks or punctuation."""
+        """Return a text in IPA in a voice's accent: words separated by spaces, no stress marks, no punctuation."""
         espeak = self._reader
         self._set_voice(espeak, voice)
         rest, clauses = ctypes.c_char_p(text.encode()), []
@@ -110,7 +110,7 @@ class Espeak:
 
     @functools.cached_property
     def _reader(self) -> Any:
-        """The library once more, kept loaded for reading only: spelling to sound has no memory.
+        """Return a second copy of the library, kept loaded: converting spelling to phonemes has no state.
 
         It is loaded from a copy, because one file is loaded but once: speech could not begin afresh beside it.
         """
@@ -153,7 +153,7 @@ class Espeak:
 
 
 def _copy_of(library: str) -> tuple[Any, str]:
-    """A copy of a library for one process alone, as something to hold on to and a path to load it from.
+    """Copy a library for one process alone; return an object that keeps it alive and a path to load it from.
 
     A file that something else in the process (phonemizer, say) keeps loaded is never unloaded, and every clip would
     carry on from the one before. On Linux the copy is memory, which a killed worker cannot leave behind.
@@ -168,7 +168,7 @@ def _copy_of(library: str) -> tuple[Any, str]:
 
 
 class _Loaded:
-    """espeak-ng's library in its very first state: loaded on entry, unloaded on exit. `rate` is in Hz."""
+    """Loads espeak-ng's library in its initial state on entry and unloads it on exit. `rate` is in Hz."""
 
     def __init__(self, library: str, data: str) -> None:
         self._path, self._data = library, data
@@ -194,7 +194,7 @@ def _espeak() -> Espeak:
 
 
 def phonemes(text: str, voice: str = "en-us") -> str:
-    """IPA of a text as espeak-ng pronounces it in the accent of `voice`, e.g. "en-us" or "en-gb-scotland+f3".
+    """Return a text in IPA as espeak-ng pronounces it in the accent of `voice`, e.g. "en-us" or "en-gb-scotland+f3".
 
     Returns:
         Words parted by blanks, without stress marks or punctuation, as in the released PR references.
@@ -206,7 +206,7 @@ def phonemes(text: str, voice: str = "en-us") -> str:
 
 
 class TextToAudio:
-    """Any text-to-audio model that `transformers.pipeline("text-to-audio")` loads, e.g. VITS.
+    """Speaks with any text-to-audio model that `transformers.pipeline("text-to-audio")` loads, e.g. VITS.
 
     Args:
         model: Hub id or folder.
@@ -233,7 +233,7 @@ class TextToAudio:
         self.name = f"{type(self._pipeline.model).__name__} {weights.hexdigest()}"
 
     def speak(self, batch: Sequence[Speech]) -> list[np.ndarray]:
-        """Samples of each text; noise is seeded by text and voice, so that no clip depends on the others."""
+        """Return the samples of each text; noise is seeded by text and voice, so that clips are independent."""
         return [self._speak(speech) for speech in batch]
 
     def _speak(self, speech: Speech) -> np.ndarray:

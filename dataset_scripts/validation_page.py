@@ -33,7 +33,7 @@ small { opacity: .7; } h2.apart { margin-top: 2.5rem; } .listed td { vertical-al
 def write(
     title: str, report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], bad: Sequence[Mapping[str, Any]] = ()
 ) -> str:
-    """One self-contained HTML page.
+    """Write one self-contained HTML page.
 
     Args:
         title: name of the corpus.
@@ -75,7 +75,7 @@ def write(
 
 
 def _bars(title: str, values: Mapping[str, float]) -> str:
-    """A horizontal bar chart as a table; nothing where there are no values."""
+    """Return a horizontal bar chart as a table; "" without values."""
     if not values:
         return ""
     if len(values) > MOST_BARS:
@@ -91,7 +91,7 @@ def _bars(title: str, values: Mapping[str, float]) -> str:
 
 
 def _bad_rows(bad: Sequence[Mapping[str, Any]], count: int) -> str:
-    """The first bad rows: where they were found, and why they are bad."""
+    """List the first bad rows: where they were found, and why they are bad."""
     if not bad:
         return ""
     lines = (
@@ -103,7 +103,7 @@ def _bad_rows(bad: Sequence[Mapping[str, Any]], count: int) -> str:
 
 
 def _example(row: Mapping[str, Any]) -> str:
-    """A row with its players, prompt and answer."""
+    """Show a row with its players, prompt and answer."""
     name = escape(row["id"], quote=True)
     clips = (base64.b64encode(clip["bytes"]).decode() for clip in row["audio"] if clip["bytes"])
     players = "".join(

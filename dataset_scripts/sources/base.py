@@ -30,7 +30,7 @@ else is closed: terms that forbid commerce or changes (NC, ND), terms unknown, m
 
 @dataclass(frozen=True, slots=True)
 class Acoustics:
-    """The room and the noise a sound is heard in; `acoustics.apply` turns it into samples.
+    """Describes the room and the noise of a recording; `acoustics.apply` applies them to samples.
 
     Args:
         seed: seed of the noise and of the room's echo.
@@ -49,7 +49,7 @@ class Acoustics:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A stretch of an audio file: seconds `start` to `end` (None: to its end)."""
+    """Names a stretch of an audio file: seconds `start` to `end` (None: to its end)."""
 
     path: str
     start: float = 0.0
@@ -59,7 +59,7 @@ class Recording:
 
 @dataclass(frozen=True, slots=True)
 class Speech:
-    """Words to be spoken by the build's synthesizer.
+    """Names words to be spoken by the build's synthesizer.
 
     Args:
         text: what is said.
@@ -78,7 +78,7 @@ class Speech:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A musical note to be synthesized: a timbre of `notes.TIMBRES`, a MIDI pitch and velocity, and seconds."""
+    """Names a note to be synthesized: a timbre of `musical_notes.TIMBRES`, MIDI pitch and velocity, seconds."""
 
     timbre: str
     pitch: int
@@ -94,7 +94,7 @@ Sound = Recording | Speech | Note
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One thing known of an item: the answer to one task. Each fact becomes one row.
+    """Holds one known fact about an item: the answer to one task. Each fact becomes one row.
 
     Args:
         task: code of `tasks.TASKS`.
@@ -119,7 +119,7 @@ class Fact:
     corpora: tuple[str, ...] = ()
 
     def fault(self) -> str:
-        """What is wrong with it, whatever it is a fact of, or "" where nothing is; its target is not quoted."""
+        """Say what is wrong with the fact by itself, or ""; the target is not quoted."""
         if self.task not in TASKS:
             return f"unknown task {self.task!r}"
         task = TASKS[self.task]
@@ -137,7 +137,7 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One recording, or one text to speak, with everything the corpus says about it.
+    """Holds one recording, or one text to speak, with everything the corpus says about it.
 
     Args:
         id: unique within the source and stable over rebuilds; letters, digits and `._-/`.
@@ -163,7 +163,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """Something in the corpus that cannot be used: where it is and why. Listed, and counted by reason, never hidden.
+    """Names something in the corpus that cannot be used: where and why. Rejects are listed and counted.
 
     Args:
         where: file and line, with the offending value where it may be anything.
@@ -181,7 +181,7 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 @dataclass(frozen=True)
 class Source:
-    """The declaration of one corpus.
+    """Declares one corpus.
 
     Args:
         name: short name, also the module's.
@@ -219,16 +219,16 @@ class Source:
     root: Path | None = None
 
     def at(self, root: str | Path, **options: Any) -> Source:
-        """The same source, reading the folder `root` with further arguments for `read`."""
+        """Return the same source, reading the folder `root` with further arguments for `read`."""
         return replace(self, root=Path(root).absolute(), options={**self.options, **options})
 
     @property
     def redistributable(self) -> bool:
-        """Whether its audio may be published again."""
+        """Tell whether its audio may be published again."""
         return self.license in OPEN_LICENSES
 
     def items(self) -> Iterator[Item | Reject]:
-        """Everything below the root; facts at fault come as a `Reject`, apart from the item they belong to.
+        """Yield everything below the root; a faulty fact is a `Reject`, apart from the item it belongs to.
 
         Raises:
             ValueError: the folder is missing or laid out otherwise (the message shows both layouts), or an entry of a
@@ -255,11 +255,11 @@ class Source:
             ) from error
 
     def speaker_of(self, item: Item) -> str:
-        """The item's speaker, named as in no other source unless the speaker's name says that it may be ("x:y")."""
+        """Return the item's speaker with the source's name before it, unless the name already says "x:y"."""
         return item.speaker if ":" in item.speaker or not item.speaker else f"{self.name}:{item.speaker}"
 
     def card(self) -> dict[str, Any]:
-        """What a dataset card says of this source."""
+        """Return what a dataset card says of this source."""
         return {
             "title": self.title,
             "license": self.license,
@@ -271,7 +271,7 @@ class Source:
         }
 
     def layout_fault(self) -> str:
-        """What is wrong with the root folder, the layout expected and what was found, or "" where nothing is."""
+        """Say what is wrong with the root folder, the expected layout and what was found, or ""."""
         assert self.root is not None
         if not self.root.is_dir():
             return f"{self.name}: no such folder: {self.root}. Expected {self.title}, laid out as\n{self.layout}"
@@ -290,14 +290,14 @@ class Source:
         )
 
     def _matched(self, folder: Path) -> dict[str, Path | None]:
-        """For each of `needs`, something below a folder that matches it, or None."""
+        """Return for each of `needs` something below a folder that matches it, or None."""
         return {
             need: next((path for way in need.split("|") for path in folder.glob(way)), None) for need in self.needs
         }
 
 
 def _is_lfs_pointer(path: Path) -> bool:
-    """Whether Git has left a note in place of a large file."""
+    """Tell whether a file is a Git LFS pointer in place of the file itself."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -305,13 +305,13 @@ def _is_lfs_pointer(path: Path) -> bool:
 
 
 def names() -> list[str]:
-    """The sources there are, one module each."""
+    """List the known sources, one module each."""
     package = importlib.import_module("dataset_scripts.sources")
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name != "base")
 
 
 def load(name: str) -> Source:
-    """The declaration in `sources/<name>.py`.
+    """Return the declaration in `sources/<name>.py`.
 
     Raises:
         ValueError: there is no such source; the message says the nearest and lists all there are.
@@ -322,6 +322,6 @@ def load(name: str) -> Source:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """ "did you mean x? ", with the known word nearest to `word`; "" where none is near."""
+    """Return "did you mean x? " with the known word nearest to `word`; "" if none is near."""
     close = difflib.get_close_matches(word, list(known), 1)
     return f"did you mean {close[0]}? " if close else ""
