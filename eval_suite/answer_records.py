@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from llaso_common.atomic_write import write_atomically
 
-from .corpus import Row
+from .corpus import Question
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ RECORDS = "records"
 GENERATION = "generation.json"
 
 
-class Answer(NamedTuple):
+class Reply(NamedTuple):
     """What a model said to one row; `error` is the reason where it could not."""
 
     prediction: str
@@ -43,13 +43,13 @@ class Records:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._sink: int | None = None
 
-    def read(self, keep_errors: bool = True) -> dict[str, Answer]:
+    def read(self, keep_errors: bool = True) -> dict[str, Reply]:
         """All answers so far by key. Among records of one key a success wins over an error, then the first."""
-        answers: dict[str, Answer] = {}
+        answers: dict[str, Reply] = {}
         for path in sorted(self.folder.glob("part-*.jsonl")):
             for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last newline was torn by a kill
                 record = json.loads(line)
-                answer = Answer(record["prediction"], record["error"])
+                answer = Reply(record["prediction"], record["error"])
                 held = answers.get(record["key"])
                 if held is None or (held.error is not None and answer.error is None):
                     answers[record["key"]] = answer
@@ -57,7 +57,7 @@ class Records:
             return answers
         return {key: answer for key, answer in answers.items() if answer.error is None}
 
-    def append(self, answers: Iterable[tuple[str, str, Answer]]) -> None:
+    def append(self, answers: Iterable[tuple[str, str, Reply]]) -> None:
         """Write a batch of (key, row id, answer): all its lines at once, handed to the system before this returns."""
         if self._sink is None:
             self._sink = self._open_part()
@@ -86,7 +86,7 @@ class Records:
             self._sink = None
 
 
-def prediction_record(row: Row, answer: Answer) -> dict[str, Any]:
+def prediction_record(row: Question, answer: Reply) -> dict[str, Any]:
     """The line of the predictions folder for one row."""
     return {
         "id": row.id,
@@ -105,7 +105,9 @@ def prediction_record(row: Row, answer: Answer) -> dict[str, Any]:
     }
 
 
-def write_predictions(out: Path, rows: Sequence[Row], answers: Sequence[Answer], generation: dict[str, Any]) -> None:
+def write_predictions(
+    out: Path, rows: Sequence[Question], answers: Sequence[Reply], generation: dict[str, Any]
+) -> None:
     """The predictions folder: one `<file>.jsonl` per file group in data order, then `generation.json`.
 
     Each file is replaced in one step. Files of an earlier run over other data, as its `generation.json` names

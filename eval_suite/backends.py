@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .answer_records import Answer
-from .corpus import Row, encode_wav
+from .answer_records import Reply
+from .corpus import Question, encode_wav
 from .endpoint import ChatEndpoint, RequestRefusedError
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ SAMPLE_RATE = 16_000
 
 
 @dataclass(frozen=True)
-class Settings:
+class GenerationSettings:
     """How answers are generated; part of the key of every record."""
 
     max_new_tokens: int = 256
@@ -44,12 +44,12 @@ class Settings:
 class Request:
     """One row with its decoded clips, mono float32 `(n,)` at the backend's sampling rate."""
 
-    row: Row
+    row: Question
     audio: tuple[np.ndarray, ...]
     messages: tuple[dict[str, Any], ...]
 
 
-class Backend(Protocol):
+class AnswerBackend(Protocol):
     """What `generate` needs of somebody who answers."""
 
     @property
@@ -57,7 +57,7 @@ class Backend(Protocol):
         """Who answers, as the report shows it."""
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> GenerationSettings:
         """How answers are generated."""
 
     def revision(self) -> str:
@@ -72,7 +72,7 @@ class Backend(Protocol):
     def prepare(self, requests: Sequence[Request]) -> Any:
         """Whatever can be done ahead, in another thread, while an earlier batch is being answered."""
 
-    def answer(self, prepared: Any) -> list[Answer]:
+    def answer(self, prepared: Any) -> list[Reply]:
         """One answer a request. What it raises is the failure of the whole batch."""
 
 
@@ -81,7 +81,7 @@ class CallableBackend:
     """Any Python function from a list of `Request`s to a list of texts."""
 
     function: Callable[[Sequence[Request]], Sequence[str]]
-    settings: Settings = field(default_factory=Settings)
+    settings: GenerationSettings = field(default_factory=GenerationSettings)
 
     @property
     def name(self) -> str:
@@ -105,11 +105,11 @@ class CallableBackend:
     def prepare(self, requests: Sequence[Request]) -> Sequence[Request]:
         return requests
 
-    def answer(self, prepared: Sequence[Request]) -> list[Answer]:
+    def answer(self, prepared: Sequence[Request]) -> list[Reply]:
         texts = self.function(prepared)
         if len(texts) != len(prepared):
             raise ValueError(f"{self.name} returned {len(texts)} answers to {len(prepared)} requests")
-        return [Answer(text) for text in texts]
+        return [Reply(text) for text in texts]
 
 
 @dataclass
@@ -117,7 +117,7 @@ class EndpointBackend:
     """An OpenAI-compatible chat server that takes audio; a batch is as many requests at once."""
 
     endpoint: ChatEndpoint
-    settings: Settings = field(default_factory=Settings)
+    settings: GenerationSettings = field(default_factory=GenerationSettings)
     model_revision: str = "served"
 
     @property
@@ -152,11 +152,11 @@ class EndpointBackend:
             conversation.append({"role": message["role"], "content": parts[0]["text"] if only_text else parts})
         return conversation
 
-    def answer(self, prepared: list[list[dict[str, Any]]]) -> list[Answer]:
+    def answer(self, prepared: list[list[dict[str, Any]]]) -> list[Reply]:
         with ThreadPoolExecutor(max_workers=max(1, len(prepared))) as pool:
             return list(pool.map(self._ask, prepared))
 
-    def _ask(self, conversation: list[dict[str, Any]]) -> Answer:
+    def _ask(self, conversation: list[dict[str, Any]]) -> Reply:
         try:
             text = self.endpoint.complete(
                 conversation,
@@ -165,8 +165,8 @@ class EndpointBackend:
                 seed=self.settings.seed,
             )
         except RequestRefusedError as error:
-            return Answer("", str(error))
-        return Answer(text)
+            return Reply("", str(error))
+        return Reply(text)
 
 
 class TransformersBackend:
@@ -185,7 +185,7 @@ class TransformersBackend:
     def __init__(
         self,
         model: str | Path,
-        settings: Settings | None = None,
+        settings: GenerationSettings | None = None,
         *,
         hub_revision: str | None = None,
         dtype: str = "auto",
@@ -194,7 +194,7 @@ class TransformersBackend:
         attn_implementation: str | None = None,
     ):
         self.name = str(model)
-        self.settings = settings or Settings()
+        self.settings = settings or GenerationSettings()
         self._from: dict[str, Any] = {"revision": hub_revision, "trust_remote_code": trust_remote_code}
         self._weights = {"dtype": dtype, "attn_implementation": attn_implementation}
         self._device = device
@@ -274,7 +274,7 @@ class TransformersBackend:
             conversation.append({"role": message["role"], "content": parts})
         return conversation
 
-    def answer(self, prepared: Any) -> list[Answer]:
+    def answer(self, prepared: Any) -> list[Reply]:
         import torch
 
         inputs, requests = prepared
@@ -290,7 +290,7 @@ class TransformersBackend:
         if sequences.shape[1] >= width and torch.equal(sequences[:, :width], prompt):
             sequences = sequences[:, width:]  # most models repeat the prompt; some return only what is new
         texts = self.processor.batch_decode(sequences, skip_special_tokens=True)
-        return [Answer(text.strip()) for text in texts]
+        return [Reply(text.strip()) for text in texts]
 
     def _generation_arguments(self) -> dict[str, Any]:
         settings = self.settings

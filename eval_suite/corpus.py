@@ -1,4 +1,4 @@
-"""The rows to be answered: a corpus folder (or Hub data set) in, `Row`s without audio and clips on demand out.
+"""The rows to be answered: a corpus folder (or Hub data set) in, `Question`s without audio and clips on demand out.
 
 Everything but the audio is read at once, so that rows can be ordered by length; a clip is read and decoded only
 when its batch comes up. Decoding is soundfile's, resampling soxr's: torchcodec is never needed.
@@ -26,7 +26,7 @@ REQUIRED_COLUMNS = ("id", "task", "category", "modality", "source", "messages", 
 
 
 @dataclass(frozen=True)
-class Row:
+class Question:
     """One question to a model, with what scoring needs to know about it. `index` is its place in the data."""
 
     index: int
@@ -89,7 +89,7 @@ def encode_wav(samples: np.ndarray, sampling_rate: int) -> bytes:
     return buffer.getvalue()
 
 
-class Corpus:
+class EvalCorpus:
     """One split of a data set in the row schema of `dataset_scripts`.
 
     Args:
@@ -114,7 +114,7 @@ class Corpus:
             )
         self.rows = self._read_rows()
 
-    def _read_rows(self) -> list[Row]:
+    def _read_rows(self) -> list[Question]:
         light = self._table.remove_columns("audio").with_format("arrow")
         columns = [batch.to_pylist() for batch in light.iter(batch_size=1024)]
         records = [record for chunk in columns for record in chunk]
@@ -130,11 +130,11 @@ class Corpus:
             indices = sorted(sorted(indices, key=lambda index: digest(records[index]["id"]))[: self.limit])
         return [self._row(index, records[index]) for index in indices]
 
-    def _row(self, index: int, record: dict[str, Any]) -> Row:
+    def _row(self, index: int, record: dict[str, Any]) -> Question:
         messages = tuple(_before_the_answer(record["messages"], f"{self.data}: row {index} ({record['id']})"))
         sound = record.get("sha256") or hashlib.sha256(b"".join(self.clips(index))).hexdigest()
         has_audio = any(part["type"] == "audio" for message in messages for part in message["content"])
-        return Row(
+        return Question(
             index=index,
             id=record["id"],
             file=_file_name(record),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -17,9 +16,8 @@ from typing import Any
 
 import soundfile
 
-from . import readers, score
-from .answer_records import GENERATION
-from .corpus import Corpus, decode_audio, digest
+from .corpus import EvalCorpus, decode_audio, digest
+from .scored_rows import Scored, ScoredRow
 
 logger = logging.getLogger(__name__)
 
@@ -29,22 +27,13 @@ SAMPLE_RATE = 16_000
 
 
 def choose_examples(
-    predictions: Path,
-    tasks: Mapping[str, Mapping[str, Any]],
-    protocol: str,
-    *,
-    system: str | None = None,
-    worst: int = 2,
-    drawn: int = 2,
-    seed: int = 0,
+    scored: Scored, tasks: Mapping[str, Mapping[str, Any]], *, worst: int = 2, drawn: int = 2, seed: int = 0
 ) -> list[dict[str, Any]]:
     """Pick rows of one system.
 
     Args:
-        predictions: folder of answers, ours or released ones.
+        scored: the system's rows, as they were read when it was scored.
         tasks: task -> its entry in the report: `direction` of the ranking metric, and the value `perfect`.
-        protocol: whose reading of the answers is shown.
-        system: its name in the report.
         worst: rows a task with the worst score of their own; none that is perfect.
         drawn: rows a task picked at random.
         seed: of the draw.
@@ -52,35 +41,30 @@ def choose_examples(
     Returns:
         One entry a row: why it was picked, what was asked, answered, read and expected.
     """
-    answers = readers.read(predictions, system)
-    measured = score.measure(answers.files, protocol)
-    records = {(record["file"], record["id"]): record for record in score.row_records(measured)}
-    by_task: dict[str, list[readers.Row]] = {}
-    for rows in answers.files.values():
-        for row in rows:
-            by_task.setdefault(row.task, []).append(row)
+    by_task: dict[str, list[ScoredRow]] = {}
+    for rows in scored.rows.values():
+        for one in rows:
+            by_task.setdefault(one.row.task, []).append(one)
     chosen = []
     for task, rows in by_task.items():
         if task not in tasks:
             continue
 
-        def badness(row: readers.Row, task: str = task) -> float:
-            points = records[row.file, row.id]["score"]
-            if points is None or points == tasks[task].get("perfect"):
+        def badness(one: ScoredRow, task: str = task) -> float:
+            if one.score is None or one.score == tasks[task].get("perfect"):
                 return -math.inf
-            return points if tasks[task].get("direction") == "lower" else -points
+            return one.score if tasks[task].get("direction") == "lower" else -one.score
 
-        shuffled = sorted(rows, key=lambda row: digest(seed, row.file, row.id))
-        bad = [row for row in sorted(shuffled, key=badness, reverse=True) if badness(row) > -math.inf][:worst]
-        taken = {(row.file, row.id) for row in bad}
-        others = [row for row in shuffled if (row.file, row.id) not in taken][:drawn]
-        for kind, picked in (("worst", bad), ("random", others)):
-            for row in picked:
-                chosen.append(_example(answers.system, kind, row, records[row.file, row.id]))
+        shuffled = sorted(rows, key=lambda one: digest(seed, one.row.file, one.row.id))
+        bad = [one for one in sorted(shuffled, key=badness, reverse=True) if badness(one) > -math.inf][:worst]
+        others = [one for one in shuffled if one not in bad][:drawn]
+        chosen += [_example(scored.system, "worst", one) for one in bad]
+        chosen += [_example(scored.system, "random", one) for one in others]
     return chosen
 
 
-def _example(system: str, kind: str, row: readers.Row, record: Mapping[str, Any]) -> dict[str, Any]:
+def _example(system: str, kind: str, one: ScoredRow) -> dict[str, Any]:
+    row, parsed = one.row, one.reading.parsed
     return {
         "system": system,
         "kind": kind,
@@ -93,33 +77,33 @@ def _example(system: str, kind: str, row: readers.Row, record: Mapping[str, Any]
         "prediction": row.prediction or "",
         "reference": row.reference,
         "error": row.error,
-        "outcome": record["outcome"],
-        "parsed": _whole(record["parsed"]),
-        "score": record["score"],
+        "outcome": one.reading.outcome,
+        "parsed": _whole(parsed) if isinstance(parsed, str | float | int) else None,
+        "score": one.score,
     }
 
 
 def _whole(value: Any) -> Any:
-    """60 rather than 60.0, as the answer said it."""
+    """Return 60 rather than 60.0, as the answer said it."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class Sounds:
-    """Clips of a corpus as data URIs, within a budget.
+    """Gives clips of a corpus as data URIs, within a budget.
 
     Args:
         corpus: the data the predictions were made from.
         budget: bytes of audio to hand out, before base64.
     """
 
-    def __init__(self, corpus: Corpus, budget: int = AUDIO_BYTES):
+    def __init__(self, corpus: EvalCorpus, budget: int = AUDIO_BYTES):
         self._corpus = corpus
         self._rows = {row.id: row for row in corpus.rows}
         self._left = budget
         self._made: dict[str, list[str]] = {}
 
     def of(self, row_id: str) -> list[str]:
-        """The row's clips as `data:` addresses; empty where it is unknown, unreadable or the budget is spent."""
+        """Return the row's clips as `data:` addresses; none if it is unknown or unreadable or the budget is spent."""
         if row_id not in self._made:
             row = self._rows.get(row_id)
             self._made[row_id] = self._encode(row.index) if row else []
@@ -142,16 +126,14 @@ class Sounds:
         return addresses
 
 
-def find_corpus(data: str | Path | None, predictions: Sequence[Path]) -> Corpus | None:
-    """The corpus to take sounds from: `data`, or the folder that the predictions say they were made from.
+def find_corpus(data: str | Path | None, systems: Sequence[Scored]) -> EvalCorpus | None:
+    """Open the corpus to take sounds from: `data`, or the folder that the scores say the answers were made from.
 
     Returns:
-        None where neither is at hand; a Hub id is only read when it is named as `data`.
+        None if neither is at hand; a Hub id is only read when it is named as `data`.
     """
-    for folder in predictions:
-        if not (folder / GENERATION).exists():
-            continue
-        made = json.loads((folder / GENERATION).read_text(encoding="utf-8"))["data"]
-        if data is not None or Path(made["path"]).is_dir():
-            return Corpus(data or made["path"], made["config"], made["split"])
-    return Corpus(data) if data is not None else None
+    for scored in systems:
+        made = (scored.content.get("generation") or {}).get("data")
+        if made is not None and (data is not None or Path(made["path"]).is_dir()):
+            return EvalCorpus(data or made["path"], made["config"], made["split"])
+    return EvalCorpus(data) if data is not None else None

@@ -20,9 +20,9 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from .answer_records import Answer, Records, write_predictions
-from .backends import Backend, CallableBackend, EndpointBackend, Request, Settings, TransformersBackend
-from .corpus import Corpus, Row, decode_audio, digest
+from .answer_records import Records, Reply, write_predictions
+from .backends import AnswerBackend, CallableBackend, EndpointBackend, GenerationSettings, Request, TransformersBackend
+from .corpus import EvalCorpus, Question, decode_audio, digest
 from .endpoint import ChatEndpoint
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ SAME_FAILURES = 64
 
 
 def generate(
-    model: str | Path | Callable[[Sequence[Request]], Sequence[str]] | Backend,
+    model: str | Path | Callable[[Sequence[Request]], Sequence[str]] | AnswerBackend,
     data: str | Path,
     out: str | Path,
     *,
@@ -53,11 +53,11 @@ def generate(
     retry_errors: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Answer every row of `data` and write the predictions folder `out`.
+    """Reply every row of `data` and write the predictions folder `out`.
 
     Args:
         model: a checkpoint folder or Hub id for `AutoModelForMultimodalLM`; a function from a list of `Request`s to
-            a list of texts; a `Backend`; or, with `endpoint`, the name of the served model.
+            a list of texts; a `AnswerBackend`; or, with `endpoint`, the name of the served model.
         data: a corpus folder or Hub id in the row schema.
         out: where predictions go; holds the append-only records as well.
         split: which split of the data.
@@ -86,8 +86,8 @@ def generate(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-    settings = Settings(max_new_tokens, temperature, seed, system)
-    backend: Backend
+    settings = GenerationSettings(max_new_tokens, temperature, seed, system)
+    backend: AnswerBackend
     if endpoint is not None:
         backend = EndpointBackend(ChatEndpoint(endpoint, str(model)), settings, revision or "served")
     elif isinstance(model, (str, Path)):
@@ -104,14 +104,16 @@ def generate(
         backend = CallableBackend(model, settings)
     else:
         backend = model
-    run = GenerationRun(backend, Corpus(data, config, split, limit), Path(out), batch_size, progress)
+    run = GenerationRun(backend, EvalCorpus(data, config, split, limit), Path(out), batch_size, progress)
     return run.complete(retry_errors)
 
 
 class GenerationRun:
     """One backend, one corpus, one predictions folder; see `generate` for the arguments."""
 
-    def __init__(self, backend: Backend, corpus: Corpus, out: Path, batch_size: int = 16, progress: bool = True):
+    def __init__(
+        self, backend: AnswerBackend, corpus: EvalCorpus, out: Path, batch_size: int = 16, progress: bool = True
+    ):
         self.backend, self.corpus, self.out, self.progress = backend, corpus, out, progress
         if not corpus.rows:
             raise ValueError(f"{corpus.data}: split {corpus.split} holds no row")
@@ -126,7 +128,7 @@ class GenerationRun:
         self._successes = 0
 
     def complete(self, retry_errors: bool = False) -> Path:
-        """Answer what is missing; write the predictions once nothing is."""
+        """Reply what is missing; write the predictions once nothing is."""
         done = self.records.read(keep_errors=not retry_errors)
         mine = [
             batch
@@ -150,7 +152,7 @@ class GenerationRun:
 
             PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
 
-    def _answer_all(self, batches: list[list[Row]]) -> None:
+    def _answer_all(self, batches: list[list[Question]]) -> None:
         rows = sum(len(batch) for batch in batches)
         if not rows:
             return
@@ -163,7 +165,7 @@ class GenerationRun:
                 bar.update(len(batch))
                 self._stop_if_hopeless(answers)
 
-    def _prepared(self, batches: list[list[Row]]) -> Iterator[tuple[list[Row], PreparedBatch]]:
+    def _prepared(self, batches: list[list[Question]]) -> Iterator[tuple[list[Question], PreparedBatch]]:
         """Each batch with its inputs, which a second thread makes while the batch before is being answered."""
         with ThreadPoolExecutor(max_workers=1) as ahead:
             coming: Future[PreparedBatch] = ahead.submit(self._prepare, batches[0])
@@ -173,7 +175,7 @@ class GenerationRun:
                     coming = ahead.submit(self._prepare, following)
                 yield batch, prepared
 
-    def _prepare(self, batch: list[Row]) -> PreparedBatch:
+    def _prepare(self, batch: list[Question]) -> PreparedBatch:
         """Decode the clips; a row whose audio does not decode is set aside with the reason."""
         requests, failed = [], {}
         rate = self.backend.sampling_rate()
@@ -184,7 +186,7 @@ class GenerationRun:
                 if wanted != len(audio):
                     raise ValueError(f"the messages name {wanted} clip(s), the row holds {len(audio)}")
             except (ValueError, OSError) as error:
-                failed[row.id] = Answer("", str(error))
+                failed[row.id] = Reply("", str(error))
                 continue
             requests.append(Request(row, audio, _with_system(row.messages, self.backend.settings.system)))
         try:
@@ -192,7 +194,7 @@ class GenerationRun:
         except Exception as error:  # a processor may raise anything; rows are then tried in smaller batches
             return PreparedBatch(requests, failed, None, error)
 
-    def _answer_batch(self, batch: PreparedBatch) -> dict[str, Answer]:
+    def _answer_batch(self, batch: PreparedBatch) -> dict[str, Reply]:
         """Answers by row id, whatever happens: a batch that fails is halved until the row at fault stands alone."""
         answers = dict(batch.failed)
         if not batch.requests:
@@ -203,7 +205,7 @@ class GenerationRun:
             given = self.backend.answer(batch.inputs)
             assert len(given) == len(batch.requests)
             return answers | {
-                request.row.id: Answer(_storable(answer.prediction), answer.error)
+                request.row.id: Reply(_storable(answer.prediction), answer.error)
                 for request, answer in zip(batch.requests, given, strict=True)
             }
         except Exception as error:  # a model may raise anything; `_reason` lets through what no smaller batch mends
@@ -213,7 +215,7 @@ class GenerationRun:
         if out_of_memory:
             _free_memory()
         if len(batch.requests) == 1:
-            return answers | {batch.requests[0].row.id: Answer("", reason)}
+            return answers | {batch.requests[0].row.id: Reply("", reason)}
         logger.info("a batch of %d failed (%s); trying its halves", len(batch.requests), reason)
         middle = len(batch.requests) // 2
         for half in (batch.requests[:middle], batch.requests[middle:]):
@@ -224,7 +226,7 @@ class GenerationRun:
             answers |= self._answer_batch(prepared)
         return answers
 
-    def _stop_if_hopeless(self, answers: dict[str, Answer]) -> None:
+    def _stop_if_hopeless(self, answers: dict[str, Reply]) -> None:
         for answer in answers.values():
             if answer.error is None:
                 self._successes += 1
@@ -238,7 +240,7 @@ class GenerationRun:
                     "--retry-errors"
                 )
 
-    def _wait_for_the_others(self) -> dict[str, Answer]:
+    def _wait_for_the_others(self) -> dict[str, Reply]:
         """All answers, once every process has recorded its share."""
         answers = self.records.read()
         while missing := sum(key not in answers for key in self.keys.values()):
@@ -247,7 +249,7 @@ class GenerationRun:
             answers = self.records.read()
         return answers
 
-    def _write(self, recorded: dict[str, Answer]) -> None:
+    def _write(self, recorded: dict[str, Reply]) -> None:
         answers = [recorded[self.keys[row.id]] for row in self.corpus.rows]
         errors = sum(answer.error is not None for answer in answers)
         if errors:
@@ -275,7 +277,7 @@ class PreparedBatch:
     """Requests with what the backend made of them, and the rows that fell out before."""
 
     requests: list[Request]
-    failed: dict[str, Answer]
+    failed: dict[str, Reply]
     inputs: Any
     error: Exception | None = None
 

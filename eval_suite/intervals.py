@@ -18,7 +18,7 @@ LEVEL = 0.95
 
 
 @dataclass(frozen=True)
-class Estimate:
+class BootstrapEstimate:
     """A number with the rows it rests on and its values over the resamples (empty without intervals)."""
 
     value: float  # nan where undefined
@@ -35,22 +35,22 @@ class Estimate:
         return float(low), float(high)
 
 
-def mean(estimates: Iterable[Estimate]) -> Estimate:
+def mean(estimates: Iterable[BootstrapEstimate]) -> BootstrapEstimate:
     """The unweighted mean of estimates made on the same draws; undefined ones are left out."""
     defined = [estimate for estimate in estimates if np.isfinite(estimate.value)]
     if not defined:
-        return Estimate(float("nan"), 0, np.empty(0))
-    return Estimate(
+        return BootstrapEstimate(float("nan"), 0, np.empty(0))
+    return BootstrapEstimate(
         float(np.mean([estimate.value for estimate in defined])),
         sum(estimate.n for estimate in defined),
         np.mean([estimate.replicates for estimate in defined], axis=0),
     )
 
 
-def total(estimates: Iterable[Estimate]) -> Estimate:
+def total(estimates: Iterable[BootstrapEstimate]) -> BootstrapEstimate:
     """The sum of estimates made on the same draws."""
     defined = list(estimates)
-    return Estimate(
+    return BootstrapEstimate(
         float(sum(estimate.value for estimate in defined)),
         sum(estimate.n for estimate in defined),
         np.sum([estimate.replicates for estimate in defined], axis=0),

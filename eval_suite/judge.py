@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from llaso_common.atomic_write import write_atomically
 
 from . import readers
-from .answer_records import Answer, Records
+from .answer_records import Records, Reply
 from .corpus import digest
 from .endpoint import ChatEndpoint, RequestRefusedError
 from .task_metrics import TASKS
@@ -45,7 +45,7 @@ class Judgement(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Prompt:
+class JudgePrompt:
     """A versioned prompt file."""
 
     name: str
@@ -54,7 +54,7 @@ class Prompt:
     sha256: str
 
     @classmethod
-    def load(cls, name: str = PROMPT) -> Prompt:
+    def load(cls, name: str = PROMPT) -> JudgePrompt:
         """Read `prompts/<name>.yaml`.
 
         Raises:
@@ -70,7 +70,7 @@ class Prompt:
         content = yaml.safe_load(text)
         return cls(name, content["system"], content["user"], hashlib.sha256(text.encode()).hexdigest())
 
-    def messages(self, row: readers.Row, ticket: str) -> list[dict[str, Any]]:
+    def messages(self, row: readers.AnsweredRow, ticket: str) -> list[dict[str, Any]]:
         """The conversation that asks for a judgement of one answer."""
         case = {"instruction": row.instruction, "reference": row.reference, "answer": row.prediction or ""}
         user = self.user.replace("{ticket}", ticket).replace("{case}", json.dumps(case, ensure_ascii=False))
@@ -134,7 +134,7 @@ class Judge(Protocol):
     def revision(self) -> str:
         """What tells two states of one name apart."""
 
-    def reply(self, conversations: Sequence[list[dict[str, Any]]], tickets: Sequence[str]) -> list[Answer]:
+    def reply(self, conversations: Sequence[list[dict[str, Any]]], tickets: Sequence[str]) -> list[Reply]:
         """One reply a conversation, at temperature 0."""
 
 
@@ -152,26 +152,26 @@ class EndpointJudge:
     def revision(self) -> str:
         return self._revision
 
-    def reply(self, conversations: Sequence[list[dict[str, Any]]], tickets: Sequence[str]) -> list[Answer]:
+    def reply(self, conversations: Sequence[list[dict[str, Any]]], tickets: Sequence[str]) -> list[Reply]:
         with ThreadPoolExecutor(max_workers=len(conversations)) as pool:
             return list(pool.map(self._ask, conversations, tickets))
 
-    def _ask(self, conversation: list[dict[str, Any]], ticket: str) -> Answer:
+    def _ask(self, conversation: list[dict[str, Any]], ticket: str) -> Reply:
         parameters: dict[str, Any] = {"temperature": 0, "max_tokens": MAX_TOKENS}
         try:
             if self._takes_schema:
                 schema = {"name": "judgement", "strict": True, "schema": reply_schema(ticket)}
                 form = {"type": "json_schema", "json_schema": schema}
                 try:
-                    return Answer(self._endpoint.complete(conversation, response_format=form, **parameters))
+                    return Reply(self._endpoint.complete(conversation, response_format=form, **parameters))
                 except RequestRefusedError as error:
                     if not any(word in str(error) for word in ("response_format", "json_schema")):
                         raise
                     logger.info("%s takes no JSON schema; the reply is only checked", self.name)
                     self._takes_schema = False
-            return Answer(self._endpoint.complete(conversation, **parameters))
+            return Reply(self._endpoint.complete(conversation, **parameters))
         except RequestRefusedError as error:
-            return Answer("", str(error))
+            return Reply("", str(error))
 
 
 class LocalJudge:
@@ -201,21 +201,21 @@ class LocalJudge:
         model: Any = AutoModelForCausalLM.from_pretrained(self.name, revision=self._hub_revision, dtype=self._dtype)
         return tokenizer, model.to(self._device or own_device(torch)).eval()
 
-    def reply(self, conversations: Sequence[list[dict[str, Any]]], tickets: Sequence[str]) -> list[Answer]:
+    def reply(self, conversations: Sequence[list[dict[str, Any]]], tickets: Sequence[str]) -> list[Reply]:
         self._loaded = self._loaded or self._load()
         try:
             return self._reply(conversations)
         except (RuntimeError, MemoryError) as error:  # as a rule out of memory: a smaller batch may do
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
         if len(conversations) == 1:
-            return [Answer("", reason)]
+            return [Reply("", reason)]
         middle = len(conversations) // 2
         return [
             *self.reply(conversations[:middle], tickets[:middle]),
             *self.reply(conversations[middle:], tickets[middle:]),
         ]
 
-    def _reply(self, conversations: Sequence[list[dict[str, Any]]]) -> list[Answer]:
+    def _reply(self, conversations: Sequence[list[dict[str, Any]]]) -> list[Reply]:
         import torch
 
         assert self._loaded is not None
@@ -227,7 +227,7 @@ class LocalJudge:
         with torch.inference_mode():
             output = model.generate(**inputs, max_new_tokens=MAX_TOKENS, pad_token_id=tokenizer.pad_token_id, **greedy)
         texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [Answer(text) for text in texts]
+        return [Reply(text) for text in texts]
 
 
 # Judging a folder ----------------------------------------------------------------------------------------------
@@ -272,7 +272,7 @@ def judge(
         ConnectionError: the endpoint cannot be reached.
     """
     answers = readers.read(predictions)
-    words, earlier = Prompt.load(prompt), read_judgements(Path(agree_with)) if agree_with else {}
+    words, earlier = JudgePrompt.load(prompt), read_judgements(Path(agree_with)) if agree_with else {}
     rows = _rows_to_judge(answers, tasks, earlier, limit)
     who = _who(judge_model, endpoint, revision)
     made_by = [words.sha256, who.name, who.revision(), MAX_TOKENS]
@@ -280,7 +280,7 @@ def judge(
     folder = Path(out) if out else Path(predictions) / "judge"
     records = Records(folder)
     replies = records.read(keep_errors=False)
-    pending: dict[str, readers.Row] = {}
+    pending: dict[str, readers.AnsweredRow] = {}
     for row in rows:
         if keys[row.file, row.id] not in replies:
             pending.setdefault(keys[row.file, row.id], row)
@@ -320,21 +320,21 @@ def _ticket(key: str) -> str:
     return digest("ticket", key)[:12]
 
 
-def _judgement(reply: Answer, ticket: str) -> Judgement:
+def _judgement(reply: Reply, ticket: str) -> Judgement:
     return Judgement(None, "", reply.error) if reply.error is not None else parse_reply(reply.prediction, ticket)
 
 
 def _rows_to_judge(
-    answers: readers.Answers,
+    answers: readers.SystemAnswers,
     tasks: Sequence[str] | None,
     earlier: Mapping[tuple[str, str], int],
     limit: int | None,
-) -> list[readers.Row]:
+) -> list[readers.AnsweredRow]:
     """The rows in question, in file order. Rows whose generation failed have nothing to judge."""
     if unknown := [task for task in tasks or () if task not in TASKS]:
         raise ValueError(f"unknown task {', '.join(unknown)}; tasks are {', '.join(TASKS)}")
 
-    def wanted(row: readers.Row) -> bool:
+    def wanted(row: readers.AnsweredRow) -> bool:
         if tasks is not None and row.task not in tasks:
             return False
         if earlier:
@@ -350,7 +350,7 @@ def _rows_to_judge(
     return rows
 
 
-def _summary(judged: Mapping[Any, Judgement], who: Judge, prompt: Prompt) -> dict[str, Any]:
+def _summary(judged: Mapping[Any, Judgement], who: Judge, prompt: JudgePrompt) -> dict[str, Any]:
     reasons: dict[str, int] = {}
     for one in judged.values():
         if one.error is not None:
@@ -369,7 +369,7 @@ def _summary(judged: Mapping[Any, Judgement], who: Judge, prompt: Prompt) -> dic
 
 
 def _write(
-    folder: Path, rows: Sequence[readers.Row], judged: Mapping[Any, Judgement], summary: Mapping[str, Any]
+    folder: Path, rows: Sequence[readers.AnsweredRow], judged: Mapping[Any, Judgement], summary: Mapping[str, Any]
 ) -> None:
     """One `<file>.jsonl` per file group, in row order, and `judge.json`; files that an earlier run left there go."""
     files: dict[str, list[str]] = {}

@@ -1,290 +1,655 @@
-"""Metrics as functions of column sums.
+"""The metrics, each declared once: its name, formula, direction, perfect value, baseline, and the answers it ranks.
 
-A `Table` holds statistics of one file's rows (errors and words, hits per label, …) and the metrics that can be
-computed from their sums; so one code path gives a value, its bootstrap distribution, and any subset. Everything is
-vectorized over the resamples.
+`METRICS` is the whole table. Scores, skill, the panel, the report, `compare` and the module's card read it, and
+nothing else knows a metric by name. A metric is a function of column sums over rows (errors and words, hits per
+label, …), so that one code path gives a value, its bootstrap distribution, a subset, and a row's own share.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
-from rapidfuzz.distance import Levenshtein
+from numpy.typing import ArrayLike, NDArray
 
 from .intervals import Array
 
+PROTOCOLS = ("strict", "paper")
+RUNAWAY_FACTOR, RUNAWAY_WORDS = 2, 10
+"""A transcript is a run-away output with more than FACTOR times the reference's words, and WORDS on top of that."""
 
-class Sums:
-    """Column sums of one or many resamples, by the columns' names."""
 
-    def __init__(self, matrix: Array, slices: Mapping[str, slice]) -> None:
-        self._matrix = matrix
-        self._slices = slices
+class Quantities:
+    """What was measured on the rows of one file, as columns.
 
-    def __getitem__(self, name: str) -> Array:
-        """The sums of column `name`: (resamples,), or (resamples, classes) where it has several."""
-        part = self._matrix[:, self._slices[name]]
-        return part[:, 0] if part.shape[1] == 1 else part
+    Args:
+        rows: each row's quantities by name, as `strict.read_rows` and `paper.read_rows` write them.
+    """
 
-    def classes(self, name: str) -> Array:
-        """The sums of a column with one entry a class: (resamples, classes), also for a single class."""
-        return self._matrix[:, self._slices[name]]
+    def __init__(self, rows: Sequence[Mapping[str, Any]]):
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def values(self, name: str) -> list[Any] | None:
+        """Return the quantity of every row; None if a row does not have it."""
+        return [row[name] for row in self._rows] if all(name in row for row in self._rows) else None
+
+    def numbers(self, name: str) -> Array | None:
+        """Return the quantity of every row as numbers, (rows,), with nan for null; None if a row does not have it."""
+        values = self.values(name)
+        return None if values is None else np.array(values, dtype=np.float64)
+
+    @cached_property
+    def pairs(self) -> Pairs | None:
+        """Return the true and given numbers of all rows, one after another; None if a row has none."""
+        if (values := self.values("numbers")) is None:
+            return None
+        flat = [(row, *pair) for row, pairs in enumerate(values) for pair in pairs]
+        owners, names, truth, given = zip(*flat, strict=True)
+        return Pairs(
+            len(self),
+            np.array(owners, np.intp),
+            np.array(names),
+            np.array(truth, float),
+            np.array(given, dtype=np.float64),
+        )
 
 
 @dataclass(frozen=True)
-class Metric:
-    """A function of sums and the number of rows it rests on."""
-
-    compute: Callable[[Sums], Array]
-    n: int
-
-
-@dataclass
-class Table:
-    """One file's rows as statistics, with the metrics over them.
-
-    `outcomes` and `parsed` say row by row what was read; `row_scores` is each row's share in the primary metric
-    (nan where it has none).
-    """
+class Pairs:
+    """Numbers to be read from answers: `owner` is the row of each, `given` is nan if the answer does not have it."""
 
     rows: int
-    outcomes: list[str]
-    parsed: list[object]
-    metrics: dict[str, Metric] = field(default_factory=dict)
-    row_scores: Array = field(default_factory=lambda: np.empty(0))
-    confusion: dict[str, object] | None = None
-    _columns: list[Array] = field(default_factory=list)
-    _slices: dict[str, slice] = field(default_factory=dict)
-    _width: int = 0
+    owner: NDArray[np.intp]
+    name: NDArray[np.str_]
+    truth: Array
+    given: Array
 
-    def add(self, name: str, values: ArrayLike) -> Array:
-        """Add a statistic: one number a row, or one a class and row."""
-        column = np.asarray(values, dtype=np.float64).reshape(self.rows, -1)
-        assert name not in self._slices
-        self._columns.append(column)
-        self._slices[name] = slice(self._width, self._width + column.shape[1])
-        self._width += column.shape[1]
-        return column
-
-    def matrix(self) -> Array:
-        """All statistics, (rows, k)."""
-        return np.hstack(self._columns) if self._columns else np.empty((self.rows, 0))
-
-    def ratio(self, metric: str, numerator: str, denominator: str, n: int | None = None) -> None:
-        """Add the metric sum(numerator) / sum(denominator)."""
-        self.metrics[metric] = Metric(
-            lambda sums: divide(sums[numerator], sums[denominator]), self.rows if n is None else n
+    def by_row(self, values: ArrayLike) -> Array:
+        """Return the sums of `values` over the numbers of each row, (rows,)."""
+        return np.bincount(self.owner, weights=np.asarray(values, dtype=np.float64), minlength=self.rows).astype(
+            np.float64
         )
 
-    def subset(self, rows: Sequence[int]) -> Table:
-        """The same statistics and metrics on some of the rows; a metric's n is then at most their number."""
-        part = Table(
-            len(rows),
-            [self.outcomes[row] for row in rows],
-            [self.parsed[row] for row in rows],
-            {name: Metric(metric.compute, min(metric.n, len(rows))) for name, metric in self.metrics.items()},
-            self.row_scores[rows],
-        )
-        part._columns = [column[rows] for column in self._columns]
-        part._slices, part._width = self._slices, self._width
-        return part
 
-    def evaluate(self, sums: Array) -> dict[str, Array]:
-        """Every metric on column sums of shape (resamples, k)."""
-        view = Sums(sums, self._slices)
-        return {name: metric.compute(view) for name, metric in self.metrics.items()}
+@dataclass(frozen=True)
+class Statistic:
+    """A metric of one file.
 
-    def values(self) -> dict[str, float]:
-        """Every metric on the rows themselves."""
-        return {name: float(value[0]) for name, value in self.evaluate(self.matrix().sum(axis=0)[None]).items()}
+    `columns` (rows, k) hold what is added up over rows, `compute` turns sums (resamples, k) into values (resamples,),
+    and `n` is the number of rows that the value rests on.
+    """
+
+    columns: Array
+    compute: Callable[[Array], Array]
+    n: int
+
+    def by_row(self) -> Array:
+        """Return what the metric would be of each row alone; nan if that is undefined."""
+        return self.compute(self.columns)
+
+
+Compute = Callable[[Quantities], Statistic | None]
+"""Returns None if the rows do not have the quantities that the metric needs."""
 
 
 def divide(numerator: Array, denominator: Array) -> Array:
-    """The quotient; nan where the denominator is 0."""
+    """Return the quotient; nan where the denominator is 0."""
     return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator != 0)
 
 
-# Edits ---------------------------------------------------------------------------------------------------------
+# Statistics ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Edits:
-    """Edits that turn a reference into a hypothesis."""
-
-    insertions: int
-    deletions: int
-    substitutions: int
-    length: int  # of the reference
-
-    @property
-    def errors(self) -> int:
-        return self.insertions + self.deletions + self.substitutions
+def ratio_of(numerator: ArrayLike, denominator: ArrayLike, n: int | None = None) -> Statistic:
+    """Return sum(numerator) / sum(denominator) over rows; `n` is all rows by default."""
+    columns = np.stack([np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)], axis=1)
+    return Statistic(columns, lambda sums: divide(sums[:, 0], sums[:, 1]), len(columns) if n is None else n)
 
 
-def count_edits(reference: Sequence[str], hypothesis: Sequence[str]) -> Edits:
-    """Minimal insertions, deletions and substitutions between two sequences of words."""
-    counts = {"insert": 0, "delete": 0, "replace": 0}
-    for operation in Levenshtein.editops(reference, hypothesis):
-        counts[operation.tag] += 1
-    return Edits(counts["insert"], counts["delete"], counts["replace"], len(reference))
+def mean_of(values: ArrayLike, used: ArrayLike | None = None) -> Statistic:
+    """Return the mean of `values` over the rows in `used`, all rows by default."""
+    numbers = np.asarray(values, dtype=np.float64)
+    mask = np.ones(len(numbers), dtype=bool) if used is None else np.asarray(used, dtype=bool)
+    return ratio_of(np.where(mask, numbers, 0.0), mask, int(mask.sum()))
 
 
-def add_corpus_rate(table: Table, name: str, errors: ArrayLike, lengths: ArrayLike) -> None:
-    """Add `name`: errors over the corpus divided by the references' length (nan for references without any)."""
-    table.add(f"{name}:errors", errors)
-    table.add(f"{name}:length", lengths)
-    table.ratio(name, f"{name}:errors", f"{name}:length")
+def rate(errors: str, lengths: str) -> Compute:
+    """Return the metric "errors over the corpus divided by the corpus's length"."""
+
+    def compute(rows: Quantities) -> Statistic | None:
+        counts, sizes = rows.numbers(errors), rows.numbers(lengths)
+        return None if counts is None or sizes is None else ratio_of(counts, sizes)
+
+    return compute
 
 
-def add_macro_rate(table: Table, name: str, errors: ArrayLike, lengths: ArrayLike) -> None:
-    """Add `name`: the mean over rows of errors / length; rows with an empty reference have no rate."""
-    rates = divide(np.asarray(errors, dtype=np.float64), np.asarray(lengths, dtype=np.float64))
-    defined = np.isfinite(rates)
-    table.add(f"{name}:rates", np.where(defined, rates, 0.0))
-    table.add(f"{name}:rows", defined)
-    table.ratio(name, f"{name}:rates", f"{name}:rows", int(defined.sum()))
+def macro_rate(errors: str, lengths: str) -> Compute:
+    """Return the metric "mean over rows of errors / length"; rows of length 0 have no rate."""
+
+    def compute(rows: Quantities) -> Statistic | None:
+        counts, sizes = rows.numbers(errors), rows.numbers(lengths)
+        return None if counts is None or sizes is None else mean_of(divide(counts, sizes), sizes > 0)
+
+    return compute
 
 
-def add_count(table: Table, name: str, values: ArrayLike) -> None:
-    """Add `name`: a plain sum over rows."""
-    table.add(name, values)
-    table.metrics[name] = Metric(lambda sums: sums[name], table.rows)
+def mean(name: str) -> Compute:
+    """Return the metric "mean of a quantity over the rows where it is not null"."""
+
+    def compute(rows: Quantities) -> Statistic | None:
+        values = rows.numbers(name)
+        return None if values is None else mean_of(values, np.isfinite(values))
+
+    return compute
 
 
-def add_mean(table: Table, name: str, values: ArrayLike, used: ArrayLike | None = None) -> None:
-    """Add `name`: the mean of `values` over the rows in `used` (all rows by default)."""
-    mask = np.ones(table.rows, dtype=bool) if used is None else np.asarray(used, dtype=bool)
-    table.add(f"{name}:sum", np.where(mask, np.asarray(values, dtype=np.float64), 0.0))
-    table.add(f"{name}:rows", mask)
-    table.ratio(name, f"{name}:sum", f"{name}:rows", int(mask.sum()))
+def count(name: str) -> Compute:
+    """Return the metric "sum of a quantity over rows"."""
+
+    def compute(rows: Quantities) -> Statistic | None:
+        values = rows.numbers(name)
+        return None if values is None else Statistic(values[:, None], lambda sums: sums[:, 0], len(values))
+
+    return compute
 
 
-# Labels --------------------------------------------------------------------------------------------------------
+def _empty(rows: Quantities) -> Statistic | None:
+    """An empty transcript deletes every word or symbol; a system that names no slot finds none."""
+    for name in ("words", "symbols"):
+        if (lengths := rows.numbers(name)) is not None:
+            return ratio_of(lengths, lengths)
+    return mean_of(np.zeros(len(rows))) if rows.values("slots") is not None else None
 
 
-def add_classification(
-    table: Table, references: Sequence[str], answers: Sequence[str | None], choices: Sequence[int]
-) -> None:
-    """Add the metrics of a closed set.
+def _runaways(rows: Quantities) -> Statistic | None:
+    counts = [rows.numbers(name) for name in ("words", "insertions", "deletions")]
+    if any(values is None for values in counts):
+        return None
+    words, insertions, deletions = counts  # type: ignore[misc]
+    too_long = words + insertions - deletions > RUNAWAY_FACTOR * words + RUNAWAY_WORDS  # type: ignore[operator]
+    return Statistic(too_long[:, None].astype(np.float64), lambda sums: sums[:, 0], len(rows))
 
-    accuracy over all rows; accuracy over answered rows; balanced accuracy (mean recall over the labels that occur
-    as references); macro F1 over the same labels; what always giving the commonest label and drawing one of the
-    row's choices would score; the share of rows that got the commonest answer.
 
-    Args:
-        table: of the rows.
-        references: the rows' labels.
-        answers: the labels read; None where a row has none.
-        choices: how many labels each row offered.
-    """
-    labels = sorted(set(references) | {answer for answer in answers if answer is not None})
-    index = {label: position for position, label in enumerate(labels)}
-    one_hot = np.eye(len(labels))
-    truth = np.array([index[label] for label in references], dtype=np.intp)
-    guess = np.array([-1 if answer is None else index[answer] for answer in answers], dtype=np.intp)
-    answered, correct = guess >= 0, guess == truth
-    table.add("rows", np.ones(table.rows))
-    table.add("answered", answered)
-    table.add("correct", correct)
-    table.add("truth", one_hot[truth])
-    table.add("guess", np.where(answered[:, None], one_hot[guess], 0.0))
-    table.add("hit", np.where(correct[:, None], one_hot[truth], 0.0))
-    counts = np.bincount(truth, minlength=len(labels))
-    table.add("majority", truth == counts.argmax())
-    table.add("chance", 1 / np.asarray(choices, dtype=np.float64))
+# Labels
 
-    def balanced(sums: Sums) -> Array:
-        recall = divide(sums.classes("hit"), sums.classes("truth"))
-        return _nan_mean(recall)
 
-    def macro_f1(sums: Sums) -> Array:
-        true = sums.classes("truth")
-        f1 = divide(2 * sums.classes("hit"), true + sums.classes("guess"))
-        return _nan_mean(np.where(true > 0, f1, np.nan))
+@dataclass(frozen=True)
+class Labels:
+    """The labels of a closed set's rows as numbers; `guess` is -1 if an answer names no single label."""
 
-    table.ratio("accuracy", "correct", "rows")
-    table.ratio("accuracy_answered", "correct", "answered", int(answered.sum()))
-    table.metrics["balanced_accuracy"] = Metric(balanced, table.rows)
-    table.metrics["macro_f1"] = Metric(macro_f1, table.rows)
-    table.ratio("majority_baseline", "majority", "rows")
-    table.ratio("chance_baseline", "chance", "rows")
-    table.metrics["top_answer_share"] = Metric(
-        lambda sums: divide(sums.classes("guess").max(axis=1), sums["rows"]), table.rows
-    )
-    table.row_scores = correct.astype(np.float64)
-    matrix = np.zeros((len(labels), len(labels) + 1), dtype=int)
-    np.add.at(matrix, (truth, np.where(answered, guess, len(labels))), 1)
-    table.confusion = {
-        "labels": labels,
-        "counts": matrix[:, :-1].tolist(),
-        "unanswered": matrix[:, -1].tolist(),
-    }
+    names: list[str]
+    truth: NDArray[np.intp]
+    guess: NDArray[np.intp]
+
+    @classmethod
+    def of(cls, rows: Quantities) -> Labels | None:
+        """Read the labels; None if the rows have none or were not asked for any."""
+        references, answers = rows.values("label"), rows.values("answer")
+        if references is None or answers is None:
+            return None
+        names = sorted(set(references) | {answer for answer in answers if answer is not None})
+        index = {name: position for position, name in enumerate(names)}
+        truth = np.array([index[label] for label in references], dtype=np.intp)
+        return cls(names, truth, np.array([index.get(answer, -1) for answer in answers], dtype=np.intp))
+
+    def one_hot(self, which: NDArray[np.intp], where: NDArray[np.bool_] | None = None) -> Array:
+        """Return one column a label: 1 where the row has it, and 0 in rows outside of `where`."""
+        columns = np.eye(len(self.names))[which]
+        return columns if where is None else np.where(where[:, None], columns, 0.0)
+
+    def confusion(self) -> dict[str, Any]:
+        """Return the rows by right label and label read, and those without a label read."""
+        size = len(self.names)
+        matrix = np.zeros((size, size + 1), dtype=int)
+        np.add.at(matrix, (self.truth, np.where(self.guess >= 0, self.guess, size)), 1)
+        return {"labels": self.names, "counts": matrix[:, :-1].tolist(), "unanswered": matrix[:, -1].tolist()}
+
+
+def _of_labels(statistic: Callable[[Labels], Statistic]) -> Compute:
+    def compute(rows: Quantities) -> Statistic | None:
+        labels = Labels.of(rows)
+        return None if labels is None else statistic(labels)
+
+    return compute
+
+
+def _accuracy(labels: Labels) -> Statistic:
+    return mean_of(labels.guess == labels.truth)
+
+
+def _accuracy_answered(labels: Labels) -> Statistic:
+    return mean_of(labels.guess == labels.truth, labels.guess >= 0)
 
 
 def _nan_mean(values: Array) -> Array:
-    """The mean over classes, leaving out undefined ones; nan where all are."""
+    """Return the mean over labels, leaving out undefined ones."""
     defined = np.isfinite(values)
     return divide(np.where(defined, values, 0.0).sum(axis=1), defined.sum(axis=1).astype(np.float64))
 
 
-# Numbers -------------------------------------------------------------------------------------------------------
+def _balanced(labels: Labels) -> Statistic:
+    size = len(labels.names)
+    truth, hit = labels.one_hot(labels.truth), labels.one_hot(labels.truth, labels.guess == labels.truth)
+    return Statistic(
+        np.hstack([truth, hit]), lambda sums: _nan_mean(divide(sums[:, size:], sums[:, :size])), len(truth)
+    )
 
 
-def worst_error(reference: Array, low: float, high: float) -> Array:
-    """What a missing number is charged: the largest error possible on the scale."""
-    return np.maximum(reference - low, high - reference)
+def _macro_f1(labels: Labels) -> Statistic:
+    size = len(labels.names)
+    truth, hit = labels.one_hot(labels.truth), labels.one_hot(labels.truth, labels.guess == labels.truth)
+
+    def compute(sums: Array) -> Array:
+        true, hits, guessed = sums[:, :size], sums[:, size : 2 * size], sums[:, 2 * size :]
+        return _nan_mean(np.where(true > 0, divide(2 * hits, true + guessed), np.nan))
+
+    return Statistic(np.hstack([truth, hit, labels.one_hot(labels.guess, labels.guess >= 0)]), compute, len(truth))
 
 
-def add_numbers(
-    table: Table, references: Sequence[float], answers: Sequence[float | None], low: float, high: float
-) -> None:
-    """Add the metrics of a number: mae over all rows (missing ones at worst), over answered rows, and of the median.
-
-    Args:
-        table: of the rows.
-        references: the true numbers.
-        answers: the numbers read; None where a row has none.
-        low: of the scale.
-        high: of the scale.
-    """
-    truth = np.array(references, dtype=np.float64)
-    answered = np.array([answer is not None for answer in answers], dtype=bool)
-    guess = np.array([np.nan if answer is None else answer for answer in answers], dtype=np.float64)
-    errors = np.where(answered, np.abs(guess - truth), worst_error(truth, low, high))
-    add_mean(table, "mae", errors)
-    add_mean(table, "mae_answered", errors, answered)
-    add_mean(table, "constant_baseline", np.abs(truth - np.median(truth)))
-    table.row_scores = errors
+def _top_answer(labels: Labels) -> Statistic:
+    guess = labels.one_hot(labels.guess, labels.guess >= 0)
+    columns = np.hstack([guess, np.ones((len(guess), 1))])
+    return Statistic(columns, lambda sums: divide(sums[:, :-1].max(axis=1), sums[:, -1]), len(guess))
 
 
-def add_pearson(table: Table, rows: Sequence[int], truth: Sequence[float], guess: Sequence[float]) -> None:
-    """Add `pearson`: the correlation over pairs, each belonging to one of the rows."""
-    columns = np.zeros((table.rows, 6))
-    x, y = np.asarray(truth, dtype=np.float64), np.asarray(guess, dtype=np.float64)
-    np.add.at(columns, np.asarray(rows, dtype=np.intp), np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], axis=1))
-    table.add("pearson:moments", columns)
+def _majority(rows: Quantities) -> Statistic | None:
+    """What always giving the commonest label, or the commonest number of each kind, would score."""
+    if (references := rows.values("label")) is not None:
+        # Among equally common labels of a closed set the first in the alphabet, elsewhere the first to occur.
+        ordered = sorted(references) if rows.values("answer") is not None else references
+        commonest = Counter(ordered).most_common(1)[0][0]
+        return mean_of([reference == commonest for reference in references])
+    if rows.values("exact_numbers") is None or (pairs := rows.pairs) is None:
+        return None
+    hit = np.zeros(len(pairs.truth), dtype=bool)
+    for name in np.unique(pairs.name):
+        chosen = pairs.name == name
+        values, counts = np.unique(pairs.truth[chosen], return_counts=True)
+        hit[chosen] = pairs.truth[chosen] == values[counts.argmax()]
+    return ratio_of(pairs.by_row(hit), pairs.by_row(np.ones_like(pairs.truth)))
 
-    def pearson(sums: Sums) -> Array:
-        n, sx, sy, sxx, syy, sxy = np.moveaxis(sums.classes("pearson:moments"), 1, 0)
+
+def _chance(rows: Quantities) -> Statistic | None:
+    choices = rows.numbers("choices")
+    return None if choices is None else mean_of(1 / choices)
+
+
+# Numbers
+
+
+def _mae(rows: Quantities) -> Statistic | None:
+    errors, pairs = rows.numbers("error"), rows.pairs
+    if errors is None or pairs is None:
+        return None
+    return ratio_of(errors, pairs.by_row(np.ones_like(pairs.truth)))
+
+
+def _mae_answered(rows: Quantities) -> Statistic | None:
+    if (pairs := rows.pairs) is None:
+        return None
+    read = np.isfinite(pairs.given)
+    errors = pairs.by_row(np.where(read, np.abs(pairs.given - pairs.truth), 0.0))
+    return ratio_of(errors, pairs.by_row(read), len(set(pairs.owner[read].tolist())))
+
+
+def _constant(rows: Quantities) -> Statistic | None:
+    """What always giving the median, of each kind of number, would score."""
+    if (pairs := rows.pairs) is None:
+        return None
+    median = np.empty_like(pairs.truth)
+    for name in np.unique(pairs.name):
+        chosen = pairs.name == name
+        median[chosen] = np.median(pairs.truth[chosen])
+    return ratio_of(pairs.by_row(np.abs(pairs.truth - median)), pairs.by_row(np.ones_like(median)))
+
+
+def _exact(rows: Quantities) -> Statistic | None:
+    if (exact := rows.numbers("exact")) is not None:
+        return mean_of(exact)
+    equal = rows.numbers("exact_numbers")
+    if equal is None or (pairs := rows.pairs) is None:
+        return None
+    return ratio_of(equal, pairs.by_row(np.ones_like(pairs.truth)))
+
+
+def _pearson(rows: Quantities) -> Statistic | None:
+    if rows.values("exact_numbers") is None or (pairs := rows.pairs) is None:
+        return None
+    read = np.isfinite(pairs.given)
+    x, y, owner = pairs.truth[read], pairs.given[read], pairs.owner[read]
+    columns = np.zeros((len(rows), 6))
+    np.add.at(columns, owner, np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], axis=1))
+
+    def compute(sums: Array) -> Array:
+        n, sx, sy, sxx, syy, sxy = np.moveaxis(sums, 1, 0)
         spread = np.sqrt(np.maximum(n * sxx - sx * sx, 0) * np.maximum(n * syy - sy * sy, 0))
         return divide(n * sxy - sx * sy, np.where(spread < 1e-9, 0.0, spread))
 
-    table.metrics["pearson"] = Metric(pearson, len(set(rows)))
+    return Statistic(columns, compute, len(set(owner.tolist())))
 
 
-# Slots ---------------------------------------------------------------------------------------------------------
+# Slots and the authors' own
 
 
-def add_slot_scores(table: Table, hits: ArrayLike, given: ArrayLike, wanted: ArrayLike) -> None:
-    """Add micro-averaged slot precision, recall and F1."""
-    table.add("hits", hits)
-    table.add("given", given)
-    table.add("wanted", wanted)
-    table.ratio("slot_precision", "hits", "given")
-    table.ratio("slot_recall", "hits", "wanted")
-    table.metrics["slot_f1"] = Metric(
-        lambda sums: divide(2 * sums["hits"], sums["given"] + sums["wanted"]), table.rows
+def _slot_f1(rows: Quantities) -> Statistic | None:
+    if (slots := rows.values("slots")) is None:
+        return None
+    hits, given, wanted = np.array(slots, dtype=np.float64).T
+    return ratio_of(2 * hits, given + wanted)
+
+
+def _slot_share(of: int) -> Compute:
+    def compute(rows: Quantities) -> Statistic | None:
+        if (slots := rows.values("slots")) is None:
+            return None
+        columns = np.array(slots, dtype=np.float64)
+        return ratio_of(columns[:, 0], columns[:, of])
+
+    return compute
+
+
+def _abstention(rows: Quantities) -> Statistic | None:
+    if (silent := rows.numbers("silent")) is None:
+        return None
+    shares = mean_of(silent)
+    return Statistic(shares.columns, lambda sums: np.round(100 * shares.compute(sums), 4), shares.n)
+
+
+def _used(rows: Quantities) -> Statistic | None:
+    if (errors := rows.numbers("paper_error")) is None:
+        return None
+    return Statistic(np.isfinite(errors)[:, None].astype(np.float64), lambda sums: sums[:, 0], len(errors))
+
+
+def _paper_exact(dimension: str) -> Compute:
+    """Return the exact-match rate of one score over the rows where all three parse in both texts; 0 where none do."""
+
+    def compute(rows: Quantities) -> Statistic | None:
+        equal = rows.numbers(dimension)
+        if equal is None:
+            return None
+        rates = mean_of(equal, np.isfinite(equal))
+        return Statistic(rates.columns, lambda sums: np.nan_to_num(rates.compute(sums), nan=0.0), rates.n)
+
+    return compute
+
+
+# Declarations --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric.
+
+    Args:
+        name: in files and tables.
+        formula: for the module's card.
+        strict: how it is computed under the protocol strict; None if strict does not have it.
+        paper: the same under the authors' protocol.
+        title: how sentences name it; the name by default.
+        better: which way it gets better.
+        perfect: its best value; metrics that rank a task have one.
+        baseline: what a trivial system gets under strict: the name of the metric that says so, or a fixed value.
+        describes_data: whether it describes the data rather than the answers, as baselines do.
+        adds_up: whether a task's value is the sum over its files; it is their mean otherwise.
+        ranks: by protocol, the kinds of answers that it ranks. Where several rank a kind, the first of the table
+            that has a value does.
+        source: of the formula.
+        change: what strict does otherwise than paper, for the report.
+    """
+
+    name: str
+    formula: str = ""
+    strict: Compute | None = None
+    paper: Compute | None = None
+    title: str = ""
+    better: Literal["higher", "lower"] = "higher"
+    perfect: float | None = None
+    baseline: str | float | None = None
+    describes_data: bool = False
+    adds_up: bool = False
+    ranks: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    source: str = ""
+    change: str = ""
+
+    def statistic(self, rows: Quantities, protocol: str) -> Statistic | None:
+        """Return the metric of some rows; None if `protocol` or these rows do not have it."""
+        compute = self.strict if protocol == "strict" else self.paper
+        return compute(rows) if compute is not None else None
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "wer",
+            "Σ (S + D + I) / Σ reference words, after Whisper's English normalizer, over all rows",
+            strict=rate("word_errors", "words"),
+            paper=rate("word_errors", "words"),
+            title="WER",
+            better="lower",
+            perfect=0.0,
+            baseline="empty_baseline",
+            ranks={"strict": ("transcript",), "paper": ("transcript",)},
+            source="Levenshtein 1966; Radford et al. 2022, appendix C",
+            change="paper: no normalization, and answer and reference exchanged, so that the answer's words are the "
+            "denominator. strict: Whisper's English normalizer, errors over the reference's words.",
+        ),
+        Metric(
+            "wer_macro",
+            "mean over rows of word edits / reference words",
+            strict=macro_rate("word_errors", "words"),
+            better="lower",
+        ),
+        Metric(
+            "cer",
+            "as `wer`, over characters",
+            strict=rate("character_errors", "characters"),
+            paper=rate("character_errors", "characters"),
+            better="lower",
+        ),
+        Metric(
+            "cer_macro",
+            "mean over rows of character edits / reference characters",
+            strict=macro_rate("character_errors", "characters"),
+            better="lower",
+        ),
+        Metric("wer_raw", "`wer` without normalization", strict=rate("raw_word_errors", "raw_words"), better="lower"),
+        Metric(
+            "cer_raw",
+            "`cer` without normalization",
+            strict=rate("raw_character_errors", "raw_characters"),
+            better="lower",
+        ),
+        Metric("insertions", "Σ I of `wer`", strict=count("insertions"), better="lower", adds_up=True),
+        Metric("deletions", "Σ D of `wer`", strict=count("deletions"), better="lower", adds_up=True),
+        Metric("substitutions", "Σ S of `wer`", strict=count("substitutions"), better="lower", adds_up=True),
+        Metric(
+            "runaway_outputs",
+            f"rows with more than {RUNAWAY_FACTOR} × reference words + {RUNAWAY_WORDS}",
+            strict=_runaways,
+            better="lower",
+            adds_up=True,
+        ),
+        Metric(
+            "per",
+            "as `wer`, over IPA symbols: NFD; blanks, punctuation and stress marks dropped; combining marks and "
+            "ː ˑ ʰ ʲ ʷ ᵊ join the symbol before them; ARPAbet answers are written as IPA first",
+            strict=rate("symbol_errors", "symbols"),
+            paper=mean("per"),
+            title="PER",
+            better="lower",
+            perfect=0.0,
+            baseline="empty_baseline",
+            ranks={"strict": ("phonemes",), "paper": ("phonemes",)},
+            change="paper: keeps only A–Z of an IPA string, mean over rows, answer and reference exchanged. strict: "
+            "IPA symbols, errors over the reference's symbols of the whole file; ARPAbet answers are mapped first.",
+        ),
+        Metric(
+            "per_macro",
+            "mean over rows of symbol edits / reference symbols",
+            strict=macro_rate("symbol_errors", "symbols"),
+            better="lower",
+        ),
+        Metric(
+            "accuracy",
+            "Σ [ŷ = y] / N",
+            strict=_of_labels(_accuracy),
+            paper=mean("correct"),
+            perfect=1.0,
+            baseline="majority_baseline",
+            ranks={"strict": ("closed", "label"), "paper": ("closed",)},
+            change='paper: labels found as substrings ("male" in "female"), label set taken from the test file. '
+            "strict: the row's own choices, on word boundaries, longest first, inflections as aliases; every row "
+            "counts.",
+        ),
+        Metric("accuracy_answered", "Σ [ŷ = y] / \\|*A*\\|", strict=_of_labels(_accuracy_answered)),
+        Metric(
+            "balanced_accuracy",
+            "mean over labels of recall",
+            strict=_of_labels(_balanced),
+            source="Brodersen et al. 2010",
+        ),
+        Metric(
+            "macro_f1",
+            "mean over labels of 2 TP / (2 TP + FP + FN); labels are those that occur as references",
+            strict=_of_labels(_macro_f1),
+        ),
+        Metric("top_answer_share", "share of rows that got the commonest answer", strict=_of_labels(_top_answer)),
+        Metric(
+            "abstention_rate",
+            "percent of rows that do not name exactly one label of the file",
+            paper=_abstention,
+            better="lower",
+        ),
+        Metric(
+            "slot_f1",
+            "2 hits / (slots given + slots wanted) over `[type : value]` slots as folded multisets, micro-averaged",
+            strict=_slot_f1,
+            title="slot F1",
+            perfect=1.0,
+            baseline="empty_baseline",
+            ranks={"strict": ("slots",)},
+            change="paper: a judge that never sees the question. strict: slots compared as type and value, "
+            "micro-averaged F1.",
+        ),
+        Metric("slot_precision", "hits / slots given", strict=_slot_share(1)),
+        Metric("slot_recall", "hits / slots wanted", strict=_slot_share(2)),
+        Metric(
+            "mae",
+            "mean \\|ŷ − y\\| over **all** rows; a row without a usable number counts max(y − lo, hi − y), with "
+            "0..127 for pitch, 18..80 for age, 0..10 for pronunciation scores",
+            strict=_mae,
+            paper=mean("paper_error"),
+            title="mean absolute error",
+            better="lower",
+            perfect=0.0,
+            baseline="constant_baseline",
+            ranks={"strict": ("number", "pronunciation"), "paper": ("number",)},
+            change='paper: rows that do not parse are dropped, "C4" reads as 4. strict: note names are notes, and a '
+            "row without a usable number counts the worst error its scale allows.",
+        ),
+        Metric("mae_answered", "mean \\|ŷ − y\\| over rows with a number", strict=_mae_answered, better="lower"),
+        Metric("n_used", "rows that `mae` could read", paper=_used, adds_up=True),
+        Metric("pearson", "correlation of given and true scores over those given", strict=_pearson),
+        *(
+            Metric(f"{dimension}_exact", f"share of equal {dimension} scores", paper=_paper_exact(dimension))
+            for dimension in ("accuracy", "prosodic", "fluency")
+        ),
+        Metric("coverage", "\\|*A*\\| / N", strict=mean("answered")),
+        Metric(
+            "judge_score",
+            "mean of a language model's 1..5 over judged rows; missing judgements are counted, and are never zero",
+            strict=mean("judge_score"),
+            paper=mean("judge_score"),
+            title="judge score",
+            perfect=5.0,
+            baseline=1.0,
+            ranks={"strict": ("open",), "paper": ("label", "slots", "pronunciation", "open")},
+            change="the same judge texts; strict counts missing judgements and never turns one into a number.",
+        ),
+        Metric(
+            "exact_match",
+            "equality after folding (NFKC, lower case, blanks, final full stop); for pronunciation, of each score",
+            strict=_exact,
+            title="exact match",
+            perfect=1.0,
+            baseline="majority_baseline",
+            ranks={"strict": ("open",)},
+            change="paper: a judge. strict: the folded text equals the reference.",
+        ),
+        Metric(
+            "majority_baseline",
+            "accuracy of always giving the commonest reference",
+            strict=_majority,
+            describes_data=True,
+        ),
+        Metric("chance_baseline", "mean of 1 / number of choices", strict=_chance, describes_data=True),
+        Metric("constant_baseline", "mean \\|median(y) − y\\|", strict=_constant, better="lower", describes_data=True),
+        Metric("empty_baseline", "what an empty answer scores", strict=_empty, describes_data=True),
     )
+}
+
+
+def ranking_metrics(kind: str, protocol: str) -> list[Metric]:
+    """Return the metrics that may rank answers of a kind; the first that has a value does."""
+    return [metric for metric in METRICS.values() if kind in metric.ranks.get(protocol, ())]
+
+
+def card_table(protocol: str) -> str:
+    """Return the metrics of a protocol as the Markdown table of the module's card."""
+    lines = ["| metric | formula | source |", "|---|---|---|"]
+    for metric in METRICS.values():
+        if (metric.strict if protocol == "strict" else metric.paper) is not None:
+            lines.append(f"| `{metric.name}` | {metric.formula} | {metric.source} |".replace("  ", " "))
+    return "\n".join(lines) + "\n"
+
+
+class FileMetrics:
+    """The metrics of the rows of one file.
+
+    Args:
+        rows: each row's quantities.
+        protocol: "strict" or "paper".
+        only: compute these metrics alone.
+    """
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], protocol: str, only: Sequence[str] | None = None):
+        self.rows = len(rows)
+        quantities = Quantities(rows)
+        self.statistics: dict[str, Statistic] = {}
+        for metric in METRICS.values() if only is None else [METRICS[name] for name in only]:
+            if (statistic := metric.statistic(quantities, protocol)) is not None:
+                self.statistics[metric.name] = statistic
+
+    def matrix(self) -> Array:
+        """Return all columns side by side, (rows, k)."""
+        columns = [statistic.columns for statistic in self.statistics.values()]
+        return np.hstack(columns) if columns else np.empty((self.rows, 0))
+
+    def evaluate(self, sums: Array) -> dict[str, Array]:
+        """Return every metric on sums of the columns, (resamples, k)."""
+        values, start = {}, 0
+        for name, statistic in self.statistics.items():
+            stop = start + statistic.columns.shape[1]
+            values[name] = statistic.compute(sums[:, start:stop])
+            start = stop
+        return values
+
+    def values(self) -> dict[str, float]:
+        """Return every metric of the rows themselves."""
+        return {name: float(value[0]) for name, value in self.evaluate(self.matrix().sum(axis=0)[None]).items()}
+
+    def ranking(self, kind: str, protocol: str) -> str | None:
+        """Return the metric that ranks these rows, the first that has a value; None if none has."""
+        values = self.values()
+        names = (metric.name for metric in ranking_metrics(kind, protocol))
+        return next((name for name in names if math.isfinite(values.get(name, math.nan))), None)

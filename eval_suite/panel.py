@@ -14,7 +14,8 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
-from .task_metrics import PANEL_TASKS, direction
+from .metrics import METRICS
+from .task_metrics import PANEL_TASKS
 
 SHIPPED = {"paper": "panel_paper.json", "strict": "panel_strict.json"}
 
@@ -42,7 +43,7 @@ class Panel:
         for task in PANEL_TASKS:
             found = [values[task] for values in systems if task in values]
             if len(found) > 1 and min(found) < max(found):
-                lower = direction(self.metrics[task]) == "lower"
+                lower = METRICS[self.metrics[task]].better == "lower"
                 bounds[task] = (max(found), min(found)) if lower else (min(found), max(found))
         return bounds
 

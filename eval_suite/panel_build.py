@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .metrics import ranking_metrics
 from .panel import SHIPPED, parse_panel
-from .readers import Answers, digest, read, released_files
-from .score import Group, group_tasks, measure
-from .task_metrics import MODALITIES, PANEL_TASKS, TASKS, primary_metrics
+from .readers import SystemAnswers, digest, read, released_files
+from .score import ScoredTask, group_tasks, measure, read_rows
+from .task_metrics import MODALITIES, PANEL_TASKS, TASKS
 
 AGREEMENT = 1e-9
 """How far a measured value may lie from a table's."""
@@ -27,7 +28,7 @@ FORMAT_NAMES = {"text_instr+audio_input": "text_audio", "audio_instr+text_input"
 Values = dict[str, float]
 
 
-def _values(groups: Mapping[str, Group], metrics: Mapping[str, str]) -> Values:
+def _values(groups: Mapping[str, ScoredTask], metrics: Mapping[str, str]) -> Values:
     """The ranking metrics of a system's tasks, where they are defined."""
     values = {}
     for task in PANEL_TASKS:
@@ -45,7 +46,7 @@ def _only_format() -> dict[str, str]:
     return {task: next(iter(found)) for task, found in formats.items() if len(found) == 1}
 
 
-def _answers_digest(answers: Answers) -> str:
+def _answers_digest(answers: SystemAnswers) -> str:
     """One digest over all files of a system."""
     lines = "".join(f"{name} {value}\n" for name, value in sorted(answers.digests.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
@@ -117,14 +118,14 @@ def build_panel(
     """
     if protocol not in SHIPPED:
         raise ValueError(f"unknown protocol {protocol!r}: choose strict or paper")
-    metrics = {task: primary_metrics(TASKS[task], protocol)[0] for task in PANEL_TASKS}
+    metrics = {task: ranking_metrics(TASKS[task].kind, protocol)[0].name for task in PANEL_TASKS}
     systems: dict[str, dict[str, Any]] = {}
     provenance: dict[str, dict[str, Any]] = {}
     for folder in folders:
         answers = read(folder)
         if answers.system in systems:
             raise ValueError(f"{folder}: a system called {answers.system} was already read")
-        measured = measure(answers.files, protocol)
+        measured = measure({file: read_rows(rows, protocol) for file, rows in answers.files.items()}, protocol)
         by_modality = {modality: _values(group_tasks(measured, modality), metrics) for modality in MODALITIES}
         systems[answers.system] = {
             "tasks": _values(group_tasks(measured), metrics),

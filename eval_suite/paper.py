@@ -1,25 +1,22 @@
 """The protocol `paper`: the authors' arithmetic with its faults, kept to reproduce the published figures.
 
-Never use it to rank systems; `docs` and the benchmark's card say what is wrong with each step. The overall 0.72 of
-the paper is not reproducible from the released answers: min-max over the released systems gives LLaSO-Base .932,
+Never use it to rank systems: the report and `docs/evaluate.md` say what is wrong with each step. The overall 0.72 of
+the paper cannot be reproduced from the released answers: min-max over the released systems gives LLaSO-Base .932,
 112 variants of the formula give .79 to .94, and the paper's radar is a ratio to the best system, not min-max.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
-from functools import partial
 
-import numpy as np
 from rapidfuzz.distance import Levenshtein
 
-from . import metrics
-from .metrics import Table
 from .parsing import ABSTAINED, ANSWERED, ERROR, MALFORMED
 from .phonemes import paper_letters
-from .readers import Row
-from .strict import add_judgements, raw_text, raw_words
+from .readers import AnsweredRow
+from .strict import Reading, raw_text, raw_words
 from .task_metrics import TASKS
 
 PITCH_RANGE = (0, 127)
@@ -27,65 +24,51 @@ ADULT = 22
 """The age the authors read from an answer that says "adult" and has no digits."""
 
 
-def measure(rows: Sequence[Row]) -> Table:
-    """Measure the rows of one file as the authors' scripts do; a failed generation is an empty answer."""
+def read_rows(rows: Sequence[AnsweredRow]) -> list[Reading]:
+    """Read the rows of one file as the authors' scripts do; a failed generation is an empty answer."""
     kind = TASKS[rows[0].task].kind
     answers = ["" if row.error is not None else row.prediction or "" for row in rows]
-    references = [row.reference for row in rows]
+    pairs = [(row.reference, answer) for row, answer in zip(rows, answers, strict=True)]
     outcomes = [ERROR if row.error is not None else ANSWERED for row in rows]
-    table = Table(len(rows), outcomes, list(answers))
+    parsed: list[object] = list(answers)
+    quantities: list[dict[str, object]] = [{} for _ in rows]
     if kind == "transcript":
-        _transcripts(table, references, answers)
+        quantities = [_transcript(*pair) for pair in pairs]
     elif kind == "phonemes":
-        rates = [phoneme_error_rate(answer, label) for answer, label in zip(answers, references, strict=True)]
-        metrics.add_mean(table, "per", rates)
-        table.row_scores = np.array(rates)
+        quantities = [{"per": phoneme_error_rate(answer, label)} for label, answer in pairs]
     elif kind in ("closed", "label"):
-        hits = correct_answers(references, answers)
-        metrics.add_mean(table, "accuracy", hits)
-        table.row_scores = np.array(hits, dtype=np.float64)
-        if kind == "closed":
-            silent = abstentions(references, answers)
-            table.add("silent", silent)
-            table.add("rows", np.ones(len(rows)))
-            table.metrics["abstention_rate"] = metrics.Metric(
-                lambda sums: np.round(100 * metrics.divide(sums["silent"], sums["rows"]), 4), len(rows)
-            )
-            for position, quiet in enumerate(silent):
-                if quiet and outcomes[position] == ANSWERED:
-                    outcomes[position] = ABSTAINED
+        quantities = [{"correct": int(right)} for right in correct_answers([row.reference for row in rows], answers)]
+    if kind == "closed":
+        for position, silent in enumerate(abstentions([row.reference for row in rows], answers)):
+            quantities[position]["silent"] = int(silent)
+            if silent and outcomes[position] == ANSWERED:
+                outcomes[position] = ABSTAINED
     elif kind == "number":
-        _numbers(table, rows[0].task, references, answers)
+        for position, (label, answer) in enumerate(pairs):
+            parsed[position], error = _number(rows[0].task, label, answer)
+            quantities[position] = {"paper_error": error}
+            if error is None and outcomes[position] == ANSWERED:
+                outcomes[position] = MALFORMED
     elif kind == "pronunciation":
-        _pronunciation(table, references, answers)
+        quantities = [_pronunciation(*pair) for pair in pairs]
     if any(row.judge_score is not None for row in rows):
-        add_judgements(table, rows)
-        if not table.row_scores.size:
-            table.row_scores = np.array([np.nan if row.judge_score is None else row.judge_score for row in rows])
-    if not table.row_scores.size:
-        table.row_scores = np.full(len(rows), np.nan)
-    return table
+        for row, measured in zip(rows, quantities, strict=True):
+            measured["judge_score"] = row.judge_score
+    return [Reading(*one) for one in zip(outcomes, parsed, quantities, strict=True)]
 
 
-def _transcripts(table: Table, references: Sequence[str], answers: Sequence[str]) -> None:
-    """WER and CER with the arguments exchanged: edits over the *answer's* words."""
-    words = [
-        _exchanged(raw_words(answer), raw_words(label)) for answer, label in zip(answers, references, strict=True)
-    ]
-    letters = [
-        _exchanged(raw_text(answer), raw_text(label)) for answer, label in zip(answers, references, strict=True)
-    ]
-    metrics.add_corpus_rate(table, "wer", *zip(*words, strict=True))
-    metrics.add_corpus_rate(table, "cer", *zip(*letters, strict=True))
-    table.row_scores = metrics.divide(*np.array(words, dtype=np.float64).T)
-
-
-def _exchanged(answer: Sequence[str], label: Sequence[str]) -> tuple[int, int]:
-    return Levenshtein.distance(answer, label), len(answer)
+def _transcript(label: str, answer: str) -> dict[str, object]:
+    """Count edits with the arguments exchanged: the lengths are the *answer's*."""
+    return {
+        "words": len(raw_words(answer)),
+        "word_errors": Levenshtein.distance(raw_words(answer), raw_words(label)),
+        "characters": len(raw_text(answer)),
+        "character_errors": Levenshtein.distance(raw_text(answer), raw_text(label)),
+    }
 
 
 def phoneme_error_rate(answer: str, label: str) -> float:
-    """Edits over the mapped letters divided by the answer's; an empty one counts 0 if the label is empty, else 1."""
+    """Return edits over the answer's mapped letters; without any, 0 if the label has none either, else 1."""
     given, wanted = paper_letters(answer), paper_letters(label)
     if not given:
         return 0.0 if not wanted else 1.0
@@ -97,7 +80,7 @@ def _clean(text: str) -> str:
 
 
 def correct_answers(references: Sequence[str], answers: Sequence[str]) -> list[bool]:
-    """Right where the answer equals the label, or contains it and no other of the file's labels as a substring."""
+    """Return whether each answer equals its label, or contains it and no other of the file's labels as a substring."""
     labels = sorted({_clean(reference) for reference in references})
     hits = []
     for reference, answer in zip(references, answers, strict=True):
@@ -108,14 +91,14 @@ def correct_answers(references: Sequence[str], answers: Sequence[str]) -> list[b
 
 
 def abstentions(references: Sequence[str], answers: Sequence[str]) -> list[bool]:
-    """A row abstains unless exactly one of the file's labels occurs with no letter or digit next to it."""
+    """Return whether each row abstains: not exactly one label of the file occurs with no letter or digit beside it."""
     labels = sorted({reference.strip().lower().rstrip(". ") for reference in references})
     patterns = [re.compile(rf"(?<![a-z0-9]){re.escape(label)}(?![a-z0-9])") for label in labels]
     return [sum(bool(pattern.search(answer.lower())) for pattern in patterns) != 1 for answer in answers]
 
 
 def read_age(text: str) -> int | None:
-    """The authors' reading of an age: the whole string, digit groups, "adult", or nothing."""
+    """Read an age as the authors do: the whole string, digit groups, "adult", or nothing."""
     try:
         return int(text)
     except ValueError:
@@ -127,7 +110,7 @@ def read_age(text: str) -> int | None:
 
 
 def read_pitch(text: str) -> int | None:
-    """The authors' reading of a pitch: int, rounded float, or numbers with optional decimals by the "-" rule."""
+    """Read a pitch as the authors do: int, rounded float, or numbers with optional decimals by the "-" rule."""
     try:
         return int(text)
     except ValueError:
@@ -140,27 +123,17 @@ def read_pitch(text: str) -> int | None:
     if not groups:
         return None
     value = (groups[0] + groups[1]) / 2 if "-" in text and len(groups) >= 2 else groups[0]
-    return round(value) if np.isfinite(value) else None
+    return round(value) if math.isfinite(value) else None
 
 
-def _numbers(table: Table, task: str, references: Sequence[str], answers: Sequence[str]) -> None:
-    """MAE over the rows that could be read; the others are dropped."""
+def _number(task: str, reference: str, answer: str) -> tuple[int | None, float | None]:
+    """Return the number read of an answer and its error; no error if a number is missing or outside of its range."""
     read = read_pitch if task == "PP" else read_age
-    errors = np.full(len(answers), np.nan)
-    for position, (reference, answer) in enumerate(zip(references, answers, strict=True)):
-        label, value = read(reference), read(answer)
-        table.parsed[position] = value
-        usable = label is not None and value is not None
-        if usable and task == "PP":
-            usable = all(PITCH_RANGE[0] <= number <= PITCH_RANGE[1] for number in (label, value))  # type: ignore[operator]
-        if usable:
-            errors[position] = float(abs(label - value))  # type: ignore[operator]
-        elif table.outcomes[position] == ANSWERED:
-            table.outcomes[position] = MALFORMED
-    used = np.isfinite(errors)
-    metrics.add_mean(table, "mae", np.where(used, errors, 0.0), used)
-    metrics.add_count(table, "n_used", used)
-    table.row_scores = errors
+    label, value = read(reference), read(answer)
+    usable = label is not None and value is not None
+    if usable and task == "PP":
+        usable = all(PITCH_RANGE[0] <= number <= PITCH_RANGE[1] for number in (label, value))  # type: ignore[operator]
+    return value, float(abs(label - value)) if usable else None  # type: ignore[operator]
 
 
 PRONUNCIATION_DIMENSIONS = ("accuracy", "prosodic", "fluency")
@@ -175,24 +148,15 @@ _PRONUNCIATION = tuple(
 
 
 def read_pronunciation(text: str) -> tuple[int, ...] | None:
-    """The three scores of a sentence, each beside its name; None unless all are there."""
+    """Return the three scores of a sentence, each beside its name; None unless all are there."""
     found = [pattern.search(text) for pattern in _PRONUNCIATION]
     return tuple(int(match[1] or match[2]) for match in found if match) if all(found) else None
 
 
-def _pronunciation(table: Table, references: Sequence[str], answers: Sequence[str]) -> None:
-    """Exact-match rate of each score over the rows where all three parse in both texts; 0 where none does."""
-    pairs = [
-        (read_pronunciation(label), read_pronunciation(answer))
-        for label, answer in zip(references, answers, strict=True)
-    ]
-    both = [label is not None and answer is not None for label, answer in pairs]
-    table.add("both", both)
-    for index, dimension in enumerate(PRONUNCIATION_DIMENSIONS):
-        equal = [bool(label and answer and label[index] == answer[index]) for label, answer in pairs]
-        table.add(dimension, equal)
-        table.metrics[f"{dimension}_exact"] = metrics.Metric(partial(_rate_or_zero, dimension), sum(both))
-
-
-def _rate_or_zero(dimension: str, sums: metrics.Sums) -> metrics.Array:
-    return np.nan_to_num(metrics.divide(sums[dimension], sums["both"]), nan=0.0)
+def _pronunciation(label: str, answer: str) -> dict[str, object]:
+    """Return for each score whether both texts agree on it; None unless all three parse in both."""
+    wanted, given = read_pronunciation(label), read_pronunciation(answer)
+    return {
+        dimension: int(wanted[index] == given[index]) if wanted and given else None
+        for index, dimension in enumerate(PRONUNCIATION_DIMENSIONS)
+    }

@@ -1,7 +1,7 @@
 """Reads answers from disk: a folder of the released files, or a predictions folder of `llaso eval generate`.
 
-Out come `Row`s grouped by file, in file order, with the judge's scores beside them. A line that cannot be read is
-an error that names file and line; a judgement that cannot be read is missing, and counted.
+Out come rows grouped by file, in file order, with the judge's scores beside them. A line that cannot be read is an
+error that names file and line; a judgement that cannot be read is missing, and counted.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
+from .answer_records import GENERATION
 from .parsing import LabelSet
 from .task_metrics import MODALITIES, TASKS
 
@@ -35,7 +36,7 @@ _MICROPHONE = re.compile(r"(?:_mic[12]|-headset)(?=\.\w+$)")
 
 
 @dataclass(slots=True)
-class Row:
+class AnsweredRow:
     """One answer with everything needed to score it."""
 
     file: str
@@ -58,19 +59,21 @@ class Row:
 
 
 @dataclass
-class Answers:
+class SystemAnswers:
     """All answers of one system.
 
     `files` keeps the rows by file; `judged` says which files have judgements beside them and `judge_unreadable`
-    how many lines of theirs could not be used; `published_abstention` holds the released counts where present.
+    how many lines of theirs could not be used; `published_abstention` holds the released counts if there are any;
+    `generation` says how our own predictions were made, as `generation.json` beside them does.
     """
 
     system: str
-    files: dict[str, list[Row]]
+    files: dict[str, list[AnsweredRow]]
     judged: set[str] = field(default_factory=set)
     judge_unreadable: dict[str, int] = field(default_factory=dict)
     published_abstention: dict[str, float] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
+    generation: dict[str, Any] | None = None
 
 
 @cache
@@ -167,7 +170,7 @@ def _recording(path: str) -> str:
     return _MICROPHONE.sub("", path.replace("\\", "/"))
 
 
-def _released_row(file: str, index: int, where: str, record: dict[str, Any], facts: dict[str, Any]) -> Row:
+def _released_row(file: str, index: int, where: str, record: dict[str, Any], facts: dict[str, Any]) -> AnsweredRow:
     turns = record.get("conversations")
     if not isinstance(turns, list) or len(turns) < 2 or not isinstance(turns[1], dict):
         raise ValueError(f"{where}: 'conversations' must hold a question and its reference")
@@ -180,7 +183,7 @@ def _released_row(file: str, index: int, where: str, record: dict[str, Any], fac
     if not isinstance(voice, list) or not all(isinstance(path, str) for path in voice):
         raise ValueError(f"{where}: 'voice' must be a list of audio paths")
     recording = "|".join(_recording(path) for path in voice)
-    return Row(
+    return AnsweredRow(
         file=file,
         id=str(index),
         where=where,
@@ -204,7 +207,7 @@ def task_of(task: str, choices: Sequence[str]) -> str:
     return "AR_years" if task == "AR" and not choices else task
 
 
-def _own_row(where: str, record: dict[str, Any]) -> Row:
+def _own_row(where: str, record: dict[str, Any]) -> AnsweredRow:
     task = _text(record, "task", where)
     error = record.get("error")
     if error is not None and not isinstance(error, str):
@@ -224,7 +227,7 @@ def _own_row(where: str, record: dict[str, Any]) -> Row:
     if modality not in MODALITIES:
         raise ValueError(f"{where}: unknown modality {modality!r}; modalities are {', '.join(MODALITIES)}")
     file, row_id = _text(record, "file", where), _text(record, "id", where)
-    return Row(
+    return AnsweredRow(
         file=file,
         id=row_id,
         where=where,
@@ -253,7 +256,7 @@ def judge_score(evaluation: Any) -> float | None:
     return float(evaluation) if JUDGE_SCALE[0] <= evaluation <= JUDGE_SCALE[1] else None
 
 
-def _attach_judgements(answers: Answers, folder: Path) -> None:
+def _attach_judgements(answers: SystemAnswers, folder: Path) -> None:
     """Put the scores of `folder/<file>.jsonl` on their rows; lines that cannot be used are counted."""
     for path in sorted(folder.glob("*.jsonl")):
         rows = answers.files.get(path.stem)
@@ -283,7 +286,7 @@ def _attach_judgements(answers: Answers, folder: Path) -> None:
             logger.warning("%s: %d judgements cannot be used; they count as missing", path, unusable)
 
 
-def _judges(record: dict[str, Any], row: Row) -> bool:
+def _judges(record: dict[str, Any], row: AnsweredRow) -> bool:
     """Whether a judgement is of this row's reference and of this very answer, where it says."""
     answer = record.get("predicted", record.get("prediction", row.prediction))
     if not isinstance(answer, str):
@@ -323,7 +326,7 @@ def _answer_files(folder: Path) -> list[Path]:
     return sorted([*lines, *arrays], key=lambda path: path.stem)
 
 
-def read(path: Path | str, system: str | None = None) -> Answers:
+def read(path: Path | str, system: str | None = None) -> SystemAnswers:
     """Read all answers of one system.
 
     Args:
@@ -342,7 +345,7 @@ def read(path: Path | str, system: str | None = None) -> Answers:
     folder = Path(path)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder of answers")
-    answers = Answers(system=system or folder.resolve().name, files={})
+    answers = SystemAnswers(system=system or folder.resolve().name, files={})
     known = released_files()
     seen: dict[tuple[str, str], str] = {}
     for source in _answer_files(folder):
@@ -374,10 +377,12 @@ def read(path: Path | str, system: str | None = None) -> Answers:
         if (folder / name).is_dir():
             _attach_judgements(answers, folder / name)
     answers.published_abstention = _published_abstention(folder)
+    if (folder / GENERATION).is_file():
+        answers.generation = json.loads((folder / GENERATION).read_text(encoding="utf-8")) or None
     return answers
 
 
-def check_row(row: Row) -> None:
+def check_row(row: AnsweredRow) -> None:
     """Hold a row's reference to its task.
 
     Raises:

@@ -1,7 +1,7 @@
 """Shows scores: one self-contained page, the same in Markdown, its numbers as report.json, and the radar as a picture.
 
-In come one or several scores.json, and optionally the predictions and the corpus behind them for playable examples.
-Whatever a model said is data: it reaches the page escaped.
+In come one or several scores.json with what was read of every row, and the corpus if its sound is wanted. Nothing is
+measured here. Whatever a model said is data: it reaches the page escaped.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from llaso_common.atomic_write import write_atomically
 from . import score
 from .charts import bar_svg, radar_svg, write_radar_png
 from .examples import Sounds, choose_examples, find_corpus
+from .metrics import METRICS, PROTOCOLS
+from .scored_rows import Scored
 from .summary import Scores, summarize
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -26,21 +28,22 @@ MODALITY_NAMES = {"text_audio": "text + audio", "audio_text": "audio + text", "a
 
 
 def write_report(
-    scores: Sequence[Scores | str | Path],
+    scores: Sequence[Scored | Scores | str | Path],
     out: str | Path,
     *,
     data: str | Path | None = None,
-    predictions: str | Path | Sequence[str | Path] | Mapping[str, str | Path] | None = None,
+    examples: bool = True,
     title: str = "LLaSO-Eval",
     seed: int = 0,
 ) -> Path:
     """Write `index.html`, `report.md`, `report.json` and `radar.png`.
 
     Args:
-        scores: contents of scores.json, or their paths; one or several systems, one or both protocols.
+        scores: scores with their rows, paths of scores.json, or contents of scores.json (then without examples); one
+            or several systems, one or both protocols.
         out: the folder to write.
-        data: corpus folder or Hub id for the examples' sound; by default the folder that the predictions name.
-        predictions: folder(s) of answers for the examples: by system, or in the order of the systems.
+        data: corpus folder or Hub id for the examples' sound; by default the folder that the answers were made from.
+        examples: show single rows of systems whose rows are at hand.
         title: heading of the page.
         seed: of the examples drawn at random.
 
@@ -48,12 +51,11 @@ def write_report(
         `out`.
 
     Raises:
-        ValueError: the scores or the predictions cannot be read; the message names file and remedy.
+        ValueError: the scores cannot be read; the message names file and remedy.
     """
-    contents = [read_scores(one) if isinstance(one, (str, Path)) else one for one in scores]
-    content = {"title": title, **summarize(contents)}
-    folders = _by_system(predictions, [system["name"] for system in content["systems"]])
-    content["examples"] = _examples(content, folders, data, seed)
+    scored = [_scored(one) for one in scores]
+    content = {"title": title, **summarize([one.content for one in scored])}
+    content["examples"] = _examples(content, scored, data, seed) if examples else []
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "index.html", render("report.html", content))
@@ -67,86 +69,57 @@ def write_report(
     return out
 
 
-def collect(
-    paths: Sequence[str | Path], *, resamples: int = 1000, seed: int = 0
-) -> tuple[list[Scores], dict[str, Path]]:
-    """What a report is made of: scores as they are, and folders of answers scored under every protocol.
+def _scored(one: Scored | Scores | str | Path) -> Scored:
+    if isinstance(one, Scored):
+        return one
+    return Scored.read(one) if isinstance(one, (str, Path)) else Scored(dict(one))
+
+
+def collect(paths: Sequence[str | Path], *, resamples: int = 1000, seed: int = 0) -> list[Scored]:
+    """Return what a report is made of: scores as they are, and folders of answers scored under every protocol.
 
     Args:
         paths: scores.json files; folders of one system's answers; folders of such folders.
         resamples: of the bootstrap, for folders.
         seed: of the bootstrap.
 
-    Returns:
-        The contents of scores.json in order, and the folders of answers by system.
-
     Raises:
         ValueError: a path is neither, or its content cannot be read.
     """
-    contents: list[Scores] = []
-    folders: dict[str, Path] = {}
+    found: list[Scored] = []
     for path in map(Path, paths):
         if not path.is_dir():
-            contents.append(read_scores(path))
+            found.append(Scored.read(path))
             continue
-        holds_answers = any(path.glob("*.jsonl")) or any(path.glob("*.json"))
-        for folder in [path] if holds_answers else sorted(inner for inner in path.iterdir() if inner.is_dir()):
-            for protocol in score.PROTOCOLS:
-                scores = score.score(folder, protocol=protocol, resamples=resamples, seed=seed)
-                contents.append(scores)
-            folders[scores["system"]] = folder
-    return contents, folders
+        for folder in answer_folders(path):
+            found += [
+                score.score_rows(folder, protocol=protocol, resamples=resamples, seed=seed) for protocol in PROTOCOLS
+            ]
+    return found
 
 
-def read_scores(path: str | Path) -> Scores:
-    """The content of a scores.json.
-
-    Raises:
-        ValueError: the file is not JSON.
-    """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}: {error.msg}; `llaso eval score --out` writes such files") from None
-
-
-def _by_system(predictions: Any, systems: Sequence[str]) -> dict[str, Path]:
-    if predictions is None:
-        return {}
-    if isinstance(predictions, Mapping):
-        unknown = [name for name in predictions if name not in systems]
-        if unknown:
-            raise ValueError(f"predictions of {', '.join(unknown)}, who is not among the scored {', '.join(systems)}")
-        return {name: Path(folder) for name, folder in predictions.items()}
-    folders = [predictions] if isinstance(predictions, (str, Path)) else list(predictions)
-    if len(folders) != len(systems):
-        raise ValueError(f"{len(folders)} folder(s) of predictions for {len(systems)} system(s); give one for each")
-    return {name: Path(folder) for name, folder in zip(systems, folders, strict=True)}
+def answer_folders(path: Path) -> list[Path]:
+    """Return `path` if it holds answers, else the folders in it."""
+    holds_answers = any(path.glob("*.jsonl")) or any(path.glob("*.json"))
+    return [path] if holds_answers else sorted(inner for inner in path.iterdir() if inner.is_dir())
 
 
 def _examples(
-    content: Mapping[str, Any], folders: Mapping[str, Path], data: str | Path | None, seed: int
+    content: Mapping[str, Any], scored: Sequence[Scored], data: str | Path | None, seed: int
 ) -> list[dict[str, Any]]:
-    """Chosen rows of every system whose answers are at hand, with their sound."""
-    if not folders:
+    """Choose rows of every system whose rows are at hand, with their sound."""
+    by_system = {one.system: one for one in scored if one.protocol == content["protocol"] and one.rows}
+    if not by_system:
         return []
-    corpus = find_corpus(data, list(folders.values()))
+    corpus = find_corpus(data, list(by_system.values()))
     sounds = Sounds(corpus) if corpus else None
     examples = []
     for number, system in enumerate(content["systems"]):
-        if system["name"] not in folders:
+        if system["name"] not in by_system:
             continue
         entries = {task["task"]: task["scores"][number] for task in content["tasks"] if task["scores"][number]["n"]}
-        few = 1 if len(folders) > 2 else 2
-        examples += choose_examples(
-            folders[system["name"]],
-            entries,
-            content["protocol"],
-            system=system["name"],
-            worst=few,
-            drawn=few,
-            seed=seed,
-        )
+        few = 1 if len(by_system) > 2 else 2
+        examples += choose_examples(by_system[system["name"]], entries, worst=few, drawn=few, seed=seed)
     for example in examples:
         example["audio"] = sounds.of(example["id"]) if sounds else []
     return examples
@@ -219,7 +192,7 @@ def render(template: str, content: Mapping[str, Any]) -> str:
         **content,
         css=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
         script=(TEMPLATES / "report.js").read_text(encoding="utf-8"),
-        reasons=json.loads((TEMPLATES / "protocol_changes.json").read_text(encoding="utf-8")),
+        reasons={name: metric.change for name, metric in METRICS.items()},
         modality_names=MODALITY_NAMES,
         radar=radar_svg(axes, series) if len(axes) >= RADAR_AXES else None,
         radar_scale=radar_scale(content),

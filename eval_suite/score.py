@@ -1,50 +1,51 @@
-"""Scores one system: answers in, `scores.json` out, under a stated protocol.
+"""Scores one system: answers in, `scores.json` and what was read of every row out, under a stated protocol.
 
-Files are measured row by row, tasks are the unweighted mean of their files, and every number carries the rows it
-rests on and its bootstrap interval. `data/scores.schema.json` documents the output.
+Rows are read one by one, files are measured over their rows, tasks are the unweighted mean of their files, and every
+number carries the rows it rests on and its bootstrap interval. `data/scores.schema.json` documents the output.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from . import paper, strict
-from .intervals import Estimate, Resampler, mean, total
-from .metrics import Table
-from .normalized_scores import PERFECT, baseline_metric, content, panel_scores, ranking_metric, skill_scores
+from .intervals import BootstrapEstimate, Resampler, mean, total
+from .metrics import METRICS, PROTOCOLS, FileMetrics, Labels, Quantities, ranking_metrics
 from .panel import Panel, load_panel
 from .parsing import ANSWERED, OUTCOMES
-from .readers import Answers, Row, check_row, read, task_of
-from .task_metrics import BASELINES, CATEGORIES, COUNTS, MODALITIES, TASKS, direction, primary_metrics
+from .readers import AnsweredRow, SystemAnswers, check_row, read, task_of
+from .scored_rows import SCHEMA, Scored, ScoredRow
+from .skill_and_panel import baseline_estimate, content, panel_scores, ranking_metric, skill_scores
+from .task_metrics import CATEGORIES, MODALITIES, TASKS
 
-SCHEMA = 1
-PROTOCOLS = ("strict", "paper")
-
-Estimates = dict[str, Estimate]
+Estimates = dict[str, BootstrapEstimate]
 
 
 @dataclass
-class Measured:
-    """One file: its rows, their table, every metric as an estimate, and the same by source where it mixes several."""
+class ScoredFile:
+    """One file: its rows, every metric with its bootstrap, and the ranking metric by source if it mixes several."""
 
-    rows: list[Row]
-    table: Table
+    rows: list[ScoredRow]
+    metrics: FileMetrics
     estimates: Estimates
-    sources: dict[str, Estimates] = field(default_factory=dict)
+    sources: Estimates = field(default_factory=dict)
 
     @property
     def task(self) -> str:
-        return self.rows[0].task
+        return self.rows[0].row.task
+
+    @property
+    def outcomes(self) -> Counter[str]:
+        return Counter(one.reading.outcome for one in self.rows)
 
 
 @dataclass
-class Group:
+class ScoredTask:
     """Files of one task: the unweighted mean of each metric (counts are added), and where the rows ended up."""
 
     task: str
@@ -58,23 +59,27 @@ class Group:
         return self.outcomes[ANSWERED] / self.n
 
 
-def measure_rows(rows: Sequence[Row], protocol: str, normalization: str = "whisper_english") -> Table:
-    """Measure the rows of one file under `protocol`.
+def read_rows(rows: Sequence[AnsweredRow], protocol: str, normalization: str = "whisper_english") -> list[ScoredRow]:
+    """Read the rows of one file under `protocol`.
 
     Raises:
-        ValueError: the protocol is not one of `PROTOCOLS`.
+        ValueError: the protocol is not one of `PROTOCOLS`, or a reference cannot be scored.
     """
-    if protocol == "strict":
-        return strict.measure(rows, normalization)
-    if protocol == "paper":
-        return paper.measure(rows)
-    raise ValueError(f"unknown protocol {protocol!r}: choose strict or paper")
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"unknown protocol {protocol!r}: choose strict or paper")
+    readings = strict.read_rows(rows, normalization) if protocol == "strict" else paper.read_rows(rows)
+    return [ScoredRow(row, reading) for row, reading in zip(rows, readings, strict=True)]
+
+
+def file_metrics(rows: Sequence[ScoredRow], protocol: str, only: Sequence[str] | None = None) -> FileMetrics:
+    """Return the metrics of scored rows; of `only` the named ones, all by default."""
+    return FileMetrics([one.quantities for one in rows], protocol, only)
 
 
 def estimate(
-    tables: Mapping[str, Table], clusters: Mapping[str, Sequence[str]], resamples: int, seed: int
+    tables: Mapping[str, FileMetrics], clusters: Mapping[str, Sequence[str]], resamples: int, seed: int
 ) -> dict[str, Estimates]:
-    """Every metric of every table with its bootstrap distribution, all on common draws of source recordings.
+    """Return every metric of every table with its bootstrap distribution, all on common draws of source recordings.
 
     Args:
         tables: by any key.
@@ -87,43 +92,53 @@ def estimate(
     for key, table in tables.items():
         values, replicates = table.values(), table.evaluate(sums[key])
         estimates[key] = {
-            name: Estimate(values[name], metric.n, replicates[name]) for name, metric in table.metrics.items()
+            name: BootstrapEstimate(values[name], statistic.n, replicates[name])
+            for name, statistic in table.statistics.items()
         }
     return estimates
 
 
 def measure(
-    files: Mapping[str, list[Row]],
-    protocol: str,
-    *,
-    normalization: str = "whisper_english",
-    resamples: int = 0,
-    seed: int = 0,
-) -> dict[str, Measured]:
-    """Measure every file, and within files that mix source corpora each of those."""
-    tables = {file: measure_rows(rows, protocol, normalization) for file, rows in files.items()}
-    clusters = {file: [row.cluster for row in rows] for file, rows in files.items()}
+    files: Mapping[str, list[ScoredRow]], protocol: str, *, resamples: int = 0, seed: int = 0
+) -> dict[str, ScoredFile]:
+    """Measure every file, and the ranking metric of each source corpus in files that mix several.
+
+    Each row is given its own share in the ranking metric of its file.
+    """
+    tables = {file: file_metrics(rows, protocol) for file, rows in files.items()}
+    clusters = {file: [one.row.cluster for one in rows] for file, rows in files.items()}
     parts: dict[str, tuple[str, str]] = {}
     for file, rows in files.items():
-        sources = sorted({row.source for row in rows})
-        for source in sources if len(sources) > 1 else ():
-            chosen = [index for index, row in enumerate(rows) if row.source == source]
+        kind = TASKS[rows[0].row.task].kind
+        ranking = tables[file].ranking(kind, protocol)
+        points = tables[file].statistics[ranking].by_row() if ranking else [math.nan] * len(rows)
+        for one, value in zip(rows, points, strict=True):
+            one.score = _number(float(value))
+        sources = sorted({one.row.source for one in rows})
+        ranking = ranking or _candidate(kind, tables[file], protocol)
+        for source in sources if len(sources) > 1 and ranking else ():
+            chosen = [one for one in rows if one.row.source == source]
             key = f"{file}\n{source}"
             parts[key] = (file, source)
-            tables[key] = tables[file].subset(chosen)
-            clusters[key] = [rows[index].cluster for index in chosen]
+            tables[key] = file_metrics(chosen, protocol, [str(ranking)])
+            clusters[key] = [one.row.cluster for one in chosen]
     estimates = estimate(tables, clusters, resamples, seed)
-    measured = {file: Measured(rows, tables[file], estimates[file]) for file, rows in files.items()}
+    measured = {file: ScoredFile(rows, tables[file], estimates[file]) for file, rows in files.items()}
     for key, (file, source) in parts.items():
-        measured[file].sources[source] = estimates[key]
+        measured[file].sources[source] = next(iter(estimates[key].values()))
     return measured
 
 
-def group_tasks(measured: Mapping[str, Measured], modality: str | None = None) -> dict[str, Group]:
-    """The measured files by task, in the order of `TASKS`; of one modality format only where it is named."""
+def _candidate(kind: str, table: FileMetrics, protocol: str) -> str | None:
+    """Return the metric that would rank answers of a kind if it had a value."""
+    return next((one.name for one in ranking_metrics(kind, protocol) if one.name in table.statistics), None)
+
+
+def group_tasks(measured: Mapping[str, ScoredFile], modality: str | None = None) -> dict[str, ScoredTask]:
+    """Return the measured files by task, in the order of `TASKS`; of one modality format only if it is named."""
     by_task: dict[str, list[str]] = {}
     for file, one in measured.items():
-        if modality in (None, one.rows[0].modality):
+        if modality in (None, one.rows[0].row.modality):
             by_task.setdefault(one.task, []).append(file)
     groups = {}
     for task in TASKS:
@@ -134,11 +149,11 @@ def group_tasks(measured: Mapping[str, Measured], modality: str | None = None) -
         estimates = {}
         for name in names:
             parts = [measured[file].estimates[name] for file in files if name in measured[file].estimates]
-            estimates[name] = total(parts) if name in COUNTS else mean(parts)
+            estimates[name] = total(parts) if METRICS[name].adds_up else mean(parts)
         outcomes: Counter[str] = Counter()
         for file in files:
-            outcomes.update(measured[file].table.outcomes)
-        groups[task] = Group(task, files, sum(len(measured[file].rows) for file in files), estimates, outcomes)
+            outcomes.update(measured[file].outcomes)
+        groups[task] = ScoredTask(task, files, sum(len(measured[file].rows) for file in files), estimates, outcomes)
     return groups
 
 
@@ -146,10 +161,11 @@ def group_tasks(measured: Mapping[str, Measured], modality: str | None = None) -
 
 
 def _number(value: float) -> float | None:
+    """Return a number as JSON holds it: None for nan."""
     return value if math.isfinite(value) else None
 
 
-def entry(estimate: Estimate) -> dict[str, Any]:
+def entry(estimate: BootstrapEstimate) -> dict[str, Any]:
     """One metric as it stands in scores.json."""
     interval = estimate.interval()
     low, high = interval if interval else (None, None)
@@ -157,22 +173,21 @@ def entry(estimate: Estimate) -> dict[str, Any]:
 
 
 def _primary(task: str, estimates: Estimates, coverage: float, protocol: str) -> dict[str, Any] | None:
-    """The ranking metric with all a reader needs to judge it: interval, coverage, baseline, direction."""
-    candidates = [name for name in primary_metrics(TASKS[task], protocol) if name in estimates]
+    """Return the ranking metric with all that is needed to judge it: interval, coverage, baseline, direction."""
+    candidates = [one.name for one in ranking_metrics(TASKS[task].kind, protocol) if one.name in estimates]
     if not candidates:
         return None
-    name = ranking_metric(task, estimates, protocol) or candidates[0]
-    baseline = baseline_metric(name) if protocol == "strict" else None
-    value = baseline if isinstance(baseline, float) else estimates[baseline].value if baseline else None
+    metric = METRICS[ranking_metric(task, estimates, protocol) or candidates[0]]
+    trivial = baseline_estimate(metric.name, estimates) if protocol == "strict" else None
     return {
-        "metric": name,
-        **entry(estimates[name]),
+        "metric": metric.name,
+        **entry(estimates[metric.name]),
         "coverage": coverage,
-        "direction": direction(name),
-        "perfect": PERFECT.get(name),
+        "direction": metric.better,
+        "perfect": metric.perfect,
         "baseline": {
-            "metric": baseline if isinstance(baseline, str) else None,
-            "value": None if value is None else _number(value),
+            "metric": metric.baseline if trivial is not None and isinstance(metric.baseline, str) else None,
+            "value": None if trivial is None else _number(trivial.value),
         },
     }
 
@@ -181,8 +196,8 @@ def _outcomes(counts: Mapping[str, int]) -> dict[str, int]:
     return {outcome: counts.get(outcome, 0) for outcome in OUTCOMES}
 
 
-def _file_entry(one: Measured, answers: Answers, file: str, protocol: str) -> dict[str, Any]:
-    row, counts = one.rows[0], Counter(one.table.outcomes)
+def _file_entry(one: ScoredFile, answers: SystemAnswers, file: str, protocol: str) -> dict[str, Any]:
+    row, counts = one.rows[0].row, one.outcomes
     coverage = counts[ANSWERED] / len(one.rows)
     primary = _primary(row.task, one.estimates, coverage, protocol)
     described = {
@@ -196,11 +211,13 @@ def _file_entry(one: Measured, answers: Answers, file: str, protocol: str) -> di
         "metrics": {name: entry(estimate) for name, estimate in one.estimates.items()},
     }
     if one.sources and primary is not None:
-        described["sources"] = {source: entry(parts[primary["metric"]]) for source, parts in one.sources.items()}
-    if one.table.confusion is not None:
-        described["confusion"] = one.table.confusion
+        described["sources"] = {source: entry(part) for source, part in one.sources.items()}
+    if all(scored.row.choices for scored in one.rows):
+        # Without choices, answers are open text, and their matrix says nothing.
+        if (labels := Labels.of(Quantities([scored.quantities for scored in one.rows]))) is not None:
+            described["confusion"] = labels.confusion()
     if file in answers.judged or "judge_score" in one.estimates:
-        judged = sum(row.judge_score is not None for row in one.rows)
+        judged = sum(scored.row.judge_score is not None for scored in one.rows)
         described["judgements"] = {
             "judged": judged,
             "missing": len(one.rows) - judged,
@@ -211,7 +228,7 @@ def _file_entry(one: Measured, answers: Answers, file: str, protocol: str) -> di
     return described
 
 
-def _group_entry(group: Group, protocol: str) -> dict[str, Any]:
+def _group_entry(group: ScoredTask, protocol: str) -> dict[str, Any]:
     return {
         "name": TASKS[group.task].name,
         "category": TASKS[group.task].category,
@@ -225,7 +242,7 @@ def _group_entry(group: Group, protocol: str) -> dict[str, Any]:
 
 
 def _normalized(
-    groups: Mapping[str, Group], protocol: str, panel: Panel, modality: str | None = None
+    groups: Mapping[str, ScoredTask], protocol: str, panel: Panel, modality: str | None = None
 ) -> dict[str, Any]:
     """The panel and skill scores of a set of tasks."""
     estimates = {task: group.estimates for task, group in groups.items()}
@@ -236,7 +253,7 @@ def _normalized(
     }
 
 
-def _summary(groups: Mapping[str, Group], protocol: str, panel: Panel, modality: str | None) -> dict[str, Any]:
+def _summary(groups: Mapping[str, ScoredTask], protocol: str, panel: Panel, modality: str | None) -> dict[str, Any]:
     """A category or modality format: how much was answered and the normalized scores over its tasks."""
     outcomes: Counter[str] = Counter()
     for group in groups.values():
@@ -252,7 +269,7 @@ def _summary(groups: Mapping[str, Group], protocol: str, panel: Panel, modality:
 
 
 def assemble(
-    answers: Answers, measured: Mapping[str, Measured], protocol: str, panel: Panel, settings: dict[str, Any]
+    answers: SystemAnswers, measured: Mapping[str, ScoredFile], protocol: str, panel: Panel, settings: dict[str, Any]
 ) -> dict[str, Any]:
     """The content of scores.json from measured files."""
     groups = group_tasks(measured)
@@ -273,6 +290,8 @@ def assemble(
         "schema": SCHEMA,
         "protocol": protocol,
         "system": answers.system,
+        "rows": None,
+        "generation": answers.generation,
         "settings": settings,
         "n": overall["n"],
         "coverage": overall["coverage"],
@@ -285,23 +304,7 @@ def assemble(
     }
 
 
-def row_records(measured: Mapping[str, Measured]) -> Iterable[dict[str, Any]]:
-    """What was read from every answer: outcome, value, and the row's own share in its task's ranking metric."""
-    for _, one in sorted(measured.items()):
-        for row, outcome, value, points in zip(
-            one.rows, one.table.outcomes, one.table.parsed, one.table.row_scores, strict=True
-        ):
-            yield {
-                "file": row.file,
-                "id": row.id,
-                "task": row.task,
-                "outcome": outcome,
-                "parsed": value if isinstance(value, str | float | int) else None,
-                "score": _number(float(points)),
-            }
-
-
-def score(
+def score_rows(
     path: Path | str,
     *,
     protocol: str = "strict",
@@ -311,9 +314,8 @@ def score(
     normalization: str = "whisper_english",
     system: str | None = None,
     panel: Path | str | None = None,
-    rows_out: Path | str | None = None,
-) -> dict[str, Any]:
-    """Score the answers in a folder.
+) -> Scored:
+    """Score the answers in a folder and keep what was read of every row.
 
     Args:
         path: a folder of released files or of our own predictions; see `readers.read`.
@@ -321,13 +323,12 @@ def score(
         intervals: whether to bootstrap 95 % intervals.
         seed: of the bootstrap.
         resamples: of the bootstrap.
-        normalization: of transcripts under strict, see `normalization.NORMALIZATIONS`.
+        normalization: of transcripts under strict, see `text_normalization.NORMALIZATIONS`.
         system: its name in the output; the folder's name by default.
         panel: a panel file; the shipped one of the protocol by default.
-        rows_out: a file for what was read from every answer, one JSON line a row.
 
     Returns:
-        The content of scores.json, as `data/scores.schema.json` describes it.
+        The scores, as `data/scores.schema.json` describes them, with their rows.
 
     Raises:
         ValueError: bad input; the message names file, line and remedy.
@@ -337,22 +338,27 @@ def score(
         raise ValueError(f"unknown protocol {protocol!r}: choose strict or paper")
     answers = read(path, system)
     drawn = resamples if intervals else 0
-    measured = measure(answers.files, protocol, normalization=normalization, resamples=drawn, seed=seed)
+    rows = {file: read_rows(answered, protocol, normalization) for file, answered in answers.files.items()}
+    measured = measure(rows, protocol, resamples=drawn, seed=seed)
     settings: dict[str, Any] = {"resamples": drawn, "seed": seed, "level": 0.95}
     if protocol == "strict":
         settings["normalization"] = normalization
-    if rows_out is not None:
-        Path(rows_out).parent.mkdir(parents=True, exist_ok=True)
-        with open(rows_out, "w", encoding="utf-8") as lines:
-            for record in row_records(measured):
-                lines.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-    return assemble(answers, measured, protocol, load_panel(protocol, panel), settings)
+    return Scored(assemble(answers, measured, protocol, load_panel(protocol, panel), settings), rows)
+
+
+def score(path: Path | str, **options: Any) -> dict[str, Any]:
+    """Score the answers in a folder; see `score_rows` for the arguments.
+
+    Returns:
+        The content of scores.json.
+    """
+    return score_rows(path, **options).content
 
 
 def metric_names(scores: Mapping[str, Any]) -> list[str]:
-    """The names of all metrics in `scores` that measure answers, baselines left out."""
+    """Return the names of all metrics in `scores` that measure answers, baselines left out."""
     names = dict.fromkeys(name for file in scores["files"].values() for name in file["metrics"])
-    return [name for name in names if name not in BASELINES]
+    return [name for name in names if not METRICS[name].describes_data]
 
 
 # Texts ---------------------------------------------------------------------------------------------------------
@@ -389,14 +395,14 @@ def score_texts(
     if len(codes) != count:
         raise ValueError(f"{count} predictions but {len(codes)} tasks")
     offered = _offered(choices, count)
-    by_task: dict[str, list[Row]] = {}
+    by_task: dict[str, list[AnsweredRow]] = {}
     for index, (prediction, reference, code, labels) in enumerate(
         zip(predictions, references, codes, offered, strict=True)
     ):
         task = task_of(code, labels)
         if task not in TASKS:
             raise ValueError(f"item {index}: unknown task {task!r}; tasks are {', '.join(TASKS)}")
-        row = Row(
+        row = AnsweredRow(
             file=task,
             id=str(index),
             where=f"item {index}",
@@ -413,10 +419,11 @@ def score_texts(
         by_task.setdefault(task, []).append(row)
     results = {}
     for task, rows in by_task.items():
-        table = measure_rows(rows, protocol, normalization)
-        results[task] = {name: _number(value) for name, value in table.values().items()} | {
+        scored = read_rows(rows, protocol, normalization)
+        values = file_metrics(scored, protocol).values()
+        results[task] = {name: _number(value) for name, value in values.items()} | {
             "n": len(rows),
-            "outcomes": _outcomes(Counter(table.outcomes)),
+            "outcomes": _outcomes(Counter(one.reading.outcome for one in scored)),
         }
     return results
 

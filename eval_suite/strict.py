@@ -1,15 +1,17 @@
-"""The protocol `strict`: every answer is parsed into an outcome, every row counts, every metric has a baseline."""
+"""The protocol `strict`: every answer is parsed into an outcome, every row counts, every metric has a baseline.
+
+This module reads rows: out come, for each, its outcome, the value read, and the quantities that `metrics` adds up.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-import numpy as np
+from rapidfuzz.distance import Levenshtein
 
-from . import metrics
-from .metrics import Table
 from .parsing import (
     ABSTAINED,
     ANSWERED,
@@ -25,244 +27,187 @@ from .parsing import (
     parse_text,
 )
 from .phonemes import ipa_symbols
-from .readers import JUDGE_SCALE, Row, label_set
-from .task_metrics import TASKS
+from .readers import AnsweredRow, label_set
+from .task_metrics import TASKS, Scale
 from .text_normalization import fold, normalizer
-
-RUNAWAY_FACTOR, RUNAWAY_WORDS = 2, 10
-"""A transcript is a run-away output with more than FACTOR times the reference's words, and WORDS on top of that."""
 
 _SPACES = re.compile(r"\s\s+")
 
 
+class Reading(NamedTuple):
+    """What was read of one row.
+
+    Args:
+        outcome: what became of the answer, one of `parsing.OUTCOMES`.
+        parsed: the value read, as JSON holds it; None if there is none.
+        quantities: what the metrics add up, by name.
+        normalized: (reference, answer) as they were compared, if they were normalized first.
+    """
+
+    outcome: str
+    parsed: Any
+    quantities: dict[str, Any]
+    normalized: tuple[str, str] | None = None
+
+
 def raw_text(text: str) -> str:
-    """A text as jiwer's default transforms leave it: runs of blanks folded, nothing else changed."""
+    """Return a text as jiwer's default transforms leave it: runs of blanks folded, nothing else changed."""
     return _SPACES.sub(" ", text).strip()
 
 
 def raw_words(text: str) -> list[str]:
-    """The words of a text as jiwer cuts it: no normalization, blanks between them."""
+    """Return the words of a text as jiwer cuts it: no normalization, blanks between them."""
     return [word for word in raw_text(text).split(" ") if word]
 
 
-def measure(rows: Sequence[Row], normalization: str = "whisper_english") -> Table:
-    """Parse and measure the rows of one file.
+def read_rows(rows: Sequence[AnsweredRow], normalization: str = "whisper_english") -> list[Reading]:
+    """Parse and measure the rows of one file, hence of one task.
 
     Args:
-        rows: of one file, hence of one task.
-        normalization: of transcripts, one of `normalization.NORMALIZATIONS`.
+        rows: of one file.
+        normalization: of transcripts, one of `text_normalization.NORMALIZATIONS`.
 
-    Returns:
-        Their statistics, metrics and outcomes.
+    Raises:
+        ValueError: a reference that cannot be scored; the message names file and line.
     """
     kind = TASKS[rows[0].task].kind
-    table = _MEASURES[kind](rows) if kind != "transcript" else _transcripts(rows, normalization)
-    answered = [outcome == ANSWERED for outcome in table.outcomes]
-    metrics.add_mean(table, "coverage", answered)
-    if kind == "open" or any(row.judge_score is not None for row in rows):
-        add_judgements(table, rows)
-    return table
+    if kind == "transcript":
+        normalize = normalizer(normalization)
+        readings = [_transcript(row, normalize) for row in rows]
+    elif kind in ("closed", "label"):
+        readings = _labels(rows)
+    else:
+        readings = [_READERS[kind](row) for row in rows]
+    judged = kind == "open" or any(row.judge_score is not None for row in rows)
+    for row, reading in zip(rows, readings, strict=True):
+        reading.quantities["answered"] = int(reading.outcome == ANSWERED)
+        if judged:
+            reading.quantities["judge_score"] = row.judge_score
+    return readings
 
 
-def add_judgements(table: Table, rows: Sequence[Row]) -> None:
-    """Add the mean judge score over judged rows; rows without a judgement are missing, and counted as such."""
-    judged = [row.judge_score is not None for row in rows]
-    scores = [JUDGE_SCALE[0] if row.judge_score is None else row.judge_score for row in rows]
-    metrics.add_mean(table, "judge_score", scores, judged)
+def _parse(row: AnsweredRow, parse: Callable[[str], Parsed]) -> Parsed:
+    """Parse an answer; a failed generation is an error."""
+    return Parsed(ERROR) if row.error is not None else parse(row.prediction or "")
 
 
-def _parse(rows: Sequence[Row], parse: Callable[[Row, str], Parsed]) -> list[Parsed]:
-    """Parse every answer; a row whose generation failed keeps its place."""
-    return [
-        Parsed(ERROR) if row.error is not None else parse(row, row.prediction)  # type: ignore[arg-type]
-        for row in rows
-    ]
+def _said(row: AnsweredRow) -> str:
+    """Return the text that counts as the answer: nothing if the generation failed."""
+    return "" if row.error is not None else row.prediction or ""
 
 
-def _table(parsed: Sequence[Parsed]) -> Table:
-    return Table(len(parsed), [one.outcome for one in parsed], [one.value for one in parsed])
+def _transcript(row: AnsweredRow, normalize: Callable[[str], str]) -> Reading:
+    parsed, answer = _parse(row, parse_text), _said(row)
+    reference, hypothesis = normalize(row.reference), normalize(answer)
+    words = reference.split()
+    edits = Counter(operation.tag for operation in Levenshtein.editops(words, hypothesis.split()))
+    raw_reference, raw_answer = raw_text(row.reference), raw_text(answer)
+    raw_reference_words = raw_words(row.reference)
+    quantities = {
+        "words": len(words),
+        "word_errors": edits.total(),
+        "insertions": edits["insert"],
+        "deletions": edits["delete"],
+        "substitutions": edits["replace"],
+        "characters": len(reference),
+        "character_errors": Levenshtein.distance(reference, hypothesis),
+        "raw_words": len(raw_reference_words),
+        "raw_word_errors": Levenshtein.distance(raw_reference_words, raw_words(answer)),
+        "raw_characters": len(raw_reference),
+        "raw_character_errors": Levenshtein.distance(raw_reference, raw_answer),
+    }
+    return Reading(parsed.outcome, parsed.value, quantities, (reference, hypothesis))
 
 
-def _transcripts(rows: Sequence[Row], normalization: str) -> Table:
-    normalize = normalizer(normalization)
-    parsed = _parse(rows, lambda row, text: parse_text(text))
-    table = _table(parsed)
-    answers = ["" if row.error is not None else row.prediction or "" for row in rows]
-    edits, characters = [], []
-    for row, answer in zip(rows, answers, strict=True):
-        reference, hypothesis = normalize(row.reference), normalize(answer)
-        edits.append(metrics.count_edits(reference.split(), hypothesis.split()))
-        characters.append((metrics.Levenshtein.distance(reference, hypothesis), len(reference)))
-    errors, words = [edit.errors for edit in edits], [edit.length for edit in edits]
-    metrics.add_corpus_rate(table, "wer", errors, words)
-    metrics.add_macro_rate(table, "wer_macro", errors, words)
-    metrics.add_corpus_rate(table, "cer", *zip(*characters, strict=True))
-    metrics.add_macro_rate(table, "cer_macro", *zip(*characters, strict=True))
-    raw = [_distance(raw_words(row.reference), raw_words(answer)) for row, answer in zip(rows, answers, strict=True)]
-    metrics.add_corpus_rate(table, "wer_raw", *zip(*raw, strict=True))
-    raw = [_distance(raw_text(row.reference), raw_text(answer)) for row, answer in zip(rows, answers, strict=True)]
-    metrics.add_corpus_rate(table, "cer_raw", *zip(*raw, strict=True))
-    metrics.add_count(table, "insertions", [edit.insertions for edit in edits])
-    metrics.add_count(table, "deletions", [edit.deletions for edit in edits])
-    metrics.add_count(table, "substitutions", [edit.substitutions for edit in edits])
-    given = [edit.length + edit.insertions - edit.deletions for edit in edits]
-    metrics.add_count(
-        table,
-        "runaway_outputs",
-        [length > RUNAWAY_FACTOR * edit.length + RUNAWAY_WORDS for length, edit in zip(given, edits, strict=True)],
+def _phonemes(row: AnsweredRow) -> Reading:
+    parsed, reference = _parse(row, parse_phonemes), ipa_symbols(row.reference)
+    symbols = parsed.value or ()
+    errors = Levenshtein.distance(reference, symbols)
+    return Reading(
+        parsed.outcome,
+        " ".join(symbols),
+        {"symbols": len(reference), "symbol_errors": errors},
+        (" ".join(reference), " ".join(symbols)),
     )
-    # An empty transcript deletes every word.
-    metrics.add_corpus_rate(table, "empty_baseline", words, words)
-    table.row_scores = metrics.divide(np.array(errors, dtype=np.float64), np.array(words, dtype=np.float64))
-    return table
 
 
-def _distance(reference: Sequence[str], hypothesis: Sequence[str]) -> tuple[int, int]:
-    """Edits and the reference's length."""
-    return metrics.Levenshtein.distance(reference, hypothesis), len(reference)
-
-
-def _phonemes(rows: Sequence[Row]) -> Table:
-    parsed = _parse(rows, lambda row, text: parse_phonemes(text))
-    table = _table(parsed)
-    counts = [_distance(ipa_symbols(row.reference), one.value or ()) for row, one in zip(rows, parsed, strict=True)]
-    errors, lengths = zip(*counts, strict=True)
-    metrics.add_corpus_rate(table, "per", errors, lengths)
-    metrics.add_macro_rate(table, "per_macro", errors, lengths)
-    metrics.add_corpus_rate(table, "empty_baseline", lengths, lengths)
-    table.row_scores = metrics.divide(np.array(errors, dtype=np.float64), np.array(lengths, dtype=np.float64))
-    return table
-
-
-def _labels(rows: Sequence[Row]) -> Table:
-    if not all(row.choices for row in rows):
-        return _exact_labels(rows)
-    parsed = _parse(rows, lambda row, text: label_set(row.task, row.choices).parse(text))
-    table = _table(parsed)
-    references = [label_set(row.task, row.choices).canonical(row.reference) for row in rows]
-    metrics.add_classification(table, references, [one.value for one in parsed], [len(row.choices) for row in rows])
-    return table
-
-
-def _exact_labels(rows: Sequence[Row]) -> Table:
-    """Labels whose set nobody declared: an answer is its folded text, right where it equals the reference."""
-
-    def parse(row: Row, text: str) -> Parsed:
-        folded = fold(text)
-        return Parsed(ANSWERED, folded) if folded else Parsed(ABSTAINED)
-
-    parsed = _parse(rows, parse)
-    table = _table(parsed)
+def _labels(rows: Sequence[AnsweredRow]) -> list[Reading]:
+    if all(row.choices for row in rows):
+        readings = []
+        for row in rows:
+            labels = label_set(row.task, row.choices)
+            parsed = _parse(row, labels.parse)
+            quantities = {
+                "label": labels.canonical(row.reference),
+                "answer": parsed.value,
+                "choices": len(row.choices),
+            }
+            readings.append(Reading(parsed.outcome, parsed.value, quantities))
+        return readings
+    # No label set is declared: an answer is its folded text, right if it equals the reference.
     references = [fold(row.reference) for row in rows]
-    metrics.add_classification(table, references, [one.value for one in parsed], [len(set(references))] * len(rows))
-    table.confusion = None  # answers are open text: their matrix says nothing
-    return table
+    readings = []
+    for row, reference in zip(rows, references, strict=True):
+        parsed = _parse(row, lambda text: Parsed(ANSWERED, fold(text)) if fold(text) else Parsed(ABSTAINED))
+        quantities = {"label": reference, "answer": parsed.value, "choices": len(set(references))}
+        readings.append(Reading(parsed.outcome, parsed.value, quantities))
+    return readings
 
 
-def _numbers(rows: Sequence[Row]) -> Table:
-    scale = TASKS[rows[0].task].scale
+def worst_error(truth: float, scale: Scale) -> float:
+    """Return what a missing number is charged: the largest error possible on the scale."""
+    return max(truth - scale.low, scale.high - truth)
+
+
+def _numbers(parsed: Parsed, pairs: list[tuple[str, float, float | None]], value: Any, scale: Scale) -> Reading:
+    """Return the reading of a row whose answer holds numbers: the kind, the truth and the number read of each."""
+    errors = [worst_error(truth, scale) if given is None else abs(given - truth) for _, truth, given in pairs]
+    return Reading(parsed.outcome, value, {"numbers": pairs, "error": sum(errors)})
+
+
+def _number(row: AnsweredRow) -> Reading:
+    scale = TASKS[row.task].scale
     assert scale is not None
-    parsed = _parse(rows, lambda row, text: parse_number(text, scale.usable))
-    table = _table(parsed)
-    metrics.add_numbers(
-        table, [float(row.reference) for row in rows], [one.value for one in parsed], scale.low, scale.high
-    )
-    return table
+    parsed = _parse(row, lambda text: parse_number(text, scale.usable))
+    return _numbers(parsed, [("", float(row.reference), parsed.value)], parsed.value, scale)
 
 
-def _slots(rows: Sequence[Row]) -> Table:
-    parsed = _parse(rows, lambda row, text: parse_slots(text))
-    table = _table(parsed)
-    wanted = [find_slots(row.reference) for row in rows]
-    given = [one.value or Counter() for one in parsed]
-    hits = [(want & give).total() for want, give in zip(wanted, given, strict=True)]
-    metrics.add_slot_scores(table, hits, [give.total() for give in given], [want.total() for want in wanted])
-    _add_exact_match(table, rows)
-    # A system that names no entity finds none.
-    metrics.add_mean(table, "empty_baseline", np.zeros(len(rows)))
-    table.row_scores = metrics.divide(
-        2 * np.array(hits, dtype=np.float64),
-        np.array([give.total() + want.total() for give, want in zip(given, wanted, strict=True)], dtype=np.float64),
-    )
-    return table
-
-
-def _add_exact_match(table: Table, rows: Sequence[Row]) -> list[bool]:
-    """Add exact match after folding, over all rows; returns it row by row."""
-    exact = [row.error is None and fold(row.prediction or "") == fold(row.reference) for row in rows]
-    metrics.add_mean(table, "exact_match", exact)
-    return exact
-
-
-def _pronunciation(rows: Sequence[Row]) -> Table:
-    """Scores of a pronunciation: every score of the reference counts, one the answer lacks counts at its worst."""
-    scale = TASKS[rows[0].task].scale
+def _pronunciation(row: AnsweredRow) -> Reading:
+    """Every score of the reference counts; one that the answer lacks counts at its worst."""
+    scale = TASKS[row.task].scale
     assert scale is not None
-    word_level = rows[0].task == "PSWL"
-    find = find_word_scores if word_level else find_sentence_scores
-    parsed = _parse(rows, lambda row, text: parse_pronunciation(text, word_level, scale.usable))
-    table = _table(parsed)
-    owners: list[int] = []
-    dimensions: list[str] = []
-    truth: list[float] = []
-    guess: list[float] = []
-    for position, (row, one) in enumerate(zip(rows, parsed, strict=True)):
-        wanted = find(row.reference)
-        if not wanted:
-            raise ValueError(f"{row.where}: the reference of {row.task} holds no scores: {row.reference[:80]!r}")
-        for key, value in wanted.items():
-            owners.append(position)
-            dimensions.append(key[-1])
-            truth.append(value)
-            guess.append((one.value or {}).get(key, np.nan))
-    x, y, owner = np.array(truth), np.array(guess), np.array(owners)
-    read = np.isfinite(y)
-    errors = np.where(read, np.abs(y - x), metrics.worst_error(x, scale.low, scale.high))
-    constant, commonest = np.empty_like(x), np.empty_like(x)
-    for dimension in set(dimensions):
-        chosen = np.array([name == dimension for name in dimensions])
-        constant[chosen] = np.median(x[chosen])
-        values, counts = np.unique(x[chosen], return_counts=True)
-        commonest[chosen] = values[counts.argmax()]
-
-    def over_rows(values: metrics.ArrayLike) -> metrics.Array:
-        weights = np.asarray(values, dtype=np.float64)
-        return np.bincount(owner, weights=weights, minlength=len(rows)).astype(np.float64)
-
-    table.add("scores", over_rows(np.ones_like(x)))
-    table.add("read", over_rows(read))
-    for name, values, denominator in (
-        ("exact_match", x == y, "scores"),
-        ("mae", errors, "scores"),
-        ("mae_answered", np.where(read, errors, 0.0), "read"),
-        ("constant_baseline", np.abs(x - constant), "scores"),
-        ("majority_baseline", x == commonest, "scores"),
-    ):
-        table.add(f"{name}:sum", over_rows(values))
-        n = len(rows) if denominator == "scores" else len(set(owner[read].tolist()))
-        table.ratio(name, f"{name}:sum", denominator, n)
-    metrics.add_pearson(table, owner[read].tolist(), x[read].tolist(), y[read].tolist())
-    table.row_scores = over_rows(errors) / over_rows(np.ones_like(x))
-    return table
+    word_level = row.task == "PSWL"
+    wanted = (find_word_scores if word_level else find_sentence_scores)(row.reference)
+    if not wanted:
+        raise ValueError(f"{row.where}: the reference of {row.task} holds no scores: {row.reference[:80]!r}")
+    parsed = _parse(row, lambda text: parse_pronunciation(text, word_level, scale.usable))
+    scores = parsed.value or {}
+    pairs = [(key[-1], truth, scores.get(key)) for key, truth in wanted.items()]
+    reading = _numbers(parsed, pairs, {"/".join(key): score for key, score in scores.items()}, scale)
+    reading.quantities["exact_numbers"] = sum(truth == given for _, truth, given in pairs)
+    return reading
 
 
-def _open(rows: Sequence[Row]) -> Table:
-    parsed = _parse(rows, lambda row, text: parse_text(text))
-    table = _table(parsed)
-    exact = _add_exact_match(table, rows)
-    references = [fold(row.reference) for row in rows]
-    commonest = Counter(references).most_common(1)[0][0]
-    metrics.add_mean(table, "majority_baseline", [reference == commonest for reference in references])
-    judged = [np.nan if row.judge_score is None else row.judge_score for row in rows]
-    table.row_scores = np.array(exact if np.isnan(judged).all() else judged, dtype=np.float64)
-    return table
+def _slots(row: AnsweredRow) -> Reading:
+    parsed, wanted = _parse(row, parse_slots), find_slots(row.reference)
+    given = parsed.value or Counter()
+    quantities = {"slots": [(wanted & given).total(), given.total(), wanted.total()], "exact": _exact(row)}
+    return Reading(parsed.outcome, sorted(given.elements()), quantities)
 
 
-_MEASURES: dict[str, Callable[[Sequence[Row]], Table]] = {
+def _open(row: AnsweredRow) -> Reading:
+    parsed = _parse(row, parse_text)
+    return Reading(parsed.outcome, parsed.value, {"label": fold(row.reference), "exact": _exact(row)})
+
+
+def _exact(row: AnsweredRow) -> int:
+    """Return 1 if the folded answer is the folded reference."""
+    return int(row.error is None and fold(row.prediction or "") == fold(row.reference))
+
+
+_READERS: dict[str, Callable[[AnsweredRow], Reading]] = {
     "phonemes": _phonemes,
-    "closed": _labels,
-    "label": _labels,
-    "number": _numbers,
+    "number": _number,
     "slots": _slots,
     "pronunciation": _pronunciation,
     "open": _open,

@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .scored_rows import check_scores
+
 Scores = Mapping[str, Any]
 
 SCHEMA = 1
 MAIN_PROTOCOL = "strict"
 READABLE = 0.9
 """A task with a smaller share of readable answers is named among the findings."""
-NEEDED = ("schema", "protocol", "system", "n", "coverage", "outcomes", "normalized", "tasks", "modalities", "files")
 
 
 def check(scores: Sequence[Scores]) -> None:
-    """Hold the inputs to what a report needs.
+    """Check that the inputs are what a report needs.
 
     Raises:
         ValueError: nothing to show, a content that is not scores.json's, or one system twice under one protocol.
@@ -27,12 +28,8 @@ def check(scores: Sequence[Scores]) -> None:
     if not scores:
         raise ValueError("nothing to report: give at least one scores.json (`llaso eval score` writes them)")
     seen = set()
-    for number, one in enumerate(scores):
-        missing = [key for key in NEEDED if key not in one]
-        if missing:
-            raise ValueError(f"scores {number + 1}: no {', '.join(missing)}; not the content of a scores.json")
-        if one["schema"] != SCHEMA:
-            raise ValueError(f"scores {number + 1}: schema {one['schema']}; this version reads schema {SCHEMA}")
+    for number, one in enumerate(scores, start=1):
+        check_scores(one, f"scores {number}")
         key = (one["system"], one["protocol"])
         if key in seen:
             raise ValueError(

@@ -1,6 +1,6 @@
-"""The 20 tasks of LLaSO as the evaluation sees them: what kind of answer each asks for and which metric ranks it.
+"""The 20 tasks of LLaSO as the evaluation sees them: what kind of answer each asks for.
 
-Nothing here reads data. `TASKS` is the whole table; a new task is one line of it.
+`TASKS` is the whole table; a new task is one line of it. Which metric ranks a kind of answer stands in `metrics`.
 """
 
 from __future__ import annotations
@@ -72,40 +72,3 @@ TASKS: dict[str, Task] = {
 
 PANEL_TASKS = tuple(code for code in TASKS if code != "AR_years")
 """The 20 tasks the paper averages; ages in years are reported apart."""
-
-LOWER_IS_BETTER = frozenset(
-    "wer wer_raw wer_macro cer cer_raw cer_macro per per_macro mae mae_answered abstention_rate".split()
-    + "insertions deletions substitutions runaway_outputs".split()
-)
-
-BASELINES = frozenset("majority_baseline chance_baseline constant_baseline empty_baseline".split())
-"""Metrics that say what a trivial system would get; they describe the data, not the answers."""
-
-COUNTS = frozenset("insertions deletions substitutions runaway_outputs n_used n_judged".split())
-"""Metrics that are counts: added up over a task's files where others are averaged."""
-
-
-def direction(metric: str) -> Literal["higher", "lower"]:
-    """Which way `metric` gets better."""
-    return "lower" if metric in LOWER_IS_BETTER else "higher"
-
-
-def primary_metrics(task: Task, protocol: str) -> tuple[str, ...]:
-    """The metrics that may rank `task` under `protocol`, the first one that has a value wins."""
-    if protocol == "paper":
-        return {
-            "transcript": ("wer",),
-            "phonemes": ("per",),
-            "closed": ("accuracy",),
-            "number": ("mae",),
-        }.get(task.kind, ("judge_score",))
-    return {
-        "transcript": ("wer",),
-        "phonemes": ("per",),
-        "closed": ("accuracy",),
-        "label": ("accuracy",),
-        "number": ("mae",),
-        "slots": ("slot_f1",),
-        "pronunciation": ("mae",),
-        "open": ("judge_score", "exact_match"),
-    }[task.kind]

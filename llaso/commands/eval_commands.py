@@ -40,7 +40,7 @@ def _add_score(steps) -> None:
     parser.add_argument("path", type=Path, help="a folder of released outputs or of our own predictions")
     parser.add_argument("--protocol", choices=("strict", "paper"), default="strict")
     parser.add_argument("--out", type=Path, help="scores.json to write; printed where absent")
-    parser.add_argument("--rows", type=Path, help="also write what was read from every answer, one JSON line a row")
+    parser.add_argument("--rows", type=Path, help="file for what was read of every row (default: beside --out)")
     parser.add_argument("--system", help="the system's name; the folder's name by default")
     parser.add_argument("--panel", type=Path, help="panel file for the normalized score; the shipped one by default")
     parser.add_argument("--no-intervals", action="store_true", help="skip the bootstrap")
@@ -50,9 +50,10 @@ def _add_score(steps) -> None:
 
 
 def _score(arguments: argparse.Namespace) -> None:
-    from eval_suite.score import score
+    from eval_suite.score import score_rows
+    from eval_suite.scored_rows import rows_text, scores_text
 
-    scores = score(
+    scored = score_rows(
         arguments.path,
         protocol=arguments.protocol,
         intervals=not arguments.no_intervals,
@@ -60,9 +61,14 @@ def _score(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         system=arguments.system,
         panel=arguments.panel,
-        rows_out=arguments.rows,
     )
-    _write_json(scores, arguments.out)
+    if arguments.out is not None:
+        print(f"wrote {scored.write(arguments.out, arguments.rows)}")
+        return
+    if arguments.rows is not None:
+        arguments.rows.parent.mkdir(parents=True, exist_ok=True)
+        arguments.rows.write_text(rows_text(scored.rows), encoding="utf-8", errors="surrogatepass")
+    sys.stdout.write(scores_text(scored.content))
 
 
 def _add_panel(steps) -> None:
@@ -112,8 +118,10 @@ def _show_panel(arguments: argparse.Namespace) -> None:
 
 def _add_compare(steps) -> None:
     parser = steps.add_parser("compare", help="compare systems: paired bootstrap per task and overall, in words")
-    parser.add_argument("paths", type=Path, nargs="+", help="folders of answers to the same data, at least two")
-    parser.add_argument("--protocol", choices=("strict", "paper"), default="strict")
+    parser.add_argument("paths", type=Path, nargs="+", help="scores.json files or folders of answers, at least two")
+    parser.add_argument(
+        "--protocol", choices=("strict", "paper"), help="for folders (default: that of the scores, else strict)"
+    )
     parser.add_argument("--resamples", type=int, default=10_000, help="bootstrap resamples (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
     parser.add_argument("--panel", type=Path, help="panel file for the overall score under paper")
@@ -303,7 +311,7 @@ def _add_run(steps) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from eval_suite.report import write_report
-    from eval_suite.score import score
+    from eval_suite.score import score_rows
 
     out = arguments.out
     predictions = out / "predictions"
@@ -315,9 +323,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
         judge(predictions, arguments.judge_model, endpoint=arguments.judge_endpoint)
     system = Path(arguments.model or arguments.callable).name
-    scores = score(predictions, system=system, seed=arguments.seed)
-    _write_json(scores, out / "scores.json")
-    report = write_report([scores], out / "report", data=arguments.data, predictions=predictions)
+    scored = score_rows(predictions, system=system, seed=arguments.seed)
+    print(f"wrote {scored.write(out / 'scores.json')}")
+    report = write_report([scored], out / "report", data=arguments.data)
     print(f"report: {report / 'index.html'}")
     return 0
 
@@ -331,7 +339,6 @@ def _add_report(steps) -> None:
     )
     parser.add_argument("scores", type=Path, nargs="+", help="scores.json files, or folders of answers")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
-    parser.add_argument("--predictions", type=Path, nargs="+", help="folder(s) of answers, one a system, for examples")
     parser.add_argument("--no-examples", action="store_true", help="show no single rows")
     parser.add_argument("--data", help="corpus folder or Hub id for the examples' sound")
     parser.add_argument("--title", default="LLaSO-Eval", help="heading of the page (default: %(default)s)")
@@ -343,12 +350,11 @@ def _add_report(steps) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     from eval_suite.report import collect, write_report
 
-    scores, folders = collect(arguments.scores, resamples=arguments.resamples, seed=arguments.seed)
     out = write_report(
-        scores,
+        collect(arguments.scores, resamples=arguments.resamples, seed=arguments.seed),
         arguments.out,
         data=arguments.data,
-        predictions=None if arguments.no_examples else arguments.predictions or folders,
+        examples=not arguments.no_examples,
         title=arguments.title,
         seed=arguments.seed,
     )

@@ -294,22 +294,21 @@ class _Run:
     def report(self) -> dict[str, Any]:
         """Scores, the page, the model's card, and what the last lines quote."""
         from eval_suite.report import write_report
-        from eval_suite.score import score
+        from eval_suite.score import score_rows
 
         from ..publishing.model_card import write_card
 
-        scores = score(self.out / "predictions", protocol="strict", system="llaso-tiny")
-        (self.out / "scores.json").write_text(json.dumps(scores, indent=1, ensure_ascii=False))
+        scored = score_rows(self.out / "predictions", protocol="strict", system="llaso-tiny")
+        scored.write(self.out / "scores.json")
         write_report(
-            [scores],
+            [scored],
             self.out / "report",
             data=self.corpus("eval"),
-            predictions=self.out / "predictions",
             title="LLaSO quickstart",
             seed=self.options.seed,
         )
         (self.model / "README.md").write_text(write_card(self.out), encoding="utf-8")
-        return {"held_out": self.held_out_recording(), "real_speech": _real_speech(scores)}
+        return {"held_out": self.held_out_recording(), "real_speech": _real_speech(scored.content)}
 
     def held_out_recording(self) -> dict[str, str]:
         """One transcribed recording of the evaluation, a person's where there is one; its sound is kept in a file."""

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.released import answers
 
-from eval_suite import compare as comparison
-from eval_suite.compare import compare, compare_pair, holm, two_sided_p, verdict
+from eval_suite.compare import compare, compare_pair, holm, scored_systems, two_sided_p, verdict
 from eval_suite.panel import load_panel
-from eval_suite.readers import Answers
+from eval_suite.score import score_rows
+from eval_suite.scored_rows import Scored
 from llaso.cli import main
 
 
@@ -60,13 +59,12 @@ def test_a_system_is_no_better_than_itself(tmp_path):
 def test_equal_systems_are_rarely_told_apart(tmp_path):
     """Two systems of one quality: at most a few of 40 comparisons may call a difference at 5 %."""
     panel = load_panel("strict")
-    settings = dict(protocol="strict", normalization="none", resamples=400, panel=panel)
     found = 0
     for seed in range(20):
-        pair = [
-            comparison.read(system(tmp_path / f"{side}{seed}", 0.7, n=60, seed=2 * seed + side)) for side in range(2)
-        ]
-        result = compare_pair(*pair, seed=seed, **settings)
+        pair = scored_systems(
+            [system(tmp_path / f"{side}{seed}", 0.7, n=60, seed=2 * seed + side) for side in range(2)]
+        )
+        result = compare_pair(*pair, seed=seed, resamples=400, panel=panel)
         found += sum(task["p"] < 0.05 for task in result["tasks"].values())
     assert found <= 6
 
@@ -101,7 +99,7 @@ def test_what_cannot_be_compared(tmp_path):
     one = system(tmp_path / "one", 0.8, n=12)
     with pytest.raises(ValueError, match="at least two"):
         compare([one])
-    with pytest.raises(ValueError, match="folders of one name"):
+    with pytest.raises(ValueError, match="systems of one name"):
         compare([one, one])
     with pytest.raises(ValueError, match="at least one resample"):
         compare([one, system(tmp_path / "two", 0.8, n=12)], resamples=0)
@@ -139,20 +137,70 @@ def test_verdicts_name_the_better_system_or_none():
     )
 
 
-def test_normalization_decides_who_is_first():
+def test_normalization_decides_who_is_first(official_outputs, tmp_path):
     """The released order of first and second reverses, and both orders are significant."""
-    panel = load_panel("strict")
-    pair = [Answers(name, {"ASR_test": answers(name).files["ASR_test"][::3]}) for name in ("Kimi-Audio", "LLaSO-Base")]
     results = {}
     for protocol in ("strict", "paper"):
-        found = compare_pair(
-            *pair,
-            protocol=protocol,
-            normalization="whisper_english",
-            resamples=1_000,
-            seed=0,
-            panel=load_panel(protocol) if protocol == "paper" else panel,
-        )
+        pair = []
+        for name in ("Kimi-Audio", "LLaSO-Base"):
+            folder = tmp_path / protocol / name
+            folder.mkdir(parents=True)
+            (answered,) = (official_outputs / name).glob("ASR_test.json*")
+            (folder / answered.name).symlink_to(answered)
+            scored = score_rows(folder, protocol=protocol, intervals=False)
+            pair.append(Scored(scored.content, {"ASR_test": scored.rows["ASR_test"][::3]}))
+        found = compare_pair(*pair, resamples=1_000, seed=0, panel=load_panel(protocol))
         results[protocol] = found["tasks"]["ASR"]
     assert results["strict"]["high"] < 0 < results["paper"]["low"]
     assert results["strict"]["verdict"].startswith("Kimi-Audio below LLaSO-Base in WER")
+
+
+def test_scores_are_compared_as_they_were_read(tmp_path):
+    """Comparing scores.json gives what comparing the folders gives, and looks at no answer again."""
+    folders = [system(tmp_path / "good", 0.9), system(tmp_path / "bad", 0.5, seed=1)]
+    files = [score_rows(folder, resamples=10).write(tmp_path / f"{folder.name}.json") for folder in folders]
+    expected = compare(folders, resamples=200)
+    for folder in folders:
+        for path in folder.iterdir():
+            path.unlink()
+    assert compare(files, resamples=200) == expected
+    with pytest.raises(ValueError, match="good.json: scored under strict, but paper is compared"):
+        compare(files, protocol="paper")
+
+
+def test_a_normalization_other_than_the_default_is_kept(tmp_path):
+    """What was read decides: nothing is normalized a second time, by another rule."""
+    for name, said in (("a", "Hello, World!"), ("b", "hello world")):
+        (tmp_path / name).mkdir()
+        row = {"id": "0", "file": "f", "task": "ASR", "modality": "audio", "source": "made", "prediction": said}
+        row |= {"reference": "Hello, World!", "choices": [], "error": None}
+        (tmp_path / name / "f.jsonl").write_text(json.dumps(row))
+    files = {
+        (name, rule): score_rows(tmp_path / name, normalization=rule).write(tmp_path / f"{name}-{rule}.json")
+        for name in "ab"
+        for rule in ("whisper_english", "none")
+    }
+    values = {
+        rule: compare([files["a", rule], files["b", rule]], resamples=10)["pairs"][0]["tasks"]["ASR"]["b"]
+        for rule in ("whisper_english", "none")
+    }
+    assert values == {"whisper_english": 0, "none": 1}
+    with pytest.raises(ValueError, match="several normalizations"):
+        compare([files["a", "none"], files["b", "whisper_english"]])
+
+
+def test_scores_without_their_rows_are_refused(tmp_path, capsys):
+    folders = [system(tmp_path / name, 0.8, n=12) for name in "ab"]
+    first, second = [score_rows(one, resamples=10).write(tmp_path / f"{one.name}.json") for one in folders]
+    rows = tmp_path / "a.rows.jsonl"
+    kept = rows.read_text()
+    rows.write_text(kept.replace('"yes"', '"no"'))
+    with pytest.raises(ValueError, match=r"a\.rows\.jsonl: not the rows that .*a\.json was computed from; score the"):
+        compare([first, second])
+    rows.unlink()
+    assert main(["eval", "compare", str(first), str(second)]) == 2
+    assert "are missing" in capsys.readouterr().err
+    old = json.loads(second.read_text()) | {"schema": 1}
+    second.write_text(json.dumps(old))
+    with pytest.raises(ValueError, match=r"b\.json: schema 1, .*`llaso eval score FOLDER --out scores\.json`"):
+        compare([second, folders[0]])

@@ -19,8 +19,8 @@ import soundfile
 from support.tiny_eval import FAMILIES, chat_server, corpus_row, default_rows, write_corpus
 
 from eval_suite.answer_records import Records
-from eval_suite.backends import CallableBackend, Request, Settings
-from eval_suite.corpus import Corpus, decode_audio
+from eval_suite.backends import CallableBackend, GenerationSettings, Request
+from eval_suite.corpus import EvalCorpus, decode_audio
 from eval_suite.generate import GenerationRun, generate
 
 RECORD = (
@@ -80,7 +80,7 @@ def test_batch_size_and_repetition_change_nothing(corpus, tmp_path):
 
     backend = CallableBackend(echo)
     backend.answer = never  # type: ignore[method-assign]
-    GenerationRun(backend, Corpus(corpus), whole, progress=False).complete()
+    GenerationRun(backend, EvalCorpus(corpus), whole, progress=False).complete()
     assert finals(whole) == finals(single)
 
 
@@ -98,10 +98,10 @@ def test_settings_make_new_answers(corpus, tmp_path):
         return ["one"] * len(requests)
 
     out = generate(first, corpus, tmp_path / "out", progress=False)
-    backend = CallableBackend(first, Settings(system="Be brief."))
+    backend = CallableBackend(first, GenerationSettings(system="Be brief."))
     seen: list[str] = []
     backend.function = lambda requests: [seen.append(r.messages[0]["content"][0]["text"]) or "two" for r in requests]
-    GenerationRun(backend, Corpus(corpus), out, progress=False).complete()
+    GenerationRun(backend, EvalCorpus(corpus), out, progress=False).complete()
     assert {record["prediction"] for record in predictions(out).values()} == {"two"}
     assert set(seen) == {"Be brief."}
 
@@ -109,7 +109,7 @@ def test_settings_make_new_answers(corpus, tmp_path):
 def test_a_rebuilt_corpus_is_read_anew(tmp_path):
     """datasets 5.2 alone would serve the rows of the first folder of this name."""
     for place, count in (("a", 3), ("b", 5), ("a", 7)):
-        assert len(Corpus(write_corpus(tmp_path / place / "same", default_rows(count))).rows) == count
+        assert len(EvalCorpus(write_corpus(tmp_path / place / "same", default_rows(count))).rows) == count
 
 
 # Bad rows and bad batches --------------------------------------------------------------------------------------
@@ -240,13 +240,13 @@ def test_processes_share_the_batches(corpus, tmp_path, monkeypatch):
         backend.function = mine
         monkeypatch.setattr(CallableBackend, "name", "test_eval_generate.echo")
         monkeypatch.setattr(CallableBackend, "revision", lambda self: "same")
-        GenerationRun(backend, Corpus(corpus), tmp_path / "out", 2, progress=False).complete()
+        GenerationRun(backend, EvalCorpus(corpus), tmp_path / "out", 2, progress=False).complete()
     assert not set(answered["1"]) & set(answered["2"])
     assert len(answered["1"]) + len(answered["2"]) == 8
     assert not (tmp_path / "out" / "generation.json").exists()
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    GenerationRun(CallableBackend(echo), Corpus(corpus), tmp_path / "out", 2, progress=False).complete()
+    GenerationRun(CallableBackend(echo), EvalCorpus(corpus), tmp_path / "out", 2, progress=False).complete()
     got = finals(tmp_path / "out")
     assert {name: got[name] for name in got if name != "generation.json"} == {
         name: expected[name] for name in expected if name != "generation.json"

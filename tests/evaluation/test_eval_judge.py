@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.tiny_eval import chat_server
 
 from eval_suite import readers
-from eval_suite.judge import Judgement, Prompt, agreement, judge, parse_reply, reply_schema
+from eval_suite.judge import Judgement, JudgePrompt, agreement, judge, parse_reply, reply_schema
 from llaso.cli import main
 
 TICKET = "0123456789ab"
@@ -244,7 +244,7 @@ def test_only_open_answers_are_judged_unless_named(tmp_path):
 
 def test_the_prompt_is_the_frozen_one():
     """Scores of two prompts do not compare: a change needs a new file with a new number."""
-    assert Prompt.load("judge_v1").sha256 == "0e8accb793df23d454598eb9eec6cf3227e8256d6fae61bc512c297e3bf668ce"
+    assert JudgePrompt.load("judge_v1").sha256 == "0e8accb793df23d454598eb9eec6cf3227e8256d6fae61bc512c297e3bf668ce"
 
 
 def test_a_local_model_that_writes_nonsense_gives_no_judgement(tmp_path, monkeypatch):

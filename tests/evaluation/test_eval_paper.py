@@ -7,12 +7,11 @@ import math
 
 import pytest
 from support.paths import shared_fixture
-from support.released import PANEL_SYSTEMS, SYSTEMS, answers, golden, paper_table
+from support.released import PANEL_SYSTEMS, SYSTEMS, answers, golden, paper_table, table
 
 from eval_suite import paper
-from eval_suite.metrics import Table
 from eval_suite.panel import load_panel
-from eval_suite.score import group_tasks, measure
+from eval_suite.score import group_tasks, measure, read_rows, score_texts
 from llaso.cli import main
 
 EXACT = 1e-9
@@ -52,12 +51,12 @@ def test_every_official_value(system):
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_pronunciation_pattern(system):
     file = "pronunciation_scoring_sentence_level_test"
-    expected, table = golden("per_file")[system][file], paper_table(system, file)
-    values = table.values()
-    assert table.metrics["accuracy_exact"].n == expected["official_matched_entries"]
+    expected, scored = golden("per_file")[system][file], paper_table(system, file)
+    values = scored.values()
+    assert scored.metrics["accuracy_exact"].n == expected["official_matched_entries"]
     for key, metric in PRONUNCIATION.items():
         assert values[metric] == pytest.approx(expected[key], abs=EXACT), metric
-        over_all = values[metric] * table.metrics[metric].n / table.rows
+        over_all = values[metric] * scored.metrics[metric].n / scored.rows
         assert over_all == pytest.approx(expected[key.replace("matched_only", "over_all_n")], abs=EXACT)
 
 
@@ -81,11 +80,12 @@ def test_pronunciation_scores_stand_beside_their_names(text, scores):
 @pytest.mark.parametrize("system", [system for system in SYSTEMS if system != "Mini-Omni"])
 def test_word_error_rate_by_source(system):
     rows = answers(system).files["ASR_test"]
-    table = paper_table(system, "ASR_test")
     for source, expected in golden("per_file")[system]["ASR_test"]["by_source"].items():
         chosen = [index for index, row in enumerate(rows) if row.source == source]
         assert len(chosen) == expected["n"]
-        assert table.subset(chosen).values()["wer"] == pytest.approx(expected["wer_official_swapped"], abs=EXACT)
+        assert table([rows[index] for index in chosen], "paper").values()["wer"] == pytest.approx(
+            expected["wer_official_swapped"], abs=EXACT
+        )
 
 
 @pytest.mark.parametrize("system", PANEL_SYSTEMS)
@@ -100,7 +100,9 @@ def test_published_abstention_rows(system):
 def test_task_values_are_the_papers(system):
     """Tasks are unweighted means of files; judged and unjudged tasks, formats and exact ages stand apart."""
     expected = golden("task_panel")[system]
-    measured = measure(answers(system).files, "paper")
+    measured = measure(
+        {file: read_rows(answered, "paper") for file, answered in answers(system).files.items()}, "paper"
+    )
     tasks = group_tasks(measured)
     metric = {"ASR_WER": ("ASR", "wer"), "ASR_CER": ("ASR", "cer"), "PR": ("PR", "per"), "PP": ("PP", "mae")}
     metric["AR_vocalsound_MAE"] = ("AR_years", "mae")
@@ -228,7 +230,6 @@ def test_phoneme_error_rate_divides_by_the_answer(answer, label, rate):
 
 
 def test_word_error_rate_is_exchanged():
-    table = Table(1, ["answered"], ["x"])
-    paper._transcripts(table, ["one two three four"], ["one two"])
-    assert table.values()["wer"] == 1.0  # two edits over the answer's two words
-    assert math.isclose(table.values()["cer"], 11 / 7)
+    made = score_texts(["one two"], ["one two three four"], "ASR", protocol="paper")["ASR"]
+    assert made["wer"] == 1.0  # two edits over the answer's two words
+    assert math.isclose(made["cer"], 11 / 7)

@@ -18,7 +18,7 @@ from support.tiny_eval import corpus_row, write_corpus
 from eval_suite.charts import bar_svg, radar_svg
 from eval_suite.generate import generate
 from eval_suite.report import collect, number, percent, write_report
-from eval_suite.score import score
+from eval_suite.score import score, score_rows
 from eval_suite.summary import summarize, verdict
 
 EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>"\'&| **bold** `code`'
@@ -51,13 +51,15 @@ def made(tmp_path_factory) -> dict:
     for name, function in (("good", good), ("poor", poor)):
         content[name] = generate(function, content["data"], folder / name, progress=False)
         for protocol in ("strict", "paper"):
-            content[name, protocol] = score(content[name], protocol=protocol, resamples=200)
+            scored = score_rows(content[name], protocol=protocol, resamples=200)
+            content[name, protocol] = scored.content
+            content[name, protocol, "rows"] = scored
     return content
 
 
 @pytest.fixture(scope="module")
 def page(made) -> str:
-    out = write_report([made["good", "strict"]], made["folder"] / "one", predictions=made["good"])
+    out = write_report([made["good", "strict", "rows"]], made["folder"] / "one")
     return (out / "index.html").read_text("utf-8")
 
 
@@ -132,22 +134,22 @@ def test_examples_play_and_are_bounded(made, page, tmp_path, monkeypatch):
     samples, rate = soundfile.read(io.BytesIO(sound))
     assert rate == 16000 and 0.15 < len(samples) / rate < 3
     monkeypatch.setattr("eval_suite.examples.Sounds.__init__.__defaults__", (len(sound) + 100,))
-    few = (write_report([made["good", "strict"]], tmp_path, predictions=made["good"]) / "index.html").read_text()
+    few = (write_report([made["good", "strict", "rows"]], tmp_path) / "index.html").read_text()
     assert 0 < len(Page(few).named("audio")) < 4
 
 
 def test_worst_examples_come_first_and_the_draw_repeats(made, page, tmp_path):
     content = json.loads((made["folder"] / "one" / "report.json").read_text("utf-8"))
     assert content["examples"][0]["prediction"] == EVIL and content["examples"][0]["kind"] == "worst"
-    again = write_report([made["good", "strict"]], tmp_path / "again", predictions=made["good"])
+    again = write_report([made["good", "strict", "rows"]], tmp_path / "again")
     assert (again / "index.html").read_text("utf-8") == page
     assert (again / "radar.png").read_bytes() == (made["folder"] / "one" / "radar.png").read_bytes()
-    other = write_report([made["good", "strict"]], tmp_path / "other", predictions=made["good"], seed=1)
+    other = write_report([made["good", "strict", "rows"]], tmp_path / "other", seed=1)
     drawn = [e["id"] for e in json.loads((other / "report.json").read_text())["examples"] if e["kind"] == "random"]
     assert drawn != [e["id"] for e in content["examples"] if e["kind"] == "random"]
 
 
-def test_report_without_predictions_has_no_examples(made, tmp_path):
+def test_report_without_rows_has_no_examples(made, tmp_path):
     out = write_report([made["good", "strict"]], tmp_path)
     assert json.loads((out / "report.json").read_text())["examples"] == []
     assert not Page((out / "index.html").read_text()).named("audio")
@@ -205,8 +207,7 @@ def test_verdict_against_the_baseline(direction, low, high, expected):
 
 def test_two_systems_and_both_protocols_side_by_side(made, tmp_path):
     keys = [(name, protocol) for name in ("good", "poor") for protocol in ("paper", "strict")]
-    folders = {"good": made["good"], "poor": made["poor"]}
-    out = write_report([made[key] for key in keys], tmp_path, predictions=folders)
+    out = write_report([made[*key, "rows"] for key in keys], tmp_path)
     content = json.loads((out / "report.json").read_text("utf-8"))
     assert content["protocol"] == "strict"
     assert [system["name"] for system in content["systems"]] == ["good", "poor"]
@@ -228,14 +229,13 @@ def test_two_systems_and_both_protocols_side_by_side(made, tmp_path):
 def test_folders_of_answers_are_scored_under_both_protocols(made, tmp_path):
     for name in ("good", "poor"):
         shutil.copytree(made[name], tmp_path / "systems" / name)
-    scores, folders = collect([tmp_path / "systems"], resamples=20)
-    assert [(one["system"], one["protocol"]) for one in scores] == [
+    scored = collect([tmp_path / "systems"], resamples=20)
+    assert [(one.system, one.protocol) for one in scored] == [
         (name, protocol) for name in ("good", "poor") for protocol in ("strict", "paper")
     ]
-    assert folders == {name: tmp_path / "systems" / name for name in ("good", "poor")}
-    (tmp_path / "scores.json").write_text(json.dumps(made["good", "strict"]))
-    mixed, folders = collect([tmp_path / "scores.json", tmp_path / "systems" / "poor"], resamples=0)
-    assert [one["system"] for one in mixed] == ["good", "poor", "poor"] and list(folders) == ["poor"]
+    made["good", "strict", "rows"].write(tmp_path / "scores.json")
+    mixed = collect([tmp_path / "scores.json", tmp_path / "systems" / "poor"], resamples=0)
+    assert [one.system for one in mixed] == ["good", "poor", "poor"] and all(one.rows for one in mixed)
 
 
 def test_the_page_in_docs_is_what_the_command_makes(official_outputs, tmp_path):
@@ -276,10 +276,10 @@ def test_what_the_user_gets_wrong_is_said_plainly(made, tmp_path):
         write_report([strict, strict], tmp_path)
     with pytest.raises(ValueError, match="scores 1: no protocol"):
         write_report([{"schema": 1, "system": "x"}], tmp_path)
-    with pytest.raises(ValueError, match="schema 2"):
-        write_report([strict | {"schema": 2}], tmp_path)
-    with pytest.raises(ValueError, match="2 folder.s. of predictions for 1 system"):
-        write_report([strict], tmp_path, predictions=[made["good"], made["poor"]])
+    with pytest.raises(ValueError, match="schema 3; this version reads schema 2"):
+        write_report([strict | {"schema": 3}], tmp_path)
+    with pytest.raises(ValueError, match="scores 1: schema 1, .*score the answers again"):
+        write_report([strict | {"schema": 1}], tmp_path)
     (tmp_path / "scores.json").write_text('{"schema": 1,')
     with pytest.raises(ValueError, match="scores.json:1: "):
         write_report([tmp_path / "scores.json"], tmp_path)

@@ -9,7 +9,7 @@ from test_eval_report import good, poor, rows
 
 from eval_suite.generate import generate
 from eval_suite.report import write_report
-from eval_suite.score import score
+from eval_suite.score import score_rows
 
 LOADED = "audio => audio.readyState || new Promise(done => audio.addEventListener('loadedmetadata', done))"
 
@@ -27,8 +27,8 @@ def url(tmp_path_factory) -> str:
     data = write_corpus(folder / "data", rows())
     answers = {"good": good, "poor-with-a-name-of-some-length": poor}
     folders = [generate(function, data, folder / name, progress=False) for name, function in answers.items()]
-    scores = [score(one, protocol=protocol, resamples=50) for one in folders for protocol in ("strict", "paper")]
-    return (write_report(scores, folder / "report", predictions=folders) / "index.html").as_uri()
+    scores = [score_rows(one, protocol=protocol, resamples=50) for one in folders for protocol in ("strict", "paper")]
+    return (write_report(scores, folder / "report") / "index.html").as_uri()
 
 
 @pytest.fixture

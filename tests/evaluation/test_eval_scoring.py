@@ -196,6 +196,7 @@ def test_the_score_command_writes_scores_and_rows(predictions, tmp_path, capsys)
     assert Counter(line["outcome"] for line in lines) == Counter(
         {outcome: count for outcome, count in content["outcomes"].items() if count}
     )
+    assert content["rows"]["file"].endswith("rows.jsonl") and sum(line["task"] == "ASR" for line in lines) == 3
     capsys.readouterr()
     assert main(["eval", "score", str(predictions), "--no-intervals", "--protocol", "paper"]) == 0
     assert json.loads(capsys.readouterr().out)["protocol"] == "paper"

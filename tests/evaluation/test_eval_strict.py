@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.released import PANEL_SYSTEMS, SYSTEMS, answers, golden, paper_table, strict_table
+from support.released import PANEL_SYSTEMS, SYSTEMS, answers, golden, paper_table, strict_table, table
 
-from eval_suite import paper, strict
+from eval_suite import paper
 from eval_suite.panel import load_panel
 from eval_suite.parsing import (
     ABSTAINED,
@@ -31,7 +31,7 @@ from eval_suite.parsing import (
     parse_slots,
 )
 from eval_suite.phonemes import arpabet_to_ipa, ipa_symbols
-from eval_suite.readers import Row, label_set
+from eval_suite.readers import AnsweredRow, label_set
 from eval_suite.score import score_texts
 from eval_suite.task_metrics import TASKS
 from eval_suite.text_normalization import NORMALIZATIONS, fold, normalizer, whisper_english
@@ -49,16 +49,18 @@ ALIASED = {  # files whose labels have declared aliases, which the reference val
 }
 
 
-def rows(task: str, pairs, choices=()) -> list[Row]:
+def rows(task: str, pairs, choices=()) -> list[AnsweredRow]:
     """Rows of one task from (prediction, reference) pairs."""
     return [
-        Row("f", str(index), f"item {index}", task, "text_audio", "", given, wanted, tuple(choices), None, str(index))
+        AnsweredRow(
+            "f", str(index), f"item {index}", task, "text_audio", "", given, wanted, tuple(choices), None, str(index)
+        )
         for index, (given, wanted) in enumerate(pairs)
     ]
 
 
 def measured(task: str, pairs, choices=()) -> dict[str, float]:
-    return strict.measure(rows(task, pairs, choices)).values()
+    return table(rows(task, pairs, choices), "strict").values()
 
 
 # Reference values ------------------------------------------------------------------------------------------------
@@ -557,14 +559,14 @@ def test_no_answer_breaks_a_parser_or_loses_a_row(task, given_texts):
     asked = rows(task, [(text, REFERENCES[task]) for text in given_texts], choices)
     for row in asked:
         row.error = "it failed" if row.prediction is None else None
-    table = strict.measure(asked)
-    outcomes = Counter(table.outcomes)
+    scored = table(asked, "strict")
+    outcomes = Counter(scored.outcomes)
     assert outcomes.total() == len(asked) and set(outcomes) <= set(OUTCOMES)
     assert outcomes["error"] == sum(text is None for text in given_texts)
-    values = table.values()
+    values = scored.values()
     for name in ("wer", "per", "accuracy", "mae", "slot_f1", "coverage"):
         assert not math.isnan(values.get(name, 0.0))
     assert values["coverage"] == pytest.approx(outcomes[ANSWERED] / len(asked))
     assert parse_phonemes("".join(text or "" for text in given_texts)).outcome in OUTCOMES
-    theirs = Counter(paper.measure(asked).outcomes)
+    theirs = Counter(table(asked, "paper").outcomes)
     assert theirs.total() == len(asked) and theirs["error"] == outcomes["error"] and set(theirs) <= set(OUTCOMES)

@@ -11,7 +11,7 @@ import yaml
 from dataset_scripts.build import build
 from eval_suite.generate import generate
 from eval_suite.report import write_report
-from eval_suite.score import score
+from eval_suite.score import score_rows
 from llaso.training.recipe.recipe import load_recipe
 from llaso.training.run.train import TrainResult
 from modeling_llaso.conversion import new_model
@@ -53,8 +53,8 @@ def write_run(root: Path) -> Path:
         TrainResult(str(run / "llaso-tiny"), 23, 0.75, None, 0, None, 4.5, 0),
     )  # fmt: skip
     generate(guess, str(run / "llaso-eval"), run / "predictions", progress=False)
-    scores = score(run / "predictions", protocol="strict", system="llaso-tiny", resamples=100)
-    write_report([scores], run / "report", data=run / "llaso-eval", title="A tiny run")
+    scored = score_rows(run / "predictions", protocol="strict", system="llaso-tiny", resamples=100)
+    write_report([scored], run / "report", data=run / "llaso-eval", examples=False, title="A tiny run")
     (run / "quickstart.json").write_text(json.dumps({"options": {"encoder": "", "llm": "", "seed": 0}, "done": {}}))
     return run
 
