@@ -29,6 +29,9 @@ class Reply(NamedTuple):
 
     prediction: str
     error: str | None = None
+    time: dict[str, Any] | None = None
+    """Seconds: `latency` from asking to the answer, `first_token` from asking to the first token; `tokens` generated.
+    What is not known is None or left out. `generate` adds `seconds`, `warm_up` and `peak_memory`; see `speed`."""
 
 
 class Records:
@@ -36,9 +39,11 @@ class Records:
 
     Args:
         out: the predictions folder.
+        machine: what this process answers on, kept beside its records.
     """
 
-    def __init__(self, out: Path):
+    def __init__(self, out: Path, machine: dict[str, Any] | None = None):
+        self.machine = machine
         self.folder = out / RECORDS
         self.folder.mkdir(parents=True, exist_ok=True)
         self._sink: int | None = None
@@ -49,7 +54,9 @@ class Records:
         for path in sorted(self.folder.glob("part-*.jsonl")):
             for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last newline was torn by a kill
                 record = json.loads(line)
-                answer = Reply(record["prediction"], record["error"])
+                time = record.get("time")
+                run = path.stem.removeprefix("part-")
+                answer = Reply(record["prediction"], record["error"], None if time is None else time | {"run": run})
                 held = answers.get(record["key"])
                 if held is None or (held.error is not None and answer.error is None):
                     answers[record["key"]] = answer
@@ -61,10 +68,7 @@ class Records:
         """Write a batch of (key, row id, answer): all its lines at once, handed to the system before this returns."""
         if self._sink is None:
             self._sink = self._open_part()
-        lines = [
-            json.dumps({"key": key, "id": row_id, "prediction": answer.prediction, "error": answer.error})
-            for key, row_id, answer in answers
-        ]
+        lines = [json.dumps({"key": key, "id": row_id} | answer._asdict()) for key, row_id, answer in answers]
         remaining = memoryview("".join(line + "\n" for line in lines).encode("ascii"))
         while remaining:
             remaining = remaining[os.write(self._sink, remaining) :]
@@ -75,9 +79,18 @@ class Records:
         while True:
             try:
                 path = self.folder / f"part-{number:05d}.jsonl"
-                return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+                sink = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
             except FileExistsError:
                 number += 1
+                continue
+            if self.machine is not None:
+                write_atomically(self.folder / f"run-{number:05d}.json", json.dumps(self.machine, indent=1) + "\n")
+            return sink
+
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """Return what each process answered on, by the number of its file."""
+        files = sorted(self.folder.glob("run-*.json"))
+        return {path.stem.removeprefix("run-"): json.loads(path.read_text(encoding="utf-8")) for path in files}
 
     def close(self) -> None:
         """Close this process's file."""
@@ -102,7 +115,8 @@ def prediction_record(row: Question, answer: Reply) -> dict[str, Any]:
         "error": answer.error,
         "cluster": row.cluster,
         "duration": row.duration,
-    }
+        "attributes": row.attributes,
+    } | ({"repeat_of": row.repeat_of} if row.repeat_of is not None else {})
 
 
 def write_predictions(

@@ -9,6 +9,10 @@ import hashlib
 import inspect
 import logging
 import os
+import platform
+import resource
+import sys
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -73,7 +77,13 @@ class AnswerBackend(Protocol):
         """Whatever can be done ahead, in another thread, while an earlier batch is being answered."""
 
     def answer(self, prepared: Any) -> list[Reply]:
-        """One answer a request. What it raises is the failure of the whole batch."""
+        """Return one reply a request, with its time if that is known. What it raises fails the whole batch."""
+
+    def machine(self) -> dict[str, Any]:
+        """Return what answers: `device`, `precision` and whatever else the speed depends on. Called after `load`."""
+
+    def peak_memory(self) -> int | None:
+        """Return the most memory used so far, in bytes; None if it is not known."""
 
 
 @dataclass
@@ -111,6 +121,12 @@ class CallableBackend:
             raise ValueError(f"{self.name} returned {len(texts)} answers to {len(prepared)} requests")
         return [Reply(text) for text in texts]
 
+    def machine(self) -> dict[str, Any]:
+        return {"device": platform.processor() or platform.machine(), "precision": None}
+
+    def peak_memory(self) -> int | None:
+        return process_memory()
+
 
 @dataclass
 class EndpointBackend:
@@ -133,8 +149,8 @@ class EndpointBackend:
     def sampling_rate(self) -> int:
         return SAMPLE_RATE
 
-    def prepare(self, requests: Sequence[Request]) -> list[list[dict[str, Any]]]:
-        return [self._conversation(request) for request in requests]
+    def prepare(self, requests: Sequence[Request]) -> list[tuple[list[dict[str, Any]], int]]:
+        return [(self._conversation(request), self.settings.seed + request.row.sample) for request in requests]
 
     @staticmethod
     def _conversation(request: Request) -> list[dict[str, Any]]:
@@ -152,21 +168,29 @@ class EndpointBackend:
             conversation.append({"role": message["role"], "content": parts[0]["text"] if only_text else parts})
         return conversation
 
-    def answer(self, prepared: list[list[dict[str, Any]]]) -> list[Reply]:
+    def answer(self, prepared: list[tuple[list[dict[str, Any]], int]]) -> list[Reply]:
         with ThreadPoolExecutor(max_workers=max(1, len(prepared))) as pool:
-            return list(pool.map(self._ask, prepared))
+            return list(pool.map(lambda one: self._ask(*one), prepared))
 
-    def _ask(self, conversation: list[dict[str, Any]]) -> Reply:
+    def _ask(self, conversation: list[dict[str, Any]], seed: int) -> Reply:
         try:
-            text = self.endpoint.complete(
+            completion = self.endpoint.ask(
                 conversation,
+                stream=True,
                 max_tokens=self.settings.max_new_tokens,
                 temperature=self.settings.temperature,
-                seed=self.settings.seed,
+                seed=seed,
             )
         except RequestRefusedError as error:
             return Reply("", str(error))
-        return Reply(text)
+        time = {"latency": completion.seconds, "first_token": completion.first_token, "tokens": completion.tokens}
+        return Reply(completion.text, None, time)
+
+    def machine(self) -> dict[str, Any]:
+        return {"device": "a server", "precision": None}
+
+    def peak_memory(self) -> int | None:
+        return None
 
 
 class TransformersBackend:
@@ -282,15 +306,40 @@ class TransformersBackend:
         inputs = inputs.to(model.device, dtype=model.dtype)
         if self.settings.temperature > 0:
             torch.manual_seed(_batch_seed(self.settings.seed, requests))
+        clock = _first_token_clock(model.device)
         with torch.inference_mode():
-            output = model.generate(**inputs, **self._generation_arguments())
+            output = model.generate(**inputs, stopping_criteria=[clock], **self._generation_arguments())
         sequences = output if isinstance(output, torch.Tensor) else output.sequences
         prompt = inputs["input_ids"]
         width = prompt.shape[1]
         if sequences.shape[1] >= width and torch.equal(sequences[:, :width], prompt):
             sequences = sequences[:, width:]  # most models repeat the prompt; some return only what is new
         texts = self.processor.batch_decode(sequences, skip_special_tokens=True)
-        return [Reply(text.strip()) for text in texts]
+        pad = self.processor.tokenizer.pad_token_id
+        lengths = [_generated(row.tolist(), pad) for row in sequences]
+        return [
+            Reply(text.strip(), None, {"first_token": clock.seconds, "tokens": length})
+            for text, length in zip(texts, lengths, strict=True)
+        ]
+
+    def machine(self) -> dict[str, Any]:
+        import torch
+        import transformers
+
+        device = self.model.device
+        named = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+        return {
+            "device": named or f"{device.type} ({platform.machine()})",
+            "precision": str(self.model.dtype).removeprefix("torch."),
+            "attention": self.model.config._attn_implementation,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+
+    def peak_memory(self) -> int | None:
+        import torch
+
+        return torch.cuda.max_memory_allocated() if self.model.device.type == "cuda" else process_memory()
 
     def _generation_arguments(self) -> dict[str, Any]:
         settings = self.settings
@@ -305,6 +354,39 @@ class TransformersBackend:
 def _is_mistral(processor: Any) -> bool:
     """Whether prompts are written by mistral-common (Voxtral), which opens the answer's turn by itself."""
     return type(processor.tokenizer).__name__ == "MistralCommonBackend"
+
+
+def _first_token_clock(device: Any) -> Any:
+    """Return a stopping criterion that stops nothing and notes in `seconds` when the first token was there."""
+    import torch
+    from transformers import StoppingCriteria
+
+    class FirstTokenClock(StoppingCriteria):
+        seconds: float | None = None
+
+        def __call__(self, input_ids: Any, scores: Any, **more: Any) -> Any:
+            if self.seconds is None:
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                self.seconds = time.perf_counter() - started
+            return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+    started = time.perf_counter()
+    return FirstTokenClock()
+
+
+def _generated(tokens: list[int], pad: int) -> int:
+    """Return how many tokens a row generated: those before its padding."""
+    length = len(tokens)
+    while length and tokens[length - 1] == pad:
+        length -= 1
+    return length
+
+
+def process_memory() -> int:
+    """Return the most memory that this process has used, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def own_device(torch: Any) -> str:

@@ -106,6 +106,57 @@ def bar_svg(
     return "".join([*parts, "</svg>"])
 
 
+def scatter_svg(points: Sequence[tuple[float, float, Interval, str, int]], labels: tuple[str, str]) -> str:
+    """Draw quality against speed: one dot a system, speed on a logarithmic axis, quality's interval as a whisker.
+
+    Args:
+        points: speed above 0, quality in [0, 1], its interval, name and number of each system.
+        labels: of the two axes.
+
+    Returns:
+        An `<svg>` element.
+    """
+    width, height, left, bottom = 520.0, 300.0, 46.0, 44.0
+    speeds = [point[0] for point in points]
+    low, high = math.floor(math.log10(min(speeds)) - 0.15), math.ceil(math.log10(max(speeds)) + 0.15)
+
+    def across(speed: float) -> float:
+        return left + (math.log10(speed) - low) / (high - low) * (width - left - 14)
+
+    def up(quality: float) -> float:
+        return height - bottom - min(1.0, max(0.0, quality)) * (height - bottom - 14)
+
+    parts = [f'<svg class="scatter" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="Quality against speed">']
+    for tick in range(low, high + 1):
+        x = across(10.0**tick)
+        parts.append(f'<line class="spoke" x1="{x:.1f}" y1="{up(1):.1f}" x2="{x:.1f}" y2="{up(0):.1f}"/>')
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{up(0) + 15:.1f}" text-anchor="middle">{10.0**tick:g}</text>')
+    for level in (0.0, 0.25, 0.5, 0.75, 1.0):
+        y = up(level)
+        parts.append(f'<line class="spoke" x1="{left:g}" y1="{y:.1f}" x2="{width - 14:g}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick" x="{left - 6:g}" y="{y + 3:.1f}" text-anchor="end">{level:g}</text>')
+    middle = left + (width - left) / 2
+    parts.append(f'<text x="{middle:.1f}" y="{height - 8:g}" text-anchor="middle">{_escape(labels[0])}</text>')
+    parts.append(
+        f'<text x="12" y="{up(0.5):.1f}" text-anchor="middle" transform="rotate(-90 12 {up(0.5):.1f})">'
+        f"{_escape(labels[1])}</text>"
+    )
+    for speed, quality, (bottom_, top), name, number in points:
+        x, y, kind = across(speed), up(quality), f"s{number % len(PALETTE)}"
+        if bottom_ is not None and top is not None:
+            parts.append(
+                f'<line class="whisker {kind}" x1="{x:.1f}" y1="{up(bottom_):.1f}" x2="{x:.1f}" y2="{up(top):.1f}"/>'
+            )
+        side = "end" if x > width * 0.7 else "start"
+        parts.append(
+            f'<circle class="dot {kind}" cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{_escape(name)}: {quality:.3f} at '
+            f"{speed:.1f}</title></circle>"
+            f'<text class="name" x="{x + (-9 if side == "end" else 9):.1f}" y="{y + 4:.1f}" text-anchor="{side}">'
+            f"{_escape(name)}</text>"
+        )
+    return "".join([*parts, "</svg>"])
+
+
 def write_radar_png(path: Path, axes: Sequence[str], series: Sequence[tuple[str, Sequence[float | None]]]) -> None:
     """The radar as a picture; with one or two axes, where a radar has no area, as bars.
 

@@ -18,9 +18,11 @@ import numpy as np
 from .intervals import Array, BootstrapEstimate
 from .metrics import METRICS, PROTOCOLS, FileMetrics, ranking_metrics
 from .panel import Panel, load_panel
+from .power import detectable
 from .score import ScoredFile, ScoredTask, estimate, group_tasks, score_rows
 from .scored_rows import AGAIN, Scored, ScoredRow
 from .skill_and_panel import clipped, overall, panel_scores, skill_scores
+from .speed import compare_speed
 from .task_metrics import TASKS
 
 SIGNIFICANCE = 0.05
@@ -155,6 +157,7 @@ def _compare_estimates(a: BootstrapEstimate, b: BootstrapEstimate) -> dict[str, 
         "low": interval[0],
         "high": interval[1],
         "p": two_sided_p(difference.replicates),
+        "detectable": detectable(float(np.nanstd(difference.replicates))),
     }
 
 
@@ -233,6 +236,7 @@ def compare_pair(a: Scored, b: Scored, *, resamples: int, seed: int, panel: Pane
         "only_b": sum(len(rows) for rows in b.rows.values()) - shared,
         "tasks": tasks,
         "overall": together,
+        "speed": compare_speed(a.content["speed"], b.content["speed"], (a.system, b.system)),
     }
 
 

@@ -12,7 +12,7 @@ import json
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,10 @@ import soxr
 
 logger = logging.getLogger(__name__)
 
+ATTRIBUTES = {"style": "style", "template_id": "wording", "voice": "voice"} | {
+    name: name for name in ("gender", "age", "accent", "language", "noise")
+}
+"""Columns whose values are groups to score by, where the data has them, and the attribute each is called."""
 REQUIRED_COLUMNS = ("id", "task", "category", "modality", "source", "messages", "audio", "target")
 
 
@@ -44,7 +48,13 @@ class Question:
     """Rows of one cluster share a recording and are resampled together: the digest of the audio, else the id."""
     duration: float
     digest: str
-    """SHA-256 of what the model is shown: messages and audio."""
+    """SHA-256 of what the model is shown: messages and audio; of a repeat, its number as well."""
+    attributes: dict[str, str] = field(default_factory=dict)
+    """What the data says of recording and instruction, for scores by group; see `ATTRIBUTES`."""
+    sample: int = 0
+    """Number of the repeat; 0 for the first answer."""
+    repeat_of: str | None = None
+    """Id of the row that this one repeats."""
 
     @property
     def instruction(self) -> str:
@@ -148,7 +158,24 @@ class EvalCorpus:
             cluster=sound if has_audio else record["id"],
             duration=float(record.get("duration") or 0.0),
             digest=digest(messages, sound),
+            attributes={
+                name: str(record[column])
+                for column, name in ATTRIBUTES.items()
+                if record.get(column) not in (None, "")
+            },
         )
+
+    def repeated(self, samples: int) -> list[Question]:
+        """Return every row `samples` times: itself, and repeats with ids and digests of their own."""
+        return [
+            row
+            if sample == 0
+            else replace(
+                row, id=f"{row.id}#{sample}", digest=digest(row.digest, sample), sample=sample, repeat_of=row.id
+            )
+            for row in self.rows
+            for sample in range(samples)
+        ]
 
     def clips(self, index: int) -> list[bytes]:
         """The encoded clips of the row at `index` of the data, in reading order."""

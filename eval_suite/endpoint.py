@@ -14,6 +14,7 @@ import random
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,16 @@ HOPELESS = {401, 403, 404, 405}
 
 class RequestRefusedError(Exception):
     """The server will not answer this request; another one may succeed."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """An answer, the seconds from asking to its end and to its first piece, and the tokens that the server counted."""
+
+    text: str
+    seconds: float
+    first_token: float | None
+    tokens: int | None
 
 
 @dataclass(frozen=True)
@@ -56,17 +67,29 @@ class ChatEndpoint:
             )
 
     def complete(self, messages: list[dict[str, Any]], **parameters: Any) -> str:
-        """The text of the answer to a conversation.
+        """Return the text of the answer to a conversation; see `ask`."""
+        return self.ask(messages, **parameters).text
+
+    def ask(self, messages: list[dict[str, Any]], *, stream: bool = False, **parameters: Any) -> Completion:
+        """Return the answer to a conversation, and what it took.
+
+        Args:
+            messages: the conversation.
+            stream: ask for the answer piece by piece, so that the time to the first one is known. A server that
+                refuses to stream, or sends the answer whole all the same, is taken at that.
+            parameters: of the request, e.g. `max_tokens`.
 
         Raises:
             RequestRefusedError: this request failed for a reason of its own, or kept failing.
             ConnectionError: the server cannot be reached, or refuses every request (wrong model, wrong key).
         """
-        body = json.dumps({"model": self.model, "messages": messages, **parameters}).encode()
+        asked = {"model": self.model, "messages": messages, **parameters}
+        streamed = asked | {"stream": True, "stream_options": {"include_usage": True}}
+        body = json.dumps(streamed if stream else asked).encode()
         for attempt in range(self.retries + 1):
             last = attempt == self.retries
             try:
-                return self._text(self._post(body))
+                return self._post(body)
             except urllib.error.HTTPError as error:
                 reason = f"HTTP {error.code}: {_excerpt(error)}"
                 if error.code in HOPELESS:
@@ -74,6 +97,8 @@ class ChatEndpoint:
                         f"{self.url} answers {reason}; check the address, the model and the key in "
                         f"{self.api_key_variable}"
                     ) from None
+                if stream and error.code in (400, 422) and "stream" in reason:
+                    return self.ask(messages, **parameters)
                 if error.code not in PASSING or last:
                     raise RequestRefusedError(reason) from None
                 wait = _seconds(error.headers.get("Retry-After"))
@@ -88,7 +113,7 @@ class ChatEndpoint:
             time.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
-    def _post(self, body: bytes) -> bytes:
+    def _post(self, body: bytes) -> Completion:
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(self.api_key_variable):
             headers["Authorization"] = f"Bearer {key}"
@@ -96,18 +121,54 @@ class ChatEndpoint:
         if not address.endswith("/chat/completions"):
             address += "/chat/completions"
         request = urllib.request.Request(address, data=body, headers=headers, method="POST")
+        started = time.perf_counter()
         with urllib.request.urlopen(request, timeout=self.timeout) as response:
-            return response.read()
-
-    @staticmethod
-    def _text(body: bytes) -> str:
+            if response.headers.get_content_type() == "text/event-stream":
+                return _streamed(response, started)
+            body = response.read()
         try:
-            content = json.loads(body)["choices"][0]["message"]["content"]
+            content = json.loads(body)
+            text = content["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError):
             raise RequestRefusedError(f"not a chat completion: {body[:200].decode('utf-8', 'replace')}") from None
-        if not isinstance(content, str):
+        if not isinstance(text, str):
             raise RequestRefusedError("the answer holds no text")
-        return content
+        return Completion(text, time.perf_counter() - started, None, _tokens(content.get("usage")))
+
+
+def _streamed(lines: Iterable[bytes], started: float) -> Completion:
+    """Read an answer sent as server-sent events."""
+    pieces: list[str] = []
+    first, tokens, ended = None, None, False
+    for line in lines:
+        name, _, data = line.decode("utf-8", "replace").strip().partition(":")
+        if name != "data" or not data.strip():
+            continue
+        if data.strip() == "[DONE]":
+            ended = True
+            break
+        try:
+            event = json.loads(data)
+            choices = event.get("choices") or []
+            piece = choices[0]["delta"].get("content") if choices else None
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+            raise RequestRefusedError(f"not an event of a chat completion: {data.strip()[:200]}") from None
+        if event.get("error"):
+            raise RequestRefusedError(f"the answer broke off: {str(event['error'])[:200]}")
+        if isinstance(piece, str) and piece:
+            first = time.perf_counter() - started if first is None else first
+            pieces.append(piece)
+        ended = ended or bool(choices and choices[0].get("finish_reason"))
+        tokens = _tokens(event.get("usage")) or tokens
+    if not ended:
+        raise http.client.IncompleteRead("".join(pieces).encode("utf-8", "replace"))
+    return Completion("".join(pieces), time.perf_counter() - started, first, tokens)
+
+
+def _tokens(usage: Any) -> int | None:
+    """Return the generated tokens that a server counted."""
+    counted = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    return counted if isinstance(counted, int) else None
 
 
 def _excerpt(error: urllib.error.HTTPError) -> str:

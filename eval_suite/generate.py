@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import json
 import logging
 import os
 import sys
@@ -20,10 +21,13 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from llaso_common.atomic_write import write_atomically
+
 from .answer_records import Records, Reply, write_predictions
 from .backends import AnswerBackend, CallableBackend, EndpointBackend, GenerationSettings, Request, TransformersBackend
 from .corpus import EvalCorpus, Question, decode_audio, digest
 from .endpoint import ChatEndpoint
+from .speed import SPEED, summarize_speed
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +47,7 @@ def generate(
     batch_size: int = 16,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
+    samples: int = 1,
     seed: int = 0,
     system: str | None = None,
     revision: str | None = None,
@@ -67,6 +72,7 @@ def generate(
         batch_size: rows asked at once (requests in flight, for an endpoint). Halved where memory runs out.
         max_new_tokens: of one answer.
         temperature: 0 for greedy decoding.
+        samples: answers to each row; more than one needs a temperature. Repeats have ids such as "row#1".
         seed: of sampling.
         system: a system prompt in place of the rows' own.
         revision: of the model on the Hub, or a label for what an endpoint serves.
@@ -86,6 +92,10 @@ def generate(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    if samples < 1:
+        raise ValueError(f"samples is {samples}; it must be at least 1")
+    if samples > 1 and temperature <= 0:
+        raise ValueError(f"{samples} samples of greedy decoding are all alike; give a temperature, e.g. 0.7")
     settings = GenerationSettings(max_new_tokens, temperature, seed, system)
     backend: AnswerBackend
     if endpoint is not None:
@@ -104,7 +114,7 @@ def generate(
         backend = CallableBackend(model, settings)
     else:
         backend = model
-    run = GenerationRun(backend, EvalCorpus(data, config, split, limit), Path(out), batch_size, progress)
+    run = GenerationRun(backend, EvalCorpus(data, config, split, limit), Path(out), batch_size, progress, samples)
     return run.complete(retry_errors)
 
 
@@ -112,17 +122,25 @@ class GenerationRun:
     """One backend, one corpus, one predictions folder; see `generate` for the arguments."""
 
     def __init__(
-        self, backend: AnswerBackend, corpus: EvalCorpus, out: Path, batch_size: int = 16, progress: bool = True
+        self,
+        backend: AnswerBackend,
+        corpus: EvalCorpus,
+        out: Path,
+        batch_size: int = 16,
+        progress: bool = True,
+        samples: int = 1,
     ):
         self.backend, self.corpus, self.out, self.progress = backend, corpus, out, progress
         if not corpus.rows:
             raise ValueError(f"{corpus.data}: split {corpus.split} holds no row")
         self.rank, self.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        self.batch_size, self.samples = batch_size, samples
+        self.rows = corpus.repeated(samples)
         self.records = Records(out)
         self.revision = backend.revision()
         made_by = [backend.name, self.revision, dataclasses.asdict(backend.settings)]
-        self.keys = {row.id: digest(row.id, row.digest, made_by) for row in corpus.rows}
-        ordered = sorted(corpus.rows, key=lambda row: (-row.duration, -len(row.instruction), row.id))
+        self.keys = {row.id: digest(row.id, row.digest, made_by) for row in self.rows}
+        ordered = sorted(self.rows, key=lambda row: (-row.duration, -len(row.instruction), row.id))
         self.batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
         self._failures: dict[str, int] = {}
         self._successes = 0
@@ -157,11 +175,25 @@ class GenerationRun:
         if not rows:
             return
         self.backend.load()
+        self.records.machine = self.backend.machine() | {"batch_size": self.batch_size, "processes": self.world}
         hidden = not self.progress or self.rank != 0
         with tqdm(total=rows, desc="generate", unit="row", disable=hidden, file=sys.stderr) as bar:
+            started, warm_up = time.perf_counter(), True
             for batch, prepared in self._prepared(batches):
+                asked = time.perf_counter()
                 answers = self._answer_batch(prepared)
-                self.records.append([(self.keys[row.id], row.id, answers[row.id]) for row in batch])
+                now = time.perf_counter()
+                shared = {
+                    "seconds": (now - started) / len(batch),
+                    "warm_up": warm_up,
+                    "peak_memory": self.backend.peak_memory(),
+                }
+                unknown = {"latency": now - asked, "first_token": None, "tokens": None}
+                timed = {
+                    row_id: one._replace(time=unknown | (one.time or {}) | shared) for row_id, one in answers.items()
+                }
+                self.records.append([(self.keys[row.id], row.id, timed[row.id]) for row in batch])
+                started, warm_up = now, False
                 bar.update(len(batch))
                 self._stop_if_hopeless(answers)
 
@@ -205,7 +237,7 @@ class GenerationRun:
             given = self.backend.answer(batch.inputs)
             assert len(given) == len(batch.requests)
             return answers | {
-                request.row.id: Reply(_storable(answer.prediction), answer.error)
+                request.row.id: answer._replace(prediction=_storable(answer.prediction))
                 for request, answer in zip(batch.requests, given, strict=True)
             }
         except Exception as error:  # a model may raise anything; `_reason` lets through what no smaller batch mends
@@ -250,7 +282,7 @@ class GenerationRun:
         return answers
 
     def _write(self, recorded: dict[str, Reply]) -> None:
-        answers = [recorded[self.keys[row.id]] for row in self.corpus.rows]
+        answers = [recorded[self.keys[row.id]] for row in self.rows]
         errors = sum(answer.error is not None for answer in answers)
         if errors:
             logger.warning("%d of %d rows could not be answered; their records say why", errors, len(answers))
@@ -266,10 +298,20 @@ class GenerationRun:
                 "limit": self.corpus.limit,
                 "digest": digest([[row.id, row.digest] for row in self.corpus.rows]),
             },
+            "samples": self.samples,
             "rows": len(answers),
             "errors": errors,
         }
-        write_predictions(self.out, self.corpus.rows, answers, generation)
+        write_predictions(self.out, self.rows, answers, generation)
+        times = {
+            row.id: answer.time
+            for row, answer in zip(self.rows, answers, strict=True)
+            if answer.time is not None and answer.error is None
+        }
+        if times:
+            durations = {row.id: row.duration for row in self.rows}
+            speed = summarize_speed(times, durations, self.records.runs())
+            write_atomically(self.out / SPEED, json.dumps(speed, indent=1) + "\n")
 
 
 @dataclasses.dataclass

@@ -400,6 +400,8 @@ class Metric:
         baseline: what a trivial system gets under strict: the name of the metric that says so, or a fixed value.
         describes_data: whether it describes the data rather than the answers, as baselines do.
         adds_up: whether a task's value is the sum over its files; it is their mean otherwise.
+        unit: what a difference of 1 means when differences of several metrics are set alike: a number of this
+            metric, or the name of the metric that gives it.
         ranks: by protocol, the kinds of answers that it ranks. Where several rank a kind, the first of the table
             that has a value does.
         source: of the formula.
@@ -416,6 +418,7 @@ class Metric:
     baseline: str | float | None = None
     describes_data: bool = False
     adds_up: bool = False
+    unit: str | float = 1.0
     ranks: Mapping[str, Sequence[str]] = field(default_factory=dict)
     source: str = ""
     change: str = ""
@@ -553,6 +556,7 @@ METRICS: dict[str, Metric] = {
             better="lower",
             perfect=0.0,
             baseline="constant_baseline",
+            unit="constant_baseline",
             ranks={"strict": ("number", "pronunciation"), "paper": ("number",)},
             change='paper: rows that do not parse are dropped, "C4" reads as 4. strict: note names are notes, and a '
             "row without a usable number counts the worst error its scale allows.",
@@ -573,6 +577,7 @@ METRICS: dict[str, Metric] = {
             title="judge score",
             perfect=5.0,
             baseline=1.0,
+            unit=4.0,
             ranks={"strict": ("open",), "paper": ("label", "slots", "pronunciation", "open")},
             change="the same judge texts; strict counts missing judgements and never turns one into a number.",
         ),

@@ -19,6 +19,7 @@ from typing import Any
 
 from .answer_records import GENERATION
 from .parsing import LabelSet
+from .speed import read_speed
 from .task_metrics import MODALITIES, TASKS
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,9 @@ class AnsweredRow:
     cluster: str  # source recording, for the bootstrap
     instruction: str = ""  # what the model was asked, for judges and readers
     judge_score: float | None = None
+    repeat_of: str | None = None  # the row that this one repeats, if a row was asked several times
+    attributes: dict[str, str] = field(default_factory=dict)  # of recording and instruction, for scores by group
+    speed: dict[str, Any] | None = None  # what the answer took, see `speed.summarize_speed`
 
     @property
     def category(self) -> str:
@@ -64,7 +68,7 @@ class SystemAnswers:
 
     `files` keeps the rows by file; `judged` says which files have judgements beside them and `judge_unreadable`
     how many lines of theirs could not be used; `published_abstention` holds the released counts if there are any;
-    `generation` says how our own predictions were made, as `generation.json` beside them does.
+    `generation` says how our own predictions were made, as `generation.json` beside them does, and `speed` how fast.
     """
 
     system: str
@@ -74,6 +78,7 @@ class SystemAnswers:
     published_abstention: dict[str, float] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     generation: dict[str, Any] | None = None
+    speed: list[dict[str, Any]] = field(default_factory=list)
 
 
 @cache
@@ -240,7 +245,16 @@ def _own_row(where: str, record: dict[str, Any]) -> AnsweredRow:
         error=error,
         cluster=str(record.get("cluster") or f"{file}/{row_id}"),
         instruction=str(record.get("instruction", "")),
+        repeat_of=record.get("repeat_of"),
+        attributes=_attributes(record, where),
     )
+
+
+def _attributes(record: dict[str, Any], where: str) -> dict[str, str]:
+    attributes = record.get("attributes") or {}
+    if not isinstance(attributes, dict) or not all(isinstance(value, str) for value in attributes.values()):
+        raise ValueError(f"{where}: 'attributes' must be an object of texts")
+    return attributes
 
 
 # Judgements ----------------------------------------------------------------------------------------------------
@@ -379,6 +393,11 @@ def read(path: Path | str, system: str | None = None) -> SystemAnswers:
     answers.published_abstention = _published_abstention(folder)
     if (folder / GENERATION).is_file():
         answers.generation = json.loads((folder / GENERATION).read_text(encoding="utf-8")) or None
+    timed = read_speed(folder)
+    answers.speed = timed["runs"]
+    for rows in answers.files.values() if timed["rows"] else ():
+        for row in rows:
+            row.speed = timed["rows"].get(row.id)
     return answers
 
 

@@ -14,10 +14,11 @@ from typing import Any
 from llaso_common.atomic_write import write_atomically
 
 from . import score
-from .charts import bar_svg, radar_svg, write_radar_png
+from .charts import bar_svg, radar_svg, scatter_svg, write_radar_png
 from .examples import Sounds, choose_examples, find_corpus
 from .metrics import METRICS, PROTOCOLS
 from .scored_rows import Scored
+from .speed import machine
 from .summary import Scores, summarize
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -197,9 +198,22 @@ def render(template: str, content: Mapping[str, Any]) -> str:
         radar=radar_svg(axes, series) if len(axes) >= RADAR_AXES else None,
         radar_scale=radar_scale(content),
         bar=_bar,
+        machine=machine,
+        speed_picture=_speed_picture(content),
         heat=_heat,
         scale_of=_scale_of,
     )
+
+
+def _speed_picture(content: Mapping[str, Any]) -> str | None:
+    """Draw quality against speed, if there are systems with both."""
+    scale = radar_scale(content)
+    points = [
+        (one["speed"]["rtfx"], one[scale]["value"], (one[scale]["low"], one[scale]["high"]), one["name"], number)
+        for number, one in enumerate(content["systems"])
+        if scale and one["speed"] and one["speed"]["rtfx"] and one[scale] and one[scale]["value"] is not None
+    ]
+    return scatter_svg(points, ("seconds of audio answered in a second", scale or "")) if points else None
 
 
 def _scale_of(task: Mapping[str, Any]) -> float:

@@ -292,6 +292,7 @@ def assemble(
         "system": answers.system,
         "rows": None,
         "generation": answers.generation,
+        "speed": answers.speed,
         "settings": settings,
         "n": overall["n"],
         "coverage": overall["coverage"],

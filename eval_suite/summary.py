@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .scored_rows import check_scores
+from .speed import main_run
 
 Scores = Mapping[str, Any]
 
@@ -82,6 +83,7 @@ def _system(one: Scores) -> dict[str, Any]:
         "settings": one.get("settings", {}),
         "skill": kept["skill"],
         "panel": kept["panel"],
+        "speed": main_run(one.get("speed") or []),
         "categories": {
             name: _normalized_value(category) | {"n": category["n"], "coverage": category["coverage"]}
             for name, category in one.get("categories", {}).items()

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def add_parser(commands) -> None:
@@ -142,11 +143,112 @@ def _compare(arguments: argparse.Namespace) -> None:
     for pair in found["pairs"]:
         print(f"{pair['a']} and {pair['b']}, {pair['rows']} rows of both")
         for task, result in pair["tasks"].items():
-            print(f"  {task:<8} {result['verdict']} (p {result['p_holm']:.4f})")
+            print(f"  {task:<8} {result['verdict']} (p {result['p_holm']:.4f}, detectable {result['detectable']:.3f})")
         if pair["overall"] is not None:
             print(f"  overall  {pair['overall']['verdict']} (p {pair['overall']['p']:.4f})")
+        if pair["speed"] is not None:
+            print(f"  speed    {pair['speed']['verdict']}")
     if arguments.out is not None:
         _write_json(found, arguments.out)
+
+
+def _add_power(steps) -> None:
+    parser = steps.add_parser(
+        "power",
+        help="say how many rows tell two systems apart, before a run",
+        description="Say by task which difference two systems must have to be told apart with the rows at hand, and "
+        "how many rows a given difference needs. Without SYSTEMS, from the released systems on LLaSO-Eval.",
+    )
+    parser.add_argument("systems", type=Path, nargs="*", help="scores.json or folders of answers to the same data")
+    parser.add_argument("--protocol", choices=("strict", "paper"), help="for folders (default: strict)")
+    parser.add_argument("--difference", type=float, default=0.02, help="to be told apart (default: %(default)s)")
+    parser.add_argument("--power", type=float, default=0.8, help="chance to find it (default: %(default)s)")
+    parser.add_argument("--level", type=float, default=0.05, help="of the test (default: %(default)s)")
+    parser.add_argument("--errors", type=Path, help="errors that an earlier --out wrote, in place of SYSTEMS")
+    parser.add_argument("--out", type=Path, help="also write the errors of the differences as JSON")
+    parser.set_defaults(run=_power)
+
+
+def _power(arguments: argparse.Namespace) -> None:
+    from eval_suite import power
+    from eval_suite.compare import scored_systems
+
+    if arguments.systems and arguments.errors:
+        raise ValueError("give systems or --errors, not both")
+    if len(arguments.systems) == 1:
+        raise ValueError("a difference needs two systems; give more, or none for the released ones")
+    if arguments.systems:
+        systems = scored_systems(arguments.systems, protocol=arguments.protocol)
+        errors: dict[str, Any] = {
+            "schema": 1,
+            "protocol": systems[0].protocol,
+            "systems": [system.system for system in systems],
+            "tasks": power.task_errors(systems),
+        }
+    else:
+        errors = power.read_errors(arguments.errors) if arguments.errors else power.shipped_errors()
+    found = power.forecast(errors["tasks"], arguments.difference, arguments.power, arguments.level)
+    print(
+        f"two systems, told apart with probability {arguments.power:g} by a two-sided test at {arguments.level:g}; "
+        f"variances of {len(errors['systems'])} systems, protocol {errors['protocol']}"
+    )
+    heads = ("detectable", "difference", "rows needed", "worst pair")
+    print(f"{'task':<9}{'metric':<13}{'rows':>6}" + "".join(f"{head:>13}" for head in heads))
+    for task, one in found.items():
+        print(
+            f"{task:<9}{one['metric']:<13}{one['rows']:>6}{one['detectable']:>13.4f}{one['difference']:>13.4f}"
+            f"{one['rows_needed']:>13,}{one['rows_needed_worst_pair']:>13,}"
+        )
+    if arguments.out is not None:
+        _write_json(errors, arguments.out)
+
+
+def _add_groups(steps) -> None:
+    parser = steps.add_parser(
+        "groups",
+        help="score by group: speakers, recordings, wordings; the largest gaps and whether they are sure",
+        description="Score by group of gender, accent, age, language, noise, voice, style or wording, as far as the "
+        "data or the reference labels of the same recording say. p is corrected over all pairs of groups and tasks.",
+    )
+    parser.add_argument("system", type=Path, help="a scores.json or a folder of answers")
+    parser.add_argument("--by", nargs="+", metavar="ATTRIBUTE", help="attributes (default: all that separate rows)")
+    parser.add_argument("--protocol", choices=("strict", "paper"), help="for a folder (default: strict)")
+    parser.add_argument("--resamples", type=int, default=10_000, help="bootstrap resamples (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="also write the numbers as JSON")
+    parser.set_defaults(run=_groups)
+
+
+def _groups(arguments: argparse.Namespace) -> None:
+    from eval_suite.compare import scored_systems
+    from eval_suite.groups import group_scores, worst_groups
+    from eval_suite.repeats import repeat_scores
+
+    (scored,) = scored_systems([arguments.system], protocol=arguments.protocol)
+    groups = group_scores(scored, arguments.by, resamples=arguments.resamples, seed=arguments.seed)
+    for attribute, one in groups.items():
+        print(f"by {attribute} ({one['unknown']} rows without)")
+        for task, found in one["tasks"].items():
+            gap = found["gap"]
+            print(f"  {task} {found['metric']}: gap {_estimate(gap)}, p {_short(gap['p_holm'])}")
+            for group, value in found["groups"].items():
+                mark = {gap["best"]: ", best", gap["worst"]: ", worst"}.get(group, "")
+                shown = "too few rows" if value is None else _estimate(value)
+                print(f"    {group:<28} {found['sizes'][group]:>5} rows  {shown}{mark}")
+    for sentence in worst_groups(groups):
+        print(f"sure: {sentence}")
+    repeats = repeat_scores(scored)
+    for task, kinds in repeats.items():
+        for kind, one in kinds.items():
+            if one is not None:
+                print(
+                    f"{task} {kind}: {one['answers']} answers to {one['questions']} questions, "
+                    f"{one['agreement']:.1%} of pairs agree; row scores spread {_short(one['within'])} within a "
+                    f"question and {_short(one['between'])} between; {one['metric']} {_short(one['first'])} of first "
+                    f"answers, {_short(one['majority'])} of the majority's"
+                )
+    if arguments.out is not None:
+        _write_json({"schema": 1, "system": scored.system, "groups": groups, "repeats": repeats}, arguments.out)
 
 
 def _add_schema(steps) -> None:
@@ -191,6 +293,7 @@ def _generation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=16, help="rows at once (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="of one answer (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=1, help="answers to each row (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of sampling (default: %(default)s)")
     parser.add_argument("--system", help="a system prompt in place of the rows' own")
     parser.add_argument("--revision", help="of the model on the Hub, or a label for what the endpoint serves")
@@ -215,6 +318,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         batch_size=arguments.batch_size,
         max_new_tokens=arguments.max_new_tokens,
         temperature=arguments.temperature,
+        samples=arguments.samples,
         seed=arguments.seed,
         system=arguments.system,
         revision=arguments.revision,
@@ -295,6 +399,11 @@ def _judge(arguments: argparse.Namespace) -> int:
     return 0 if made["judged"] else 1
 
 
+def _estimate(one: dict) -> str:
+    """Return a value with its interval, as it stands in scores.json."""
+    return f"{_short(one['value'])} [{_short(one['low'])}, {_short(one['high'])}]"
+
+
 def _short(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
@@ -361,4 +470,15 @@ def _report(arguments: argparse.Namespace) -> None:
     print(f"report: {out / 'index.html'}")
 
 
-COMMANDS = (_add_score, _add_compare, _add_panel, _add_schema, _add_generate, _add_judge, _add_report, _add_run)
+COMMANDS = (
+    _add_score,
+    _add_compare,
+    _add_power,
+    _add_groups,
+    _add_panel,
+    _add_schema,
+    _add_generate,
+    _add_judge,
+    _add_report,
+    _add_run,
+)
