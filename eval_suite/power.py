@@ -164,8 +164,8 @@ def forecast(
 
     Args:
         errors: of `task_errors`.
-        difference: in the metric itself; in an error of numbers, as a share of the constant baseline's, and of a judge's
-            score, as a share of its scale.
+        difference: in the metric itself; in an error of numbers, as a share of the constant baseline's, and of a
+            judge's score, as a share of its scale.
         power: wanted, a share.
         level: of the test.
 
