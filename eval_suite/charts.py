@@ -106,6 +106,21 @@ def bar_svg(
     return "".join([*parts, "</svg>"])
 
 
+def rank_svg(rank: int, low: int, high: int, systems: int) -> str:
+    """Draw a rank and its interval on a line from the first to the last of all systems.
+
+    Returns:
+        An `<svg>` element that fills its width.
+    """
+
+    def at(place: int) -> float:
+        return round(5 + 190 * (place - 1) / max(1, systems - 1), 1)
+
+    lines = (("track", 1, systems), ("reach", low, high), ("here", rank, rank))
+    drawn = "".join(f'<line class="{kind}" x1="{at(a)}" y1="8" x2="{at(b)}" y2="8"/>' for kind, a, b in lines)
+    return f'<svg class="ranks" viewBox="0 0 200 16" preserveAspectRatio="none" aria-hidden="true">{drawn}</svg>'
+
+
 def scatter_svg(points: Sequence[tuple[float, float, Interval, str, int]], labels: tuple[str, str]) -> str:
     """Draw quality against speed: one dot a system, speed on a logarithmic axis, quality's interval as a whisker.
 

@@ -17,6 +17,7 @@ from . import score
 from .charts import bar_svg, radar_svg, scatter_svg, write_radar_png
 from .examples import Sounds, choose_examples, find_corpus
 from .metrics import METRICS, PROTOCOLS
+from .power import forecast, task_errors
 from .scored_rows import Scored
 from .speed import machine
 from .summary import Scores, summarize
@@ -56,6 +57,7 @@ def write_report(
     """
     scored = [_scored(one) for one in scores]
     content = {"title": title, **summarize([one.content for one in scored])}
+    content["detectable"] = _detectable(scored, content["protocol"])
     content["examples"] = _examples(content, scored, data, seed) if examples else []
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -68,6 +70,13 @@ def write_report(
     names = [system["name"] for system in content["systems"]]
     write_radar_png(out / "radar.png", axes, list(zip(names, series, strict=True)))
     return out
+
+
+def _detectable(scored: Sequence[Scored], protocol: str) -> dict[str, float]:
+    """Return by task the smallest difference that the median pair of systems can be told apart by."""
+    systems = [one for one in scored if one.protocol == protocol and one.rows]
+    errors = task_errors(systems) if len(systems) > 1 else {}
+    return {task: one["detectable"] for task, one in forecast(errors, 1e-2).items()}
 
 
 def _scored(one: Scored | Scores | str | Path) -> Scored:
@@ -175,11 +184,11 @@ def percent(share: float | None) -> str:
     return ("99.9" if text == "100.0" and share < 1 else text).removesuffix(".0") + " %"
 
 
-def render(template: str, content: Mapping[str, Any]) -> str:
-    """One of the templates filled with a report's content. HTML is escaped, Markdown cells are kept in their cell."""
+def environment(template: str) -> Any:
+    """Return the environment that a template is filled in; HTML is escaped, and a name that is missing is an error."""
     import jinja2
 
-    environment = jinja2.Environment(
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=template.endswith(".html"),
         undefined=jinja2.StrictUndefined,
@@ -187,9 +196,15 @@ def render(template: str, content: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"number": number, "interval": interval, "percent": percent, "cell": _markdown_cell}
+    made.filters |= {"number": number, "interval": interval, "percent": percent, "cell": _markdown_cell}
+    return made
+
+
+def render(template: str, content: Mapping[str, Any]) -> str:
+    """One of the templates filled with a report's content. HTML is escaped, Markdown cells are kept in their cell."""
     axes, series = radar_values(content)
-    return environment.get_template(template).render(
+    page = environment(template).get_template(template)
+    return page.render(
         **content,
         css=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
         script=(TEMPLATES / "report.js").read_text(encoding="utf-8"),

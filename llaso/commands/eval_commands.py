@@ -251,6 +251,30 @@ def _groups(arguments: argparse.Namespace) -> None:
         _write_json({"schema": 1, "system": scored.system, "groups": groups, "repeats": repeats}, arguments.out)
 
 
+def _add_board(steps) -> None:
+    parser = steps.add_parser(
+        "board",
+        help="show many systems on one page, ranked with the uncertainty of ranks",
+        description="Show many systems on one page, by task and modality format. Folders of answers (or a folder of "
+        "such folders) are scored under both protocols first.",
+    )
+    parser.add_argument("systems", type=Path, nargs="+", metavar="DIR", help="scores.json, or folders of answers")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--title", default="LLaSO-Eval", help="heading of the page (default: %(default)s)")
+    parser.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
+    parser.set_defaults(run=_board)
+
+
+def _board(arguments: argparse.Namespace) -> None:
+    from eval_suite.board import write_board
+    from eval_suite.report import collect
+
+    options = {"resamples": arguments.resamples, "seed": arguments.seed}
+    out = write_board(collect(arguments.systems, **options), arguments.out, title=arguments.title, **options)
+    print(f"board: {out / 'index.html'}")
+
+
 def _add_schema(steps) -> None:
     parser = steps.add_parser("schema", help="print the JSON schema of scores.json")
     parser.add_argument("--out", type=Path, help="file to write; printed where absent")
@@ -475,6 +499,7 @@ COMMANDS = (
     _add_compare,
     _add_power,
     _add_groups,
+    _add_board,
     _add_panel,
     _add_schema,
     _add_generate,

@@ -212,6 +212,7 @@ def test_two_systems_and_both_protocols_side_by_side(made, tmp_path):
     assert content["protocol"] == "strict"
     assert [system["name"] for system in content["systems"]] == ["good", "poor"]
     assert {entry["system"]: entry["best"] for entry in content["tasks"][1]["scores"]} == {"good": True, "poor": False}
+    assert content["detectable"]["SGC"] > 0 and "Detectable:" in (out / "index.html").read_text("utf-8")
     shared = {part["modality"]: part["systems"][0]["shared_tasks"] for part in content["modalities"]}
     assert shared == {"text_audio": ["ASR"], "audio": ["ASR"]}
     rows_ = content["protocols"]["rows"]
