@@ -29,7 +29,7 @@ def add_parser(commands) -> None:
 
 def run_quickstart(arguments: argparse.Namespace) -> int:
     """`llaso quickstart`."""
-    from ..quickstart.journey import Options, quickstart
+    from ..quickstart.pipeline import Options, quickstart
 
     options = Options(
         speech=arguments.speech or "",

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from llaso.quickstart.stand_ins import spell, split_phonemes, stretched, train_tokenizer
+from llaso.quickstart.small_backbones import spell, split_phonemes, stretched, train_tokenizer
 from modeling_llaso.processing_llaso import SYSTEM_PROMPT
 
 

@@ -20,17 +20,17 @@ COMMAND = "llaso quickstart --size minimum --ignore-gate"
 
 def main() -> None:
     """Make it."""
-    from llaso.quickstart import journey
+    from llaso.quickstart import pipeline
 
-    def draw_backbones(run: journey._Run) -> dict:
+    def draw_backbones(run: pipeline._Run) -> dict:
         save_parts(run.out / "backbones")
         (run.out / "backbones/llama").rename(run.out / "backbones/llm")
         return {}
 
-    journey._Run.train_backbones = draw_backbones  # type: ignore[method-assign]
+    pipeline._Run.train_backbones = draw_backbones  # type: ignore[method-assign]
     small = {"utterances": 60, "notes": 12, "questions": 30, "eval_rows": 40, "validation_rows": 8}
-    journey.SIZES["minimum"] = replace(journey.SIZES["minimum"], **small)
-    assert journey.quickstart(OUT, journey.Options(size="minimum"), ignore_gate=True) == 0
+    pipeline.SIZES["minimum"] = replace(pipeline.SIZES["minimum"], **small)
+    assert pipeline.quickstart(OUT, pipeline.Options(size="minimum"), ignore_gate=True) == 0
     assert json.loads((OUT / "quickstart.json").read_text())["done"]["report"]
     write_public_corpora(Path("corpora"))
 

@@ -15,9 +15,10 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from llaso.cli import main
 from llaso.training.recipe.recipe import load_recipe
 from llaso.training.rows.corpora import open_corpus
+from llaso.training.rows.training_rows import batch_rule
 from llaso.training.run import train as training
 from llaso.training.run.distillation import Teacher
-from llaso.training.run.train import batch_rule, train
+from llaso.training.run.train import train
 from llaso.training.run.trainer import LlasoTrainer
 from modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.modeling_llaso import LlasoEncoder

@@ -11,13 +11,15 @@ from support.tiny_training import row, save_backbones, save_corpus, tiny_recipe
 from torch.utils.flop_counter import FlopCounterMode
 
 from llaso.training.cost.dry_run import config_of, dry_run, weigh
-from llaso.training.cost.flops import COPIES, ENCODER, LLM, LOGITS, BatchShape, Ledger
+from llaso.training.cost.flops import COPIES, ENCODER, LLM, LOGITS, BatchShape, OperatorCounter
 from llaso.training.recipe.recipe import Recipe, load_recipe
 from llaso.training.rows.collator import IGNORED, Collator, RowEncoder
 from llaso.training.rows.corpora import open_corpus
+from llaso.training.rows.training_rows import TrainingRows, batch_rule
 from llaso.training.run.history import History, read_history
-from llaso.training.run.model_parts import add_lora, freeze_all_but, hold_frozen_in
-from llaso.training.run.train import batch_rule, open_model, train, training_arguments
+from llaso.training.run.model_parts import freeze_all_but
+from llaso.training.run.model_setup import open_model, set_up_parts
+from llaso.training.run.train import train
 from llaso.training.run.trainer import LlasoTrainer
 
 
@@ -32,23 +34,18 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def one_step(recipe: Recipe, out: Path, counting: Any) -> BatchShape:
     """A real forward and backward pass over four rows of almost one length, inside `counting`; that batch's shape."""
     model, processor = open_model(recipe)
-    frozen = freeze_all_but(model, recipe.train)
-    if recipe.lora.rank:
-        add_lora(model, recipe.lora)
-    if recipe.compute.frozen_weights == "bf16":
-        hold_frozen_in(model, torch.bfloat16)
-    trainer = LlasoTrainer(
-        model,
-        training_arguments(recipe, 1),
-        recipe=recipe,
-        processor=processor,
+    frozen = set_up_parts(model, recipe)
+    rows = TrainingRows(
         corpus=open_corpus(recipe.data, 0, processor),
+        held_out=[],
         rule=batch_rule(recipe, 1),
+        epoch_steps=1,
+        steps=1,
         collator=Collator(RowEncoder(processor, 2048)),
-        frozen=frozen,
-        history=History(out / "history.jsonl"),
+        cache=None,
     )
-    corpus = trainer.corpus
+    trainer = LlasoTrainer(model, recipe, processor, rows, frozen, History(out / "history.jsonl"))
+    corpus = rows.corpus
     first, second = corpus.lengths.argsort()[
         -2:
     ].tolist()  # not all alike, so that padding is masked as it is in a run
@@ -90,10 +87,10 @@ def test_arithmetic_is_what_torch_counts_in_a_real_step(root, tmp_path, name):
     recipe = load_recipe(tiny_recipe(root, "unused", compute__attention="eager", **CHANGES[name]))
     counter = FlopCounterMode(display=False)
     shape = one_step(recipe, tmp_path, lambda model: counter)
-    _, ledger = weigh(recipe, config_of(recipe), shape)
-    assert ledger.flops.total() == pytest.approx(counter.get_total_flops(), rel=0.01)
+    _, counted = weigh(recipe, config_of(recipe), shape)
+    assert counted.flops.total() == pytest.approx(counter.get_total_flops(), rel=0.01)
     fused = load_recipe(recipe, ["compute.attention=sdpa"])  # whose products PyTorch does not count on a CPU
-    assert weigh(fused, config_of(fused), shape)[1].flops.total() == pytest.approx(ledger.flops.total(), rel=0.02)
+    assert weigh(fused, config_of(fused), shape)[1].flops.total() == pytest.approx(counted.flops.total(), rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["stage 1", "stage 2", "stage 2, checkpointed", "stage 2, all logits", "lora"])
@@ -101,15 +98,15 @@ def test_arithmetic_is_what_torch_counts_in_a_real_step(root, tmp_path, name):
 def test_memory_is_what_a_real_step_holds(root, tmp_path, name, precision):
     recipe = load_recipe(tiny_recipe(root, "unused", **CHANGES[name]))
     recipe = load_recipe(recipe, [f"compute.precision={precision}", f"compute.frozen_weights={precision}"])
-    real: list[Ledger] = []
+    real: list[OperatorCounter] = []
 
     def holding(model):
-        real.append(Ledger(model))
+        real.append(OperatorCounter(model))
         return real[0].on("step")
 
     shape = one_step(recipe, tmp_path, holding)
-    parts, ledger = weigh(recipe, config_of(recipe), shape)
-    assert ledger.peak.total() == pytest.approx(real[0].peak.total(), rel=0.1)
+    parts, counted = weigh(recipe, config_of(recipe), shape)
+    assert counted.peak.total() == pytest.approx(real[0].peak.total(), rel=0.1)
     model, _ = open_model(recipe)
     freeze_all_but(model, recipe.train)
     if not recipe.lora.rank:
@@ -121,7 +118,7 @@ def test_the_dry_run_counts_what_each_setting_saves_in_memory(root):
     recipe = load_recipe(tiny_recipe(root, "unused", train=["projector", "llm"]))
     config, shape = config_of(recipe), BatchShape(4, 60, 12, 4, 3000)
 
-    def peak(*changes: str) -> Ledger:
+    def peak(*changes: str) -> OperatorCounter:
         return weigh(load_recipe(recipe, changes), config, shape)[1]
 
     plain = peak()

@@ -10,12 +10,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from support.tiny_training import row, save_backbones, save_corpus
+from support.tiny_training import row, save_backbones, save_corpus, tiny_recipe
 
 from llaso.training.experiments.experiment_report import put_into_page, table, write_report
-from llaso.training.experiments.experiments import Inputs, flat_scores, run_experiment
+from llaso.training.experiments.experiments import Inputs, evaluate_model, flat_scores, run_experiment
 from llaso.training.recipe.recipe import load_recipe
+from llaso.training.run.train import train
+from llaso_common.folder_lock import FolderBusy
 
 SMALL = (
     "batch.per_device=4",
@@ -256,3 +259,42 @@ def test_mistakes_are_named(inputs, tmp_path):
         run_experiment("encoder", inputs, tmp_path, stage1=Path("nowhere"))
     with pytest.raises(ValueError, match="has none of the tasks PR; it has ASR, IP, AQA"):
         run_experiment("unseen", inputs, tmp_path, unseen=["PR"])
+
+
+@pytest.fixture(scope="module")
+def model(inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    recipe = tiny_recipe(inputs.folder / "backbones", "model", optimizer__max_steps=1, data__path=str(inputs.align))
+    recipe["out"] = str(tmp_path_factory.mktemp("scored") / "model")
+    return Path(train(recipe).out)
+
+
+def test_a_model_is_scored_in_a_process_of_its_own_and_once(inputs, model, tmp_path):
+    scores = evaluate_model(model, inputs.evaluation, tmp_path / "evaluation", rows=0)
+    file = tmp_path / "evaluation" / "scores.json"
+    assert scores == json.loads(file.read_text()) and scores["tasks"]["ASR"]["primary"]["metric"] == "wer"
+    assert len((tmp_path / "evaluation" / "predictions" / "ASR.jsonl").read_text().splitlines()) == 2
+    before = file.stat().st_mtime_ns
+    assert evaluate_model(model, inputs.evaluation, tmp_path / "evaluation", rows=0) == scores
+    assert file.stat().st_mtime_ns == before
+    with pytest.raises(RuntimeError, match=r"could not be scored on .*: Traceback(.|\n)*nowhere"):
+        evaluate_model(tmp_path / "nowhere", inputs.evaluation, tmp_path / "failed", rows=0)
+    assert not (tmp_path / "failed" / "scores.json").exists()
+
+
+def test_scoring_goes_on_holding_the_folder_when_its_experiment_is_killed(inputs, model, tmp_path):
+    out, marker = tmp_path / "evaluation", tmp_path / "evaluation" / "predictions"
+    spawn = multiprocessing.get_context("spawn")
+    parent = spawn.Process(target=evaluate_model, args=(model, inputs.evaluation, out, 0))
+    parent.start()
+    while not (children := psutil.Process(parent.pid).children()) or not marker.exists():
+        time.sleep(0.01)
+        assert parent.is_alive()
+    child = next(one for one in children if "resource_tracker" not in " ".join(one.cmdline()))
+    child.suspend()
+    parent.kill()
+    parent.join()
+    with pytest.raises(FolderBusy):
+        evaluate_model(model, inputs.evaluation, out, rows=0)
+    child.resume()
+    child.wait()
+    assert evaluate_model(model, inputs.evaluation, out, rows=0)["tasks"]["ASR"]

@@ -21,8 +21,8 @@ from support.tiny_training import row, save_backbones, tiny_recipe
 from llaso.training.recipe.recipe import load_recipe
 from llaso.training.rows.corpora import clip_bytes
 from llaso.training.rows.encoder_cache import EncoderCache, clip_key, fill
-from llaso.training.run.distributed import patient_barrier
-from llaso.training.run.train import open_model
+from llaso.training.run.distributed import long_barrier
+from llaso.training.run.model_setup import open_model
 from llaso_common.folder_lock import LOCK, FolderBusy, alone_in, one_at_a_time
 
 fork = multiprocessing.get_context("fork")
@@ -245,7 +245,7 @@ def wait_long(rank: int, store: str, failures) -> None:
         "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=backend
     )
     try:
-        with patient_barrier() as wait_for_first:
+        with long_barrier() as wait_for_first:
             if rank == 0:
                 threading.Event().wait(2.5)
             wait_for_first()

@@ -18,11 +18,13 @@ from llaso.training.recipe.recipe import load_recipe
 from llaso.training.rows.collator import IGNORED, Collator, RowEncoder
 from llaso.training.rows.corpora import decode_audio, open_corpus
 from llaso.training.rows.encoder_cache import EncoderCache, clip_key, encode_windows, project_windows
+from llaso.training.rows.training_rows import TrainingRows, batch_rule
 from llaso.training.run.distillation import Teacher, TeacherCollator
 from llaso.training.run.held_out import HeldOut, normalize, word_errors
 from llaso.training.run.history import History, read_history
 from llaso.training.run.model_parts import add_lora, freeze_all_but, hold_frozen_in, merge_lora, report_parts
-from llaso.training.run.train import batch_rule, open_model, train, training_arguments
+from llaso.training.run.model_setup import open_model
+from llaso.training.run.train import train
 from llaso.training.run.trainer import LlasoTrainer, TrainingDiverged
 
 
@@ -54,17 +56,16 @@ def make_trainer(root: Path, out: Path, model=None, cache: EncoderCache | None =
     fresh, processor = open_model(recipe)
     model = model or fresh
     frozen = freeze_all_but(model, recipe.train)
-    return LlasoTrainer(
-        model,
-        training_arguments(recipe, 4),
-        recipe=recipe,
-        processor=processor,
+    rows = TrainingRows(
         corpus=open_corpus(recipe.data, 0),
+        held_out=[],
         rule=batch_rule(recipe, 1),
+        epoch_steps=4,
+        steps=4,
         collator=Collator(RowEncoder(processor, recipe.data.max_length, cache)),
-        frozen=frozen,
-        history=History(out / "history.jsonl"),
+        cache=cache,
     )
+    return LlasoTrainer(model, recipe, processor, rows, frozen, History(out / "history.jsonl"))
 
 
 # ---- Rows to batches ----
@@ -372,7 +373,7 @@ def test_the_teacher_reads_the_transcript_and_its_answers_are_drawn_near(root, t
     answers = int(is_answer.sum())
     want = (plain * is_answer[0].sum() + torch.cat(losses).sum()) / answers
 
-    trainer.recipe = load_recipe(trainer.recipe, ["optimizer.distill_weight=1"])
+    trainer.distill_weight = 1.0
     trainer.teacher = Teacher(model, temperature=1.0)
     got = trainer.training_step(model, batch, torch.tensor(answers))
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)

@@ -21,9 +21,10 @@ import yaml
 from support.paths import ROOT
 from support.tiny_training import curve, row, save_backbones, save_corpus, tiny_recipe, weights_digest
 
-from llaso.training.recipe.recipe import load_recipe, valid_names
+from llaso.training.recipe.recipe import Recipe, load_recipe
+from llaso.training.recipe.yaml_loader import names_and_ranges
 from llaso.training.rows.corpora import open_corpus
-from llaso.training.run.checkpoints import MARKER, mark_whole, put_aside_partial, whole_checkpoints
+from llaso.training.run.checkpoints import MARKER, mark_whole, remove_broken_checkpoints, whole_checkpoints
 from llaso.training.run.history import History, read_history
 from llaso.training.run.resume import (
     MAY_CHANGE,
@@ -31,7 +32,7 @@ from llaso.training.run.resume import (
     StepPlan,
     decisive,
     digest_of,
-    note,
+    record_run,
     refuse_another_run,
 )
 from llaso.training.run.train import train
@@ -198,7 +199,7 @@ def test_a_checkpoint_that_lost_part_of_any_file_gives_way_to_the_one_before(che
         file = out / "checkpoint-6" / name
         os.truncate(file, file.stat().st_size // 2)
         assert [step for step, _ in whole_checkpoints(out)] == [3], name
-        put_aside_partial(out)
+        remove_broken_checkpoints(out)
         assert f"checkpoint-6 is left out, as {'its ' if name == MARKER else ''}{name} " in caplog.text
         assert sorted(folder.name for folder in out.glob("*checkpoint*")) == ["checkpoint-3", "damaged-checkpoint-6"]
         caplog.clear()
@@ -231,11 +232,12 @@ def test_settings_that_may_not_change_on_resume_are_refused_by_name(root, checkp
 
 
 def test_every_setting_that_may_change_is_one_that_recipes_have(root):
-    names = {*valid_names(), *(f"{name.partition('.')[0]}." for name in valid_names())}
+    valid = set(dict(names_and_ranges(Recipe)))
+    names = {*valid, *(f"{name.partition('.')[0]}." for name in valid)}
     assert names >= {*MAY_CHANGE, *MEASURES}
     settings = load_recipe(recipe_for(root, "unused", {})).to_dict()
     assert "watch.final_rows" in decisive(settings) and "watch.save_every" not in decisive(settings)
-    assert {name for name in valid_names() if name.startswith("data.") and name not in decisive(settings)} == {
+    assert {name for name in valid if name.startswith("data.") and name not in decisive(settings)} == {
         "data.rows",
         "data.seconds_per_row",
         "data.text_tokens_per_row",
@@ -244,7 +246,7 @@ def test_every_setting_that_may_change_is_one_that_recipes_have(root):
 
 def test_deepspeed_goes_on_with_as_many_processes_only(root, tmp_path):
     recipe = load_recipe(recipe_for(root, "unused", {}))
-    note(tmp_path, recipe, StepPlan(2, 2, "deepspeed"))
+    record_run(tmp_path, recipe, StepPlan(2, 2, "deepspeed"))
     refuse_another_run(tmp_path, recipe, StepPlan(2, 2, "deepspeed"), finished=False)
     refuse_another_run(tmp_path, recipe, StepPlan(1, 1, "none"), finished=True)  # only to read its result
     with pytest.raises(ValueError, match="checkpoints of 2 processes cannot be read by 1; launch as many"):
@@ -316,7 +318,7 @@ def test_only_whole_checkpoints_count(tmp_path):
             mark_whole(tmp_path / f"checkpoint-{step}", step, keep=2)
     assert [step for step, _ in whole_checkpoints(tmp_path)] == [4, 6]
     assert json.loads((tmp_path / "checkpoint-6" / MARKER).read_text()) == {"step": 6, "bytes": {}}
-    put_aside_partial(tmp_path)
+    remove_broken_checkpoints(tmp_path)
     assert sorted(folder.name for folder in tmp_path.iterdir()) == ["checkpoint-4", "checkpoint-6"]
 
 

@@ -1,7 +1,7 @@
 """What a recipe would cost, without weights, data or network: parameters, steps, tokens, memory, arithmetic.
 
 The network has shapes and no numbers. One micro-batch of mean rows goes through it forward and backward, and every
-operator's products and every tensor's bytes are counted (`ledger.py`); rows and lengths are read where the corpus is
+operator's products and every tensor's bytes are counted (`flops.py`); rows and lengths are read where the corpus is
 at hand and taken from the recipe where it is not.
 """
 
@@ -28,17 +28,10 @@ from ..recipe.recipe import ModelChoice, Recipe, load_recipe
 from ..rows.batch_plan import padding_share, steps_per_epoch
 from ..rows.corpora import NumberedCorpus, open_corpus
 from ..rows.corpus_columns import column_of
-from ..run.model_parts import (
-    PartReport,
-    add_lora,
-    describe_parts,
-    freeze_all_but,
-    hold_frozen_in,
-    keep_frozen,
-    report_parts,
-)
-from ..run.train import batch_rule
-from .flops import ENCODER, BatchShape, Ledger, weigh_micro_batch
+from ..rows.training_rows import batch_rule
+from ..run.model_parts import PartReport, describe_parts, keep_frozen, report_parts
+from ..run.model_setup import set_up_parts
+from .flops import ENCODER, BatchShape, OperatorCounter, count_micro_batch
 
 KNOWN_ENCODERS = {"openai/whisper-large-v3": WHISPER_LARGE_V3}
 KNOWN_LLMS = {"meta-llama/Llama-3.2-3B-Instruct": LLAMA_3_2_3B}
@@ -53,7 +46,7 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Rows:
+class MeanRows:
     """A corpus in the mean.
 
     Attributes:
@@ -74,7 +67,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class RunCost:
     """A run, weighed.
 
     Attributes:
@@ -127,7 +120,7 @@ class Estimate:
         return lines
 
 
-def dry_run(recipe: str | Path | Recipe, overrides: Iterable[str] = ()) -> Estimate:
+def dry_run(recipe: str | Path | Recipe, overrides: Iterable[str] = ()) -> RunCost:
     """Weigh a recipe.
 
     Raises:
@@ -145,18 +138,18 @@ def dry_run(recipe: str | Path | Recipe, overrides: Iterable[str] = ()) -> Estim
     text = round(rows.text)
     windows = max(1, round(at_once * rows.windows)) if rows.windows else 0
     shape = BatchShape(at_once, text, max(1, round(ANSWER_SHARE * text)), windows, rows.frames)
-    parts, ledger = weigh(settings, config, shape)
+    parts, counter = weigh(settings, config, shape)
 
     batch = at_once * settings.batch.accumulation * world
     seen = steps * batch
     encoded = seen if settings.encoder_cache_folder is None else min(seen, rows.count)
-    flops = dict(ledger.flops)
+    flops = dict(counter.flops)
     encoder_flops = flops.pop(ENCODER, 0)
     trainable = sum(part.trainable for part in parts)
     llm = next(part for part in parts if part.name == "llm")
     teaches = settings.optimizer.distill_weight > 0 and llm.trainable > 0  # a copy does; a frozen LLM itself does
     teacher_width = 2 if settings.compute.frozen_weights == "bf16" else 4
-    return Estimate(
+    return RunCost(
         network=_network(settings.model),
         parts=parts,
         rows=rows.count,
@@ -169,21 +162,17 @@ def dry_run(recipe: str | Path | Recipe, overrides: Iterable[str] = ()) -> Estim
             "gradients": BYTES_GRADIENT * trainable,
             "Adam's moments": BYTES_ADAM * trainable,
             "the teacher's weights": teacher_width * llm.parameters if teaches else 0,
-            **ledger.peak,
+            **counter.peak,
         },
         flops=(seen * sum(flops.values()) + encoded * encoder_flops) / at_once,
     )
 
 
-def weigh(recipe: Recipe, config: LlasoConfig, shape: BatchShape) -> tuple[list[PartReport], Ledger]:
+def weigh(recipe: Recipe, config: LlasoConfig, shape: BatchShape) -> tuple[list[PartReport], OperatorCounter]:
     """The recipe's network made of shapes: what its parts do, and what one micro-batch costs."""
     with torch.device("meta"):
         model = LlasoForConditionalGeneration(config)
-        frozen = freeze_all_but(model, recipe.train)
-        if recipe.lora.rank:
-            add_lora(model, recipe.lora)
-    if recipe.compute.frozen_weights == "bf16":
-        hold_frozen_in(model, torch.bfloat16)
+        frozen = set_up_parts(model, recipe)
     if recipe.compute.attention == "eager":  # the others keep as little as PyTorch's own
         model.set_attn_implementation("eager")
     model.train()
@@ -193,11 +182,13 @@ def weigh(recipe: Recipe, config: LlasoConfig, shape: BatchShape) -> tuple[list[
     parts = report_parts(model)
     with FakeTensorMode():
         _onto_fake_cpu(model)
-        ledger = weigh_micro_batch(model, shape, recipe.compute.precision == "bf16", recipe.compute.answer_only_logits)
-    return parts, ledger
+        counter = count_micro_batch(
+            model, shape, recipe.compute.precision == "bf16", recipe.compute.answer_only_logits
+        )
+    return parts, counter
 
 
-def rows_of(recipe: Recipe, config: LlasoConfig, world: int) -> Rows:
+def rows_of(recipe: Recipe, config: LlasoConfig, world: int) -> MeanRows:
     """The recipe's corpus in the mean, read where it is at hand.
 
     Raises:
@@ -216,7 +207,7 @@ def rows_of(recipe: Recipe, config: LlasoConfig, world: int) -> Rows:
         cut = np.ceil(seconds * FRAMES_PER_SECOND / config.max_frames)
         frames = config.max_frames if full else max(2, round(FRAMES_PER_SECOND * seconds.sum() / max(1, cut.sum())))
         audio = cut.mean() * count_audio_tokens(frames, config.projector_stride)
-        return Rows(
+        return MeanRows(
             count=len(lengths),
             text=max(1.0, float(np.mean(lengths) - audio)),
             windows=float(cut.mean()),
@@ -233,7 +224,7 @@ def rows_of(recipe: Recipe, config: LlasoConfig, world: int) -> Rows:
     clips = math.ceil(of_a_row / config.max_frames)
     frames = config.max_frames if full else max(2, round(of_a_row / max(1, clips)))
     steps = math.ceil(data.rows / (recipe.batch.per_device * rule.parallel))
-    return Rows(data.rows, data.text_tokens_per_row, clips, frames, None, steps)
+    return MeanRows(data.rows, data.text_tokens_per_row, clips, frames, None, steps)
 
 
 def config_of(recipe: Recipe) -> LlasoConfig:

@@ -63,7 +63,7 @@ class BatchShape:
     frames: int
 
 
-class Ledger(TorchDispatchMode):
+class OperatorCounter(TorchDispatchMode):
     """Counts products, and the bytes of every tensor that is alive, by what it was made for.
 
     Attributes:
@@ -117,12 +117,12 @@ class Ledger(TorchDispatchMode):
         weakref.finalize(storage, gone)
 
 
-def weigh_micro_batch(
+def count_micro_batch(
     model: LlasoForConditionalGeneration, shape: BatchShape, bf16: bool, answer_only_logits: bool
-) -> Ledger:
+) -> OperatorCounter:
     """Run one micro-batch of fake tensors forward and backward.
 
-    Gradients of earlier micro-batches are taken to be there; neither they nor the weights are in the ledger.
+    Gradients of earlier micro-batches are taken to be there; neither they nor the weights are counted.
 
     Args:
         model: made within the current `FakeTensorMode`, frozen and checkpointed as it is to train.
@@ -133,36 +133,36 @@ def weigh_micro_batch(
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.empty_like(parameter)
-    ledger = Ledger(model)
+    counter = OperatorCounter(model)
     config, inner = model.config, model.model
     encoder_learns = any(parameter.requires_grad for parameter in inner.audio_tower.parameters())
     tokens = shape.windows * count_audio_tokens(shape.frames, config.projector_stride)
     length = shape.text + round(tokens / shape.rows)
 
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        with ledger.on(ENCODER), torch.set_grad_enabled(encoder_learns):
+        with counter.on(ENCODER), torch.set_grad_enabled(encoder_learns):
             features = torch.empty(shape.windows, config.audio_config.num_mel_bins, shape.frames)
             vectors = torch.empty(0, 1, config.audio_config.d_model)  # text alone
             if shape.windows:
                 vectors = inner.audio_tower(features.to(inner.audio_tower.conv1.weight.dtype)).last_hidden_state
-        with ledger.on(LLM):
+        with counter.on(LLM):
             audio = inner.multi_modal_projector(inner.multi_modal_projector.pool(vectors, None).flatten(0, 1))
             text = inner.get_input_embeddings()(torch.empty(shape.rows, length, dtype=torch.long))
             places = torch.empty(shape.rows, length, 1, dtype=torch.bool)
             embeddings = text.masked_scatter(places, audio.to(text.dtype))
             hidden = inner.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
-        with ledger.on(LOGITS):
+        with counter.on(LOGITS):
             logits = model.compute_logits(hidden[:, -shape.answers :] if answer_only_logits else hidden)
-    with ledger.on(LOGITS):
+    with counter.on(LOGITS):
         logits = logits.float()
         if not answer_only_logits:
             logits = logits[:, -shape.answers :].clone()
         labels = torch.empty(logits.shape[:-1].numel(), dtype=torch.long)
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels)
     del features, vectors, audio, text, places, embeddings, hidden, logits, labels
-    with ledger.on(BACKWARD):
+    with counter.on(BACKWARD):
         loss.backward()
-    return ledger
+    return counter
 
 
 def _storage(tensor: torch.Tensor) -> int:

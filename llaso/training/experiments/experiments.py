@@ -1,35 +1,39 @@
-"""The paper's experiments at any scale: variations of the two stages, seeds, scores, and a table and plot of each.
+"""The paper's experiments at any scale: variations of the two stages, several seeds, scores, a table and a plot.
 
-Comes in: the folder of a quickstart (corpora, backbones), or any of the same layout. Every run is an ordinary
-`train`, every score comes from `llaso eval` in a process of its own, everything finished is skipped when the command
-is given again, and processes given it at once share the runs. Goes out: the models, and `results.json` for each
-experiment; `experiment_report` makes the rest of it.
+Input is the folder of a quickstart (corpora, backbones), or any of the same layout. Every run is an ordinary `train`,
+and `eval_suite` scores it in a process of its own. What is finished is skipped when the command is given again, and
+processes that are given it at once share the runs. Output are the models and a `results.json` for each experiment;
+`experiment_report` makes table and plot of it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
-import subprocess
-import sys
+import multiprocessing
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from llaso.progress import Report
 from llaso_common.atomic_write import write_atomically
 from llaso_common.folder_lock import FolderBusy, alone_in, one_at_a_time
 
 from ..recipe.recipe import DataChoice, Recipe, load_recipe
 from ..rows.corpora import NumberedCorpus, open_corpus
-from ..run.callbacks import Report
+from ..rows.training_rows import batch_rule, count_steps
 from ..run.resume import RECIPE, decisive
-from ..run.train import RESULT, TrainResult, batch_rule, count_steps, train
+from ..run.train import RESULT, TrainResult, train
 
 UNSEEN_TASKS = ("IP", "SCR")
 """Held out of training by default, where the corpus has them."""
@@ -39,7 +43,7 @@ FEW_TASKS = 3
 LOOK_AGAIN = 2.0
 """Seconds between two looks at runs that other processes hold."""
 ROWS_AT_ONCE, ANSWER_TOKENS = 32, 64
-"""Of `llaso eval generate`, as the quickstart has it."""
+"""Rows answered together, and tokens of an answer at most, as in the quickstart."""
 
 Scores = dict[str, Any]
 Evaluate = Callable[[Path, Path, Path, int], Scores]
@@ -181,7 +185,7 @@ def run_experiment(
     Every variation takes as many optimizer steps in Stage 2 as the reference does, however many rows it sees. Seeds
     come one after the other, and each run is recorded when it is done: what an interruption leaves can be tabulated.
 
-    Several processes may work on one `out`: each takes runs that nobody holds, waits at the end for those that others
+    Several processes may work on one `out`: each takes runs that are free, waits at the end for those that others
     hold, and takes over what a killed one left. All of them end with the same results.
 
     Args:
@@ -196,7 +200,7 @@ def run_experiment(
         stage1_only: leave Stage 2 out: what Stage 1 came to is all that is recorded.
         stage2_steps: optimizer steps of Stage 2; 0 takes as many as its recipe does.
         rows: of the evaluation corpus; 0 takes all.
-        evaluate: scores a model; `llaso eval` by default.
+        evaluate: scores a model; `evaluate_model` by default.
         report: takes progress lines.
 
     Returns:
@@ -220,7 +224,7 @@ def run_experiment(
     if name == "unseen" and not held_out:
         raise ValueError(f"{inputs.instruct} has none of the tasks {', '.join(unseen)}; it has {', '.join(tasks)}")
     given = None if stage1 is None else TrainResult(**json.loads((stage1 / RESULT).read_text(encoding="utf-8")))
-    evaluate = evaluate or evaluate_by_command
+    evaluate = evaluate or evaluate_model
     runs = _Runs(inputs, out / "runs", recipes, tuple(overrides), given, rows, evaluate, report)
     variations = experiment.variations(tasks, held_out)
     reference = variations[0]
@@ -363,30 +367,48 @@ def flat_scores(scores: Scores) -> dict[str, Any]:
     }
 
 
-def evaluate_by_command(model: Path, corpus: Path, out: Path, rows: int) -> Scores:
-    """Score a model with `llaso eval`, in processes of its own; what is there already is not done again.
+def evaluate_model(model: Path, corpus: Path, out: Path, rows: int) -> Scores:
+    """Answer the evaluation corpus and score the answers, in a process of its own; finished scores are read again.
+
+    The process gives its memory back when it ends, and holds the folder's lock as well, so that another experiment
+    waits for it even if this one is killed.
 
     Raises:
-        RuntimeError: a command failed; its output is in the message.
-        FolderBusy: another process scores it, or one that a killed process had started.
+        RuntimeError: the process failed; its traceback is in the message.
+        FolderBusy: another process scores the model, or one that a killed process had started.
     """
     file = out / "scores.json"
     with alone_in(out) as lock:
         if not file.exists():
-            predictions = str(out / "predictions")
-            generate = ["generate", "--model", str(model), "--data", str(corpus), "--out", predictions]
-            generate += ["--batch-size", str(ROWS_AT_ONCE), "--max-new-tokens", str(ANSWER_TOKENS)]
-            generate += ["--limit", str(rows)] if rows else []
-            _llaso_eval(generate, lock)
-            _llaso_eval(["score", predictions, "--no-intervals", "--out", str(file)], lock)
+            spawn = multiprocessing.get_context("spawn")
+            failure = spawn.SimpleQueue()
+            arguments = (DupFd(lock), failure, model, corpus, out / "predictions", rows, file)
+            child = spawn.Process(target=_generate_and_score, args=arguments)
+            with contextlib.suppress(BrokenPipeError):  # it died while it started: its exit code says so
+                child.start()
+            child.join()
+            if child.exitcode:
+                why = f"exit code {child.exitcode}" if failure.empty() else failure.get()
+                raise RuntimeError(f"{model} could not be scored on {corpus}: {why}")
         return json.loads(file.read_text(encoding="utf-8"))
 
 
-def _llaso_eval(arguments: Sequence[str], lock: int) -> None:
-    """One command, which holds the lock as well, so that nobody else begins while it runs."""
-    command = [sys.executable, "-m", "llaso.cli", "eval", *arguments]
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, pass_fds=[lock]
-    )
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-4000:]}")
+def _generate_and_score(
+    lock: Any, failure: SimpleQueue[str], model: Path, corpus: Path, predictions: Path, rows: int, file: Path
+) -> None:
+    from eval_suite.generate import generate
+    from eval_suite.score import score
+
+    lock.detach()  # this process's copy of the lock, held until it ends
+    try:
+        generate(
+            str(model), corpus, predictions, limit=rows or None, batch_size=ROWS_AT_ONCE, max_new_tokens=ANSWER_TOKENS
+        )
+        made = json.loads((predictions / "generation.json").read_text(encoding="utf-8"))
+        if made["errors"] == made["rows"]:
+            raise RuntimeError(f"no row could be answered; {predictions} says why")
+        scores = score(predictions, intervals=False)
+        write_atomically(file, json.dumps(scores, indent=2, ensure_ascii=False, allow_nan=False) + "\n", durable=True)
+    except Exception:
+        failure.put(traceback.format_exc())
+        raise

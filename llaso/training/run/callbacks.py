@@ -1,23 +1,22 @@
-"""Who looks on while a run trains: progress lines, held-out word error rates, and signals that ask it to stop."""
+"""Callbacks of a training: progress lines, word error rates on held-out rows, and stopping on a signal."""
 
 from __future__ import annotations
 
 import signal
 import threading
 import time
-from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from llaso.progress import Report, time_in_words
+
+from ..recipe.recipe import WatchChoice
 from .distributed import gathered
 from .held_out import HeldOut
 from .trainer import LlasoTrainer
-
-Report = Callable[[str], None]
-"""Takes one line for the person watching."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -26,14 +25,14 @@ class Progress(TrainerCallback):
     """Every few steps one line: loss, rate, tokens a second, padding share, time left.
 
     Args:
-        trainer: whose history is read.
+        trainer: whose history is read; its `logging_steps` say how often.
         report: takes the line.
-        every: steps.
-        steps_per_epoch: turns steps into epochs.
+        steps_per_epoch: optimizer steps of one epoch of the corpus.
     """
 
-    def __init__(self, trainer: LlasoTrainer, report: Report, every: int, steps_per_epoch: float) -> None:
-        self.trainer, self.report, self.every, self.steps_per_epoch = trainer, report, every, steps_per_epoch
+    def __init__(self, trainer: LlasoTrainer, report: Report, steps_per_epoch: float) -> None:
+        self.trainer, self.report, self.steps_per_epoch = trainer, report, steps_per_epoch
+        self.every = int(trainer.args.logging_steps)
         self.marks: list[tuple[int, float]] = []  # (step, seconds): ETA and speed are of the last few lines
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
@@ -54,24 +53,26 @@ class Progress(TrainerCallback):
         self.report(
             f"step {state.global_step:>6,}/{state.max_steps:,}  epoch {state.epoch:.2f}  "
             f"loss {sum(r['loss'] for r in latest) / len(latest):.4f}  lr {latest[-1]['learning_rate']:.2e}  "
-            f"{tokens / seconds:,.0f} tokens/s  padding {1 - tokens / padded:.1%}  {left_time(left)} left"
+            f"{tokens / seconds:,.0f} tokens/s  padding {1 - tokens / padded:.1%}  {time_in_words(left)} left"
         )
         self.marks = [*self.marks[-4:], (state.global_step, now)]
 
 
-class WatchHeldOut(TrainerCallback):
-    """Every few steps, and after the last one, the word error rate on held-out rows.
+class HeldOutEvaluation(TrainerCallback):
+    """Measures the word error rate on held-out rows every few steps and after the last one.
 
-    A run that is asked to stop leaves it; the one that goes on makes up for it.
+    A run that is asked to stop leaves an evaluation unfinished; the resumed run does it.
 
     Args:
         trainer: whose model transcribes.
         held_out: the rows.
+        watch: how often, and on how many of them.
         report: takes a line for each evaluation.
     """
 
-    def __init__(self, trainer: LlasoTrainer, held_out: HeldOut, report: Report) -> None:
+    def __init__(self, trainer: LlasoTrainer, held_out: HeldOut, watch: WatchChoice, report: Report) -> None:
         self.trainer, self.held_out, self.report = trainer, held_out, report
+        self.every, self.rows, self.final_rows = watch.evaluate_every, watch.evaluate_rows, watch.final_rows
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -82,26 +83,23 @@ class WatchHeldOut(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if not self.trainer.all_stop:  # whoever asked to stop may not wait for more than a checkpoint
+        if not self.trainer.all_stop:  # a stopping run only writes its checkpoint
             self._evaluate_if_due(args, state)
 
     def _evaluate_if_due(self, args: TrainingArguments, state: TrainerState) -> None:
-        watch = self.trainer.recipe.watch
         last = state.global_step == state.max_steps
-        if not last and (
-            not watch.evaluate_every or not state.global_step or state.global_step % watch.evaluate_every
-        ):
+        if not last and (not self.every or not state.global_step or state.global_step % self.every):
             return
-        rows = watch.final_rows if last else watch.evaluate_rows
+        rows = self.final_rows if last else self.rows
         if not self.held_out.rows[:rows]:
             return
-        accelerator = self.trainer.accelerator
-        model = accelerator.unwrap_model(self.trainer.model)
-        result = self.held_out.evaluate(model, rows, args.process_index, args.world_size, self._asked_to_stop)
+        result = self.held_out.evaluate(
+            self.trainer.unwrapped, rows, args.process_index, args.world_size, self._asked_to_stop
+        )
         if result is None:
             self.trainer.all_stop = True
             return
-        counts = accelerator.reduce(
+        counts = self.trainer.accelerator.reduce(
             torch.tensor([result["errors"], result["words"], result["rows"]], device=args.device), reduction="sum"
         )
         errors, words, rows = (int(value) for value in counts.tolist())
@@ -119,15 +117,15 @@ class WatchHeldOut(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """SIGTERM, Ctrl-C or a lost terminal end the run after the step under way, with a checkpoint.
+    """Ends the run after the current step, with a checkpoint, on SIGTERM, Ctrl-C or a lost terminal.
 
     Used as a context: handlers are set inside it and put back after it. Outside the main thread, where no handler can
     be set, it does nothing; a signal that this process was started to ignore (`nohup`) stays ignored. Several
-    processes stop at the same step, whichever of them got the signal. More signals change nothing, since a launcher
+    processes stop at the same step, even if only one got the signal. More signals change nothing, since a launcher
     sends its own after the terminal's: what must end at once takes SIGQUIT (Ctrl-\\) or SIGKILL.
 
     Args:
-        trainer: is stopped.
+        trainer: the run to stop.
     """
 
     def __init__(self, trainer: LlasoTrainer) -> None:
@@ -145,7 +143,7 @@ class StopOnSignal(TrainerCallback):
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         if kind is not None and self.trainer.args.world_size > 1:
-            return  # a launcher that has lost one process ends the others, which shall say why they end
+            return  # the launcher now ends the other processes, which still have to report why
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
@@ -157,13 +155,3 @@ class StopOnSignal(TrainerCallback):
     ) -> None:
         if self.trainer.all_stop:
             control.should_save = control.should_training_stop = True
-
-
-def left_time(seconds: float) -> str:
-    """A duration as people say it: `45 s`, `3 min 10 s`, `2 h 05 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02} min"

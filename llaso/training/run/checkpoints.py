@@ -46,7 +46,7 @@ def what_lacks(folder: Path) -> str:
     return ""
 
 
-def put_aside_partial(out: Path) -> None:
+def remove_broken_checkpoints(out: Path) -> None:
     """Delete what a kill left half-written, and rename what was whole once, so that somebody may look at it."""
     for _, folder in _all_checkpoints(out):
         lacks = what_lacks(folder)

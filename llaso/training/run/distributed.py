@@ -58,7 +58,7 @@ def gathered(thing: Any) -> list[Any]:
     return things
 
 
-def all_see_the_same(start_step: int, out: Path) -> None:
+def check_same_start(start_step: int, out: Path) -> None:
     """Make sure that every process goes on from the same checkpoint.
 
     Raises:
@@ -73,7 +73,7 @@ def all_see_the_same(start_step: int, out: Path) -> None:
 
 
 @contextmanager
-def patient_barrier() -> Iterator[Callable[[], None]]:
+def long_barrier() -> Iterator[Callable[[], None]]:
     """A barrier for work that takes hours on one process, longer than a training backend waits before it gives up.
 
     Yields:

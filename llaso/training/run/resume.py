@@ -19,6 +19,7 @@ import yaml
 from llaso_common.atomic_write import write_atomically
 
 from ..recipe.recipe import DataChoice, Recipe
+from ..recipe.yaml_loader import flatten
 from ..rows.corpora import Corpus, NumberedCorpus
 from ..rows.corpus_columns import column_of
 
@@ -71,7 +72,7 @@ def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
         settings: of a whole recipe, as `Recipe.to_dict` and `recipe.yaml` have them.
     """
     return {
-        name: value for name, value in _flat(settings).items() if name in MEASURES or not name.startswith(MAY_CHANGE)
+        name: value for name, value in flatten(settings).items() if name in MEASURES or not name.startswith(MAY_CHANGE)
     }
 
 
@@ -89,8 +90,8 @@ def refuse_another_run(out: Path, recipe: Recipe, plan: StepPlan, finished: bool
     """
     if not (out / RECIPE).exists():
         return
-    earlier = _flat(yaml.safe_load((out / RECIPE).read_text(encoding="utf-8")))
-    now = _flat(recipe.to_dict())
+    earlier = flatten(yaml.safe_load((out / RECIPE).read_text(encoding="utf-8")))
+    now = flatten(recipe.to_dict())
     differing = [name for name in sorted(earlier.keys() | now.keys()) if earlier.get(name) != now.get(name)]
     changed = [
         f"{name} was {earlier.get(name)!r}, is {now.get(name)!r}"
@@ -144,8 +145,8 @@ def refuse_other_rows(out: Path, plan: StepPlan) -> None:
         )
 
 
-def note(out: Path, recipe: Recipe, plan: StepPlan) -> None:
-    """Keep what a later run must share."""
+def record_run(out: Path, recipe: Recipe, plan: StepPlan) -> None:
+    """Write the recipe and the plan that a resumed run must share."""
     write_atomically(out / RECIPE, yaml.safe_dump(recipe.to_dict(), sort_keys=False), durable=True)
     write_atomically(out / PLAN, json.dumps(asdict(plan)) + "\n", durable=True)
 
@@ -172,10 +173,3 @@ def _read(out: Path) -> StepPlan | None:
     if not (out / PLAN).exists():
         return None
     return StepPlan(**json.loads((out / PLAN).read_text(encoding="utf-8")))
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat

@@ -1,4 +1,4 @@
-"""transformers' Trainer, taught what LLaSO needs: batches from the plan, answer-only loss, frozen parts, guards.
+"""transformers' Trainer with what LLaSO adds: planned batches, answer-only loss, frozen parts, divergence checks.
 
 One epoch of the Trainer is the whole run: the plan chains the corpus's epochs itself, so that a resumed run starts in
 the middle of the plan without reading what came before.
@@ -7,6 +7,7 @@ the middle of the plan without reading what came before.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import logging
 import math
 import os
@@ -29,10 +30,10 @@ from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor
 
 from ..recipe.recipe import Recipe
-from ..rows.batch_plan import BatchRule, Plan
-from ..rows.collator import IGNORED, Collator
-from ..rows.corpora import Corpus
+from ..rows.batch_plan import Plan
+from ..rows.collator import IGNORED
 from ..rows.kept_audio import KeptAudio, accept_kept_audio
+from ..rows.training_rows import TrainingRows
 from .checkpoints import mark_whole
 from .distillation import Teacher
 from .distributed import gathered, is_peer_lost
@@ -52,7 +53,7 @@ WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss is no number any more, or has exploded; the message names the rows of that step."""
+    """The loss became NaN or infinite, or exploded; the message names the rows of that step."""
 
 
 class LlasoTrainer(Trainer):
@@ -60,12 +61,9 @@ class LlasoTrainer(Trainer):
 
     Args:
         model: with its parts frozen as the recipe says.
-        args: of transformers.
-        recipe: what else the run is told.
+        recipe: of the run.
         processor: saved with every checkpoint.
-        corpus: rows, numbered or streamed.
-        rule: how rows become batches.
-        collator: how batches become tensors.
+        rows: what is read, and in which steps.
         frozen: modules kept in `eval()`.
         history: takes a record of every step.
         start_step: steps that earlier runs have done.
@@ -74,41 +72,44 @@ class LlasoTrainer(Trainer):
     def __init__(
         self,
         model: LlasoForConditionalGeneration,
-        args: TrainingArguments,
-        *,
         recipe: Recipe,
         processor: LlasoProcessor,
-        corpus: Corpus,
-        rule: BatchRule,
-        collator: Collator,
+        rows: TrainingRows,
         frozen: list[nn.Module],
         history: History,
         start_step: int = 0,
-        **kwargs: Any,
     ) -> None:
         self.out = Path(recipe.out)
-        self.recipe, self.corpus, self.rule, self.frozen = recipe, corpus, rule, frozen
+        self.processor, self.rows, self.frozen = processor, rows, frozen
         self.history, self.start_step = history, start_step
+        self.answer_only_logits = recipe.compute.answer_only_logits
+        self.max_loss_jump, self.keep_checkpoints = recipe.watch.max_loss_jump, recipe.watch.keep
+        self.per_token = recipe.optimizer.normalization == "token"
+        self.lora = recipe.lora
         self.asked_to_stop: Callable[[], bool] = lambda: False
         self.all_stop = False  # whether any process was asked to stop: they all learn of it at the same step
         self.step_parts: list[dict[str, Any]] = []  # what each micro-batch of the step under way adds to its record
         super().__init__(
             model=model,
-            args=args,
-            train_dataset=corpus,
-            data_collator=collator,
+            args=training_arguments(recipe, rows.steps),
+            train_dataset=rows.corpus,
+            data_collator=rows.collator,
             processing_class=processor,
-            **kwargs,
         )
         self.remove_callback(PrinterCallback)
         accept_kept_audio(model)
-        choice = recipe.optimizer
+        self.distill_weight = recipe.optimizer.distill_weight
         self.teacher: Teacher | None = None
-        if choice.distill_weight > 0:
-            self.teacher = Teacher(model, choice.distill_temperature, copies=self.shards)
+        if self.distill_weight > 0:
+            self.teacher = Teacher(model, recipe.optimizer.distill_temperature, copies=self.shards)
             if recipe.compute.frozen_weights == "bf16":
                 self.teacher.hold_in(torch.bfloat16)
-        self.loss_is_scaled_for_ga = recipe.optimizer.normalization == "token"
+        self.loss_is_scaled_for_ga = self.per_token
+
+    @property
+    def unwrapped(self) -> LlasoForConditionalGeneration:
+        """The model without what accelerate wraps it in."""
+        return self.accelerator.unwrap_model(self.model)
 
     @property
     def shards(self) -> bool:
@@ -121,16 +122,16 @@ class LlasoTrainer(Trainer):
         """This process's micro-batches; the loader draws nothing from the random state that training depends on."""
         args = self.args
         plan: Plan = Plan(
-            self.corpus.windows(self.rule, self.recipe.seed),
-            self.rule,
+            self.rows.corpus.windows(self.rows.rule, args.seed),
+            self.rows.rule,
             steps=args.max_steps,
-            seed=self.recipe.seed,
+            seed=args.seed,
             rank=args.process_index,
             world=args.world_size,
             start_step=self.start_step,
         )
         return DataLoader(
-            self.corpus,  # type: ignore[arg-type]
+            self.rows.corpus,  # type: ignore[arg-type]
             batch_sampler=plan,
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
@@ -154,7 +155,7 @@ class LlasoTrainer(Trainer):
             With token normalization, the sum over this micro-batch divided by the answer tokens of the whole step, of
             all processes; with `paper`, the mean over this micro-batch.
         """
-        keep_frozen(self.frozen, self.accelerator.unwrap_model(self.model))
+        keep_frozen(self.frozen, self.unwrapped)
         inputs = dict(inputs)
         ids, tasks, skipped = inputs.pop("ids"), inputs.pop("tasks"), inputs.pop("skipped")
         targets = inputs.pop("shift_labels")
@@ -166,7 +167,7 @@ class LlasoTrainer(Trainer):
         elif "input_features" not in inputs:  # text alone
             inputs["mm_encoder_outputs"] = {"audio": KeptAudio([], [], self.shards)}
 
-        if self.recipe.compute.answer_only_logits:
+        if self.answer_only_logits:
             outputs = model(**inputs, logits_to_keep=is_answer, use_cache=False)
             logits = outputs.logits
         else:
@@ -175,7 +176,7 @@ class LlasoTrainer(Trainer):
         losses = nn.functional.cross_entropy(logits.float(), targets[is_answer], reduction="none")
 
         if self.teacher is not None and teacher_inputs:
-            weight = self.recipe.optimizer.distill_weight
+            weight = self.distill_weight
             divergence, taught = self.teacher.divergence(logits, is_answer, teacher_inputs)
             losses = losses.masked_scatter(taught, (1 - weight) * losses[taught] + weight * divergence)
 
@@ -194,7 +195,7 @@ class LlasoTrainer(Trainer):
                 "padded": inputs["attention_mask"].numel(),
             }
         )
-        if self.recipe.optimizer.normalization == "paper":
+        if not self.per_token:
             loss = losses.sum() / max(1, len(losses))
         else:
             assert num_items_in_batch is not None
@@ -206,7 +207,7 @@ class LlasoTrainer(Trainer):
         self, batch_samples: list[dict[str, Any]], device: torch.device
     ) -> torch.Tensor | None:
         """Answer tokens of a whole step, of all micro-batches and processes; `paper` does not count them."""
-        if self.recipe.optimizer.normalization == "paper" or not batch_samples:
+        if not self.per_token or not batch_samples:
             return None
         count = torch.stack([(batch["shift_labels"] != IGNORED).sum() for batch in batch_samples]).sum()
         return self.accelerator.reduce(count.to(device), reduction="sum").clamp(min=1)
@@ -214,7 +215,7 @@ class LlasoTrainer(Trainer):
     # ---- What a step leaves behind ----
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Where the gradients of a step are complete and the weights not yet changed: the guards stand here."""
+        """Runs after gradient accumulation and before the optimizer step; divergence is checked here."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
         if isinstance(grad_norm, DTensor):
             grad_norm = grad_norm.full_tensor()  # FSDP2 leaves each process its part of the sum
@@ -227,7 +228,7 @@ class LlasoTrainer(Trainer):
         everyone = gathered(_summary(parts) | {"stop": self.asked_to_stop()})
         total = {name: sum(one[name] for one in everyone) for name in SUMS}
         self.all_stop = any(one["stop"] for one in everyone)
-        if self.recipe.optimizer.normalization == "paper":
+        if not self.per_token:
             loss = total["micro_losses"] / total["micro_batches"]
         else:
             loss = total["loss_sum"] / max(1.0, total["answer_tokens"])
@@ -252,13 +253,13 @@ class LlasoTrainer(Trainer):
         )
 
     def _check(self, loss: float, grad_norm: float | None, parts: list[dict[str, Any]]) -> None:
-        """Stop before the weights take a step that is no number, or that lost what was learned."""
+        """Raise `TrainingDiverged` if the loss or the gradient is not finite, or the loss exploded."""
         step = self.state.global_step + 1
         if math.isfinite(loss) and (grad_norm is None or math.isfinite(grad_norm)):
             if len(self.history.recent) < 2 * CALM_STEPS:
                 return
             usual, first = self.history.median_loss(CALM_STEPS), max(self.history.first_losses)
-            if loss <= self.recipe.watch.max_loss_jump * usual or loss <= first:
+            if loss <= self.max_loss_jump * usual or loss <= first:
                 return
             what = f"the loss jumped to {loss:.3g}, from {usual:.3g}"
         else:
@@ -298,7 +299,7 @@ class LlasoTrainer(Trainer):
     # ---- Checkpoints ----
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write a checkpoint that counts only when it is whole.
+        """Write a checkpoint, and mark it complete only after every file is on disk.
 
         Raises:
             OSError: it cannot be written, on a full disk say; the one before is kept.
@@ -308,7 +309,7 @@ class LlasoTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
-                mark_whole(folder, self.state.global_step, self.recipe.watch.keep)
+                mark_whole(folder, self.state.global_step, self.keep_checkpoints)
         except WRITE_ERRORS as error:
             if is_peer_lost(error):
                 raise
@@ -317,6 +318,45 @@ class LlasoTrainer(Trainer):
                 f"checkpoint {folder} could not be written: {error}. Earlier checkpoints are kept; make room and run "
                 "the same command again"
             ) from error
+
+
+def training_arguments(recipe: Recipe, steps: int) -> TrainingArguments:
+    """Translate a recipe into transformers' arguments."""
+    optimizer, compute, watch = recipe.optimizer, recipe.compute, recipe.watch
+    reporters = list(watch.reporters)
+    if reporters == ["auto"]:
+        reporters = ["trackio"] if importlib.util.find_spec("trackio") else ["none"]
+    arguments = TrainingArguments(
+        output_dir=recipe.out,
+        per_device_train_batch_size=recipe.batch.per_device,
+        gradient_accumulation_steps=recipe.batch.accumulation,
+        max_steps=steps,
+        learning_rate=optimizer.learning_rate,
+        warmup_steps=optimizer.warmup_ratio,
+        lr_scheduler_type=optimizer.schedule,
+        weight_decay=optimizer.weight_decay,
+        max_grad_norm=optimizer.clip,
+        bf16=compute.precision == "bf16",
+        activation_checkpointing=compute.gradient_checkpointing,
+        use_cpu=not torch.accelerator.is_available(),
+        dataloader_num_workers=compute.workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        logging_steps=watch.log_every,
+        save_steps=watch.save_every,
+        report_to=reporters,
+        project="llaso",
+        run_name=Path(recipe.out).name,
+        seed=recipe.seed,
+        remove_unused_columns=False,
+        ignore_data_skip=True,  # the plan skips by itself, without reading what it skips
+        ddp_find_unused_parameters="encoder" in recipe.train,  # a batch of text alone does not use it
+        logging_nan_inf_filter=False,  # a loss that is no number stops the run instead
+        disable_tqdm=True,
+    )
+    if arguments.n_gpu > 1:
+        logger.warning("of %d GPUs one is used; `accelerate launch` takes them all", arguments.n_gpu)
+        arguments._n_gpu = 1  # or the Trainer would copy the model to all of them from this one process
+    return arguments
 
 
 def _summary(parts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -364,8 +404,7 @@ def export(trainer: LlasoTrainer, folder: Path) -> None:
     Raises:
         OSError: they cannot be written; the last checkpoint is still there.
     """
-    accelerator, recipe = trainer.accelerator, trainer.recipe
-    model = accelerator.unwrap_model(trainer.model)
+    accelerator, model = trainer.accelerator, trainer.unwrapped
     if trainer.shards:
         state = accelerator.get_state_dict(trainer.model_wrapped)
         unset_hf_deepspeed_config()  # or the whole model made below would be split over the processes as well
@@ -373,8 +412,8 @@ def export(trainer: LlasoTrainer, folder: Path) -> None:
             generation_config = model.generation_config
             with torch.device("meta"):
                 model = LlasoForConditionalGeneration(model.config)
-                if recipe.lora.rank:
-                    add_lora(model, recipe.lora)
+                if trainer.lora.rank:
+                    add_lora(model, trainer.lora)
             missing, unexpected = model.load_state_dict(
                 state, strict=False, assign=True
             )  # in the types it was held in
@@ -382,13 +421,13 @@ def export(trainer: LlasoTrainer, folder: Path) -> None:
             model.tie_weights()
             model.generation_config = generation_config
     if trainer.is_world_process_zero():
-        if recipe.lora.rank:
+        if trainer.lora.rank:
             merge_lora(model)
         try:
             model.save_pretrained(folder)
             model.config.dtype = torch.float32  # what from_pretrained loads: no learned weight is rounded unasked
             model.config.save_pretrained(folder)
-            trainer.processing_class.save_pretrained(folder)  # type: ignore[union-attr]
+            trainer.processor.save_pretrained(folder)
         except WRITE_ERRORS as error:
             raise OSError(
                 f"the model could not be written to {folder}: {error}. The last checkpoint is kept; make room and run "

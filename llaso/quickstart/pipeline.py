@@ -1,9 +1,7 @@
-"""The whole journey on one page: corpora, backbones, Stage 1, Stage 2, evaluation, report.
+"""Runs the quickstart: corpora, backbones, Stage 1, Stage 2, evaluation and report.
 
-
-
-The roof over all rooms: it calls each through the door a user would take and hands files from one to the next. Every
-stage leaves a mark in `quickstart.json`, so that an interrupted run goes on where it stopped.
+Each stage calls the functions behind the commands and passes files to the next. A finished stage is recorded in
+`quickstart.json`, so that an interrupted quickstart goes on with the first unfinished one.
 """
 
 from __future__ import annotations
@@ -14,24 +12,26 @@ import multiprocessing
 import os
 import queue
 import resource
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from llaso.progress import progress_report, time_in_words
 from llaso_common.atomic_write import write_atomically
 
 CORPORA = ("align", "instruct", "eval")
 STAGES = ("corpora", "backbones", "stage 1", "stage 2", "evaluation", "report")
+REPORT_SECONDS = 10.0
+"""Between two lines of progress."""
 AMERICAN = "en-us"
 """The accent that a person's recordings are spelled out in."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What one quickstart is told; a folder holds one only.
+    """Options of a quickstart; they stay the same for all runs in a folder.
 
     Args:
         speech: folder of real recordings laid out like the Free Spoken Digit Dataset; "" for none.
@@ -55,7 +55,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything.
+    """The amounts of one size.
 
     Args:
         utterances, notes, questions: items of the synthetic source.
@@ -98,20 +98,20 @@ SIZES = {
 
 
 def quickstart(out: str | Path, options: Options, *, ignore_gate: bool = False) -> int:
-    """Run what is left of the journey.
+    """Run the stages that are not finished yet.
 
     Args:
-        out: where everything goes.
-        options: what to do.
-        ignore_gate: go on to Stage 2 whatever Stage 1 came to.
+        out: folder for corpora, models and report.
+        options: of the quickstart.
+        ignore_gate: go on to Stage 2 even if Stage 1 did not pass its gate.
 
     Returns:
-        0, or 1 where Stage 1 did not pass its gate.
+        0, or 1 if Stage 1 did not pass its gate.
 
     Raises:
         ValueError: `out` holds a quickstart with other options, or an input cannot be used.
     """
-    run = _Run(Path(out), options)
+    run = _Pipeline(Path(out), options)
     run.stage("corpora", run.build_corpora)
     if options.encoder:
         print(f"[2/6] backbones: {options.encoder} and {options.llm}, as given")
@@ -129,7 +129,7 @@ def quickstart(out: str | Path, options: Options, *, ignore_gate: bool = False) 
     return 0
 
 
-class _Run:
+class _Pipeline:
     """One quickstart in its folder."""
 
     def __init__(self, out: Path, options: Options) -> None:
@@ -146,7 +146,7 @@ class _Run:
         out.mkdir(parents=True, exist_ok=True)
 
     def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
-        """Do one stage unless it is done, and keep what it says of itself."""
+        """Run a stage unless it is done, and record its result and time."""
         label = f"[{1 + STAGES.index(name)}/{len(STAGES)}] {name}"
         if name in self.record["done"]:
             print(f"{label}: done before")
@@ -158,7 +158,7 @@ class _Run:
         peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         self.record["peak_memory_mb"] = max(self.record.get("peak_memory_mb", 0), round(max(peaks) / 1024))
         write_atomically(self.record_file, json.dumps(self.record, indent=1, ensure_ascii=False))
-        print(f"{label}: {_clock(self.record['done'][name]['seconds'])}", flush=True)
+        print(f"{label}: {time_in_words(self.record['done'][name]['seconds'])}", flush=True)
 
     # --- corpora ----------------------------------------------------------------------------------------------------
 
@@ -188,7 +188,7 @@ class _Run:
                 rows_per_shard=500,
                 voices=synthetic.voices(),
                 against=[self.corpus(other) for other in CORPORA[:2]] if corpus == "eval" else (),
-                progress=_progress(f"llaso-{corpus}: rows"),
+                progress=progress_report(f"      llaso-{corpus}: rows", _say, REPORT_SECONDS),
             )
             rows[corpus] = json.loads((self.corpus(corpus) / "build.json").read_text())["rows"]
         return {"rows": rows}
@@ -200,7 +200,7 @@ class _Run:
     # --- backbones --------------------------------------------------------------------------------------------------
 
     def train_backbones(self) -> dict[str, Any]:
-        """Stand-ins for the pretrained encoder and language model, side by side, a core each."""
+        """Train the small encoder and language model side by side, on half the cores each."""
         print("      no pretrained weights are fetched: a small Whisper encoder and a small Llama are trained from")
         print("      scratch in their place. This step only replaces a download (--encoder ID --llm ID skips it).")
         spelled = self.out / "backbones" / "phonemes.json"
@@ -226,7 +226,7 @@ class _Run:
         return {}
 
     def spell_transcripts(self, file: Path) -> None:
-        """The phonemes of Align's training transcripts, each in the accent it is spoken in."""
+        """Write the phonemes of Align's training transcripts, each in the accent of its voice."""
         from dataset_scripts import synthesize
 
         rows = _rows(self.corpus("align"), "train", ("id", "target", "voice"))
@@ -269,12 +269,12 @@ class _Run:
         return asdict(train(recipe, seeded, report=lambda line: print(f"      {line}", flush=True)))
 
     def gate_passed(self) -> bool:
-        """Whether Stage 1's word error rate on held-out voices and sentences came under the recipe's gate."""
+        """Return whether Stage 1's word error rate on held-out rows is below the recipe's gate."""
         result = self.record["done"]["stage 1"]
         return result["wer"] is not None and result["wer"] < result["gate_wer"]
 
     def gate_message(self) -> str:
-        """What to do where it did not."""
+        """Say what to do if it did not."""
         result = self.record["done"]["stage 1"]
         return (
             f"Stage 1 did not pass its gate: WER {result['wer']:.3f} on {result['wer_words']} held-out words, "
@@ -311,7 +311,7 @@ class _Run:
         return {"held_out": self.held_out_recording(), "real_speech": _real_speech(scored.content)}
 
     def held_out_recording(self) -> dict[str, str]:
-        """One transcribed recording of the evaluation, a person's where there is one; its sound is kept in a file."""
+        """Pick one transcribed recording of the evaluation, preferably of a person, and write its audio to a file."""
         rows = _rows(self.corpus("eval"), "test", ("id", "task", "target", "speaker", "audio"))
         spoken = [row for row in rows if row["task"] == "ASR"]
         chosen = min(spoken, key=lambda row: (not row["speaker"], row["id"]))
@@ -329,7 +329,7 @@ class _Run:
     # --- the end ----------------------------------------------------------------------------------------------------
 
     def last_lines(self) -> str:
-        """Where things lie, one transcription, and how to load the model."""
+        """Return the closing lines: the folders, one transcription, and how to load the model."""
         done, size = self.record["done"], self.record.get("peak_memory_mb", 0)
         heard = done["report"]["held_out"]
         whose = f"speaker {heard['speaker']}" if heard["speaker"] else "a synthetic voice"
@@ -342,7 +342,7 @@ class _Run:
                 f"corpora     {', '.join(str(self.corpus(name)) for name in CORPORA)}",
                 f"model       {self.model}",
                 f"report      {self.out / 'report' / 'index.html'} (and report.json, radar.png)",
-                f"time        {_clock(seconds)} of work; {size:,} MB of memory at most in one process",
+                f"time        {time_in_words(seconds)} of work; {size:,} MB of memory at most in one process",
                 f"stage 1     WER {done['stage 1']['wer']:.3f} on held-out voices and sentences"
                 f" ({done['stage 1']['wer_words']} words)",
                 *real,
@@ -377,33 +377,35 @@ def _real_speech(scores: Mapping[str, Any]) -> list[str]:
 
 
 def _train_encoder(out: Path, size: Size, seed: int, reports: Any) -> None:
-    """The encoder's stand-in, on Align's recordings and the notes of Instruct."""
+    """Train the small encoder on Align's recordings and the notes of Instruct."""
     import torch
 
     from llaso_common.audio import read_audio
 
-    from . import stand_ins
+    from . import small_backbones
 
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
     spelled = json.loads((out / "backbones" / "phonemes.json").read_text())
-    heard = [(row, stand_ins.split_phonemes(spelled[row["id"]])) for row in _rows(out / "llaso-align", "train")]
+    heard = [(row, small_backbones.split_phonemes(spelled[row["id"]])) for row in _rows(out / "llaso-align", "train")]
     notes = {row["sha256"]: row for row in _rows(out / "llaso-instruct", "train") if row["task"] in ("PP", "IC")}
     heard += [(row, ()) for row in notes.values()]
-    clips = [stand_ins.Clip(read_audio(row["audio"][0]["bytes"], name=row["id"]), sounds) for row, sounds in heard]
-    schedule = stand_ins.encoder_schedule(size.encoder_steps)
-    stand_ins.train_encoder(clips, out / "backbones" / "encoder", reports.put, seed=seed, schedule=schedule)
+    clips = [
+        small_backbones.Clip(read_audio(row["audio"][0]["bytes"], name=row["id"]), sounds) for row, sounds in heard
+    ]
+    schedule = small_backbones.encoder_schedule(size.encoder_steps)
+    small_backbones.train_encoder(clips, out / "backbones" / "encoder", reports.put, seed=seed, schedule=schedule)
 
 
 def _train_language_model(out: Path, size: Size, seed: int, reports: Any) -> None:
-    """The language model's stand-in, on text alone: Align's transcripts spelled out, and the words of Instruct."""
+    """Train the small language model on text: Align's transcripts in phonemes, and the words of Instruct."""
     import torch
 
-    from . import stand_ins
+    from . import small_backbones
 
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
     spelled = json.loads((out / "backbones" / "phonemes.json").read_text())
     lines = [
-        stand_ins.Line(_written(row), row["target"], stand_ins.split_phonemes(spelled[row["id"]]))
+        small_backbones.Line(_written(row), row["target"], small_backbones.split_phonemes(spelled[row["id"]]))
         for row in _rows(out / "llaso-align", "train", ("id", "messages", "target"))
     ]
     instructions = [
@@ -411,8 +413,8 @@ def _train_language_model(out: Path, size: Size, seed: int, reports: Any) -> Non
         for row in _rows(out / "llaso-instruct", "train", ("messages", "target"))
         for text in (_written(row), row["target"])
     ]
-    schedule = stand_ins.llm_schedule(size.llm_steps)
-    stand_ins.train_language_model(
+    schedule = small_backbones.llm_schedule(size.llm_steps)
+    small_backbones.train_language_model(
         lines, instructions, out / "backbones" / "llm", reports.put, seed=seed, schedule=schedule
     )
 
@@ -431,23 +433,5 @@ def _rows(corpus: Path, split: str, columns: tuple[str, ...] | None = None) -> l
     return [row for file in files for row in parquet.read_table(file, columns=names).to_pylist()]
 
 
-def _progress(what: str) -> Callable[[int, int], None]:
-    """Prints how far something is and how long it will take: in place on a terminal, else every ten seconds."""
-    started, told, live = time.perf_counter(), 0.0, sys.stdout.isatty()
-
-    def show(done: int, total: int) -> None:
-        nonlocal told
-        now = time.perf_counter()
-        if done < total and (not done or now - told < (0.5 if live else 10.0)):
-            return
-        told = now
-        left = _clock((now - started) / max(done, 1) * (total - done))
-        end = "\r" if live and done < total else "\n"
-        print(f"      {what} {done:,}/{total:,}  {left} left   ", end=end, flush=True)
-
-    return show
-
-
-def _clock(seconds: float) -> str:
-    """Minutes and seconds."""
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+def _say(line: str) -> None:
+    print(line, flush=True)

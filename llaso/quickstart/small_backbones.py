@@ -1,6 +1,4 @@
-"""Small stand-ins for whisper-large-v3 and Llama-3.2-3B-Instruct, trained from scratch where neither can be fetched.
-
-
+"""Trains a small Whisper encoder and a small Llama from scratch, in place of pretrained weights that need a download.
 
 The encoder has Whisper's architecture and learns to tell phonemes (CTC) and to keep what else is heard (it redraws the
 spectrogram it came from). The language model has Llama's and learns from text alone: to read a sentence spelled out in
@@ -33,6 +31,7 @@ from transformers import (
     WhisperModel,
 )
 
+from llaso.progress import Report, time_in_words
 from llaso_common.atomic_write import atomic_path
 from modeling_llaso.configuration_llaso import count_audio_tokens
 from modeling_llaso.modeling_llaso import LlasoEncoder
@@ -44,7 +43,6 @@ from modeling_llaso.processing_llaso import (
     default_chat_template,
 )
 
-Report = Callable[[str], None]
 Batch = TypeVar("Batch")
 
 MELS = 80
@@ -122,8 +120,8 @@ def split_phonemes(ipa: str) -> tuple[str, ...]:
 # --- the encoder ----------------------------------------------------------------------------------------------------
 
 
-class PhonemeListener(nn.Module):
-    """The encoder with what it is trained by: a CTC head over phonemes, and one that redraws the spectrogram."""
+class PhonemeEncoder(nn.Module):
+    """The encoder with its training heads: CTC over phonemes, and reconstruction of the spectrogram."""
 
     def __init__(self, encoder: LlasoEncoder, phonemes: int) -> None:
         super().__init__()
@@ -147,25 +145,25 @@ class PhonemeListener(nn.Module):
 
         pairs = functional.pad(features, (0, 0, 0, 2 * vectors.shape[1] - features.shape[1])).unflatten(1, (-1, 2))
         missed = (self.mel_head(vectors) - pairs.flatten(2)).square().mean(-1)
-        redrawn = missed[torch.arange(vectors.shape[1]) < lengths[:, None]].mean()
+        reconstruction = missed[torch.arange(vectors.shape[1]) < lengths[:, None]].mean()
 
         spoken = [index for index, label in enumerate(labels) if len(label)]
         if not spoken:
-            return REDRAWING * redrawn
+            return RECONSTRUCTION_WEIGHT * reconstruction
         scores = self.phoneme_head(vectors[spoken]).log_softmax(-1).transpose(0, 1)
         wanted = [labels[index] for index in spoken]
-        told = functional.ctc_loss(
+        ctc = functional.ctc_loss(
             scores,
             torch.cat(wanted),
             lengths[spoken],
             torch.tensor([len(label) for label in wanted]),
             zero_infinity=True,
         )
-        return told + REDRAWING * redrawn
+        return ctc + RECONSTRUCTION_WEIGHT * reconstruction
 
 
-REDRAWING = 0.3
-"""Weight of the redrawn spectrogram beside the phonemes."""
+RECONSTRUCTION_WEIGHT = 0.3
+"""Weight of the spectrogram's reconstruction loss beside the CTC loss."""
 
 
 def stretched(mel: torch.Tensor, factor: float) -> torch.Tensor:
@@ -243,10 +241,10 @@ def train_encoder(clips: Sequence[Clip], out: Path, report: Report, *, schedule:
 
     def loss(batch: list[tuple[int, float]]) -> torch.Tensor:
         heard = [stretched(mels[index], factor) for index, factor in batch]
-        return listener(heard, [labels[index] for index, _ in batch])
+        return trained(heard, [labels[index] for index, _ in batch])
 
-    listener = PhonemeListener(encoder, len(inventory))
-    _fit("encoder", listener, batches, loss, schedule, out, report)
+    trained = PhonemeEncoder(encoder, len(inventory))
+    _fit("encoder", trained, batches, loss, schedule, out, report)
     whisper.encoder.load_state_dict(encoder.state_dict())
     extractor.save_pretrained(out)
     whisper.save_pretrained(out)
@@ -341,12 +339,12 @@ def train_language_model(
     def batches(epoch: int) -> Iterator[list[tuple[list[int], int]]]:
         """Token ids and the length of the prompt; rows of about one length together."""
         chance = random.Random(f"{seed}/{epoch}")
-        rows = sorted((_turns(chance) for _ in range(schedule.batch * 24)), key=lambda row: len(row[0]))
+        rows = sorted((_example(chance) for _ in range(schedule.batch * 24)), key=lambda row: len(row[0]))
         found = [rows[start : start + schedule.batch] for start in range(0, len(rows), schedule.batch)]
         chance.shuffle(found)
         yield from found
 
-    def _turns(chance: random.Random) -> tuple[list[int], int]:
+    def _example(chance: random.Random) -> tuple[list[int], int]:
         line = chance.choice(lines)
         sentence, phonemes = line.sentence, line.phonemes
         if chance.random() < RANDOM_WORDS:
@@ -402,7 +400,7 @@ def _fit(
     out: Path,
     report: Report,
 ) -> None:
-    """Train for `schedule.steps`, going on from the state in `out` where there is one; it is removed at the end."""
+    """Train for `schedule.steps`, from the state in `out` if there is one; it is removed at the end."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     state, step = out / "state.pt", 0
     out.mkdir(parents=True, exist_ok=True)
@@ -434,9 +432,8 @@ def _fit(
                 torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, file)
         if time.perf_counter() - told > 5 or step == schedule.steps:
             told = time.perf_counter()
-            left = int((told - started) / (step - first) * (schedule.steps - step))
-            clock = f"{left // 60}:{left % 60:02} left"
-            report(f"{name}: step {step:,}/{schedule.steps:,}  loss {mean:.3f}  {clock}")
+            left = time_in_words((told - started) / (step - first) * (schedule.steps - step))
+            report(f"{name}: step {step:,}/{schedule.steps:,}  loss {mean:.3f}  {left} left")
     state.unlink(missing_ok=True)
 
 

@@ -1,0 +1,34 @@
+"""Says how far something is and how long it will take: for training, the encoder cache and the quickstart."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+Report = Callable[[str], None]
+"""Takes one line for the person watching."""
+
+
+def time_in_words(seconds: float) -> str:
+    """Write a duration as `45 s`, `3 min 10 s` or `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def progress_report(what: str, report: Report, every: float) -> Callable[[int, int], None]:
+    """Return a function of (done, total) that reports a line at most every `every` seconds, and one at the end."""
+    started = last = time.perf_counter()
+
+    def show(done: int, total: int) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        if done and (done >= total or now - last >= every):
+            last = now
+            left = (now - started) / done * (total - done)
+            report(f"{what} {done:,}/{total:,}" + (f"  {time_in_words(left)} left" if done < total else ""))
+
+    return show

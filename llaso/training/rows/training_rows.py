@@ -1,0 +1,119 @@
+"""Opens what a run reads, as its recipe says: corpus, steps, encoder cache and collator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from llaso.progress import Report, progress_report
+from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
+from modeling_llaso.processing_llaso import LlasoProcessor
+
+from ..recipe.recipe import Recipe
+from ..run.distillation import TeacherCollator
+from .batch_plan import BatchRule, steps_per_epoch
+from .collator import Collator, RowEncoder
+from .corpora import Corpus, NumberedCorpus, open_corpus, open_held_out
+from .encoder_cache import GIGABYTE, EncoderCache, fill, fingerprint
+from .row_lengths import Row
+
+HELD_OUT_TASK = "ASR"
+ENCODER_REPORT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """What a run reads.
+
+    Attributes:
+        corpus: rows to train on, numbered or streamed.
+        held_out: rows to transcribe while training.
+        rule: how rows become micro-batches.
+        epoch_steps: optimizer steps of one epoch.
+        steps: optimizer steps of the run.
+        collator: turns rows into a batch.
+        cache: the frozen encoder's output, if the recipe keeps it.
+    """
+
+    corpus: Corpus
+    held_out: list[Row]
+    rule: BatchRule
+    epoch_steps: int
+    steps: int
+    collator: Collator
+    cache: EncoderCache | None
+
+
+def set_up_rows(
+    recipe: Recipe, model: LlasoForConditionalGeneration, processor: LlasoProcessor, world: int
+) -> TrainingRows:
+    """Open the corpus of a recipe, plan its steps for `world` processes and open its encoder cache.
+
+    Raises:
+        ValueError: a column is missing, or no row passes the recipe's filters.
+        FileNotFoundError: there is no such corpus.
+    """
+    data = recipe.data
+    corpus = open_corpus(data, recipe.seed, processor, recipe.compute.workers)
+    rule = batch_rule(recipe, world)
+    epoch_steps, steps = count_steps(recipe, corpus, rule)
+    cache = open_cache(recipe, model, processor)
+    encode = RowEncoder(processor, data.max_length, cache)
+    teacher = TeacherCollator(encode) if recipe.optimizer.distill_weight > 0 else None
+    held_out = open_held_out(data, HELD_OUT_TASK, max(recipe.watch.final_rows, recipe.watch.evaluate_rows))
+    return TrainingRows(
+        corpus, held_out, rule, epoch_steps, steps, Collator(encode, data.bad_rows == "skip", teacher), cache
+    )
+
+
+def batch_rule(recipe: Recipe, world: int) -> BatchRule:
+    """How this recipe's rows become micro-batches on `world` processes."""
+    batch = recipe.batch
+    return BatchRule(
+        batch.per_device, batch.max_tokens, batch.group_by_length, batch.window, batch.accumulation * world
+    )
+
+
+def count_steps(recipe: Recipe, corpus: Corpus, rule: BatchRule) -> tuple[int, int]:
+    """Optimizer steps of one epoch and of the run; a stream's epoch is unknown, so its run counts as one."""
+    if recipe.data.streaming:
+        return recipe.optimizer.max_steps, recipe.optimizer.max_steps
+    epoch_steps = steps_per_epoch(corpus.windows(rule, recipe.seed), rule, recipe.seed)
+    return epoch_steps, recipe.optimizer.max_steps or max(1, round(recipe.optimizer.epochs * epoch_steps))
+
+
+def open_cache(recipe: Recipe, model: LlasoForConditionalGeneration, processor: LlasoProcessor) -> EncoderCache | None:
+    """The kept output of this recipe's frozen encoder, or None where the recipe keeps none."""
+    if recipe.encoder_cache_folder is None:
+        return None
+    return EncoderCache(
+        recipe.encoder_cache_folder,
+        fingerprint(model, processor, recipe.compute.precision),
+        model.config.audio_config.d_model,
+        int(recipe.compute.encoder_cache_gb * GIGABYTE),
+    )
+
+
+def fill_cache(
+    cache: EncoderCache,
+    corpus: Corpus,
+    held_out: Sequence[Row],
+    model: LlasoForConditionalGeneration,
+    processor: LlasoProcessor,
+    autocast: Callable[[], AbstractContextManager],
+    device: torch.device,
+    report: Report,
+) -> None:
+    """Encode every clip of training and validation that the cache does not hold yet."""
+    if not isinstance(corpus, NumberedCorpus):
+        return
+    order = corpus.lengths.argsort(kind="stable").tolist()
+    total = len(held_out) + len(order)
+    show = progress_report("encoding rows", report, ENCODER_REPORT_SECONDS)
+    rows = (row for part in (held_out, map(corpus.__getitem__, order)) for row in part)
+    model.eval()
+    fill(cache, model, processor, rows, autocast, device, lambda done: show(done, total), report)
+    report(f"encoder output of {len(cache.entries):,} clips kept: {cache.bytes_used / 1e6:,.0f} MB")
