@@ -19,6 +19,13 @@ def add_parser(commands) -> None:
     train.add_argument("recipe", help="a YAML file, or one of the package's own: stage1_align, stage2_instruct, …")
     _add_overrides(train, "change settings, e.g. --set batch.per_device=4 seed=1")
     train.add_argument(
+        "--change",
+        nargs="+",
+        default=[],
+        metavar="KEY",
+        help="go on although these settings differ from those the run began with, e.g. optimizer.learning_rate",
+    )
+    train.add_argument(
         "--dry-run",
         action="store_true",
         help="only show what the run would be: parameters, tokens, steps, memory, FLOPs; needs no weights or data",
@@ -64,7 +71,12 @@ def run_train(arguments: argparse.Namespace) -> int:
     from ..training.run.train import train
 
     try:
-        result = train(arguments.recipe, arguments.overrides, report=lambda line: print(line, flush=True))
+        result = train(
+            arguments.recipe,
+            arguments.overrides,
+            report=lambda line: print(line, flush=True),
+            change=arguments.change,
+        )
     except TrainingDiverged as error:
         if int(os.environ.get("RANK", 0)) == 0:  # every process says the same
             print(f"llaso: training diverged: {error}", file=sys.stderr)

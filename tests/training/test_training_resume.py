@@ -36,6 +36,7 @@ from llaso.training.run.resume import (
     refuse_another_run,
 )
 from llaso.training.run.train import train
+from llaso.training.run.trainable_weights import FROZEN, WEIGHTS
 from llaso_common.folder_lock import FolderBusy
 
 STEPS = 14
@@ -192,7 +193,7 @@ def checkpoints(root) -> Path:
 def test_a_checkpoint_that_lost_part_of_any_file_gives_way_to_the_one_before(checkpoints, tmp_path, caplog):
     assert [step for step, _ in whole_checkpoints(checkpoints)] == [3, 6]
     names = sorted(path.name for path in (checkpoints / "checkpoint-6").iterdir())
-    assert {MARKER, "config.json", "model.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt"} <= set(names)
+    assert {MARKER, FROZEN, WEIGHTS, "optimizer.pt", "rng_state.pth", "scheduler.pt"} <= set(names)
     for name in names:
         out = tmp_path / name
         shutil.copytree(checkpoints, out)

@@ -88,6 +88,14 @@ class BatchChoice:
 
 
 @dataclass(frozen=True)
+class PartOptimizerChoice:
+    """What one part has of its own; unset: as the whole model."""
+
+    learning_rate: Annotated[float, ABOVE_0] | None = None
+    weight_decay: Annotated[float, AT_LEAST_0] | None = None
+
+
+@dataclass(frozen=True)
 class OptimizerChoice:
     """How far, and how fast."""
 
@@ -97,6 +105,11 @@ class OptimizerChoice:
     warmup_ratio: Annotated[float, BELOW_1] = 0.0
     schedule: Schedule = "cosine"  # of transformers' Trainer
     weight_decay: Annotated[float, AT_LEAST_0] = 0.0
+    projector: PartOptimizerChoice = field(default_factory=PartOptimizerChoice)
+    llm: PartOptimizerChoice = field(default_factory=PartOptimizerChoice)
+    encoder: PartOptimizerChoice = field(default_factory=PartOptimizerChoice)
+    beta1: Annotated[float, BELOW_1] = 0.9  # of AdamW
+    beta2: Annotated[float, BELOW_1] = 0.999
     clip: Annotated[float, AT_LEAST_0] = 1.0  # of the gradient's norm; 0 clips nothing
     normalization: Literal["token", "paper"] = "token"
     distill_weight: Annotated[float, FRACTION] = 0.0  # of the text LLM's answers; the label has the rest
@@ -114,6 +127,7 @@ class ComputeChoice:
     attention: Attention | None = None  # transformers' choice by default
     encoder_cache_gb: Annotated[float, AT_LEAST_0] = 0.0  # disk for the frozen encoder's output; 0: none kept
     encoder_cache: str | None = None  # its folder; `encoder-cache` beside `out` by default
+    loss_chunk: Annotated[int, AT_LEAST_1] = 1024  # answer tokens whose logits are made together
     workers: Annotated[int, AT_LEAST_0] = 0  # processes that read and featurize
 
 
@@ -122,7 +136,9 @@ class WatchChoice:
     """What is seen of the run, and what stops it."""
 
     log_every: Annotated[int, AT_LEAST_1] = 10  # steps
+    show_seconds: bool = False  # say with every line where the time went; `history.jsonl` always does
     save_every: Annotated[int, AT_LEAST_1] = 500  # steps
+    save_whole: bool = False  # write frozen weights into every checkpoint, too; sharded runs always do
     keep: Annotated[int, AT_LEAST_1] = 2  # checkpoints
     evaluate_every: Annotated[int, AT_LEAST_0] = 0  # steps; 0 means only at the end
     evaluate_rows: Annotated[int, AT_LEAST_0] = 64  # held-out ASR rows transcribed each time
@@ -165,6 +181,9 @@ class Recipe:
                 "recipe: `compute.frozen_weights` is bf16, but `compute.precision` is fp32, which would multiply fp32 "
                 "by bf16; set compute.frozen_weights=fp32 as well"
             )
+        for part in ("projector", "llm", "encoder"):
+            if getattr(self.optimizer, part) != PartOptimizerChoice() and part not in self.train:
+                raise ValueError(f"recipe: `optimizer.{part}` has values of its own, but `train` does not name {part}")
         if self.lora.rank > 0 and "llm" not in self.train:
             raise ValueError("recipe: `lora.rank` adapts the LLM, but `train` does not name llm")
         check_ranges(self, "recipe")

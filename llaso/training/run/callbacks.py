@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections import Counter
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
@@ -16,9 +18,24 @@ from llaso.progress import Report, time_in_words
 from ..recipe.recipe import WatchChoice
 from .distributed import gathered
 from .held_out import HeldOut
+from .history import Record
+from .step_timer import EVALUATING, READING, TOTAL
 from .trainer import LlasoTrainer
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+WAITING_SHARE = 0.2
+"""Of the time, that a GPU may wait for batches before a line says so."""
+
+
+def time_shares(records: Sequence[Record]) -> dict[str, float]:
+    """Return the share of the time that the steps of `records` spent on each purpose, largest first."""
+    sums: Counter[str] = Counter()
+    for record in records:
+        sums.update(record.get("seconds", {}))
+    total = sums.pop(TOTAL, 0.0)
+    return {purpose: seconds / total for purpose, seconds in sums.most_common()} if total else {}
 
 
 class Progress(TrainerCallback):
@@ -28,9 +45,13 @@ class Progress(TrainerCallback):
         trainer: whose history is read; its `logging_steps` say how often.
         report: takes the line.
         steps_per_epoch: optimizer steps of one epoch of the corpus.
+        show_seconds: add a line that says where the time of the last steps went.
     """
 
-    def __init__(self, trainer: LlasoTrainer, report: Report, steps_per_epoch: float) -> None:
+    def __init__(
+        self, trainer: LlasoTrainer, report: Report, steps_per_epoch: float, show_seconds: bool = False
+    ) -> None:
+        self.show_seconds, self.warned = show_seconds, False
         self.trainer, self.report, self.steps_per_epoch = trainer, report, steps_per_epoch
         self.every = int(trainer.args.logging_steps)
         self.marks: list[tuple[int, float]] = []  # (step, seconds): ETA and speed are of the last few lines
@@ -56,6 +77,12 @@ class Progress(TrainerCallback):
             f"{tokens / seconds:,.0f} tokens/s  padding {1 - tokens / padded:.1%}  {time_in_words(left)} left"
         )
         self.marks = [*self.marks[-4:], (state.global_step, now)]
+        shares = time_shares(latest)
+        if self.show_seconds:
+            self.report("    " + "  ".join(f"{purpose} {share:.0%}" for purpose, share in shares.items()))
+        if self.trainer.timer.cuda and not self.warned and shares.get(READING, 0.0) > WAITING_SHARE:
+            self.warned = True
+            self.report(f"the GPU waits for batches {shares[READING]:.0%} of the time; raise compute.workers")
 
 
 class HeldOutEvaluation(TrainerCallback):
@@ -93,9 +120,10 @@ class HeldOutEvaluation(TrainerCallback):
         rows = self.final_rows if last else self.rows
         if not self.held_out.rows[:rows]:
             return
-        result = self.held_out.evaluate(
-            self.trainer.unwrapped, rows, args.process_index, args.world_size, self._asked_to_stop
-        )
+        with self.trainer.timer.measure(EVALUATING):
+            result = self.held_out.evaluate(
+                self.trainer.unwrapped, rows, args.process_index, args.world_size, self._asked_to_stop
+            )
         if result is None:
             self.trainer.all_stop = True
             return

@@ -4,9 +4,8 @@ A checkpoint counts once its marker is written, which happens last, and as long 
 marker states; older ones go only after that. So a run killed at any moment finds its newest whole checkpoint, a full
 disk costs at most the checkpoint being written, and one that lost part of a file gives way to the one before.
 
-A checkpoint holds the whole model, frozen parts too, so that `from_pretrained` loads it like any other and a resumed
-run depends on no folder that may have changed since. At full size, in float32, the price is 15 GB in Stage 1, where
-0.2 GB would do, and 2.5 of 41 GB in Stage 2.
+A checkpoint holds what learns (`trainable_weights.py`), the optimizer, the schedule and the random states. With
+`watch.save_whole`, and in sharded runs, it holds the whole model, which `from_pretrained` then loads like any other.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""What happened at every step, on disk as it happens: `history.jsonl`, one record a line, and the curve drawn from it.
+"""Writes `history.jsonl`, one record a line while the run goes on, and draws the curve of it.
 
-A record of kind `step` holds loss, learning rate, tokens and the digest of the rows it saw; one of kind `held_out`
-the word error rate. A resumed run cuts the file back to its checkpoint, so that the file of a killed run ends up
-equal to that of an undisturbed one, wall times aside.
+A record of kind `step` holds loss, learning rate, tokens, the seconds since the record before and the digest of the
+rows it saw; one of kind `held_out` the word error rate; one of kind `change` the settings that a resumed run changed.
+A resumed run cuts the file back to its checkpoint, so that the file of a killed run ends up equal to that of an
+undisturbed one, wall times aside.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class History:
             self.recent.append(record)
             if len(self.first_losses) < FIRST:
                 self.first_losses.append(record["loss"])
-        else:
+        elif record["kind"] == "held_out":
             self.evaluated = record["step"]
         if self.write:
             try:

@@ -48,6 +48,13 @@ def modules_of(model: LlasoForConditionalGeneration, part: Part) -> list[nn.Modu
     }[part]
 
 
+def part_of(name: str) -> Part:
+    """Return the part that a parameter of the model belongs to, by its name."""
+    if name.startswith("model.audio_tower."):
+        return "encoder"
+    return "projector" if name.startswith("model.multi_modal_projector.") else "llm"
+
+
 def freeze_all_but(model: LlasoForConditionalGeneration, train: Iterable[Part]) -> list[nn.Module]:
     """Let the named parts learn and nothing else.
 

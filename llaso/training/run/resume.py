@@ -1,4 +1,4 @@
-"""What a run must share with an earlier one in its folder to go on from it: the recipe, and the order of rows.
+"""Decides whether a run may go on from an earlier one in its folder: the recipe and the order of rows must agree.
 
 `recipe.yaml` keeps the one, `plan.json` the other: micro-batches of a step, processes, how they split the weights, and
 a digest of the rows. The number of processes may change as long as a step stays the same.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import yaml
 
 from llaso_common.atomic_write import write_atomically
 
-from ..recipe.recipe import DataChoice, Recipe
+from ..recipe.recipe import DataChoice, Recipe, load_recipe
 from ..recipe.yaml_loader import flatten
 from ..rows.corpora import Corpus, NumberedCorpus
 from ..rows.corpus_columns import column_of
@@ -35,6 +35,14 @@ MAY_CHANGE = (
     "batch.accumulation",  # with the number of processes: see `StepPlan`
 )
 """Settings that may differ between a killed run and the one that resumes it."""
+CHANGEABLE = (
+    "optimizer.learning_rate",
+    "optimizer.schedule",
+    "optimizer.warmup_ratio",
+    "optimizer.max_steps",
+    "optimizer.epochs",
+)
+"""Settings that a resumed run may change if it is told to by name."""
 MEASURES = ("batch.accumulation", "watch.final_rows")
 """Those of them that change what two runs come to: the rows of a step, and of the last word error rate."""
 ROWS_AT_ONCE = 100_000
@@ -76,33 +84,47 @@ def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def refuse_another_run(out: Path, recipe: Recipe, plan: StepPlan, finished: bool) -> None:
+def changed_settings(out: Path, recipe: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Compare a recipe with that of the run in a folder; returns earlier and present value of what differs.
+
+    A setting that did not exist when the run began had its default.
+    """
+    if not (out / RECIPE).exists():
+        return {}
+    earlier = flatten(load_recipe(yaml.safe_load((out / RECIPE).read_text(encoding="utf-8"))).to_dict())
+    now = flatten(recipe.to_dict())
+    return {name: (earlier[name], now[name]) for name in sorted(now) if earlier[name] != now[name]}
+
+
+def refuse_another_run(
+    out: Path, recipe: Recipe, plan: StepPlan, finished: bool, change: Collection[str] = ()
+) -> None:
     """Compare a recipe, and how its steps are made, with those that a folder holds a run of, if it does.
 
     Args:
         out: the folder.
         recipe: of now.
         plan: of now; its data need not be looked at yet.
-        finished: whether the run is, so that it does not matter any more how many processes there are.
+        finished: whether the run is; the number of processes does not matter then.
+        change: settings among `CHANGEABLE` that an unfinished run may change.
 
     Raises:
-        ValueError: they differ where they may not; the message says in what.
+        ValueError: they differ in what may not change, which the message names.
     """
-    if not (out / RECIPE).exists():
-        return
-    earlier = flatten(yaml.safe_load((out / RECIPE).read_text(encoding="utf-8")))
-    now = flatten(recipe.to_dict())
-    differing = [name for name in sorted(earlier.keys() | now.keys()) if earlier.get(name) != now.get(name)]
-    changed = [
-        f"{name} was {earlier.get(name)!r}, is {now.get(name)!r}"
-        for name in differing
-        if not name.startswith(MAY_CHANGE)
-    ]
+    if fixed := [name for name in change if name not in CHANGEABLE]:
+        raise ValueError(f"{', '.join(fixed)} cannot be changed in a run; what can is {', '.join(CHANGEABLE)}")
+    differing = changed_settings(out, recipe)
+    allowed = () if finished else tuple(change)
+    changed = {
+        name: f"{name} was {was!r}, is {now!r}"
+        for name, (was, now) in differing.items()
+        if not name.startswith(MAY_CHANGE) and name not in allowed
+    }
     if changed:
-        raise ValueError(
-            f"{out} holds a run of another recipe ({'; '.join(changed)}); name another folder with --set out=…, or "
-            "delete this one"
-        )
+        remedy = "name another folder with --set out=…, or delete this one"
+        if not finished and changed.keys() <= set(CHANGEABLE):
+            remedy += f"; to go on with the new values, add --change {' '.join(changed)}"
+        raise ValueError(f"{out} holds a run of another recipe ({'; '.join(changed.values())}); {remedy}")
     if not finished or "batch.accumulation" in differing:
         _refuse_another_step(out, plan)
 

@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,16 @@ from .held_out import HeldOut
 from .history import History, plot_history, read_history
 from .model_parts import describe_parts, report_parts
 from .model_setup import open_model, set_up_parts
-from .resume import StepPlan, digest_of, record_run, refuse_another_run, refuse_other_rows, step_plan
+from .resume import (
+    CHANGEABLE,
+    StepPlan,
+    changed_settings,
+    digest_of,
+    record_run,
+    refuse_another_run,
+    refuse_other_rows,
+    step_plan,
+)
 from .trainer import LlasoTrainer, export
 
 logger = logging.getLogger(__name__)
@@ -77,13 +86,16 @@ def train(
     recipe: str | Path | Mapping[str, Any] | Recipe,
     overrides: Iterable[str] | Mapping[str, Any] = (),
     report: Report = logger.info,
+    change: Collection[str] = (),
 ) -> TrainResult:
     """Train as a recipe says, from wherever an earlier run of it stopped.
 
     Args:
         recipe: a YAML file, the name of one of the package's own, a mapping, or a `Recipe`.
         overrides: `"key=value"` strings, or a mapping of dotted names.
-        report: takes a line at a time for whoever is watching.
+        report: takes progress lines.
+        change: settings that may differ from those the run in the folder began with, such as
+            `optimizer.learning_rate`; the history records the change.
 
     Returns:
         The result; read from disk where the run was finished before.
@@ -99,11 +111,11 @@ def train(
     out = Path(settings.out)
     main_process, world = int(os.environ.get("RANK", 0)) == 0, int(os.environ.get("WORLD_SIZE", 1))
     plan = step_plan(settings, world)
-    if finished := _finished(out, settings, plan):
+    if finished := _finished(out, settings, plan, change):
         return finished
     with plain_errors(), alone_in(out) if main_process else contextlib.nullcontext():
         # Another process may have finished the run just before the lock was taken.
-        return _finished(out, settings, plan) or _train(
+        return _finished(out, settings, plan, change) or _train(
             settings, out, plan, main_process, report if main_process else logger.debug
         )
 
@@ -127,14 +139,15 @@ def _train(recipe: Recipe, out: Path, plan: StepPlan, main_process: bool, report
         plan = replace(plan, rows=rows.corpus.rows, data=digest_of(rows.corpus, recipe.data))
         if start_step:
             refuse_other_rows(out, plan)
-        record_run(out, recipe, plan)
-
     history = History(out / HISTORY, start_step, main_process, recent=max(1000, 6 * recipe.watch.log_every))
+    if main_process:
+        _record_changes(out, recipe, history, start_step, report)
+        record_run(out, recipe, plan)
     trainer = LlasoTrainer(model, recipe, processor, rows, frozen, history, start_step)
     check_same_start(start_step, out)
     held_out = HeldOut(rows.held_out, processor, rows.cache, trainer.shards, rows.collator.skip_bad_rows)
     stop = StopOnSignal(trainer)
-    trainer.add_callback(Progress(trainer, report, rows.epoch_steps))
+    trainer.add_callback(Progress(trainer, report, rows.epoch_steps, recipe.watch.show_seconds))
     if held_out.rows:
         trainer.add_callback(HeldOutEvaluation(trainer, held_out, recipe.watch, report))
     trainer.add_callback(stop)
@@ -162,6 +175,15 @@ def _train(recipe: Recipe, out: Path, plan: StepPlan, main_process: bool, report
         discard_all(out)
     report(f"done in {time_in_words(result.seconds)}: {out}")
     return result
+
+
+def _record_changes(out: Path, recipe: Recipe, history: History, start_step: int, report: Report) -> None:
+    """Keep in the history which settings a resumed run has changed."""
+    changes = {name: values for name, values in changed_settings(out, recipe).items() if name in CHANGEABLE}
+    if changes:
+        history.add({"kind": "change", "step": start_step, "settings": changes})
+        for name, (was, now) in changes.items():
+            report(f"from step {start_step:,} on, {name} is {now}, not {was}")
 
 
 def _fill_cache(trainer: LlasoTrainer, rows: TrainingRows, held_out: HeldOut, report: Report) -> None:
@@ -202,14 +224,14 @@ def _result(history: list[dict[str, Any]], recipe: Recipe, steps: int, seconds: 
     )
 
 
-def _finished(out: Path, recipe: Recipe, plan: StepPlan) -> TrainResult | None:
+def _finished(out: Path, recipe: Recipe, plan: StepPlan, change: Collection[str]) -> TrainResult | None:
     """Return the result in `out` if a run of this recipe has finished there.
 
     Raises:
         ValueError: `out` holds a run, finished or not, of another recipe.
     """
     finished = (out / RESULT).exists()
-    refuse_another_run(out, recipe, plan, finished)
+    refuse_another_run(out, recipe, plan, finished, change)
     if not finished:
         return None
     result = TrainResult(**json.loads((out / RESULT).read_text(encoding="utf-8")))

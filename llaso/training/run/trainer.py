@@ -6,6 +6,7 @@ the middle of the plan without reading what came before.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import logging
@@ -22,8 +23,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
@@ -39,6 +41,9 @@ from .distillation import Teacher
 from .distributed import gathered, is_peer_lost
 from .history import History
 from .model_parts import add_lora, keep_frozen, merge_lora
+from .optimizer_groups import has_own_rates, parameter_groups, set_learning_rates
+from .step_timer import BACKWARD, ENCODER, LLM, OPTIMIZER, READING, SAVING, Mark, StepTimer
+from .trainable_weights import WEIGHTS, frozen_digests, frozen_sources, load_trainable, save_trainable
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +90,9 @@ class LlasoTrainer(Trainer):
         self.answer_only_logits = recipe.compute.answer_only_logits
         self.max_loss_jump, self.keep_checkpoints = recipe.watch.max_loss_jump, recipe.watch.keep
         self.per_token = recipe.optimizer.normalization == "token"
-        self.lora = recipe.lora
+        self.lora, self.optimizer_choice = recipe.lora, recipe.optimizer
+        self.save_whole, self.sources = recipe.watch.save_whole, frozen_sources(recipe.model)
+        self.loss_chunk = recipe.compute.loss_chunk
         self.asked_to_stop: Callable[[], bool] = lambda: False
         self.all_stop = False  # whether any process was asked to stop: they all learn of it at the same step
         self.step_parts: list[dict[str, Any]] = []  # what each micro-batch of the step under way adds to its record
@@ -97,6 +104,9 @@ class LlasoTrainer(Trainer):
             processing_class=processor,
         )
         self.remove_callback(PrinterCallback)
+        self.timer = StepTimer(self.args.device.type == "cuda")
+        self.timer.watch(model.model.audio_tower, ENCODER)
+        self.add_callback(OptimizerTime(self.timer))
         accept_kept_audio(model)
         self.distill_weight = recipe.optimizer.distill_weight
         self.teacher: Teacher | None = None
@@ -140,7 +150,17 @@ class LlasoTrainer(Trainer):
             worker_init_fn=leave_signals_to_main,
         )
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Read the micro-batches of a step."""
+        with self.timer.measure(READING):
+            return super().get_batch_samples(*args, **kwargs)
+
     # ---- Loss ----
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Run one micro-batch forward and backward."""
+        with self.timer.measure(BACKWARD):  # the forward pass in it is taken off when the step is recorded
+            return super().training_step(*args, **kwargs)
 
     def compute_loss(
         self,
@@ -149,7 +169,7 @@ class LlasoTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """Cross-entropy of the answer tokens of one micro-batch.
+        """Compute the cross-entropy of the answer tokens of one micro-batch.
 
         Returns:
             With token normalization, the sum over this micro-batch divided by the answer tokens of the whole step, of
@@ -167,15 +187,11 @@ class LlasoTrainer(Trainer):
         elif "input_features" not in inputs:  # text alone
             inputs["mm_encoder_outputs"] = {"audio": KeptAudio([], [], self.shards)}
 
-        if self.answer_only_logits:
-            outputs = model(**inputs, logits_to_keep=is_answer, use_cache=False)
-            logits = outputs.logits
-        else:
-            outputs = model(**inputs, use_cache=False)
-            logits = outputs.logits[is_answer]
-        losses = nn.functional.cross_entropy(logits.float(), targets[is_answer], reduction="none")
+        with self.timer.measure(LLM):  # the encoder's time in it is taken off when the step is recorded
+            outputs, logits, losses = self._token_losses(model, inputs, is_answer, targets[is_answer])
 
         if self.teacher is not None and teacher_inputs:
+            assert logits is not None
             weight = self.distill_weight
             divergence, taught = self.teacher.divergence(logits, is_answer, teacher_inputs)
             losses = losses.masked_scatter(taught, (1 - weight) * losses[taught] + weight * divergence)
@@ -202,6 +218,34 @@ class LlasoTrainer(Trainer):
             # Processes average their gradients, but the tokens are counted over all of them.
             loss = losses.sum() / num_items_in_batch * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
+
+    def _token_losses(
+        self, model: nn.Module, inputs: dict[str, Any], is_answer: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[Any, torch.Tensor | None, torch.Tensor]:
+        """Compute the loss of every answer token, `(answer tokens,)`.
+
+        More answer tokens than `compute.loss_chunk` go through the LLM's head in chunks, whose logits are computed
+        again in the backward pass. A teacher needs all logits, and a sharded head is whole in the forward pass only.
+
+        Returns:
+            The model's outputs, the answer tokens' logits unless they were made in chunks, and the losses.
+        """
+        together = not self.answer_only_logits or self.teacher is not None or self.shards
+        if together or len(targets) <= self.loss_chunk:
+            keep = {"logits_to_keep": is_answer} if self.answer_only_logits else {}
+            outputs = model(**inputs, **keep, use_cache=False)
+            logits = outputs.logits if self.answer_only_logits else outputs.logits[is_answer]
+            return outputs, logits, nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+
+        def losses_of(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            logits = self.unwrapped.compute_logits(hidden)
+            return nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+
+        outputs = model(**inputs, logits_to_keep=1, output_hidden_states=True, use_cache=False)
+        hidden = outputs.hidden_states[-1][is_answer]
+        chunks = zip(hidden.split(self.loss_chunk), targets.split(self.loss_chunk), strict=True)
+        with self.accelerator.autocast():
+            return outputs, None, torch.cat([checkpoint(losses_of, *chunk, use_reentrant=False) for chunk in chunks])
 
     def _get_num_items_in_batch(
         self, batch_samples: list[dict[str, Any]], device: torch.device
@@ -239,6 +283,9 @@ class LlasoTrainer(Trainer):
             entry[0] += loss_sum
             entry[1] += tokens
         micro_batches = sorted(digest for one in everyone for digest in one["rows"])
+        seconds = self.timer.take()
+        seconds[BACKWARD] = round(seconds.get(BACKWARD, 0.0) - seconds.get(LLM, 0.0), 4)
+        seconds[LLM] = round(seconds.get(LLM, 0.0) - seconds.get(ENCODER, 0.0), 4)
         self.history.add(
             {
                 "kind": "step",
@@ -249,6 +296,7 @@ class LlasoTrainer(Trainer):
                 **{name: int(total[name]) for name in ("answer_tokens", "tokens", "padded", "skipped")},
                 "rows": _digest("".join(micro_batches)),
                 "tasks": tasks,
+                "seconds": seconds,
             }
         )
 
@@ -296,7 +344,44 @@ class LlasoTrainer(Trainer):
         """Not counted while training: `--dry-run` and the benchmarks do it exactly."""
         return 0
 
+    # ---- Optimizer ----
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create AdamW, with a group for each part if a part has a learning rate or weight decay of its own."""
+        if self.optimizer is None and has_own_rates(self.optimizer_choice):
+            decayed = self.get_decay_parameter_names(self.unwrapped)
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.unwrapped)
+            self.optimizer = kind(parameter_groups(self.unwrapped, self.optimizer_choice, decayed), **settings)
+        return super().create_optimizer(model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Restore both, with the learning rates and the schedule of the recipe, which may have changed on resume."""
+        assert self.optimizer is not None
+        rates = [group.get("initial_lr", 0.0) for group in self.optimizer.param_groups]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and not self.is_deepspeed_enabled:
+            set_learning_rates(self.optimizer, self.lr_scheduler, rates)
+
     # ---- Checkpoints ----
+
+    @functools.cached_property
+    def frozen_digests(self) -> dict[str, str]:
+        """The digest of each part's frozen weights."""
+        return frozen_digests(self.unwrapped)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if self.save_whole or self.shards:
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            assert output_dir is not None
+            save_trainable(self.unwrapped, Path(output_dir), self.frozen_digests, self.sources)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        if (folder / WEIGHTS).exists():
+            load_trainable(self.unwrapped, folder, self.frozen_digests)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint, and mark it complete only after every file is on disk.
@@ -306,7 +391,8 @@ class LlasoTrainer(Trainer):
         """
         folder = self.out / f"checkpoint-{self.state.global_step}"
         try:
-            super()._save_checkpoint(model, trial)
+            with self.timer.measure(SAVING):
+                super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
                 mark_whole(folder, self.state.global_step, self.keep_checkpoints)
@@ -335,6 +421,8 @@ def training_arguments(recipe: Recipe, steps: int) -> TrainingArguments:
         warmup_steps=optimizer.warmup_ratio,
         lr_scheduler_type=optimizer.schedule,
         weight_decay=optimizer.weight_decay,
+        adam_beta1=optimizer.beta1,
+        adam_beta2=optimizer.beta2,
         max_grad_norm=optimizer.clip,
         bf16=compute.precision == "bf16",
         activation_checkpointing=compute.gradient_checkpointing,
@@ -357,6 +445,20 @@ def training_arguments(recipe: Recipe, steps: int) -> TrainingArguments:
         logger.warning("of %d GPUs one is used; `accelerate launch` takes them all", arguments.n_gpu)
         arguments._n_gpu = 1  # or the Trainer would copy the model to all of them from this one process
     return arguments
+
+
+class OptimizerTime(TrainerCallback):
+    """Measures the optimizer's step."""
+
+    def __init__(self, timer: StepTimer) -> None:
+        self.timer = timer
+        self.start: Mark = 0.0
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
+        self.start = self.timer.mark()
+
+    def on_optimizer_step(self, args, state, control, **kwargs) -> None:
+        self.timer.spans.append((OPTIMIZER, self.start, self.timer.mark()))
 
 
 def _summary(parts: list[dict[str, Any]]) -> dict[str, Any]:
