@@ -1,8 +1,8 @@
 """What a recipe would cost, without weights, data or network: parameters, steps, tokens, memory, arithmetic.
 
 The network has shapes and no numbers. One micro-batch of mean rows goes through it forward and backward, and every
-operator's products and every tensor's bytes are counted (`flops.py`); rows and lengths are read where the corpus is
-at hand and taken from the recipe where it is not.
+operator's products and every tensor's bytes are counted (`flops.py`); rows and lengths are read if the corpus is
+at hand and taken from the recipe if it is not.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class MeanRows:
-    """A corpus in the mean.
+    """The means of a corpus.
 
     Attributes:
         count: rows of an epoch.
         text: tokens of a row that are not audio.
         windows: of audio in a row.
         frames: mel frames of a window.
-        padding: share of what the LLM computes that is padding; None where no corpus is at hand.
+        padding: share of what the LLM computes that is padding; None if no corpus is at hand.
         steps: optimizer steps of an epoch.
     """
 
@@ -68,14 +68,14 @@ class MeanRows:
 
 @dataclass(frozen=True)
 class RunCost:
-    """A run, weighed.
+    """What a run would cost.
 
     Attributes:
         network: whose sizes these are.
         parts: of the network, trainable or not.
         rows: of the corpus.
         tokens: of one epoch, after audio expansion, padding left out.
-        padding: share of what the LLM computes that is padding; None where no corpus is at hand.
+        padding: share of what the LLM computes that is padding; None if no corpus is at hand.
         steps: of the run.
         batch: rows of one step, all processes together.
         memory: bytes on one device by purpose, unsharded, when most are held.
@@ -121,7 +121,7 @@ class RunCost:
 
 
 def dry_run(recipe: str | Path | Recipe, overrides: Iterable[str] = ()) -> RunCost:
-    """Weigh a recipe.
+    """Estimate what a recipe would cost.
 
     Raises:
         ValueError: a mistake in the recipe, or a backbone whose sizes are neither known nor on this disk.
@@ -189,7 +189,7 @@ def weigh(recipe: Recipe, config: LlasoConfig, shape: BatchShape) -> tuple[list[
 
 
 def rows_of(recipe: Recipe, config: LlasoConfig, world: int) -> MeanRows:
-    """The recipe's corpus in the mean, read where it is at hand.
+    """Compute the means of the recipe's corpus, which is read if it is at hand.
 
     Raises:
         ValueError: it is not at hand, and the recipe does not say what it holds.
@@ -263,7 +263,7 @@ def config_of(recipe: Recipe) -> LlasoConfig:
 
 
 def _network(choice: ModelChoice) -> str:
-    """Where the sizes come from."""
+    """Say where the sizes come from."""
     backbones = f"{choice.encoder} and {choice.llm}"
     if choice.checkpoint is None:
         return backbones
@@ -272,7 +272,7 @@ def _network(choice: ModelChoice) -> str:
 
 
 def _processor_at_hand(recipe: Recipe, config: LlasoConfig) -> LlasoProcessor | None:
-    """What counts the corpus's tokens, from folders on this disk; None where there are none."""
+    """What counts the corpus's tokens, from folders on this disk; None if there are none."""
     choice = recipe.model
     if choice.checkpoint and (Path(choice.checkpoint) / "processor_config.json").exists():
         processor = LlasoProcessor.from_pretrained(choice.checkpoint)

@@ -1,8 +1,8 @@
-"""Which rows meet in which micro-batch, for the whole run, decided before any audio is read.
+"""Plans which rows form which micro-batch, for the whole run, before any audio is read.
 
-Comes in: the rows' expanded lengths (or a stream of rows that carry theirs) and a seed. Goes out: micro-batches, in
-an order that is a function of the seed alone, not of workers, restarts or the number of processes. So a killed run
-resumes by skipping micro-batches unread, and two processes train on what one would have.
+Input are the rows' expanded lengths (or a stream of rows with their lengths) and a seed. The order of micro-batches
+depends on the seed alone, not on workers, restarts or the number of processes: a killed run resumes by skipping
+micro-batches unread, and two processes train on what one would have.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from torch.utils.data import Sampler
 
-Row = TypeVar("Row")
-Batch = list[tuple[Row, int]]
+Item = TypeVar("Item")
+Batch = list[tuple[Item, int]]
 """A micro-batch: rows, or their numbers, with their lengths."""
 
 
 def seeded(*parts: object) -> np.random.Generator:
-    """A random generator that depends on the values of `parts` only."""
+    """Return a random generator that depends on the values of `parts` only."""
     digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "little"))
 
@@ -72,14 +72,14 @@ class BatchRule:
             batches = [batches[i] for i in random.permutation(len(batches))]
         return batches
 
-    def epoch(self, windows: Iterable[list[tuple[Row, int]]], seed: int, epoch: int) -> Iterator[Batch[Row]]:
+    def epoch(self, windows: Iterable[list[tuple[Item, int]]], seed: int, epoch: int) -> Iterator[Batch[Item]]:
         """One epoch's micro-batches of `(row, length)`, window by window."""
         for number, window in enumerate(windows):
             for batch in self.cut([length for _, length in window], seeded(seed, epoch, number)):
                 yield [window[position] for position in batch]
 
 
-class Plan(Sampler[list[Row]], Generic[Row]):
+class Plan(Sampler[list[Item]], Generic[Item]):
     """The micro-batches of this process, from `start_step` to the end of the run.
 
     Every optimizer step holds exactly `accumulation` micro-batches for each of `world` processes. Within a step the
@@ -97,7 +97,7 @@ class Plan(Sampler[list[Row]], Generic[Row]):
 
     def __init__(
         self,
-        windows: Callable[[int], Iterable[list[tuple[Row, int]]]],
+        windows: Callable[[int], Iterable[list[tuple[Item, int]]]],
         rule: BatchRule,
         steps: int,
         seed: int,
@@ -113,11 +113,11 @@ class Plan(Sampler[list[Row]], Generic[Row]):
         """Micro-batches of this process, `start_step`'s included."""
         return self.steps * self.rule.parallel // self.world
 
-    def __iter__(self) -> Iterator[list[Row]]:
+    def __iter__(self) -> Iterator[list[Item]]:
         for step in itertools.islice(self.global_steps(), self.start_step, self.steps):
             yield from ([row for row, _ in batch] for batch in step[self.rank :: self.world])
 
-    def global_steps(self) -> Iterator[list[Batch[Row]]]:
+    def global_steps(self) -> Iterator[list[Batch[Item]]]:
         """Every step's micro-batches for all processes together, epoch after epoch, without end.
 
         Raises:
@@ -136,10 +136,10 @@ class Plan(Sampler[list[Row]], Generic[Row]):
 
 
 def epoch_steps(
-    windows: Iterable[list[tuple[Row, int]]], rule: BatchRule, seed: int, epoch: int
-) -> Iterator[list[Batch[Row]]]:
+    windows: Iterable[list[tuple[Item, int]]], rule: BatchRule, seed: int, epoch: int
+) -> Iterator[list[Batch[Item]]]:
     """One epoch's steps, each of `rule.parallel` micro-batches ordered by their size."""
-    step: list[Batch[Row]] = []
+    step: list[Batch[Item]] = []
     for batch in rule.epoch(windows, seed, epoch):
         step.append(batch)
         if len(step) == rule.parallel:
@@ -150,14 +150,14 @@ def epoch_steps(
 
 
 def padded_tokens(batch: Batch[Any]) -> int:
-    """Tokens a micro-batch occupies once padded: rows x longest."""
+    """Return the tokens of a micro-batch after padding: rows x longest."""
     return len(batch) * max(length for _, length in batch)
 
 
 def shuffled_windows(
     lengths: Sequence[int] | np.ndarray, rule: BatchRule, seed: int, drawn_from: int | None = None, drawn: int = 0
 ) -> Callable[[int], Iterator[list[tuple[int, int]]]]:
-    """Windows of a corpus whose rows are numbered, shuffled anew each epoch.
+    """Return windows of a corpus whose rows are numbered, shuffled anew each epoch.
 
     Args:
         lengths: tokens of every row.
@@ -185,12 +185,12 @@ def shuffled_windows(
 
 
 def stream_windows(
-    stream: Callable[[int], Iterable[Row]], length_of: Callable[[Row], int], rule: BatchRule
-) -> Callable[[int], Iterator[list[tuple[Row, int]]]]:
-    """Windows of a streamed corpus: as many rows at a time as a window holds, in the stream's order of the epoch."""
+    stream: Callable[[int], Iterable[Item]], length_of: Callable[[Item], int], rule: BatchRule
+) -> Callable[[int], Iterator[list[tuple[Item, int]]]]:
+    """Return windows of a streamed corpus, in the stream's order of the epoch."""
     size = rule.per_device * rule.window
 
-    def windows(epoch: int) -> Iterator[list[tuple[Row, int]]]:
+    def windows(epoch: int) -> Iterator[list[tuple[Item, int]]]:
         rows = ((row, length_of(row)) for row in stream(epoch))
         while window := list(itertools.islice(rows, size)):
             yield window
@@ -199,12 +199,12 @@ def stream_windows(
 
 
 def steps_per_epoch(windows: Callable[[int], Iterable[list[tuple[Any, int]]]], rule: BatchRule, seed: int) -> int:
-    """Optimizer steps that the first epoch takes; a token budget makes later epochs differ by a few."""
+    """Count the optimizer steps of the first epoch; with a token limit, later epochs differ by a few."""
     return max(1, sum(1 for _ in epoch_steps(windows(0), rule, seed, 0)))
 
 
 def padding_share(batches: Iterable[Batch[Any]]) -> float:
-    """Share of padded tokens that carry nothing, over micro-batches of `(row, length)`."""
+    """Return the share of padding among all tokens, over micro-batches of `(row, length)`."""
     used = padded = 0
     for batch in batches:
         used += sum(length for _, length in batch)
@@ -212,10 +212,10 @@ def padding_share(batches: Iterable[Batch[Any]]) -> float:
     return 1 - used / padded if padded else 0.0
 
 
-def _split_to(step: list[Batch[Row]], parallel: int) -> list[Batch[Row]]:
-    """An epoch's last, shorter step cut finer, until every process has its micro-batches.
+def _split_to(step: list[Batch[Item]], parallel: int) -> list[Batch[Item]]:
+    """Split the micro-batches of an epoch's last step until every process has its share.
 
-    Empty where fewer rows are left than micro-batches are needed: these rows wait for the next epoch's shuffle.
+    Returns an empty list if fewer rows are left than micro-batches are needed; the next epoch shuffles them again.
     """
     step = list(step)
     while len(step) < parallel:

@@ -1,6 +1,6 @@
-"""Corpora as the trainer reads them: opened, checked, filtered, and numbered or streamed.
+"""Opens, checks and filters the corpora that a recipe names, numbered or streamed.
 
-Comes in: the recipe's data section. Goes out: rows of the one schema (`dataset_scripts/schema.py`), their audio still
+Input is the recipe's data section; output are rows of the one schema (`dataset_scripts/schema.py`), their audio still
 bytes, with the expanded length of each, so that batches are planned before anything is decoded.
 """
 
@@ -66,7 +66,7 @@ class StreamedCorpus:
     stream: datasets.IterableDataset
     length_of: Callable[[Row], int]
     buffer: int = 1000
-    rows: int = 0  # nobody knows
+    rows: int = 0  # not known
 
     def __getitem__(self, row: Row) -> Row:
         """The row itself: a stream has no numbers, so its batches carry the rows."""
@@ -87,14 +87,14 @@ Corpus = NumberedCorpus | StreamedCorpus
 
 
 def open_corpus(choice: DataChoice, seed: int, processor: LlasoProcessor | None = None, workers: int = 0) -> Corpus:
-    """The training rows of a recipe.
+    """Open the training rows of a recipe.
 
     Args:
         choice: the recipe's data section.
         seed: of the run.
         processor: of the model that is to read them: tells their lengths. Without one, `length` is believed, and
-            estimated where it is missing.
-        workers: processes that count lengths, where a corpus does not have them.
+            estimated if it is missing.
+        workers: processes that count lengths if the corpus does not have them.
 
     Raises:
         ValueError: a column is missing, or no row passes the recipe's filters.
@@ -126,7 +126,7 @@ def open_corpus(choice: DataChoice, seed: int, processor: LlasoProcessor | None 
 
 
 def open_held_out(choice: DataChoice, task: str, rows: int) -> list[Row]:
-    """`rows` held-out rows of one task, drawn by a digest of their ids; empty where there is no such split or task."""
+    """Draw `rows` held-out rows of one task by a digest of their ids; none if there is no such split or task."""
     try:
         table = _load(choice.path, choice, choice.validation_split)
     except ValueError as error:
@@ -221,7 +221,7 @@ def _load(path: str, choice: DataChoice, split: str, streaming: bool = False, co
 
 
 def _broken_file(folder: Path) -> Path | None:
-    """The first Parquet file whose end, where its contents are listed, cannot be read."""
+    """Return the first Parquet file whose footer cannot be read."""
     for file in sorted(folder.rglob("*.parquet")):
         try:
             pq.read_metadata(file)
@@ -245,7 +245,7 @@ def _cache_for(folder: Path) -> str | None:
 
 
 def _filter(choice: DataChoice) -> Callable[[str, str], bool] | None:
-    """Whether a row of a task and a modality format is learned from; None where all are."""
+    """Return a test of whether a row's task and format are wanted; None if all are."""
     wanted, unwanted, formats = set(choice.tasks), set(choice.without_tasks), set(choice.without_modalities)
     if not wanted and not unwanted and not formats:
         return None

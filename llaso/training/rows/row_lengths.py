@@ -1,7 +1,7 @@
-"""Tokens of every row after audio expansion, known before anything is decoded.
+"""Counts the tokens of every row after audio expansion, before anything is decoded.
 
 The rule is the processor's own `expanded_length`, so planned lengths are those of the batches. A corpus's `length`
-column is believed where it agrees with that rule; otherwise rows are counted anew from their text and durations, once,
+column is used if it agrees with that rule; otherwise rows are counted anew from their text and durations, once,
 and datasets' cache keeps the answer.
 """
 
@@ -33,9 +33,9 @@ Row = dict[str, Any]
 COMPARED = 64
 """Rows whose `length` is counted again before the others are believed."""
 WORTH_TELLING = 100_000
-"""Rows that take so long to count that whoever waits is told why."""
+"""More rows than this take so long to count that a warning says why."""
 FRAMES_PER_SECOND, CHARACTERS_PER_TOKEN = 50, 4
-"""Whisper's frames, and a usual tokenizer's text: they estimate a length where there is no processor to count with."""
+"""Whisper's frames, and a usual tokenizer's text: they estimate a length if there is no processor."""
 
 
 def lengths_of(table: datasets.Dataset, processor: LlasoProcessor | None, where: str, workers: int = 0) -> np.ndarray:
@@ -88,7 +88,7 @@ def length_rule(first_rows: Iterable[Row], processor: LlasoProcessor | None, whe
 
 
 def row_length(row: Row, processor: LlasoProcessor | None) -> int:
-    """Tokens of one row; 1 where it cannot be counted, and so not be trained on either: the collator says why."""
+    """Count the tokens of one row; 1 if it cannot be counted: the collator then says why it cannot be trained on."""
     try:
         messages = clean_messages(row)
         if processor is None:
@@ -101,7 +101,7 @@ def row_length(row: Row, processor: LlasoProcessor | None) -> int:
 
 
 def clip_seconds(row: Row) -> list[float]:
-    """Seconds of each clip: the row's duration where it has one clip, else what the clips' headers say.
+    """Return the seconds of each clip: the row's duration if it has one clip, else those in the clips' headers.
 
     Raises:
         ValueError: a clip is null.
@@ -115,7 +115,7 @@ def clip_seconds(row: Row) -> list[float]:
 
 
 def _known_seconds(row: Row) -> float:
-    """A row's duration; 0 where it has none, or one that no audio has."""
+    """Return a row's duration; 0 if it is missing, negative or infinite."""
     seconds = row.get("duration") or 0.0
     return seconds if 0 < seconds < math.inf else 0.0
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or do not count.
+"""Marks checkpoints as complete, finds complete ones, and removes old and broken ones.
 
 A checkpoint counts once its marker is written, which happens last, and as long as its files have the sizes that the
 marker states; older ones go only after that. So a run killed at any moment finds its newest whole checkpoint, a full
@@ -31,7 +31,7 @@ def whole_checkpoints(out: Path) -> list[tuple[int, Path]]:
 
 
 def what_lacks(folder: Path) -> str:
-    """What keeps a checkpoint from being whole, in words; empty where nothing does."""
+    """Say what a checkpoint lacks; empty if it is complete."""
     try:
         sizes = json.loads((folder / MARKER).read_text(encoding="utf-8"))["bytes"]
     except FileNotFoundError:
@@ -46,7 +46,7 @@ def what_lacks(folder: Path) -> str:
 
 
 def remove_broken_checkpoints(out: Path) -> None:
-    """Delete what a kill left half-written, and rename what was whole once, so that somebody may look at it."""
+    """Delete checkpoints that a kill left half-written; rename damaged ones, so that they can be looked at."""
     for _, folder in _all_checkpoints(out):
         lacks = what_lacks(folder)
         if lacks and (folder / MARKER).exists():

@@ -1,4 +1,4 @@
-"""What befalls the other processes of a run, in plain words: those that read for it, and those that train with it."""
+"""Talks to the other processes of a run, and turns their failures into plain errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PATIENCE = timedelta(days=7)
 
 
 class PeerLost(OSError):
-    """A process that trains along is gone, or its machine is."""
+    """Another training process, or its machine, is gone."""
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def long_barrier() -> Iterator[Callable[[], None]]:
     """A barrier for work that takes hours on one process, longer than a training backend waits before it gives up.
 
     Yields:
-        To be called where all wait for each other; does nothing in a run of one process.
+        A function that waits for all processes; it does nothing in a run of one process.
     """
     if not torch.distributed.is_initialized():
         yield lambda: None

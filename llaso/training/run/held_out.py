@@ -1,4 +1,4 @@
-"""Word error rate on held-out speech, by generating: the number that says whether Stage 1 has done its work."""
+"""Measures the word error rate on held-out speech by generating transcripts."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class HeldOut:
     Args:
         rows: of the validation split.
         processor: writes the prompts.
-        cache: the frozen encoder's output, where it is kept.
+        cache: the frozen encoder's output, if it is kept.
         sharded: the weights are split over processes, which then generate in step, encoding anew.
         skip_bad_rows: leave out rows that cannot be read as well, instead of raising.
 
@@ -98,8 +98,8 @@ class HeldOut:
     ) -> dict[str, Any] | None:
         """Transcribe the first `rows` rows, or this process's share of them; training goes on as if nothing had been.
 
-        Where weights are sharded, every process generates as many batches, empty ones with a row that does not count,
-        since they generate in step.
+        If weights are sharded, all processes generate equally many batches in step; a process without rows repeats one
+        that does not count.
 
         Args:
             model: transcribes.

@@ -1,7 +1,7 @@
-"""The three parts of a LLaSO model, and which of them learn.
+"""Freezes, casts, adapts and describes the three parts of a LLaSO model.
 
-A frozen part stays in `eval()` while the rest trains, and where no gradient passes through it (the encoder), the
-model records no graph. Adapters (LoRA) are injected into the LLM and merged back when the model is exported.
+A frozen part stays in `eval()` while the rest trains. If no gradient passes through it (the encoder), no graph is
+recorded. Adapters (LoRA) are injected into the LLM and merged back when the model is exported.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PARTS: tuple[Part, ...] = ("encoder", "projector", "llm")
 
 @dataclass(frozen=True)
 class PartReport:
-    """What one part is doing.
+    """The size of one part, and whether it learns.
 
     Attributes:
         name: encoder, projector or llm.
@@ -58,7 +58,7 @@ def part_of(name: str) -> Part:
 def freeze_all_but(model: LlasoForConditionalGeneration, train: Iterable[Part]) -> list[nn.Module]:
     """Let the named parts learn and nothing else.
 
-    Whisper's positions are a fixed table of sines: they stay as they are even where the encoder learns.
+    Whisper's positions are a fixed table of sines: they stay frozen even if the encoder learns.
 
     Returns:
         The frozen modules, to be kept in `eval()`.
@@ -78,7 +78,7 @@ def hold_frozen_in(model: LlasoForConditionalGeneration, dtype: torch.dtype) -> 
     """Hold the weights that do not learn in another type, in place: bf16 halves them.
 
     Weights that learn stay as they are, since small updates would be lost in rounding; so does the encoder's table of
-    positions where the encoder learns. Buffers, rotary frequencies among them, stay as well.
+    positions if the encoder learns. Buffers, rotary frequencies among them, stay as well.
     """
     encoder_learns = any(parameter.requires_grad for parameter in model.model.audio_tower.parameters())
     for part in PARTS:
@@ -98,7 +98,7 @@ def keep_frozen(frozen: Iterable[nn.Module], model: LlasoForConditionalGeneratio
     """Put the frozen modules back into `eval()` after the Trainer has put the whole model into `train()`.
 
     An LLM's layer computes its activations again in the backward pass only while it is in `train()`, learning or not.
-    Where that is asked for, the layer itself is left so; what is in it, dropout say, is not.
+    With gradient checkpointing the layer itself therefore stays in `train()`, but not the modules inside it (dropout).
     """
     for module in frozen:
         module.eval()
@@ -108,7 +108,7 @@ def keep_frozen(frozen: Iterable[nn.Module], model: LlasoForConditionalGeneratio
 
 
 def report_parts(model: LlasoForConditionalGeneration) -> list[PartReport]:
-    """Parameters of each part, and what becomes of them."""
+    """Count the parameters of each part, and those that learn."""
     reports = []
     learns_before = False
     for part in PARTS:

@@ -50,7 +50,7 @@ ROWS_AT_ONCE = 100_000
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What decides which rows meet in which step, beyond the recipe; and who can read the checkpoints.
+    """What decides which rows meet in which step, beyond the recipe; and which processes can read the checkpoints.
 
     Attributes:
         micro_batches: of a step, all processes together.
