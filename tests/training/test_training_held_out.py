@@ -13,7 +13,8 @@ from llaso.training.recipe.recipe import load_recipe
 from llaso.training.run.held_out import HeldOut, normalize
 from llaso.training.run.history import read_history
 from llaso.training.run.model_parts import freeze_all_but, keep_frozen
-from llaso.training.run.model_setup import open_model, train
+from llaso.training.run.model_setup import open_model
+from llaso.training.run.train import train
 
 
 @pytest.fixture(scope="module")
