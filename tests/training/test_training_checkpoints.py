@@ -130,6 +130,18 @@ def make_trainer(root: Path, out: Path, **changes: Any) -> LlasoTrainer:
     return LlasoTrainer(model, recipe, processor, rows, frozen, History(out / "history.jsonl"))
 
 
+def test_the_norms_of_audio_and_text_are_said_at_the_start(root, tmp_path):
+    lines: list[str] = []
+    trainer = make_trainer(root, tmp_path / "unused")
+    batch = trainer.data_collator([row(i) for i in range(8)])
+    embeddings = trainer.model.get_input_embeddings().weight
+    ids = batch["input_ids"][(batch["input_ids"] != trainer.processor.audio_token_id) & batch["attention_mask"].bool()]
+    train(recipe_for(root, "unused") | {"out": str(tmp_path / "run")}, {"optimizer.max_steps": 1}, lines.append)
+    (said,) = (line for line in lines if line.startswith("mean norm of projected audio"))
+    audio, text = (float(word.strip(",")) for word in said.split() if word.strip(",").replace(".", "").isdigit())
+    assert text == pytest.approx(embeddings[ids].norm(dim=-1).mean().item(), rel=1e-2) and 0 < audio
+
+
 def test_weight_decay_and_betas_are_the_recipes(root, tmp_path):
     own = {"weight_decay": 0.1, "projector": {"weight_decay": 0.3}, "beta1": 0.8, "beta2": 0.95, "learning_rate": 1e-3}
     trainer = make_trainer(root, tmp_path, **STAGE_2, optimizer=own | {"max_steps": 2})

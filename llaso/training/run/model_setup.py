@@ -30,6 +30,27 @@ def set_up_parts(model: LlasoForConditionalGeneration, recipe: Recipe) -> list[n
     return frozen
 
 
+@torch.no_grad()
+def vector_norms(model: LlasoForConditionalGeneration, batch: dict[str, torch.Tensor]) -> tuple[float, float]:
+    """Measure how large the vectors are that the LLM reads.
+
+    Args:
+        model: in `eval()`.
+        batch: `input_ids`, `attention_mask`, `input_features` and `input_features_mask` of some rows.
+
+    Returns:
+        The mean norm of the projected audio vectors, and that of the text's embeddings.
+    """
+    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    audio = model.get_audio_features(
+        batch["input_features"], batch["input_features_mask"], return_dict=True
+    ).pooler_output
+    ids = batch["input_ids"]
+    is_text = batch["attention_mask"].bool() & (ids != model.config.audio_token_id)
+    text = model.get_input_embeddings()(ids[is_text])
+    return audio.float().norm(dim=-1).mean().item(), text.float().norm(dim=-1).mean().item()
+
+
 def open_model(recipe: Recipe) -> tuple[LlasoForConditionalGeneration, LlasoProcessor]:
     """The model and processor that a recipe starts from, in float32.
 

@@ -23,6 +23,8 @@ from llaso_common.atomic_write import write_atomically
 from llaso_common.folder_lock import alone_in
 
 from ..recipe.recipe import Recipe, load_recipe
+from ..rows.collator import RowEncoder, pad
+from ..rows.corpora import NumberedCorpus
 from ..rows.training_rows import TrainingRows, fill_cache, set_up_rows
 from .callbacks import HeldOutEvaluation, Progress, StopOnSignal
 from .checkpoints import discard_all, remove_broken_checkpoints, whole_checkpoints
@@ -30,7 +32,7 @@ from .distributed import check_same_start, long_barrier, plain_errors
 from .held_out import HeldOut
 from .history import History, plot_history, read_history
 from .model_parts import describe_parts, report_parts
-from .model_setup import open_model, set_up_parts
+from .model_setup import open_model, set_up_parts, vector_norms
 from .resume import (
     CHANGEABLE,
     StepPlan,
@@ -48,6 +50,8 @@ logger = logging.getLogger(__name__)
 RESULT = "training.json"
 HISTORY = "history.jsonl"
 CURVE = "loss.png"
+NORM_ROWS = 8
+"""Rows whose vectors are measured at the start."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,8 @@ def _train(recipe: Recipe, out: Path, plan: StepPlan, main_process: bool, report
         trainer.add_callback(HeldOutEvaluation(trainer, held_out, recipe.watch, report))
     trainer.add_callback(stop)
     _fill_cache(trainer, rows, held_out, report)
+    if not start_step:
+        _report_norms(trainer, rows, report)
     report(
         f"{rows.steps:,} steps of {recipe.batch.per_device} x {recipe.batch.accumulation} x {plan.processes} rows"
         + (f", going on from step {start_step:,}" if start_step else "")
@@ -184,6 +190,24 @@ def _record_changes(out: Path, recipe: Recipe, history: History, start_step: int
         history.add({"kind": "change", "step": start_step, "settings": changes})
         for name, (was, now) in changes.items():
             report(f"from step {start_step:,} on, {name} is {now}, not {was}")
+
+
+def _report_norms(trainer: LlasoTrainer, rows: TrainingRows, report: Report) -> None:
+    """Say how large projected audio is beside the text's embeddings, on a few rows with audio."""
+    if trainer.shards or not isinstance(rows.corpus, NumberedCorpus):
+        return
+    encode = RowEncoder(trainer.processor, rows.collator.encode.max_length)
+    examples = []
+    for number in range(min(NORM_ROWS, rows.corpus.rows)):
+        with contextlib.suppress(ValueError):  # training names the rows that cannot be read
+            examples.append(encode(rows.corpus[number]))
+    batch = pad(examples, trainer.processor.tokenizer.pad_token_id)
+    if "input_features" in batch:
+        names = ("input_ids", "attention_mask", "input_features", "input_features_mask")
+        model = trainer.unwrapped.eval()
+        with trainer.accelerator.autocast():
+            audio, text = vector_norms(model, {name: batch[name] for name in names})
+        report(f"mean norm of projected audio {audio:.3g}, of text embeddings {text:.3g}")
 
 
 def _fill_cache(trainer: LlasoTrainer, rows: TrainingRows, held_out: HeldOut, report: Report) -> None:
