@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from support.tiny_training import row, save_backbones, save_corpus, tiny_recipe
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaForCausalLM, WhisperModel
 
 from llaso.training.cost.dry_run import config_of, dry_run, weigh
 from llaso.training.cost.flops import COPIES, ENCODER, LLM, LOGITS, BatchShape, OperatorCounter
@@ -194,3 +196,13 @@ def test_the_dry_run_says_which_model_its_sizes_are_of(root, tmp_path):
     assert dry_run(later).lines()[0] == f"sizes of {tmp_path / 'stage1'}"
     with pytest.raises(ValueError, match="is a llama model, not a LLaSO one"):
         dry_run(recipe, [f"model.checkpoint={root / 'llm'}"])
+
+
+def test_weights_are_weighed_as_they_are_trained_not_as_they_are_stored(root, tmp_path):
+    recipe = load_recipe(tiny_recipe(root, "unused"))
+    for name, kind in (("encoder", WhisperModel), ("llm", LlamaForCausalLM)):
+        shutil.copytree(root / name, tmp_path / name)
+        kind.from_pretrained(root / name, dtype=torch.float16).save_pretrained(tmp_path / name)
+    halves = load_recipe(recipe, [f"model.encoder={tmp_path / 'encoder'}", f"model.llm={tmp_path / 'llm'}"])
+    assert config_of(halves).text_config.dtype == torch.float16
+    assert dry_run(halves).memory["weights"] == dry_run(recipe).memory["weights"]

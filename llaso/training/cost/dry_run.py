@@ -171,7 +171,7 @@ def dry_run(recipe: str | Path | Recipe, overrides: Iterable[str] = ()) -> RunCo
 def weigh(recipe: Recipe, config: LlasoConfig, shape: BatchShape) -> tuple[list[PartReport], OperatorCounter]:
     """The recipe's network made of shapes: what its parts do, and what one micro-batch costs."""
     with torch.device("meta"):
-        model = LlasoForConditionalGeneration(config)
+        model = LlasoForConditionalGeneration(config).float()  # as it is trained, whatever its folder holds
         frozen = set_up_parts(model, recipe)
     if recipe.compute.attention == "eager":  # the others keep as little as PyTorch's own
         model.set_attn_implementation("eager")
