@@ -284,7 +284,7 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_the_run_goes_on_once_there_
 
     def fill_disk(line: str) -> None:
         if line.startswith(f"step {5:>6}/"):  # from here on the system refuses to write files of any size worth naming
-            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, unlimited[1]))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, unlimited[1]))
 
     try:
         with pytest.raises(OSError, match="checkpoint-6 could not be written.*Earlier checkpoints are kept"):
