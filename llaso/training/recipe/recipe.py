@@ -165,6 +165,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained, with the remedy."""
+        check_ranges(self, "recipe")
         if not self.train:
             raise ValueError("recipe: `train` names no part; choose among encoder, projector, llm")
         if self.model.checkpoint is None and not (self.model.encoder and self.model.llm):
@@ -186,7 +187,6 @@ class Recipe:
                 raise ValueError(f"recipe: `optimizer.{part}` has values of its own, but `train` does not name {part}")
         if self.lora.rank > 0 and "llm" not in self.train:
             raise ValueError("recipe: `lora.rank` adapts the LLM, but `train` does not name llm")
-        check_ranges(self, "recipe")
 
     @property
     def encoder_cache_folder(self) -> Path | None:
