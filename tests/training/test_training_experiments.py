@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from support.tiny_eval import corpus_row, write_corpus
 from support.tiny_training import row, save_backbones, save_corpus, tiny_recipe
 
 from llaso.training.experiments.experiment_report import put_into_page, table, write_report
@@ -268,23 +269,29 @@ def model(inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(train(recipe).out)
 
 
-def test_a_model_is_scored_in_a_process_of_its_own_and_once(inputs, model, tmp_path):
-    scores = evaluate_model(model, inputs.evaluation, tmp_path / "evaluation", rows=0)
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = [corpus_row(number, "ASR", "text_audio", "one two three") for number in range(2)]
+    return write_corpus(tmp_path_factory.mktemp("evaluation") / "llaso-eval", rows)
+
+
+def test_a_model_is_scored_in_a_process_of_its_own_and_once(evaluation, model, tmp_path):
+    scores = evaluate_model(model, evaluation, tmp_path / "evaluation", rows=0)
     file = tmp_path / "evaluation" / "scores.json"
     assert scores == json.loads(file.read_text()) and scores["tasks"]["ASR"]["primary"]["metric"] == "wer"
-    assert len((tmp_path / "evaluation" / "predictions" / "ASR.jsonl").read_text().splitlines()) == 2
+    assert json.loads((tmp_path / "evaluation" / "predictions" / "generation.json").read_text())["rows"] == 2
     before = file.stat().st_mtime_ns
-    assert evaluate_model(model, inputs.evaluation, tmp_path / "evaluation", rows=0) == scores
+    assert evaluate_model(model, evaluation, tmp_path / "evaluation", rows=0) == scores
     assert file.stat().st_mtime_ns == before
     with pytest.raises(RuntimeError, match=r"could not be scored on .*: Traceback(.|\n)*nowhere"):
-        evaluate_model(tmp_path / "nowhere", inputs.evaluation, tmp_path / "failed", rows=0)
+        evaluate_model(tmp_path / "nowhere", evaluation, tmp_path / "failed", rows=0)
     assert not (tmp_path / "failed" / "scores.json").exists()
 
 
-def test_scoring_goes_on_holding_the_folder_when_its_experiment_is_killed(inputs, model, tmp_path):
+def test_scoring_goes_on_holding_the_folder_when_its_experiment_is_killed(evaluation, model, tmp_path):
     out, marker = tmp_path / "evaluation", tmp_path / "evaluation" / "predictions"
     spawn = multiprocessing.get_context("spawn")
-    parent = spawn.Process(target=evaluate_model, args=(model, inputs.evaluation, out, 0))
+    parent = spawn.Process(target=evaluate_model, args=(model, evaluation, out, 0))
     parent.start()
     while not (children := psutil.Process(parent.pid).children()) or not marker.exists():
         time.sleep(0.01)
@@ -294,7 +301,7 @@ def test_scoring_goes_on_holding_the_folder_when_its_experiment_is_killed(inputs
     parent.kill()
     parent.join()
     with pytest.raises(FolderBusy):
-        evaluate_model(model, inputs.evaluation, out, rows=0)
+        evaluate_model(model, evaluation, out, rows=0)
     child.resume()
     child.wait()
-    assert evaluate_model(model, inputs.evaluation, out, rows=0)["tasks"]["ASR"]
+    assert evaluate_model(model, evaluation, out, rows=0)["tasks"]["ASR"]
