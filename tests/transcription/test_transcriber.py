@@ -10,6 +10,7 @@ import soundfile
 import torch
 from support.tiny_llaso import RATE, tiny_llaso, tone
 
+from llaso.commands.transcribe_files import transcribe_files
 from llaso.transcription import recordings
 from llaso.transcription.recordings import decoded
 from llaso.transcription.transcriber import Transcriber
@@ -126,6 +127,54 @@ def test_recordings_that_cannot_be_used_are_named(tmp_path, content, message):
         soundfile.write(path, content, RATE, subtype="FLOAT")
     with pytest.raises(ValueError, match=rf"bad\.wav: .*{message}"), decoded(path, RATE):
         pass
+
+
+# ---- Several files ----
+
+
+def test_files_are_transcribed_in_turn_and_a_bad_one_is_named(transcriber, file, tmp_path, capsys):
+    bad, missing = tmp_path / "bad.wav", tmp_path / "missing.wav"
+    bad.write_bytes(b"no audio")
+    files = [str(path) for path in (bad, file, missing, file)]
+    text = joined_text(transcriber.transcribe_file(file, times=False)[0])
+    assert transcribe_files(files, lambda: transcriber) == 2
+    printed = capsys.readouterr()
+    assert printed.out == 2 * f"{file}: {text}\n"
+    assert "bad.wav: not readable as audio" in printed.err and "missing.wav: there is no such file" in printed.err
+    assert "1 of 1 segments were cut at 6 tokens" in printed.err
+    out = tmp_path / "new" / "out.jsonl"
+    assert transcribe_files(files, lambda: transcriber, "json", out) == 2
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [record["file"] for record in records] == [str(file)] * 2
+    assert len(records[0]["segments"]) == 5 and list(out.parent.iterdir()) == [out]
+
+
+def test_the_model_is_not_loaded_for_files_that_are_not_there(tmp_path):
+    assert transcribe_files([str(tmp_path / "none.wav")], lambda: pytest.fail("loaded")) == 1
+
+
+def test_an_interrupted_command_continues_with_the_segments_it_has(transcriber, file, tmp_path, monkeypatch):
+    out, transcribe, sizes = tmp_path / "out.srt", transcriber.transcribe, []
+
+    def breaks(clips):
+        if sizes:
+            raise KeyboardInterrupt
+        sizes.append(len(clips))
+        return transcribe(clips)
+
+    monkeypatch.setattr(transcriber, "transcribe", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        transcribe_files([str(file)], lambda: transcriber, "srt", out)
+    assert not out.exists()
+    monkeypatch.setattr(transcriber, "transcribe", lambda clips: sizes.append(len(clips)) or transcribe(clips))
+    assert transcribe_files([str(file)], lambda: transcriber, "srt", out) == 0
+    assert sizes == [3, 2] and out.read_text().count(" --> ") == 5
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_subtitles_describe_one_recording(transcriber, file):
+    with pytest.raises(ValueError, match="a srt file describes one recording"):
+        transcribe_files([str(file)] * 2, lambda: transcriber, "srt")
 
 
 # ---- Formats ----
