@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 
 def add_parser(commands) -> None:
@@ -31,9 +32,20 @@ def add_parser(commands) -> None:
     new.add_argument("--seed", type=int, default=0, help="of the projector")
     new.set_defaults(run=run_new)
 
-    transcribe = commands.add_parser("transcribe", help="write down what is said in audio files")
-    transcribe.add_argument("files", nargs="+", metavar="FILE", help="WAV, FLAC, OGG, MP3 or AIFF")
+    transcribe = commands.add_parser(
+        "transcribe",
+        help="write down what is said in audio files",
+        description="Transcribe recordings of any length. Recordings longer than the encoder's window are cut at "
+        "pauses. A file that cannot be read is named, and the others are transcribed; the exit code is then 2. With "
+        "--out, the same command continues after an interruption.",
+    )
+    transcribe.add_argument("files", nargs="+", metavar="FILE", help="audio files")
     _add_model(transcribe)
+    transcribe.add_argument(
+        "--format", choices=("text", "json", "srt", "vtt"), default="text", help="json: one a line"
+    )
+    transcribe.add_argument("--out", type=Path, metavar="FILE", help="write the transcripts here; printed by default")
+    transcribe.add_argument("--overwrite", action="store_true", help="replace the file that --out names")
     transcribe.set_defaults(run=run_transcribe)
 
     ask = commands.add_parser("ask", help="ask a question about an audio file")
@@ -86,15 +98,21 @@ def run_new(arguments: argparse.Namespace) -> None:
     print(f"{model.num_parameters():,} parameters in {arguments.out}; its projector is untrained")
 
 
-def run_transcribe(arguments: argparse.Namespace) -> None:
-    """Print a transcription of each file; with the file's name before it where there are several."""
-    from llaso_common.audio import read_audio
+def run_transcribe(arguments: argparse.Namespace) -> int:
+    """Transcribe files; return exit code 2 if any of them could not be read."""
+    from modeling_llaso.loading import load
 
-    clips = [read_audio(file) for file in arguments.files]
-    answer = _answerer(arguments)
-    for file, clip in zip(arguments.files, clips, strict=True):
-        text = answer(lambda processor, clip=clip: processor.apply_transcription_request(clip))
-        print(f"{file}: {text}" if len(clips) > 1 else text)
+    from ..transcription.transcriber import Transcriber
+    from .transcribe_files import transcribe_files
+
+    out = arguments.out
+    if out is not None and out.exists() and not (arguments.overwrite and out.is_file()):
+        raise ValueError(f"{out}: it is there already; name a new file, or add --overwrite")
+
+    def load_transcriber() -> Transcriber:
+        return Transcriber(*load(arguments.model, arguments.device), max_new_tokens=arguments.max_new_tokens)
+
+    return 2 if transcribe_files(arguments.files, load_transcriber, arguments.format, out) else 0
 
 
 def run_ask(arguments: argparse.Namespace) -> None:

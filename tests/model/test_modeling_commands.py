@@ -71,6 +71,12 @@ def test_transcribe_and_ask(checkpoint, answers, tmp_path, capsys):
     assert main(["transcribe", *files, *model]) == 0
     assert capsys.readouterr().out == "".join(f"{tmp_path / name}: {text}\n" for name, text in wanted.items())
 
+    out = tmp_path / "out.vtt"
+    assert main(["transcribe", files[0], "--format", "vtt", "--out", str(out), *model]) == 0
+    assert out.read_text() == f"WEBVTT\n\n00:00:00.000 --> 00:00:00.400\n{' '.join(wanted['one.wav'].split())}\n"
+    assert main(["transcribe", files[0], "--out", str(out), *model]) == 2
+    assert "it is there already; name a new file, or add --overwrite" in capsys.readouterr().err
+
     assert main(["ask", files[1], "How many speak?", *model]) == 0
     inputs = ask(processor, [question("How many speak?")], [clips["three.wav"]])
     assert capsys.readouterr().out == f"{answer(inputs)}\n"
