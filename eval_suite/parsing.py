@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 from .phonemes import arpabet_to_ipa, ipa_symbols
-from .text_normalization import collapse, fold
+from .text_normalization import OUTSIDE_LATIN, collapse, fold, plain_forms, stands_alone
 
 ANSWERED = "answered"
 ABSTAINED = "abstained"  # empty, or no label
@@ -33,19 +34,52 @@ class Parsed:
 
 # Labels --------------------------------------------------------------------------------------------------------
 
-_DASHES = str.maketrans({dash: "-" for dash in "‐‑‒–—−"})
+_DASHES = str.maketrans({dash: "-" for dash in "‐‑‒–—−~"})
+_MULTIPLIERS = dict(
+    zip("十百백千천万萬만亿億억", (1e1, 1e2, 1e2, 1e3, 1e3, 1e4, 1e4, 1e4, 1e8, 1e8, 1e8), strict=True)
+)
+"""Characters that multiply the number before them: "100万" is a million."""
+
+
+_TO = "to|到|至|から|부터|에서|ถึง"
+"""What stands between the ends of a range beside a dash."""
+_YEARS_UNIT = r"years?\b|[岁歲歳세살]"
 
 
 def _label_pattern(text: str) -> str:
-    """A pattern that finds `text` with no letter or digit next to it; blanks, dashes and "_" may stand for another."""
-    parts = [re.escape(part) for part in re.split(r"[\s_]+", text)]
-    body = r"[\s_-]+".join(re.sub(r"(?:\\-)+", r"\\s*-\\s*", part) for part in parts)
-    left, right = r"(?<![^\W_])", r"(?![^\W_])"
-    if text[0].isdigit():
-        left += r"(?<!\d[.])"
-    if text[-1].isdigit():
-        right += r"(?![.]\d)"
-    return f"{left}{body}{right}"
+    """A pattern that finds `text`; blanks, dashes and "_" may stand for another, and a range may be in words."""
+    parts = []
+    for part in re.split(r"[\s_]+", text):
+        pieces = re.split(r"-+", part)
+        escaped = re.escape(pieces[0])
+        for left, right in pairwise(pieces):
+            is_range = left[-1:].isdigit() and right[:1].isdigit()
+            dash = rf"(?:\s*(?:{_YEARS_UNIT}))?\s*(?:-|{_TO})\s*" if is_range else r"\s*-\s*"
+            escaped += dash + re.escape(right)
+        parts.append(escaped)
+    return r"[\s_-]+".join(parts)
+
+
+def _find_label(pattern: re.Pattern[str], text: str) -> Iterator[tuple[int, int]]:
+    """Where `pattern` stands in `text` as a word or number of its own."""
+    position = 0
+    while match := pattern.search(text, position):
+        start, end = match.span()
+        if stands_alone(text, start, end) and not _within_number(text, start, end):
+            yield start, end
+            position = end
+        else:
+            position = start + 1
+
+
+def _within_number(text: str, start: int, end: int) -> bool:
+    """Whether the digits at an end of `text[start:end]` go on: behind a decimal point, or by a multiplier."""
+    before, after = text[max(start - 2, 0) : start], text[end : end + 2]
+    if text[start].isdigit() and len(before) == 2 and before[1] == "." and before[0].isdigit():
+        return True
+    if text[end - 1].isdigit():
+        return after[:1] in _MULTIPLIERS or (len(after) == 2 and after[0] == "." and after[1].isdigit())
+    return False
 
 
 class LabelSet:
@@ -81,8 +115,7 @@ class LabelSet:
         taken: list[tuple[int, int]] = []
         found: list[str] = []
         for pattern, label in self._patterns:
-            for match in pattern.finditer(text):
-                start, end = match.span()
+            for start, end in _find_label(pattern, text):
                 if all(end <= other_start or start >= other_end for other_start, other_end in taken):
                     taken.append((start, end))
                     if label not in found:
@@ -121,13 +154,20 @@ def find_cached(labels: LabelSet, text: str) -> tuple[str, ...]:
 
 _SEMITONES = {"c": 0, "d": 2, "e": 4, "f": 5, "g": 7, "a": 9, "b": 11}
 _ACCIDENTALS = {"": 0, "#": 1, "♯": 1, "b": -1, "♭": -1}
-_NOTE = r"(?<![^\W_])(?P<letter>[A-Ga-g])(?P<accidental>[#♯b♭]?)(?P<octave>-?\d{1,2})(?![\w#♯♭]|[.]\d)"
-_NUMBERS = re.compile(
-    rf"(?P<note>{_NOTE})|(?P<number>(?<![\d.])(?<!\w)-?\d+(?:,\d{{3}})*(?:\.\d+)?)(?P<decade>s(?!\w))?"
+_LATIN = rf"[^\W{OUTSIDE_LATIN}]"
+"""A letter, digit or "_" that forms words with digits: 60 in "音高是60です" stands alone, in "MP60" it does not."""
+_NOTE = (
+    rf"(?<!(?!_){_LATIN})(?P<letter>[A-Ga-g])(?P<accidental>[#♯b♭]?)(?P<octave>-?\d{{1,2}})(?!{_LATIN}|[#♯♭]|[.]\d)"
 )
-_RANGE_WORDS = re.compile(r"\s*(?:-|–|—|to|and|through)\s*", re.IGNORECASE)
+_NUMBERS = re.compile(
+    rf"(?P<note>{_NOTE})|(?P<number>(?<![\d.])(?:(?<!\w)-)?(?<!{_LATIN})\d+(?:,\d{{3}})*(?:\.\d+)?)"
+    rf"(?:(?P<decade>s(?!{_LATIN})|代|대|[多几幾來来](?=[岁歲歳]))|(?P<multiplier>[{''.join(_MULTIPLIERS)}]))?"
+)
+_RANGE_WORDS = re.compile(rf"\s*(?:[-–—~]|and|through|和|与|與|と|{_TO})\s*", re.IGNORECASE)
+_AND = frozenset(("and", "和", "与", "與", "と"))
 _BETWEEN = re.compile(r"\bbetween\s*(?:the\s+ages?\s+of\s+)?$", re.IGNORECASE)
-_YEARS = re.compile(r"\s*years?\b")
+_BETWEEN_AFTER = re.compile(r"\s*[岁歲歳]?(?:之?[间間]|の間)")
+_YEARS = re.compile(rf"\s*(?:{_YEARS_UNIT})")
 DECADE_MIDDLE = 4.5
 """A decade such as "20s" is the range 20-29: its midpoint is this far above its first year."""
 
@@ -139,6 +179,7 @@ def note_number(letter: str, accidental: str, octave: int) -> int:
 
 def find_numbers(text: str) -> list[float]:
     """The numbers in `text`: lone numbers, ranges as midpoints, note names as MIDI numbers, in reading order."""
+    text = plain_forms(text)
     values: list[float] = []
     spans: list[tuple[int, int]] = []
     kinds: list[str] = []
@@ -151,12 +192,14 @@ def find_numbers(text: str) -> list[float]:
             kind = "decade" if match["decade"] else "number"
             if kind == "decade":
                 value += DECADE_MIDDLE
+            value *= _MULTIPLIERS.get(match["multiplier"], 1)
         if values and kinds[-1] != "range":
             between = text[spans[-1][1] : match.start()]
             joined = _RANGE_WORDS.fullmatch(_YEARS.sub("", between))
             dash = value < 0 and not between.strip()  # "20 -25" and "20-25": the sign is the range's dash
-            is_and = joined is not None and "and" in between.lower()
-            if dash or (joined and (not is_and or _BETWEEN.search(text[: spans[-1][0]]))):
+            is_and = joined is not None and joined[0].strip().lower() in _AND
+            said_between = _BETWEEN.search(text[: spans[-1][0]]) or _BETWEEN_AFTER.match(text, match.end())
+            if dash or (joined and (not is_and or said_between)):
                 values[-1] = (values[-1] + abs(value)) / 2
                 spans[-1] = (spans[-1][0], match.end())
                 kinds[-1] = "range"
@@ -194,24 +237,20 @@ Slots = Counter[tuple[str, str]]
 
 def find_slots(text: str) -> Slots:
     """The `[type : value]` slots of `text`, folded, as a multiset."""
-    return Counter((fold(kind), fold(value)) for kind, value in _SLOT.findall(text))
+    return Counter((fold(kind), fold(value)) for kind, value in _SLOT.findall(plain_forms(text)))
 
 
 def parse_slots(text: str) -> Parsed:
     """Slots as a multiset; brackets that are no slot make the answer malformed, its readable slots still count."""
     if not text.strip():
         return Parsed(ABSTAINED, Counter())
-    rest = _SLOT.sub("", text)
+    rest = _SLOT.sub("", plain_forms(text))
     return Parsed(MALFORMED if "[" in rest or "]" in rest else ANSWERED, find_slots(text))
 
 
-_SENTENCE_SCORE = re.compile(
-    r"\b(accuracy|prosod(?:ic|y)|fluency|total)(?:\s+score)?\s*(?:is|of|[:=-])?\s*(\d+(?:\.\d+)?)(?![\d.]*[/%\d])",
-    re.IGNORECASE,
-)
-_WORD_SCORE = re.compile(
-    r"\b(accuracy|stress|total)(?:\s+score)?\s*(?:is|of|[:=-])?\s*(\d+(?:\.\d+)?)(?![\d.]*[/%\d])", re.IGNORECASE
-)
+_SCORE_VALUE = r"(?:\s+score)?\s*(?:is|of|[:=-]|是|為|为)?\s*(\d+(?:\.\d+)?)(?![\d.]*[/%\d])"
+_SENTENCE_SCORE = re.compile(rf"(?<!{_LATIN})(accuracy|prosod(?:ic|y)|fluency|total){_SCORE_VALUE}", re.IGNORECASE)
+_WORD_SCORE = re.compile(rf"(?<!{_LATIN})(accuracy|stress|total){_SCORE_VALUE}", re.IGNORECASE)
 _WORD_HEAD = re.compile(r"\bfor\s+[\"“'‘]([^\"”]+?)[\"”'’]\s*[,:]", re.IGNORECASE)
 
 Scores = dict[tuple[str, ...], float]
@@ -220,7 +259,7 @@ Scores = dict[tuple[str, ...], float]
 def find_sentence_scores(text: str) -> Scores:
     """Scores of a sentence by ("accuracy",), ("prosodic",), ("fluency",), ("total",); the first mention wins."""
     scores: Scores = {}
-    for name, value in _SENTENCE_SCORE.findall(text):
+    for name, value in _SENTENCE_SCORE.findall(plain_forms(text)):
         dimension = "prosodic" if name.lower().startswith("prosod") else name.lower()
         scores.setdefault((dimension,), float(value))
     return scores
@@ -228,6 +267,7 @@ def find_sentence_scores(text: str) -> Scores:
 
 def find_word_scores(text: str) -> Scores:
     """Scores of words by (word, occurrence, dimension), as in `For "mark", accuracy is 10, stress is 10, …`."""
+    text = plain_forms(text)
     scores: Scores = {}
     heads = list(_WORD_HEAD.finditer(text))
     seen: Counter[str] = Counter()

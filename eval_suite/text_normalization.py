@@ -1,4 +1,4 @@
-"""Text normalization for speech recognition and the folding used to compare short answers.
+"""Text normalization for speech recognition, the folding used to compare short answers, and where words end.
 
 `whisper_english` is exactly Whisper's English normalizer (PyPI package whisper-normalizer, its spelling map
 included), applied piecewise: its rules look at neighbouring words only inside runs of numbers, symbols and
@@ -96,9 +96,90 @@ def normalizer(name: str) -> Callable[[str], str]:
     raise ValueError(f"unknown normalization {name!r}: choose one of {', '.join(NORMALIZATIONS)}")
 
 
-_FINAL_STOPS = re.compile(r"[\s.!?。]+$")
+_FINAL_STOPS = re.compile(r"[\s.!?。।؟۔]+$")
 
 
 def fold(text: str) -> str:
-    """Fold a short answer for comparison: NFKC, lower case, blanks folded, final full stops removed."""
-    return _FINAL_STOPS.sub("", collapse(unicodedata.normalize("NFKC", text).lower()))
+    """Fold a short answer for comparison: NFKC, digits 0-9, lower case, blanks folded, final full stops removed."""
+    if not text.isascii():
+        text = plain_forms(unicodedata.normalize("NFKC", text))
+    return _FINAL_STOPS.sub("", collapse(text.lower()))
+
+
+# Scripts -------------------------------------------------------------------------------------------------------
+
+_PLAIN = {0xFF01 + offset: chr(0x21 + offset) for offset in range(94)} | {
+    ord("，"): ", ",  # between numbers it makes a list: without the blank, "60，100" would read as 60,100
+    ord("−"): "-",
+    ord("〜"): "~",
+    ord("٫"): ".",
+    ord("٬"): ",",
+}
+_OTHER_DIGIT = re.compile(r"(?![0-9])\d")
+_SPOKEN_POINT = re.compile(r"(?<=[0-9])[点點](?=[0-9])")
+_VARIATION_SELECTORS = frozenset(map(chr, range(0xFE00, 0xFE10)))
+
+OUTSIDE_LATIN = (
+    "\u0530-\u1c7f\u1c90-\u1cff\u2e00-\ua63f\ua6a0-\ua71f\ua800-\uab2f\uab70-\uffff"
+    "\U00010000-\U0001d3ff\U0001d800-\U0010ffff"
+)
+"""Ranges, for a character class, of all scripts but Latin, Greek and Cyrillic; theirs are the letters that form words
+with digits."""
+_LATIN_LIKE = re.compile(rf"[^\W_{OUTSIDE_LATIN}]")
+
+UNSPACED_SCRIPTS = frozenset(
+    "BALINESE BOPOMOFO CJK HENTAIGANA HIRAGANA IDEOGRAPHIC JAVANESE KATAKANA KATAKANA-HIRAGANA KHMER LAO MYANMAR NEW "
+    "NUSHU TAI TANGUT THAI TIBETAN VERTICAL YI".split()
+)
+"""Scripts that put no blanks between words, by the first word of their characters' Unicode names."""
+
+
+def plain_forms(text: str) -> str:
+    """Write full-width forms and the decimal digits of every script as ASCII; accents and other letters stay.
+
+    Unlike NFKC it makes no digit of a superscript: "10²" is not 102.
+    """
+    if text.isascii():
+        return text
+    text = _OTHER_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), text.translate(_PLAIN))
+    return _SPOKEN_POINT.sub(".", text)
+
+
+@lru_cache(maxsize=20_000)
+def _script(character: str) -> str | None:
+    """Which letters and digits `character` forms words with; None if it is neither letter nor digit."""
+    if not character.isalnum():
+        return None
+    if _LATIN_LIKE.match(character):
+        return "LATIN"
+    return unicodedata.name(character, "CJK").split()[0]
+
+
+@lru_cache(maxsize=20_000)
+def _is_mark(character: str) -> bool:
+    return unicodedata.category(character) in ("Mn", "Mc") and character not in _VARIATION_SELECTORS
+
+
+def stands_alone(text: str, start: int, end: int) -> bool:
+    """Whether `text[start:end]` is a word of its own and no part of a longer word or number.
+
+    A word is written in one script, and digits form words with Latin, Greek and Cyrillic letters only, so a change of
+    script is a boundary. Scripts without blanks between words have no boundaries that can be seen. Korean particles
+    follow their word without a blank, so a word in Hangul is bounded on its left only. A combining mark belongs to
+    the letter before it.
+    """
+    before = start - 1
+    while before >= 0 and _is_mark(text[before]):
+        before -= 1
+    if before >= 0:
+        left = _script(text[before])
+        if left is not None and left not in UNSPACED_SCRIPTS and left == (_script(text[start]) or "LATIN"):
+            return False
+    if end < len(text):
+        if _is_mark(text[end]):
+            return False
+        right = _script(text[end])
+        if right is not None and right not in UNSPACED_SCRIPTS and right != "HANGUL":
+            if right == (_script(text[end - 1]) or "LATIN"):
+                return False
+    return True
