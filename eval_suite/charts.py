@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PALETTE = ("#3a6ea5", "#c4553b", "#4a8a5c", "#8660a9", "#b5862b", "#3d9aa1", "#8a5a4d", "#767676")
-"""One colour a system, in order; told apart with every common colour vision."""
+"""One colour a system, in order; told apart with every common colour vision. Further systems have dashed lines."""
 
 Interval = tuple[float | None, float | None]
 
@@ -55,7 +55,7 @@ def radar_svg(axes: Sequence[str], series: Sequence[Sequence[float | None]]) -> 
         points = [(i, value) for i, value in enumerate(values) if value is not None]
         spots = [_on_circle(centre, radius * value, i, steps) for i, value in points]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
-        kind = f"s{number % len(PALETTE)}"
+        kind = f"s{number % len(PALETTE)}" + (" again" if number >= len(PALETTE) else "")
         parts.append(f'<polygon class="area {kind}" points="{line}"/>')
         for (x, y), (i, value) in zip(spots, points, strict=True):
             parts.append(
@@ -194,8 +194,10 @@ def write_radar_png(path: Path, axes: Sequence[str], series: Sequence[tuple[str,
             points = [(angle, value) for angle, value in zip(angles, values, strict=True) if value is not None]
             around = [*points, *points[:1]]
             theta, radii = [angle for angle, _ in around], [value for _, value in around]
-            plot.plot(theta, radii, color=colour(number), linewidth=1.8, marker="o", markersize=3.5, label=name)
-            plot.fill(theta, radii, color=colour(number), alpha=0.08)
+            line, marker = ("-", "o") if number < len(PALETTE) else ("--", "s")
+            plot.plot(theta, radii, line, color=colour(number), lw=1.8, marker=marker, markersize=3.5, label=name)
+            if len(series) <= len(PALETTE):
+                plot.fill(theta, radii, color=colour(number), alpha=0.08)
         plot.set_xticks(angles, axes, fontsize=10, color="#333333")
         plot.tick_params(axis="x", pad=7)
         for angle, label in zip(angles, plot.get_xticklabels(), strict=True):

@@ -17,7 +17,8 @@ from typing import Any
 from .metrics import METRICS
 from .task_metrics import PANEL_TASKS
 
-SHIPPED = {"paper": "panel_paper.json", "strict": "panel_strict.json"}
+SHIPPED = {"paper": ("panel_paper.json",), "strict": ("panel_strict.json", "panel_strict_1.json")}
+"""Shipped panels by protocol, the current one first; earlier ones are chosen by name, to score as before."""
 
 
 @dataclass(frozen=True)
@@ -99,14 +100,28 @@ def parse_panel(content: Any, where: str) -> Panel:
 
 
 def load_panel(protocol: str, path: Path | str | None = None) -> Panel:
-    """The panel in `path`, or the shipped one of `protocol`.
+    """Load a panel.
+
+    Args:
+        protocol: whose scores are measured against it.
+        path: a panel file, or the name of a shipped panel, earlier ones included; the current shipped one by default.
+
+    Returns:
+        The panel.
 
     Raises:
+        FileNotFoundError: neither a file nor a shipped panel is called so.
         ValueError: the file is no panel, or of another protocol.
     """
     if path is None:
-        shipped = package_files(__package__) / "data" / SHIPPED[protocol]
-        return parse_panel(json.loads(shipped.read_text(encoding="utf-8")), SHIPPED[protocol])
+        return _shipped(SHIPPED[protocol][0])
+    if not Path(path).is_file():
+        panels = [_shipped(name) for name in SHIPPED[protocol]]
+        for panel in panels:
+            if panel.name == str(path):
+                return panel
+        names = ", ".join(panel.name for panel in panels)
+        raise FileNotFoundError(f"{path} is neither a panel file nor a shipped panel of {protocol} ({names})")
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -115,3 +130,8 @@ def load_panel(protocol: str, path: Path | str | None = None) -> Panel:
     if panel.protocol != protocol:
         raise ValueError(f"{path}: a panel of the protocol {panel.protocol}, but the scores are of {protocol}")
     return panel
+
+
+def _shipped(name: str) -> Panel:
+    content = (package_files(__package__) / "data" / name).read_text(encoding="utf-8")
+    return parse_panel(json.loads(content), name)

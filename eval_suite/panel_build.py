@@ -151,6 +151,8 @@ def build_panel(
         tables[table.name] = {"sha256": digest(table), "about": table_about}
     if len(systems) < 2:
         raise ValueError("a panel needs at least two systems")
+    for system, row in systems.items():
+        provenance[system]["missing"] = [task for task in PANEL_TASKS if task not in row["tasks"]]
     content = {
         "name": name,
         "version": version,

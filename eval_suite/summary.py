@@ -24,13 +24,22 @@ def check(scores: Sequence[Scores]) -> None:
     """Check that the inputs are what a report needs.
 
     Raises:
-        ValueError: nothing to show, a content that is not scores.json's, or one system twice under one protocol.
+        ValueError: nothing to show, a content that is not scores.json's, one system twice under one protocol, or
+            scores of different panels under one protocol.
     """
     if not scores:
         raise ValueError("nothing to report: give at least one scores.json (`llaso eval score` writes them)")
     seen = set()
+    panels: dict[str, str] = {}
     for number, one in enumerate(scores, start=1):
         check_scores(one, f"scores {number}")
+        if panel := one["normalized"].get("panel"):
+            name = f"{panel['name']}, version {panel['version']}"
+            if panels.setdefault(one["protocol"], name) != name:
+                raise ValueError(
+                    f"scores {number}: measured against the panel {name}, the ones before against "
+                    f"{panels[one['protocol']]}; score them again with one panel (`llaso eval score --panel`)"
+                )
         key = (one["system"], one["protocol"])
         if key in seen:
             raise ValueError(

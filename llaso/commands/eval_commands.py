@@ -43,7 +43,7 @@ def _add_score(steps) -> None:
     parser.add_argument("--out", type=Path, help="scores.json to write; printed where absent")
     parser.add_argument("--rows", type=Path, help="file for what was read of every row (default: beside --out)")
     parser.add_argument("--system", help="the system's name; the folder's name by default")
-    parser.add_argument("--panel", type=Path, help="panel file for the normalized score; the shipped one by default")
+    parser.add_argument("--panel", help="panel file, or name of a shipped panel; the current shipped one by default")
     parser.add_argument("--no-intervals", action="store_true", help="skip the bootstrap")
     parser.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
@@ -87,7 +87,7 @@ def _add_panel(steps) -> None:
     build.set_defaults(run=_build_panel)
     show = actions.add_parser("show", help="print a panel's worst and best by task, and where its values came from")
     show.add_argument("--protocol", choices=("strict", "paper"), default="strict")
-    show.add_argument("--panel", type=Path, help="panel file; the shipped one by default")
+    show.add_argument("--panel", help="panel file, or name of a shipped panel; the current shipped one by default")
     show.set_defaults(run=_show_panel)
 
 
@@ -112,7 +112,8 @@ def _show_panel(arguments: argparse.Namespace) -> None:
     panel = load_panel(arguments.protocol, arguments.panel)
     print(f"{panel.name} {panel.version}, protocol {panel.protocol}")
     for system, source in panel.provenance["systems"].items():
-        print(f"  {system}: {len(panel.values[system])} tasks, from {source['from']}")
+        missing = f", without {', '.join(source['missing'])}" if source.get("missing") else ""
+        print(f"  {system}: {len(panel.values[system])} tasks, from {source['from']}{missing}")
     for task, (worst, best) in panel.bounds().items():
         print(f"{task:>6} {panel.metrics[task]:<12} worst {worst:.4f}  best {best:.4f}")
 
@@ -125,7 +126,7 @@ def _add_compare(steps) -> None:
     )
     parser.add_argument("--resamples", type=int, default=10_000, help="bootstrap resamples (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
-    parser.add_argument("--panel", type=Path, help="panel file for the overall score under paper")
+    parser.add_argument("--panel", help="panel file, or name of a shipped panel, for the overall score under paper")
     parser.add_argument("--out", type=Path, help="also write the numbers as JSON")
     parser.set_defaults(run=_compare)
 

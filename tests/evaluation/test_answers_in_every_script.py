@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.paths import shared_fixture
+from support.released import table
 
-from eval_suite import strict
 from eval_suite.parsing import (
     ABSTAINED,
     AMBIGUOUS,
@@ -23,7 +23,7 @@ from eval_suite.parsing import (
     find_slots,
     parse_number,
 )
-from eval_suite.readers import Row
+from eval_suite.readers import AnsweredRow
 from eval_suite.task_metrics import TASKS
 from eval_suite.text_normalization import UNSPACED_SCRIPTS, fold, plain_forms, stands_alone
 
@@ -175,7 +175,7 @@ def test_shared_cases():
     path = shared_fixture("../cases") / "answers_in_other_scripts.jsonl"
     cases = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     for number, case in enumerate(cases):
-        row = Row(
+        row = AnsweredRow(
             file="f",
             id="0",
             where=f"case {number}",
@@ -188,9 +188,9 @@ def test_shared_cases():
             error=None,
             cluster="0",
         )
-        table = strict.measure([row])
+        scored = table([row], "strict")
         wanted = case["read"].lower() if isinstance(case["read"], str) else case["read"]
-        assert (table.outcomes[0], table.parsed[0]) == (case["outcome"], wanted), case["prediction"]
+        assert (scored.outcomes[0], scored.parsed[0]) == (case["outcome"], wanted), case["prediction"]
     assert len(cases) >= 18
 
 

@@ -273,6 +273,10 @@ def test_what_the_user_gets_wrong_is_said_plainly(made, tmp_path):
     strict = made["good", "strict"]
     with pytest.raises(ValueError, match="at least one scores.json"):
         write_report([], tmp_path)
+    other = copy.deepcopy(strict) | {"system": "other"}
+    other["normalized"]["panel"]["version"] -= 1
+    with pytest.raises(ValueError, match="scores 2: measured against the panel released-10, version 1.*--panel"):
+        write_report([strict, other], tmp_path)
     with pytest.raises(ValueError, match="occurs twice under protocol strict.*--system"):
         write_report([strict, strict], tmp_path)
     with pytest.raises(ValueError, match="scores 1: no protocol"):

@@ -13,7 +13,12 @@ from eval_suite.score import ScoredFile, measure, read_rows
 from support.paths import shared_fixture
 
 SYSTEMS = ("LLaSO-Base", "LLaSO-Base_encoder_true", "Kimi-Audio", "Qwen2-Audio", "Typhoon-Audio", "Mini-Omni")
-PANEL_SYSTEMS = tuple(system for system in SYSTEMS if system != "LLaSO-Base_encoder_true")
+"""The systems whose values stand in `per_file.json`."""
+ABLATION = "LLaSO-Base_encoder_true"
+WITHOUT_ASR = ("Audio-Reasoner", "GLM-4-Voice", "Llama-Omni", "Mini-Omni", "Mini-Omni2")
+"""The systems whose answers were released without the file of speech recognition."""
+ALL_SYSTEMS = tuple(sorted({*SYSTEMS, *WITHOUT_ASR, "Salmonn"}))
+PANEL_SYSTEMS = tuple(system for system in ALL_SYSTEMS if system != ABLATION)
 
 
 @cache
