@@ -37,10 +37,15 @@ class Measurement:
     tokens: int
 
 
-def loss_of(model: PreTrainedModel, batch: Batch, every_logit: bool) -> torch.Tensor:
-    """The model's own loss, or, as the released code takes it, that of every position's logits, shifted by a copy."""
-    if not every_logit:
+def loss_of(subject: Subject, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """A peer's own loss; ours from the answers' logits; the released code's from all logits, shifted by a copy."""
+    if subject.peer:
         return model(**batch, use_cache=False).loss
+    if not subject.every_logit:
+        shift_labels = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=-100)
+        answers = shift_labels != -100
+        targets = {"shift_labels": shift_labels[answers], "logits_to_keep": answers}
+        return model(**batch, **targets, use_cache=False).loss
     inputs = {name: part for name, part in batch.items() if name != "labels"}
     logits = model(**inputs, use_cache=False).logits[:, :-1].contiguous()
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten())
@@ -55,7 +60,7 @@ def training_step(subject: Subject, model: PreTrainedModel, stage: int) -> Calla
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 
     def step(batch: Batch) -> None:
-        loss_of(model, batch, subject.every_logit).backward()
+        loss_of(subject, model, batch).backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -1,33 +1,30 @@
-"""LLaSO's model: configuration, processor, network, training and the `llaso` command.
+"""LLaSO's model: configuration, processor, network and conversion, as they would stand in transformers.
 
-Importing this package registers the classes with transformers' Auto classes, so that `AutoProcessor`, `AutoModel`
-and `AutoModelForMultimodalLM` open LLaSO checkpoints. It imports neither torch nor transformers itself: each class
-registers when the Auto class it belongs to is first imported, and the names below are imported when first used.
+Importing this package registers the classes with transformers' Auto classes, so that `AutoProcessor`, `AutoModel` and
+`AutoModelForMultimodalLM` open LLaSO checkpoints.
 """
 
-from importlib import import_module
+from transformers import AutoConfig, AutoModel, AutoModelForMultimodalLM, AutoModelForSeq2SeqLM, AutoProcessor
 
 from llaso_common import __version__
 
-from .registration import register_on_import
+from .configuration_llaso import LlasoConfig, count_audio_tokens, preset
+from .modeling_llaso import LlasoForConditionalGeneration, LlasoModel
+from .processing_llaso import LlasoProcessor, add_audio_tokens
 
-_PUBLIC = {
-    "LlasoConfig": "configuration_llaso",
-    "preset": "configuration_llaso",
-    "count_audio_tokens": "configuration_llaso",
-    "LlasoModel": "modeling_llaso",
-    "LlasoForConditionalGeneration": "modeling_llaso",
-    "LlasoProcessor": "processing_llaso",
-    "add_audio_tokens": "processing_llaso",
-}
+AutoConfig.register("llaso", LlasoConfig, exist_ok=True)
+AutoProcessor.register(LlasoConfig, LlasoProcessor, exist_ok=True)
+AutoModel.register(LlasoConfig, LlasoModel, exist_ok=True)
+AutoModelForMultimodalLM.register(LlasoConfig, LlasoForConditionalGeneration, exist_ok=True)
+AutoModelForSeq2SeqLM.register(LlasoConfig, LlasoForConditionalGeneration, exist_ok=True)
 
-__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
-
-
-def __getattr__(name: str):
-    if name in _PUBLIC:
-        return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-register_on_import()
+__all__ = [
+    "LlasoConfig",
+    "LlasoForConditionalGeneration",
+    "LlasoModel",
+    "LlasoProcessor",
+    "__version__",
+    "add_audio_tokens",
+    "count_audio_tokens",
+    "preset",
+]

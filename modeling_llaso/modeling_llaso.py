@@ -22,9 +22,8 @@ from transformers.utils import TransformersKwargs, auto_docstring, can_return_tu
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_llaso import LlasoConfig, count_audio_tokens
+from .configuration_llaso import LlasoConfig
 
-IGNORED_LABEL = -100
 AUTO_MAP = {
     "AutoModel": "modeling_llaso.LlasoModel",
     "AutoModelForMultimodalLM": "modeling_llaso.LlasoForConditionalGeneration",
@@ -63,11 +62,18 @@ class LlasoCausalLMOutputWithPast(ModelOutput):
     audio_hidden_states: torch.Tensor | None = None
 
 
-def encoded_vectors(mm_encoder_outputs: dict[str, Any]) -> torch.Tensor:
-    """The vectors of audio encoded before, `(audio_tokens, hidden_size)`, be they in one tensor or in a list."""
-    vectors = mm_encoder_outputs["audio"].pooler_output
-    vectors = vectors if isinstance(vectors, torch.Tensor) else torch.cat(list(vectors))
-    return vectors.flatten(0, -2)
+@dataclass
+class LlasoAudioOutput(BaseModelOutputWithPooling):
+    r"""
+    last_hidden_state (`torch.Tensor` of shape `(windows, vectors, d_model)`):
+        The encoder's output, padding included.
+    pooler_output (`torch.Tensor` of shape `(audio_tokens, hidden_size)`, *optional*):
+        Audio embeddings: the projected vectors of real frames, window after window.
+    vector_mask (`torch.Tensor` of shape `(windows, vectors)`, *optional*):
+        True for the vectors of real frames, which come first; None if all vectors are.
+    """
+
+    vector_mask: torch.Tensor | None = None
 
 
 class LlasoEncoder(WhisperEncoder):
@@ -84,7 +90,7 @@ class LlasoEncoder(WhisperEncoder):
         input_features: torch.Tensor,
         input_features_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPooling:
+    ) -> LlasoAudioOutput:
         r"""
         Args:
             input_features (`torch.Tensor` of shape `(windows, num_mel_bins, frames)`): log-mel, at most
@@ -97,7 +103,7 @@ class LlasoEncoder(WhisperEncoder):
         if input_features_mask is not None:
             # Alone, a window's last frame would see zeros beyond its end, where the batch has the padding's response.
             hidden_states = hidden_states * input_features_mask[:, None, :].to(hidden_states.dtype)
-            vector_mask = input_features_mask[:, ::2]
+            vector_mask = input_features_mask[:, ::2].bool()
         hidden_states = nn.functional.gelu(self.conv2(hidden_states)).permute(0, 2, 1)
 
         hidden_states = hidden_states + self.embed_positions.weight[: hidden_states.shape[1]]
@@ -109,7 +115,7 @@ class LlasoEncoder(WhisperEncoder):
             if self.training and self.layerdrop > 0.0 and torch.rand([]) < self.layerdrop:
                 continue
             hidden_states = layer(hidden_states, attention_mask, **kwargs)
-        return BaseModelOutputWithPooling(last_hidden_state=self.layer_norm(hidden_states))
+        return LlasoAudioOutput(last_hidden_state=self.layer_norm(hidden_states), vector_mask=vector_mask)
 
 
 class LlasoMultiModalProjector(nn.Module):
@@ -191,14 +197,73 @@ class LlasoModel(LlasoPreTrainedModel):
             "AutoModelForMultimodalLM (or LlasoForConditionalGeneration) instead of AutoModel."
         )
 
+    def encode(
+        self,
+        input_features: torch.Tensor,
+        input_features_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> LlasoAudioOutput:
+        """Encode log-mel windows; a frozen encoder records no graph, whatever the rest of the model trains.
+
+        Args:
+            input_features: `(windows, num_mel_bins, frames)`.
+            input_features_mask: `(windows, frames)`, 1 for real frames, which come first. With `audio_padding="full"`
+                padding counts as sound, as released, and the mask is not read. A window without a real frame gives no
+                vector; it may be short even then.
+            **kwargs: for the encoder, such as `output_hidden_states`.
+
+        Returns:
+            The encoder's vectors, and which of them come from real frames.
+
+        Raises:
+            ValueError: the windows are longer than the encoder's or, with `audio_padding="full"`, shorter.
+        """
+        frames, whole = input_features.shape[-1], self.config.max_frames
+        if frames > whole:
+            raise ValueError(
+                f"a window of {frames} frames is longer than the encoder's {whole}; the processor cuts long audio "
+                "into windows"
+            )
+        if self.config.audio_padding == "full":
+            if frames == whole:
+                input_features_mask = None
+            elif input_features_mask is None or input_features_mask.any():
+                raise ValueError(
+                    f'this model\'s config says audio_padding="full", so it takes windows of {whole} frames, not '
+                    f'{frames}. Use a processor with audio_padding="full", or set it to "trim" in both.'
+                )
+        if input_features_mask is not None:
+            input_features_mask = input_features_mask.bool()
+        learns = input_features.requires_grad or any(p.requires_grad for p in self.audio_tower.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
+            return self.audio_tower(
+                input_features.to(self.audio_tower.conv1.weight.dtype), input_features_mask, return_dict=True, **kwargs
+            )
+
+    def project(self, vectors: torch.Tensor, vector_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Pool and project encoder vectors.
+
+        Args:
+            vectors: `(windows, vectors, d_model)`, as `encode` gives them.
+            vector_mask: `(windows, vectors)`, true for the vectors of real frames, which come first; None if all are.
+
+        Returns:
+            The audio embeddings of real frames, window after window: `(audio_tokens, hidden_size)`.
+        """
+        projector = self.multi_modal_projector
+        pooled = projector.pool(vectors.to(projector.linear_1.weight.dtype), vector_mask)
+        if vector_mask is None:
+            return projector(pooled.flatten(0, 1))
+        return projector(pooled[vector_mask[:, :: projector.stride].to(pooled.device)])
+
     @can_return_tuple
-    @auto_docstring(custom_intro="Encodes and projects audio: log-mel windows to vectors the language model reads.")
+    @auto_docstring(custom_intro="Encodes and projects audio: log-mel windows to embeddings the language model reads.")
     def get_audio_features(
         self,
         input_features: torch.Tensor,
         input_features_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple | BaseModelOutputWithPooling:
+    ) -> tuple | LlasoAudioOutput:
         r"""
         input_features (`torch.Tensor` of shape `(windows, num_mel_bins, frames)`):
             Log-mel windows, those of one audio after another.
@@ -211,73 +276,74 @@ class LlasoModel(LlasoPreTrainedModel):
             hidden_size)` holds the projected vectors of real frames only, window after window. Pass the whole output
             back as `mm_encoder_outputs={"audio": output}` to ask about the same audio again.
         """
-        frames = input_features.shape[-1]
-        if self.config.audio_padding == "full":
-            input_features_mask = None
-            if frames != self.config.max_frames:
-                raise ValueError(
-                    f'this model\'s config says audio_padding="full", so it takes windows of {self.config.max_frames} '
-                    f'frames, not {frames}. Use a processor with audio_padding="full", or set it to "trim" in both.'
-                )
-        elif frames > self.config.max_frames:
-            raise ValueError(
-                f"a window of {frames} frames is longer than the encoder's {self.config.max_frames}; the processor "
-                "cuts long audio into windows"
-            )
-        if input_features_mask is not None:
-            input_features_mask = input_features_mask.bool()
-
-        # A frozen encoder needs no graph: none is recorded, whatever the rest of the model trains.
-        learns = input_features.requires_grad or any(p.requires_grad for p in self.audio_tower.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
-            output = self.audio_tower(
-                input_features.to(self.audio_tower.conv1.weight.dtype), input_features_mask, return_dict=True, **kwargs
-            )
-        vectors = output.last_hidden_state
-        if input_features_mask is None:
-            pooled = self.multi_modal_projector.pool(vectors, None).flatten(0, 1)
-        else:
-            input_features_mask = input_features_mask.to(vectors.device)
-            pooled = self.multi_modal_projector.pool(vectors, input_features_mask[:, ::2])
-            counts = count_audio_tokens(input_features_mask.sum(-1), self.config.projector_stride)
-            pooled = pooled[torch.arange(pooled.shape[1], device=pooled.device) < counts[:, None]]
-        output.pooler_output = self.multi_modal_projector(pooled)
+        output = self.encode(input_features, input_features_mask, **kwargs)
+        assert output.last_hidden_state is not None
+        output.pooler_output = self.project(output.last_hidden_state, output.vector_mask)
         return output
 
-    def get_placeholder_mask(
+    def get_audio_embeds(
         self,
-        input_ids: torch.Tensor | None,
-        audio_embeds: torch.Tensor,
-        inputs_embeds: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+    ) -> torch.Tensor | None:
+        """The embeddings of all audio, in reading order, from whatever was done with it before.
+
+        Args:
+            input_features: see `get_audio_features`.
+            input_features_mask: see `get_audio_features`.
+            mm_encoder_outputs: see `forward`; this audio comes before that of `input_features`.
+
+        Returns:
+            `(audio_tokens, hidden_size)`, or None if there is no audio.
+        """
+        embeds = []
+        if mm_encoder_outputs:
+            before = mm_encoder_outputs["audio"]
+            projected = before.pooler_output
+            if projected is None:
+                projected = self.project(before.last_hidden_state, before.vector_mask)
+            elif not isinstance(projected, torch.Tensor):
+                projected = torch.cat(list(projected))
+            embeds.append(projected.flatten(0, -2))
+        if input_features is not None:
+            embeds.append(self.get_audio_features(input_features, input_features_mask, return_dict=True).pooler_output)
+        return torch.cat(embeds) if embeds else None
+
+    def get_placeholder_mask(
+        self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor, audio_features: torch.Tensor
     ) -> torch.Tensor:
-        """Where the audio goes, `(batch, length)`: at the placeholders, told by their ids or by their embedding.
+        """
+        Obtains the mask of audio placeholders from `input_ids` or, without them, from `inputs_embeds`, and checks that
+        there are as many as `audio_features` has vectors.
+
+        Returns:
+            The mask, expanded to the shape of `inputs_embeds`.
 
         Raises:
-            ValueError: there are not as many places as `audio_embeds` has vectors, or embeddings came of a
-                placeholder that has none.
+            ValueError: the numbers differ, or only embeddings came of a placeholder that has none.
         """
         placeholder = self.config.audio_token_id
         if input_ids is not None:
-            mask = input_ids.eq(placeholder)
+            places = input_ids.eq(placeholder)
         elif placeholder < self.get_input_embeddings().num_embeddings:  # type: ignore[operator]
-            assert inputs_embeds is not None
             row = self.get_input_embeddings()(torch.tensor(placeholder, device=inputs_embeds.device))
-            mask = inputs_embeds.eq(row).all(-1)
+            places = inputs_embeds.eq(row).all(-1)
         else:
             raise ValueError(
                 "audio is placed by the placeholders in input_ids; inputs_embeds cannot show them, as the placeholder "
                 "has no embedding row. Pass input_ids, or inputs_embeds with the audio already in place"
             )
         torch_compilable_check(
-            mask.sum() == audio_embeds.shape[0],
+            places.sum() == audio_features.shape[0],
             lambda: (
-                f"the text holds {int(mask.sum())} audio placeholders, but the audio gives {audio_embeds.shape[0]} "
-                "vectors. Text and audio must come from one processor call, and processor and model must agree on "
-                f"audio_padding (here {self.config.audio_padding!r}) and projector_stride "
+                f"the text holds {int(places.sum())} audio placeholders, but the audio gives "
+                f"{audio_features.shape[0]} vectors. Text and audio must come from one processor call, and processor "
+                f"and model must agree on audio_padding (here {self.config.audio_padding!r}) and projector_stride "
                 f"(here {self.config.projector_stride})."
             ),
         )
-        return mask
+        return places[..., None].expand_as(inputs_embeds).to(inputs_embeds.device)
 
     @can_return_tuple
     @auto_docstring
@@ -297,31 +363,24 @@ class LlasoModel(LlasoPreTrainedModel):
         r"""
         input_features_mask (`torch.Tensor` of shape `(windows, frames)`, *optional*):
             1 for real frames of `input_features`.
-        mm_encoder_outputs (`dict[str, BaseModelOutputWithPooling]`, *optional*):
-            Audio encoded before, in place of `input_features`: `{"audio": model.get_audio_features(…)}`. Only its
-            `pooler_output` is read: a tensor `(audio_tokens, hidden_size)`, or a list of them, in reading order.
+        mm_encoder_outputs (`dict[str, LlasoAudioOutput]`, *optional*):
+            Audio encoded before: `{"audio": model.get_audio_features(…)}`. Its `pooler_output` is read, a tensor
+            `(audio_tokens, hidden_size)` or a list of them in reading order; if that is None, as `encode` leaves it,
+            `last_hidden_state` is projected here. If `input_features` are given too, their audio comes after this.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass either input_ids or inputs_embeds")
-        audio_embeds = None
-        if mm_encoder_outputs:
-            if input_features is not None:
-                raise ValueError("pass either input_features or mm_encoder_outputs: the audio is one or the other")
-            audio_embeds = encoded_vectors(mm_encoder_outputs)
-        elif input_features is not None:
-            audio_embeds = self.get_audio_features(input_features, input_features_mask, return_dict=True).pooler_output
-
-        places = None if audio_embeds is None else self.get_placeholder_mask(input_ids, audio_embeds, inputs_embeds)
+        audio_embeds = self.get_audio_embeds(input_features, input_features_mask, mm_encoder_outputs)
         if input_ids is not None:
             # The placeholder need not have an embedding row; what is looked up in its place is overwritten.
             inputs_embeds = self.get_input_embeddings()(
                 input_ids.masked_fill(input_ids.eq(self.config.audio_token_id), 0)
             )
         if audio_embeds is not None:
-            assert inputs_embeds is not None and places is not None
-            inputs_embeds = inputs_embeds.masked_scatter(
-                places[..., None].to(inputs_embeds.device), audio_embeds.to(inputs_embeds.device, inputs_embeds.dtype)
-            )
+            assert inputs_embeds is not None
+            audio_embeds = audio_embeds.to(inputs_embeds.device, inputs_embeds.dtype)
+            is_audio = self.get_placeholder_mask(input_ids, inputs_embeds=inputs_embeds, audio_features=audio_embeds)
+            inputs_embeds = inputs_embeds.masked_scatter(is_audio, audio_embeds)
 
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
@@ -350,8 +409,8 @@ class LlasoForConditionalGeneration(LlasoPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = LlasoModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        # Gemma 2 squashes its logits; the other families have no such field.
-        self.logit_softcap = getattr(config.text_config, "final_logit_softcapping", None)
+        # Gemma squashes its logits; the other families have no such field.
+        self.logit_softcap = config.text_config.to_dict().get("final_logit_softcapping")
         self.post_init()
 
     def get_audio_features(self, *args, **kwargs):
@@ -382,21 +441,16 @@ class LlasoForConditionalGeneration(LlasoPreTrainedModel, GenerationMixin):
         mm_encoder_outputs: dict[str, Any] | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | LlasoCausalLMOutputWithPast:
         r"""
         input_features_mask (`torch.Tensor` of shape `(windows, frames)`, *optional*):
             1 for real frames of `input_features`.
-        mm_encoder_outputs (`dict[str, BaseModelOutputWithPooling]`, *optional*):
-            Audio encoded before, in place of `input_features`: `{"audio": model.get_audio_features(…)}`.
+        mm_encoder_outputs (`dict[str, LlasoAudioOutput]`, *optional*):
+            Audio encoded before: `{"audio": model.get_audio_features(…)}`. See [`LlasoModel`].
         labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            Tokens to be predicted, -100 elsewhere. They are shifted here.
-        logits_to_keep (`int` or `torch.Tensor`, *optional*):
-            Positions whose logits are computed, as everywhere in transformers; 0 keeps all. By default all, except
-            in training with `labels`, where only the positions that predict a label are: the loss is the same, and
-            the logits of prompt and audio, most of the memory of a large vocabulary, are never made.
-
+            Tokens to be predicted, -100 elsewhere. They are shifted here, and audio placeholders are ignored.
         Example:
 
         ```python
@@ -420,18 +474,13 @@ class LlasoForConditionalGeneration(LlasoPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
-        if labels is not None and logits_to_keep is None and self.training and "shift_labels" not in kwargs:
-            shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL).to(hidden_states.device)
-            logits_to_keep = shift_labels != IGNORED_LABEL
-            kwargs["shift_labels"] = shift_labels[logits_to_keep]
-        logits = self.compute_logits(
-            hidden_states if logits_to_keep is None else slice_logits_to_keep(hidden_states, logits_to_keep)
-        )
+        logits = self.compute_logits(slice_logits_to_keep(hidden_states, logits_to_keep))
 
         loss = None
         if labels is not None:
+            targets = labels.masked_fill(labels.eq(self.config.audio_token_id), -100)  # audio is heard, not predicted
             loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+                logits=logits, labels=targets, vocab_size=self.config.text_config.vocab_size, **kwargs
             )
         return LlasoCausalLMOutputWithPast(
             loss=loss,
@@ -460,23 +509,27 @@ class LlasoForConditionalGeneration(LlasoPreTrainedModel, GenerationMixin):
                     f"the text holds {count} audio placeholders, but no audio came with it. Pass everything the "
                     "processor returned: model.generate(**inputs)"
                 )
-        features = model_kwargs.pop("input_features", None) if expand_size > 1 else None
-        encoded = model_kwargs.pop("mm_encoder_outputs", None) if expand_size > 1 else None
-        if features is not None:
-            mask = model_kwargs.pop("input_features_mask", None)
-            encoded = {"audio": self.get_audio_features(features, mask, return_dict=True)}
         audio_embeds = None
-        if encoded:
-            vectors = encoded_vectors(encoded)
+        if expand_size > 1:
+            audio = {
+                name: model_kwargs.pop(name, None)
+                for name in ("input_features", "input_features_mask", "mm_encoder_outputs")
+            }
+            audio_embeds = self.model.get_audio_embeds(**audio)
+        if audio_embeds is not None:
             embeds = model_kwargs.get("inputs_embeds")
-            places = self.model.get_placeholder_mask(None if embeds is not None else input_ids, vectors, embeds)
-            rows = vectors.split(places.sum(-1).tolist())
+            if embeds is not None:
+                places = self.model.get_placeholder_mask(None, embeds, audio_embeds)
+            else:
+                assert input_ids is not None
+                places = self.model.get_placeholder_mask(input_ids, input_ids[..., None], audio_embeds)
+            rows = audio_embeds.split(places[..., 0].sum(-1).tolist())
             audio_embeds = torch.cat([row for row in rows for _ in range(expand_size)])
         input_ids, model_kwargs = super()._expand_inputs_for_generation(  # type: ignore[misc]
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
         )
         if audio_embeds is not None:
-            model_kwargs["mm_encoder_outputs"] = {"audio": BaseModelOutputWithPooling(pooler_output=audio_embeds)}
+            model_kwargs["mm_encoder_outputs"] = {"audio": LlasoAudioOutput(pooler_output=audio_embeds)}
         return input_ids, model_kwargs
 
 

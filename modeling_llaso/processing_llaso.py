@@ -358,11 +358,7 @@ class LlasoProcessor(ProcessorMixin):
             windows += [clip[start:stop] for start, stop in cuts]
             counts.append(self.count_audio_tokens(len(clip)))
         mels = self.log_mel(windows)
-        features = torch.zeros(len(mels), self.feature_extractor.feature_size, max(mel.shape[1] for mel in mels))
-        mask = torch.zeros(len(mels), features.shape[-1], dtype=torch.long)
-        for row, mel in enumerate(mels):
-            features[row, :, : mel.shape[1]] = mel
-            mask[row, : mel.shape[1]] = 1
+        features, mask = stack_windows(mels)
         inputs = {"input_features": features, "input_features_mask": mask, "num_audio_tokens": counts}
         return inputs, [self.replace_audio_token(inputs, audio_idx=index) for index in range(len(counts))]
 
@@ -504,6 +500,24 @@ class LlasoProcessor(ProcessorMixin):
     @property
     def unused_input_names(self) -> list[str]:
         return ["num_audio_tokens"]
+
+
+def stack_windows(windows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Windows of any length as one batch, padded at the end with zeros.
+
+    Args:
+        windows: `(width, length)` each; at least one.
+
+    Returns:
+        `(windows, width, longest)`, and its mask `(windows, longest)`, 1 for what is no padding.
+    """
+    width, longest = windows[0].shape[0], max(window.shape[1] for window in windows)
+    stacked = windows[0].new_zeros(len(windows), width, longest)
+    mask = torch.zeros(len(windows), longest, dtype=torch.long, device=stacked.device)
+    for row, window in enumerate(windows):
+        stacked[row, :, : window.shape[1]] = window
+        mask[row, : window.shape[1]] = 1
+    return stacked, mask
 
 
 @lru_cache(maxsize=8)

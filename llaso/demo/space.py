@@ -26,7 +26,6 @@ CODE = (
     "modeling_llaso/loading.py",
     "modeling_llaso/modeling_llaso.py",
     "modeling_llaso/processing_llaso.py",
-    "modeling_llaso/registration.py",
 )
 """Our files and folders that are copied into a Space."""
 NOT_COPIED = ("__pycache__", "space.py", "menu_builder.py")

@@ -89,11 +89,8 @@ def test_auto_classes_open_a_checkpoint_in_a_fresh_process(checkpoint, tmp_path)
     [
         "from transformers import AutoModel, AutoModelForMultimodalLM, AutoProcessor; import modeling_llaso",
         "import modeling_llaso.modeling_llaso",
-        "from transformers import AutoConfig; import modeling_llaso; from transformers import AutoModel",
-        "import modeling_llaso; from transformers import pipeline",
-        "import modeling_llaso; from transformers import Trainer",
     ],
-    ids=["transformers first", "ours first", "in between", "by way of pipelines", "by way of the trainer"],
+    ids=["transformers first", "ours first"],
 )
 def test_the_order_of_imports_does_not_matter(first):
     printed = run(

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from support.tiny_llaso import ask, question, text_config, tiny_llaso, tone, whisper_config
+from support.tiny_llaso import answer_only, ask, question, text_config, tiny_llaso, tone, whisper_config
 from torch._dynamo.utils import counters
 from transformers import (
     AutoModel,
@@ -317,6 +317,39 @@ def test_encoded_audio_serves_many_prompts(trim):
             assert torch.equal(again, model.generate(**inputs, max_new_tokens=5, **settings))
 
 
+@torch.no_grad()
+def test_audio_encoded_before_is_projected_and_comes_before_new_audio(trim):
+    model, processor = trim
+    clips = [tone(0.4), tone(31.0), tone(0.7)]
+    whole = ask(processor, [question("Compare", clips=3)], clips)
+    tokens = {name: whole[name] for name in ("input_ids", "attention_mask")}
+    mask = whole["input_features_mask"]
+    before = model.model.encode(whole["input_features"][:3], mask[:3])  # the second clip has two windows
+    assert before.pooler_output is None and before.last_hidden_state.shape == (3, 1500, 16)
+    assert before.vector_mask.sum(-1).tolist() == [20, 1500, 50]
+    new = {"input_features": whole["input_features"][3:], "input_features_mask": mask[3:]}
+    wanted = model(**whole).logits
+    got = model(**tokens, **new, mm_encoder_outputs={"audio": before}).logits
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+    beams = {"num_beams": 2, "max_new_tokens": 4}
+    again = model.generate(**tokens, **new, mm_encoder_outputs={"audio": before}, **beams)
+    assert torch.equal(again, model.generate(**whole, **beams))
+
+
+@pytest.mark.parametrize("padding", ["full", "trim"])
+@pytest.mark.parametrize("stride", [1, 4])
+def test_a_window_without_a_real_frame_runs_through_the_encoder_and_changes_nothing(padding, stride):
+    """Sharded processes stay in step by it."""
+    model, processor = tiny_llaso(padding, projector_stride=stride)
+    inputs = processor.apply_chat_template(question("Hi", clips=0), tokenize=True, return_dict=True)
+    empty = {"input_features": torch.zeros(1, 16, 2), "input_features_mask": torch.zeros(1, 2)}
+    assert torch.equal(model(**inputs, **empty).logits, model(**inputs).logits)
+    model.train()(**inputs, **empty).logits.sum().backward()
+    parts = [model.model.audio_tower, model.model.multi_modal_projector]
+    gradients = {name: p.grad for part in parts for name, p in part.named_parameters() if p.requires_grad}
+    assert all(gradient is not None and not gradient.any() for gradient in gradients.values()), gradients
+
+
 # ---- Training ----
 
 
@@ -326,7 +359,7 @@ def test_the_answer_only_loss_is_the_whole_loss(padding):
     inputs = labelled(processor)
     answers = int((inputs["labels"] != -100).sum())
     grads, losses = [], []
-    for settings, shape in (({}, (answers,)), ({"logits_to_keep": 0}, inputs["input_ids"].shape)):
+    for settings, shape in ((answer_only(inputs["labels"]), (answers,)), ({}, inputs["input_ids"].shape)):
         model.train()
         model.zero_grad()
         outputs = model(**inputs, **settings)
@@ -338,8 +371,10 @@ def test_the_answer_only_loss_is_the_whole_loss(padding):
     for kept, whole in zip(*grads, strict=True):
         torch.testing.assert_close(kept, whole, atol=1e-5, rtol=1e-4)
     model.eval()
-    assert model(**inputs).logits.shape[:2] == inputs["input_ids"].shape  # evaluation keeps every position
     assert model(**inputs).loss.item() == pytest.approx(losses[0], rel=1e-6)
+    everything = model(**inputs | {"labels": inputs["input_ids"].clone()})
+    labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == model.config.audio_token_id, -100)
+    assert everything.loss.isfinite() and everything.loss == model(**inputs | {"labels": labels}).loss
     split = model.train()(**inputs, num_items_in_batch=torch.tensor(2 * answers)).loss.item()
     assert split == pytest.approx(losses[0] / 2, rel=1e-6)
 
@@ -465,7 +500,7 @@ def test_audio_that_does_not_fit_its_placeholders_is_named(trim, full):
     with pytest.raises(ValueError, match="a window of 3001 frames is longer than the encoder's 3000"):
         model.get_audio_features(torch.zeros(1, 16, 3001))
     encoded = {"audio": model.get_audio_features(inputs["input_features"])}
-    with pytest.raises(ValueError, match="either input_features or mm_encoder_outputs"):
+    with pytest.raises(ValueError, match="25 audio placeholders, but the audio gives 50 vectors"):
         model(**inputs, mm_encoder_outputs=encoded)
     with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
         model(input_features=inputs["input_features"])

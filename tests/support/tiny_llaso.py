@@ -141,6 +141,13 @@ def question(text: str, clips: int = 1) -> list[dict]:
     return [{"role": "user", "content": [{"type": "text", "text": text}, *({"type": "audio"} for _ in range(clips))]}]
 
 
+def answer_only(labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Arguments of the forward pass that ask for the logits of the positions that predict a label, and no others."""
+    shift_labels = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+    is_answer = shift_labels != -100
+    return {"logits_to_keep": is_answer, "shift_labels": shift_labels[is_answer]}
+
+
 def ask(processor: LlasoProcessor, conversations, audio, **kwargs):
     """Generation inputs for a batch of conversations and the audio they ask about."""
     return processor.apply_chat_template(

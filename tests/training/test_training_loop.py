@@ -17,7 +17,7 @@ from support.tiny_training import WORDS, row, save_backbones, save_corpus, tiny_
 from llaso.training.recipe.recipe import load_recipe
 from llaso.training.rows.collator import IGNORED, Collator, RowEncoder
 from llaso.training.rows.corpora import decode_audio, open_corpus
-from llaso.training.rows.encoder_cache import EncoderCache, clip_key, encode_windows, project_windows
+from llaso.training.rows.encoder_cache import EncoderCache, clip_key, encode_windows, kept_audio
 from llaso.training.rows.training_rows import TrainingRows, batch_rule
 from llaso.training.run.distillation import Teacher, TeacherCollator
 from llaso.training.run.held_out import HeldOut, normalize, word_errors
@@ -245,11 +245,12 @@ def test_kept_encoder_output_gives_the_loss_and_gradients_of_the_live_encoder(ro
     for trainer in (live, kept):
         batch = trainer.data_collator(rows)
         losses.append(trainer.training_step(trainer.model, batch, torch.tensor(20)))
-    assert "input_features" in live.data_collator(rows) and kept.data_collator(rows)["windows_encoded"] == [
-        True,
-        False,
-        False,
-    ]
+    assert (
+        "mm_encoder_outputs" not in live.data_collator(rows) and len(live.data_collator(rows)["input_features"]) == 3
+    )
+    mixed = kept.data_collator([rows[2], *rows[:2]])
+    assert mixed["ids"][0] == rows[0]["id"]  # whose audio is kept comes first
+    assert len(mixed["mm_encoder_outputs"]["audio"].last_hidden_state) == 1 and len(mixed["input_features"]) == 2
     torch.testing.assert_close(*losses, rtol=1e-4, atol=0)  # float16 on disk
     weights = [t.model.model.multi_modal_projector.linear_1.weight.grad for t in (live, kept)]
     torch.testing.assert_close(*weights, rtol=1e-2, atol=1e-5)
@@ -273,7 +274,8 @@ def test_projecting_windows_is_what_the_model_does(pair):
     features, mask = batch["input_features"], batch["input_features_mask"]
     with torch.no_grad():
         want = model.get_audio_features(features, mask, return_dict=True).pooler_output
-        got = project_windows(model, encode_windows(model, features, mask))
+        kept = kept_audio(encode_windows(model, features, mask))
+        got = model.model.project(kept.last_hidden_state, kept.vector_mask)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
 
 

@@ -16,10 +16,10 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from modeling_llaso.processing_llaso import LlasoProcessor
+from modeling_llaso.processing_llaso import LlasoProcessor, stack_windows
 
 from .corpora import clip_bytes, log_mels
-from .encoder_cache import EncoderCache, clip_key, stack_windows
+from .encoder_cache import EncoderCache, audio_tokens_of, clip_key, kept_audio
 from .row_lengths import Row, clean_messages
 
 logger = logging.getLogger(__name__)
@@ -139,8 +139,7 @@ class RowEncoder:
         """Of every clip, its tokens and its windows of kept encoder output."""
         assert self.cache is not None
         kept = [self.cache.get(clip_key(clip_bytes(clip))) for clip in clips]
-        stride = self.processor.projector_stride
-        return [(sum(-(-len(window) // stride) for window in windows), windows) for windows in kept]
+        return [(audio_tokens_of(windows, self.processor.projector_stride), windows) for windows in kept]
 
 
 @dataclass
@@ -148,8 +147,8 @@ class Collator:
     """Rows to a batch.
 
     The batch holds `input_ids`, `attention_mask`, `shift_labels` (the label of each token's successor), the rows'
-    `ids` and `tasks`, and the audio of all rows, window after window: `input_features` with `input_features_mask`, or,
-    where the encoder's output is kept, `windows` as `Example` has them, with `windows_encoded` saying which is which.
+    `ids` and `tasks`, and the audio of all rows, window after window. Rows whose encoder output is kept come first:
+    theirs is in `mm_encoder_outputs`, that of the other rows in `input_features` with `input_features_mask`.
 
     Attributes:
         encode: rows to examples.
@@ -162,22 +161,22 @@ class Collator:
     also: Callable[[Sequence[Row]], dict[str, torch.Tensor]] | None = None
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
-        examples, kept, skipped = [], [], []
+        examples, skipped = [], []
         for row in rows:
             try:
-                examples.append(self.encode(row))
-                kept.append(row)
+                examples.append((row, self.encode(row)))
             except ValueError as error:
                 if not self.skip_bad_rows:
                     raise ValueError(f"{error} (set data.bad_rows=skip to leave such rows out)") from error
                 logger.warning("left out: %s", error)
                 skipped.append(row["id"])
-        pad_token_id = self.encode.processor.tokenizer.pad_token_id
-        batch = pad(examples, pad_token_id, self.encode.cache is not None) | {"skipped": skipped}
-        return batch | self.also(kept) if self.also is not None else batch
+        examples.sort(key=lambda example: not example[1].encoded)
+        batch = pad([example for _, example in examples], self.encode.processor.tokenizer.pad_token_id)
+        batch["skipped"] = skipped
+        return batch | self.also([row for row, _ in examples]) if self.also is not None else batch
 
 
-def pad(examples: Sequence[Example], pad_token_id: int, keep_windows: bool = False) -> dict[str, Any]:
+def pad(examples: Sequence[Example], pad_token_id: int) -> dict[str, Any]:
     """Examples to one batch, padded on the right; none at all give one row of padding that teaches nothing."""
     if not examples:
         nothing = torch.full((2,), IGNORED)
@@ -192,11 +191,8 @@ def pad(examples: Sequence[Example], pad_token_id: int, keep_windows: bool = Fal
         "attention_mask": (torch.arange(input_ids.shape[1]) < sizes[:, None]).long(),
         "shift_labels": torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED),
     }
-    windows = [window for e in examples for window in e.windows]
-    if not windows:
-        return batch
-    if keep_windows:
-        encoded = [e.encoded for e in examples for _ in e.windows]
-        return batch | {"windows": windows, "windows_encoded": encoded}
-    features, mask = stack_windows(windows)
-    return batch | {"input_features": features, "input_features_mask": mask}
+    if kept := [window for e in examples if e.encoded for window in e.windows]:
+        batch["mm_encoder_outputs"] = {"audio": kept_audio(kept)}
+    if mels := [window for e in examples if not e.encoded for window in e.windows]:
+        batch["input_features"], batch["input_features_mask"] = stack_windows(mels)
+    return batch

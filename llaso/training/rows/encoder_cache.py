@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from llaso_common.folder_lock import one_at_a_time
-from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
-from modeling_llaso.processing_llaso import LlasoProcessor
+from modeling_llaso.configuration_llaso import count_audio_tokens
+from modeling_llaso.modeling_llaso import LlasoAudioOutput, LlasoForConditionalGeneration
+from modeling_llaso.processing_llaso import LlasoProcessor, stack_windows
 
 from .corpora import clip_bytes, log_mels
 from .row_lengths import Row
@@ -229,37 +229,24 @@ def _fill(
 def encode_windows(
     model: LlasoForConditionalGeneration, features: torch.Tensor, mask: torch.Tensor
 ) -> list[torch.Tensor]:
-    """The encoder's output for windows of log-mel; no graph is recorded where the encoder is frozen.
+    """The encoder's output for log-mel windows, padding left out: one `(positions, width)` tensor a window."""
+    output = model.model.encode(features, mask)
+    if output.vector_mask is None:
+        return list(output.last_hidden_state)
+    return [vectors[real] for vectors, real in zip(output.last_hidden_state, output.vector_mask, strict=True)]
+
+
+def kept_audio(windows: Sequence[torch.Tensor]) -> LlasoAudioOutput:
+    """Windows of kept encoder output, `(positions, width)` each, as the model takes them in `mm_encoder_outputs`."""
+    vectors, mask = stack_windows([window.T for window in windows])
+    return LlasoAudioOutput(last_hidden_state=vectors.transpose(1, 2), vector_mask=mask.bool())
+
+
+def audio_tokens_of(windows: Sequence[torch.Tensor], stride: int) -> int:
+    """Audio tokens of a clip whose windows are kept; a vector is two frames.
 
     Args:
-        model: whose encoder runs.
-        features: `(windows, mels, frames)`.
-        mask: `(windows, frames)`, 1 for real frames.
-
-    Returns:
-        One `(positions, width)` tensor a window, padding left out.
+        windows: the encoder's output, `(positions, width)` each.
+        stride: vectors that the projector pools into one token.
     """
-    real = mask.bool()
-    learns = any(parameter.requires_grad for parameter in model.model.audio_tower.parameters())
-    with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
-        output = model.model.audio_tower(
-            features.to(model.model.audio_tower.conv1.weight.dtype), None if real.all() else real, return_dict=True
-        ).last_hidden_state
-    counts = real[:, ::2].sum(-1).tolist()
-    return [vectors[:count] for vectors, count in zip(output, counts, strict=True)]
-
-
-def project_windows(model: LlasoForConditionalGeneration, windows: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Encoder output of windows `(positions, width)` through the projector: `(audio tokens, hidden)`."""
-    projector = model.model.multi_modal_projector
-    pooled = [projector.pool(window[None], None)[0] for window in windows]
-    return projector(
-        torch.cat(pooled) if pooled else projector.linear_1.weight.new_zeros(0, projector.linear_1.in_features)
-    )
-
-
-def stack_windows(mels: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-mel windows `(mels, frames)`, padded with zeros: `(windows, mels, frames)` and `(windows, frames)` mask."""
-    features = pad_sequence([mel.T for mel in mels], batch_first=True).transpose(1, 2).contiguous()
-    frames = torch.tensor([mel.shape[1] for mel in mels], device=features.device)
-    return features, (torch.arange(features.shape[2], device=features.device) < frames[:, None]).long()
+    return sum(count_audio_tokens(2 * len(window), stride) for window in windows)

@@ -8,14 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor
 
 from ..rows.corpora import clip_bytes, decode_audio
-from ..rows.encoder_cache import EncoderCache, clip_key, project_windows
+from ..rows.encoder_cache import EncoderCache, audio_tokens_of, clip_key, kept_audio
 from ..rows.row_lengths import Row, clean_messages
 
 logger = logging.getLogger(__name__)
@@ -148,14 +147,13 @@ class HeldOut:
         keys = [clip_key(clip_bytes(clip)) for row in rows for clip in row["audio"]]
         processor = self.processor
         if self.cache is not None and all(key in self.cache for key in keys):
-            clips = [[window.to(model.device) for window in self.cache.get(key)] for key in keys]
-            stride = processor.projector_stride
-            counts = [sum(-(-len(window) // stride) for window in clip) for clip in clips]
+            clips = [self.cache.get(key) for key in keys]
+            counts = [audio_tokens_of(clip, processor.projector_stride) for clip in clips]
             texts = processor.apply_chat_template(prompts, tokenize=False, add_generation_prompt=True)
             inputs = processor.tokenizer(processor.expand_text(texts, counts), padding=True, return_tensors="pt")
-            with torch.no_grad():
-                projected = project_windows(model, [window for clip in clips for window in clip])
-            inputs["mm_encoder_outputs"] = {"audio": BaseModelOutputWithPooling(pooler_output=projected)}
+            inputs["mm_encoder_outputs"] = {
+                "audio": kept_audio([window.to(model.device) for clip in clips for window in clip])
+            }
         else:
             rate = processor.feature_extractor.sampling_rate
             inputs = processor.apply_chat_template(

@@ -28,13 +28,12 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
+from modeling_llaso.modeling_llaso import LlasoAudioOutput, LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor
 
 from ..recipe.recipe import Recipe
 from ..rows.batch_plan import Plan
 from ..rows.collator import IGNORED
-from ..rows.kept_audio import KeptAudio, accept_kept_audio
 from ..rows.training_rows import TrainingRows
 from .checkpoints import mark_whole
 from .distillation import Teacher
@@ -107,7 +106,6 @@ class LlasoTrainer(Trainer):
         self.timer = StepTimer(self.args.device.type == "cuda")
         self.timer.watch(model.model.audio_tower, ENCODER)
         self.add_callback(OptimizerTime(self.timer))
-        accept_kept_audio(model)
         self.distill_weight = recipe.optimizer.distill_weight
         self.teacher: Teacher | None = None
         if self.distill_weight > 0:
@@ -181,11 +179,8 @@ class LlasoTrainer(Trainer):
         targets = inputs.pop("shift_labels")
         teacher_inputs = {name: inputs.pop(name) for name in list(inputs) if name.startswith("teacher_")}
         is_answer = targets != IGNORED
-        if "windows" in inputs:
-            audio = KeptAudio(inputs.pop("windows"), inputs.pop("windows_encoded"), self.shards)
-            inputs["mm_encoder_outputs"] = {"audio": audio}
-        elif "input_features" not in inputs:  # text alone
-            inputs["mm_encoder_outputs"] = {"audio": KeptAudio([], [], self.shards)}
+        if "input_features" not in inputs:
+            inputs |= self._nothing_to_encode(kept="mm_encoder_outputs" in inputs)
 
         with self.timer.measure(LLM):  # the encoder's time in it is taken off when the step is recorded
             outputs, logits, losses = self._token_losses(model, inputs, is_answer, targets[is_answer])
@@ -246,6 +241,25 @@ class LlasoTrainer(Trainer):
         chunks = zip(hidden.split(self.loss_chunk), targets.split(self.loss_chunk), strict=True)
         with self.accelerator.autocast():
             return outputs, None, torch.cat([checkpoint(losses_of, *chunk, use_reentrant=False) for chunk in chunks])
+
+    def _nothing_to_encode(self, kept: bool) -> dict[str, Any]:
+        """Inputs that give no audio tokens, for a batch that has nothing to encode.
+
+        Sharded layers are gathered by all processes together, so the encoder runs in all of them, here on a window
+        without a real frame. Otherwise a batch of text alone projects no vectors, so that the projector's gradients
+        are zero rather than absent.
+
+        Args:
+            kept: whether the batch has audio whose encoder output is kept.
+        """
+        encoder, device = self.unwrapped.config.audio_config, self.args.device
+        if self.shards:
+            features = torch.zeros(1, encoder.num_mel_bins, 2, device=device)
+            return {"input_features": features, "input_features_mask": torch.zeros(1, 2, device=device)}
+        if kept:
+            return {}
+        vectors = torch.zeros(0, 1, encoder.d_model, device=device)
+        return {"mm_encoder_outputs": {"audio": LlasoAudioOutput(last_hidden_state=vectors)}}
 
     def _get_num_items_in_batch(
         self, batch_samples: list[dict[str, Any]], device: torch.device
