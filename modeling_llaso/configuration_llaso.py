@@ -122,6 +122,8 @@ class LlasoConfig(PreTrainedConfig):
             raise ValueError(f"projector_pooling is {self.projector_pooling!r}; choose one of {POOLINGS}")
         if self.projector_stride < 1:
             raise ValueError(f"projector_stride is {self.projector_stride}; it counts encoder vectors, so 1 or more")
+        if self.projector_stride > (vectors := self.audio_config.max_source_positions):
+            raise ValueError(f"projector_stride is {self.projector_stride}, but a window has only {vectors} vectors")
 
     @property
     def max_frames(self) -> int:

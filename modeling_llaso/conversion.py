@@ -1,7 +1,7 @@
-"""Checkpoints in and out: the released format to ours and back, stage-1 projectors, and new models from two parts.
+"""Conversion between the released format and ours, stage-1 projectors, and new models from an encoder and an LLM.
 
-Tensors only change their names, so a round trip is equal to the bit. A missing or unexpected tensor is an error that
-names it.
+Conversion renames tensors and changes nothing else, so a round trip is equal to the bit. A missing or unexpected
+tensor is an error that names it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from transformers import (
 )
 
 from .configuration_llaso import LlasoConfig
+from .loading import readable_weights
 from .modeling_llaso import LlasoForConditionalGeneration
 from .processing_llaso import LlasoProcessor, add_audio_tokens, turn_marks
 
@@ -43,10 +45,10 @@ RENAMED = (
     ("model.", "model.language_model."),
     ("lm_head.", "lm_head."),
 )
-"""Name prefixes of tensors, released and ours; the first that fits holds."""
+"""Prefixes of tensor names, released and ours; the first that fits is taken."""
 
 WHISPER_HEADS = {384: 6, 512: 8, 768: 12, 1024: 16, 1280: 20}
-"""Attention heads by width of the published Whispers: shapes of tensors do not tell them."""
+"""Attention heads of the published Whispers by their width; the shapes of tensors do not tell the heads."""
 
 RELEASED_MAX_LENGTH = 2048
 RELEASED_ENCODER_FOLDER = "whisper"
@@ -54,7 +56,7 @@ MAX_NEW_TOKENS = 256
 
 
 def our_name(released: str) -> str:
-    """Our name of a tensor of the released format."""
+    """Translate the name of a released tensor into ours."""
     for theirs, ours in RENAMED:
         if released.startswith(theirs):
             return ours + released.removeprefix(theirs)
@@ -62,7 +64,7 @@ def our_name(released: str) -> str:
 
 
 def released_name(ours: str) -> str:
-    """The released name of one of our tensors."""
+    """Translate the name of one of our tensors into the released one."""
     for theirs, prefix in RENAMED:
         if ours.startswith(prefix):
             return theirs + ours.removeprefix(prefix)
@@ -73,10 +75,10 @@ def released_name(ours: str) -> str:
 
 
 def read_tensors(folder: str | Path) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint folder: safetensors or `.bin`, in one file or in shards.
+    """Read all tensors of a checkpoint folder: safetensors or `.bin`, in one file or in shards.
 
     Raises:
-        ValueError: no weights are there, or a shard is missing.
+        ValueError: no weights are there, a shard is missing, or a file cannot be read.
     """
     folder = Path(folder)
     for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
@@ -97,9 +99,23 @@ def read_tensors(folder: str | Path) -> dict[str, torch.Tensor]:
 
 
 def _read_file(path: Path) -> dict[str, torch.Tensor]:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    """The named tensors of one file.
+
+    Raises:
+        ValueError: it cannot be read, or holds something else.
+    """
+    with readable_weights(path):
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        try:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError) as error:  # of a zip archive that is cut off
+            raise UnpicklingError(str(error)) from error
+    if not isinstance(tensors, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in tensors.items()
+    ):
+        raise ValueError(f"{path}: it holds {type(tensors).__name__}, not tensors by their names")
+    return dict(tensors)
 
 
 def _check_names(found: Iterable[str], expected: Iterable[str], where: str | Path) -> None:
@@ -117,7 +133,11 @@ def _few(names: list[str]) -> str:
 def _filled(
     config: LlasoConfig, tensors: Mapping[str, torch.Tensor], where: str | Path
 ) -> LlasoForConditionalGeneration:
-    """A model that holds these very tensors; nothing is initialised, nothing copied."""
+    """Make a model of these tensors, without initialising or copying any.
+
+    Raises:
+        ValueError: a tensor is missing, unexpected or misshapen; the message names it and `where` it was read.
+    """
     with torch.device("meta"):
         model = LlasoForConditionalGeneration(config)
     expected = set(model.state_dict())
@@ -142,7 +162,7 @@ def _filled(
 
 
 def _fill_buffers(model: LlasoForConditionalGeneration) -> None:
-    """Buffers are in no checkpoint: rebuild the language model's rotary ones, which the meta device left empty."""
+    """Rebuild the language model's rotary buffers: no checkpoint holds them, and the meta device left them empty."""
     fresh = type(model.model.language_model.rotary_emb)(config=model.config.text_config)
     model.model.language_model.rotary_emb = fresh
 
@@ -158,11 +178,12 @@ def from_official(
     Args:
         folder: `config.json`, the tokenizer, and weights as safetensors or `.bin`, sharded or not.
         encoder: the encoder's folder or Hub id, for its configuration; its weights are in the checkpoint. By default
-            the one the config names, if it is there; else what the tensors' shapes tell.
+            the folder that the config names, if it is there; otherwise the configuration follows from the tensors'
+            shapes.
         audio_padding: `"full"` computes what the released code computes.
 
     Raises:
-        ValueError: tensors are missing, unexpected or misshapen, or the encoder cannot be told.
+        ValueError: tensors are missing, unexpected or misshapen, or their shapes are no published encoder's.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -193,7 +214,7 @@ def from_official(
         text_config=LlamaConfig(**text_fields).to_dict(),
         audio_token_id=processor.audio_token_id,
         audio_padding=audio_padding,
-        dtype=tensors["model.language_model.embed_tokens.weight"].dtype,
+        dtype=next(iter(tensors.values())).dtype,
     )
     model = _filled(config, tensors, folder)
     model.generation_config = _generation_config(processor, released)
@@ -201,7 +222,7 @@ def from_official(
 
 
 def _fields(config: PreTrainedConfig) -> dict[str, Any]:
-    """A part's configuration without the folder it was read from, which means nothing elsewhere."""
+    """Return a part's configuration without the folder it was read from, which means nothing elsewhere."""
     fields = config.to_dict()
     fields.pop("_name_or_path", None)
     return fields
@@ -247,7 +268,8 @@ def to_official(model: LlasoForConditionalGeneration, processor: LlasoProcessor,
     """Write a model in the released format, with the encoder's folder that the released code asks for.
 
     Raises:
-        ValueError: the model has what the released format cannot say: another language model, pooling, or `trim`.
+        ValueError: the released format cannot express the model: another language model, a projector stride, or
+            `trim`.
     """
     config, text = model.config, model.config.text_config
     wrong = []
@@ -258,7 +280,7 @@ def to_official(model: LlasoForConditionalGeneration, processor: LlasoProcessor,
     if config.audio_padding != "full":
         wrong.append(f"audio_padding={config.audio_padding!r}")
     if wrong:
-        raise ValueError(f"the released format knows neither {' nor '.join(wrong)}")
+        raise ValueError(f"the released format cannot express {' or '.join(wrong)}")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
 
@@ -301,7 +323,7 @@ def to_official(model: LlasoForConditionalGeneration, processor: LlasoProcessor,
 
 
 def _without_placeholder(processor: LlasoProcessor) -> PreTrainedTokenizerFast:
-    """The tokenizer as the released code has it: the placeholder, always the last token, taken off again."""
+    """Return the tokenizer as the released code has it, without the placeholder, which is always the last token."""
     state = json.loads(processor.tokenizer.backend_tokenizer.to_str())
     state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] != processor.audio_token]
     tokenizer = processor.tokenizer
@@ -320,7 +342,7 @@ def load_projector(model: LlasoForConditionalGeneration, path: str | Path) -> No
     """Load a stage-1 artefact of the released code, `mm_audio_aligner.bin`, onto a model.
 
     Raises:
-        ValueError: the file is not there, is no such artefact, or is of another size.
+        ValueError: the file is not there, cannot be read, is no such artefact, or is of another size.
     """
     if not Path(path).is_file():
         raise ValueError(f"{path}: there is no such file")
@@ -339,7 +361,7 @@ def load_projector(model: LlasoForConditionalGeneration, path: str | Path) -> No
 
 
 def _full_name(name: str) -> str:
-    """Training wrappers leave `base_model.` or nothing before `mm_audio_aligner`."""
+    """Complete a tensor's name, before which training wrappers leave `base_model.` or nothing."""
     return "model.mm_audio_aligner." + name.split("mm_audio_aligner.")[-1]
 
 
@@ -357,29 +379,34 @@ def new_model(
     dtype: str = "auto",
     seed: int = 0,
 ) -> tuple[LlasoForConditionalGeneration, LlasoProcessor]:
-    """An untrained LLaSO: a Whisper's encoder, a causal language model, and a projector drawn between them.
+    """Make an untrained LLaSO of a Whisper's encoder, a causal language model and a randomly drawn projector.
 
     Args:
         encoder: folder or Hub id of any Whisper.
         llm: folder or Hub id of a causal language model of the Llama, Qwen, Mistral or Gemma families.
         audio_padding, projector_stride, projector_pooling: see `LlasoConfig`.
         projector: a stage-1 artefact, `mm_audio_aligner.bin`, instead of a drawn projector.
-        dtype: `"auto"` keeps the language model's.
-        seed: of the projector.
+        dtype: of the weights; `"auto"` keeps the language model's.
+        seed: of the drawn projector.
 
     Returns:
-        The model and its processor. New rows of the embeddings are the mean of the old, as released.
+        The model and its processor. New rows of the embeddings are the mean of the old ones, as released.
+
+    Raises:
+        ValueError: a part is no Whisper or no language model of text, or its weights or the projector cannot be read.
     """
     whisper_config = AutoConfig.from_pretrained(encoder)
     if whisper_config.model_type != "whisper":
         raise ValueError(f"{encoder}: the encoder is a {whisper_config.model_type!r}, not a Whisper")
     if (llm_type := AutoConfig.from_pretrained(llm).model_type) in ("whisper", "llaso"):
         raise ValueError(f"{llm}: the LLM is a {llm_type!r}, not a language model of text")
-    language_model = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype)
+    with readable_weights(llm):
+        language_model = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype)
     known = len(AutoTokenizer.from_pretrained(llm))
     processor = new_processor(encoder, llm, audio_padding=audio_padding, projector_stride=projector_stride)
     grow_embeddings(language_model, known, processor.audio_token_id)
-    whisper = WhisperModel.from_pretrained(encoder, dtype=language_model.dtype)
+    with readable_weights(encoder):
+        whisper = WhisperModel.from_pretrained(encoder, dtype=language_model.dtype)
     config = LlasoConfig(
         audio_config=_fields(whisper_config),
         text_config=_fields(language_model.config.get_text_config()),
@@ -409,7 +436,7 @@ def new_model(
 def new_processor(
     encoder: str | Path, llm: str | Path, *, audio_padding: str = "full", projector_stride: int = 1
 ) -> LlasoProcessor:
-    """The processor of an untrained LLaSO: the LLM's tokenizer with audio's tokens, the Whisper's log-mel."""
+    """Make the processor of an untrained LLaSO: the LLM's tokenizer with audio tokens, and the Whisper's log-mel."""
     tokenizer = AutoTokenizer.from_pretrained(llm)
     add_audio_tokens(tokenizer)
     extractor = WhisperFeatureExtractor.from_pretrained(encoder)
@@ -417,12 +444,12 @@ def new_processor(
 
 
 def grow_embeddings(language_model, known: int, rows: int) -> None:
-    """Give tokens from `known` up to `rows` an embedding, the mean of the known ones; spare rows are used first.
+    """Give the tokens from `known` up to `rows` an embedding, the mean of the known ones; spare rows are used first.
 
     Args:
         language_model: any causal LM of transformers; changed in place.
-        known: tokens its own tokenizer has.
-        rows: rows needed, which is the placeholder's id, as it needs none.
+        known: number of tokens in its own tokenizer.
+        rows: number of rows needed: the placeholder's id, since the placeholder needs none.
     """
     embeddings = language_model.get_input_embeddings()
     if rows > embeddings.weight.shape[0]:
@@ -433,7 +460,7 @@ def grow_embeddings(language_model, known: int, rows: int) -> None:
 
 
 def _generation_config(processor: LlasoProcessor, source: Mapping[str, Any]) -> GenerationConfig:
-    """Greedy, 256 new tokens, as the released code generates; an answer ends where its turn does."""
+    """Generate as the released code does, greedily and at most 256 new tokens; the end of a turn ends an answer."""
     ends = source.get("eos_token_id")
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
     end_of_turn = processor.tokenizer.convert_tokens_to_ids(turn_marks(processor.tokenizer).assistant[1])

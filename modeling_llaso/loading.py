@@ -1,16 +1,21 @@
-"""A checkpoint by its name: a folder or a Hub id in, a whole model on its device and its processor out."""
+"""A whole LLaSO model and its processor, from a checkpoint's folder or Hub id, onto a device."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
 def checkpoint(name: str) -> str:
-    """What `from_pretrained` takes: a folder that holds a checkpoint, or a Hub id.
+    """Tell a checkpoint's folder from a Hub id.
+
+    Returns:
+        What `from_pretrained` takes.
 
     Raises:
-        ValueError: a folder is named that holds none; nothing has been loaded by then.
+        ValueError: the name is a folder's and no checkpoint is there.
     """
     path = Path(name)
     looks_local = path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1
@@ -19,34 +24,92 @@ def checkpoint(name: str) -> str:
     return str(path.expanduser()) if looks_local else name
 
 
-def load_model(folder: str) -> Any:
-    """The model of a checkpoint, in the checkpoint's own precision.
+def refuse_other_models(name: str) -> None:
+    """Refuse a checkpoint of another architecture before anything of it is loaded.
 
     Raises:
-        ValueError: tensors are missing from the checkpoint. transformers would draw them at random.
+        ValueError: it is another model's, or there is none: no such folder, and no such model on the Hub.
+    """
+    from transformers import PreTrainedConfig
+
+    try:
+        fields, _ = PreTrainedConfig.get_config_dict(name)
+    except OSError as error:
+        raise ValueError(
+            f"{name}: neither a folder here nor a model that can be fetched from the Hub ({_first_line(error)})"
+        ) from error
+    kind = fields.get("model_type")
+    if kind == "llava_llama":
+        raise ValueError(
+            f"{name}: this checkpoint is in the released format; convert it first: "
+            f"llaso convert --from-official {name} --out DIR"
+        )
+    if kind != "llaso":
+        raise ValueError(
+            f"{name}: this is a {kind or 'model without a model_type'}, not a LLaSO model; `llaso new` makes one from "
+            "a Whisper and a language model"
+        )
+
+
+@contextmanager
+def readable_weights(where: str | Path) -> Iterator[None]:
+    """Turn what a cut-off or foreign weights file raises into a `ValueError` that names `where` it is."""
+    from pickle import UnpicklingError
+
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, UnpicklingError, EOFError) as error:
+        raise ValueError(
+            f"{where}: the weights cannot be read ({_first_line(error)}). The file may be cut off or of another kind; "
+            "fetch or copy it again"
+        ) from error
+
+
+def load_model(folder: str) -> Any:
+    """Load the model of a checkpoint in the checkpoint's own precision.
+
+    Args:
+        folder: what `checkpoint` returns.
+
+    Raises:
+        ValueError: it is no LLaSO model, its weights cannot be read, or tensors are missing, which transformers would
+            draw at random.
     """
     from transformers import AutoModelForMultimodalLM
 
-    model, loading = AutoModelForMultimodalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    refuse_other_models(folder)
+    with readable_weights(folder):
+        model, loading = AutoModelForMultimodalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(f"{folder}: {len(missing)} tensors are missing from the checkpoint, {missing[0]} among them")
     return model
 
 
 def load(name: str, device: str | None = None) -> tuple[Any, Any]:
-    """Model and processor, ready to answer.
+    """Load a model and its processor, ready to answer.
 
     Args:
         name: a folder or a Hub id.
-        device: "cpu", "cuda", …; the GPU where there is one by default.
+        device: "cpu", "cuda", …; by default the GPU if there is one.
 
     Raises:
-        ValueError: there is no checkpoint, or not a whole one.
+        ValueError: there is no such device, or no whole LLaSO checkpoint.
     """
     import torch
     from transformers import AutoProcessor
 
     folder = checkpoint(name)
-    processor = AutoProcessor.from_pretrained(folder)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {device!r} cannot be used: {_first_line(error)}") from error
+    refuse_other_models(folder)
+    processor = AutoProcessor.from_pretrained(folder)
     return load_model(folder).to(device), processor
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

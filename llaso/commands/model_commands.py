@@ -15,20 +15,25 @@ def add_parser(commands) -> None:
     convert.add_argument(
         "--encoder", metavar="DIR", help="the encoder's folder, where the checkpoint does not tell it"
     )
-    convert.add_argument("--out", metavar="DIR", required=True)
+    _add_out(convert)
     convert.set_defaults(run=run_convert)
 
     new = commands.add_parser("new", help="an untrained LLaSO from a Whisper and a language model")
     new.add_argument("--encoder", metavar="ID_OR_DIR", required=True, help="any Whisper")
     new.add_argument("--llm", metavar="ID_OR_DIR", required=True, help="a Llama, Qwen, Mistral or Gemma causal LM")
-    new.add_argument("--out", metavar="DIR", required=True)
+    _add_out(new)
     new.add_argument(
         "--audio-padding", choices=("full", "trim"), default="full", help="full as released; trim is fast"
     )
     new.add_argument("--projector-stride", type=int, default=1, metavar="N", help="encoder vectors per audio token")
     new.add_argument("--projector-pooling", choices=("average", "concatenate"), default="average")
     new.add_argument("--projector", metavar="FILE", help="a stage-1 artefact: mm_audio_aligner.bin")
-    new.add_argument("--dtype", default="auto", help="auto keeps the language model's")
+    new.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="auto keeps the language model's",
+    )
     new.add_argument("--seed", type=int, default=0, help="of the projector")
     new.set_defaults(run=run_new)
 
@@ -55,6 +60,29 @@ def add_parser(commands) -> None:
     ask.set_defaults(run=run_ask)
 
 
+def _add_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", metavar="DIR", required=True)
+    parser.add_argument("--overwrite", action="store_true", help="replace the model that --out holds")
+
+
+def _refuse_to_lose(arguments: argparse.Namespace, *sources: str | None) -> None:
+    """Refuse an output folder that holds something, unless it is a model that `--overwrite` replaces.
+
+    Args:
+        arguments: with `out` and `overwrite`.
+        sources: what is read, None if not given. It may not lie in the output folder, which is replaced as a whole.
+    """
+    from llaso_common.output_folder import refuse_existing
+
+    out = Path(arguments.out)
+    for source in filter(None, sources):
+        if Path(source).exists() and Path(source).resolve().is_relative_to(out.resolve()):
+            raise ValueError(f"--out {out} holds {source}, which is read; write to another folder")
+    refuse_existing(out, arguments.overwrite)
+    if out.is_dir() and any(out.iterdir()) and not (out / "config.json").is_file():
+        raise ValueError(f"{out} holds no model (config.json is missing), so --overwrite does not replace it")
+
+
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="ID_OR_DIR", required=True)
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
@@ -63,24 +91,27 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def run_convert(arguments: argparse.Namespace) -> None:
     """Convert a checkpoint and say where it lies."""
-    from transformers import AutoProcessor
-
+    _refuse_to_lose(arguments, arguments.from_official, arguments.to_official, arguments.encoder)
+    from llaso_common.output_folder import replaced_folder
     from modeling_llaso.conversion import from_official, to_official
-    from modeling_llaso.loading import checkpoint, load_model
+    from modeling_llaso.loading import load
 
     if arguments.from_official is not None:
         model, processor = from_official(arguments.from_official, arguments.encoder)
-        model.save_pretrained(arguments.out)
-        processor.save_pretrained(arguments.out)
+        with replaced_folder(arguments.out) as out:
+            model.save_pretrained(out)
+            processor.save_pretrained(out)
     else:
-        folder = checkpoint(arguments.to_official)
-        model = load_model(folder)
-        to_official(model, AutoProcessor.from_pretrained(folder), arguments.out)
+        model, processor = load(arguments.to_official, device="cpu")
+        with replaced_folder(arguments.out) as out:
+            to_official(model, processor, out)
     print(f"{model.num_parameters():,} parameters in {arguments.out}")
 
 
 def run_new(arguments: argparse.Namespace) -> None:
     """Make an untrained model and say where it lies."""
+    _refuse_to_lose(arguments, arguments.encoder, arguments.llm, arguments.projector)
+    from llaso_common.output_folder import replaced_folder
     from modeling_llaso.conversion import new_model
 
     model, processor = new_model(
@@ -93,8 +124,9 @@ def run_new(arguments: argparse.Namespace) -> None:
         dtype=arguments.dtype,
         seed=arguments.seed,
     )
-    model.save_pretrained(arguments.out)
-    processor.save_pretrained(arguments.out)
+    with replaced_folder(arguments.out) as out:
+        model.save_pretrained(out)
+        processor.save_pretrained(out)
     print(f"{model.num_parameters():,} parameters in {arguments.out}; its projector is untrained")
 
 

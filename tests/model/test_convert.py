@@ -160,7 +160,7 @@ def test_bad_checkpoints_are_named(released, tmp_path, capsys):
 
 def test_models_that_the_released_format_cannot_hold_are_refused(tmp_path):
     trimmed, processor = tiny_llaso("trim", projector_stride=2)
-    with pytest.raises(ValueError, match="neither projector_stride=2 nor audio_padding='trim'"):
+    with pytest.raises(ValueError, match="cannot express projector_stride=2 or audio_padding='trim'"):
         to_official(trimmed, processor, tmp_path)
     qwen, processor = tiny_llaso("full", family="qwen2")
     with pytest.raises(ValueError, match="a qwen2 language model"):
@@ -193,6 +193,36 @@ def test_stage_1_artefacts_load_onto_a_model(tmp_path):
         load_projector(model, tmp_path / "part.bin")
     with pytest.raises(ValueError, match="nowhere.bin: there is no such file"):
         load_projector(model, tmp_path / "nowhere.bin")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the weights cannot be read"),
+        (b"\x00\x17random bytes" * 50, "the weights cannot be read"),
+        ("cut", "the weights cannot be read"),
+        ("list", "it holds list, not tensors by their names"),
+        ("names", "it holds dict, not tensors by their names"),
+        ("foreign", "4 tensors are missing"),
+    ],
+    ids=["empty", "random", "cut off", "a list", "no tensors", "another model's"],
+)
+def test_a_projector_that_is_none_is_one_line(tmp_path, capsys, content, message):
+    file = tmp_path / "mm_audio_aligner.bin"
+    kinds = {"list": [1, 2], "names": {"projector": "name"}, "foreign": {"layer.weight": torch.zeros(2, 2)}}
+    if content == "cut":
+        torch.save({"mm_audio_aligner.projector.0.weight": torch.zeros(100, 100)}, file)
+        file.write_bytes(file.read_bytes()[:5_000])
+    elif isinstance(content, str):
+        torch.save(kinds[content], file)
+    else:
+        file.write_bytes(content)
+    encoder, llm = save_parts(tmp_path)
+    arguments = ["new", "--encoder", str(encoder), "--llm", str(llm), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--projector", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"llaso: error: {file}: {message}") and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 class Planted:
@@ -283,6 +313,39 @@ def test_the_new_command(tmp_path, capsys):
     assert model(**inputs).logits.shape[1] == inputs["input_ids"].shape[1]
     assert main(["new", "--encoder", str(llm), "--llm", str(llm), "--out", str(out)]) == 2
     assert "llaso: error: " in capsys.readouterr().err
+
+
+def test_work_is_never_overwritten_unasked(released, tmp_path, capsys):
+    encoder, llm = save_parts(tmp_path)
+    out = tmp_path / "trained"
+    new = ["new", "--encoder", str(encoder), "--llm", str(llm), "--out", str(out)]
+    assert main(new) == 0
+    (out / "README.md").write_text("the card of a trained model")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    capsys.readouterr()
+
+    def refused(arguments: list[str], message: str) -> None:
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+    refused(new, f"{out} is not empty: it holds README.md, chat_template.jinja, config.json")
+    refused(["convert", "--from-official", str(released), "--out", str(out)], "replace it with --overwrite")
+    refused(["convert", "--to-official", str(out), "--out", str(out), "--overwrite"], f"--out {out} holds {out}")
+    refused([*new[:3], "--llm", str(out), "--out", str(out), "--overwrite"], "write to another folder")
+    inside = ["new", "--encoder", str(encoder), "--llm", str(llm), "--out", str(tmp_path), "--overwrite"]
+    refused(inside, f"--out {tmp_path} holds {encoder}, which is read")
+    other = tmp_path / "notes"
+    other.mkdir()
+    (other / "thesis.txt").write_text("no model")
+    refused([*new[:-1], str(other), "--overwrite"], f"{other} holds no model (config.json is missing)")
+    assert (other / "thesis.txt").is_file()
+    refused([*new, "--overwrite", "--projector", str(tmp_path / "nowhere.bin")], "there is no such file")
+
+    assert main([*new, "--overwrite", "--seed", "1"]) == 0
+    assert not (out / "README.md").exists()  # the old card does not describe the new model
+    assert (out / "model.safetensors").read_bytes() != before["model.safetensors"]
 
 
 # ---- The preset ----

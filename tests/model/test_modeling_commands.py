@@ -117,6 +117,28 @@ def test_bad_models_and_questions_end_in_one_line(checkpoint, tmp_path, capsys):
     assert main(["transcribe", clip, "--model", str(tmp_path / "part")]) == 2
     error = capsys.readouterr().err
     assert "1 tensors are missing from the checkpoint, model.multi_modal_projector.linear_1.bias among them" in error
+    cut = (checkpoint / "model.safetensors").read_bytes()[:9_000]
+    (tmp_path / "part" / "model.safetensors").write_bytes(cut)
+    plain = tmp_path / "plain"
+    shutil.copytree(checkpoint, plain)
+    (plain / "config.json").write_text('{"model_type": "llama"}')
+    official = tmp_path / "official"
+    shutil.copytree(checkpoint, official)
+    (official / "config.json").write_text('{"model_type": "llava_llama"}')
+    for model, message in {
+        tmp_path / "part": "the weights cannot be read",
+        plain: "this is a llama, not a LLaSO model",
+        official: f"convert it first: llaso convert --from-official {official} --out DIR",
+        tmp_path / "nowhere": "no checkpoint is there",
+        "runs/nowhere": "neither a folder here nor a model that can be fetched from the Hub",
+    }.items():
+        assert main(["transcribe", clip, "--model", str(model)]) == 2, model
+        error = capsys.readouterr().err
+        assert error.startswith(f"llaso: error: {model}: ") and message in error and error.count("\n") == 1
+    for device in ("nonsense", "cuda:7", "meta:x"):
+        assert main(["transcribe", clip, "--model", str(checkpoint), "--device", device]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"llaso: error: device {device!r} cannot be used: ") and error.count("\n") == 1
     assert main(["ask", clip, " ", "--model", str(checkpoint)]) == 2
     assert capsys.readouterr().err == "llaso: error: the question is empty\n"
     assert main(["ask", clip, "What is <audio>?", "--model", str(checkpoint)]) == 2

@@ -514,6 +514,7 @@ def test_audio_that_does_not_fit_its_placeholders_is_named(trim, full):
         ("audio_padding", "none", "audio_padding is 'none'; choose one of"),
         ("projector_pooling", "max", "projector_pooling is 'max'; choose one of"),
         ("projector_stride", 0, "projector_stride is 0; it counts encoder vectors"),
+        ("projector_stride", 10**9, "projector_stride is 1000000000, but a window has only 1500 vectors"),
     ],
 )
 def test_bad_configurations_are_named(field, value, message):
