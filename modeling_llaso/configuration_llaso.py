@@ -1,10 +1,10 @@
-"""What a LLaSO model is made of: a Whisper encoder, a projector and a causal language model, and how audio is padded.
+"""Configuration of a LLaSO model: a Whisper encoder, a projector, a causal language model, and how audio is padded.
 
-`count_audio_tokens` is the one formula from mel frames to audio tokens; the model, the processor and everything that
-sorts rows by length call it. This file travels with checkpoints, so it stands on transformers alone.
+`count_audio_tokens` is the one formula from mel frames to audio tokens. This file travels with checkpoints, so it
+imports nothing of ours.
 """
 
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig, WhisperConfig
@@ -47,22 +47,27 @@ LLAMA_3_2_3B: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 
+if TYPE_CHECKING:
+    SubConfig = Any  # what is constructed: a configuration, whose class depends on the part
+else:
+    SubConfig = dict | PreTrainedConfig | None  # what may be given
+
 Count = TypeVar("Count")
 """An `int`, a NumPy array or a tensor of integers."""
 
 
 def count_audio_tokens(frames: Count, stride: int = 1) -> Count:
-    """Audio tokens of one window of mel frames.
+    """Count the audio tokens of one window of mel frames.
 
     The encoder's second convolution halves the frames, rounding up; the projector pools `stride` encoder vectors into
     one token, rounding up, so that the last frames are never dropped.
 
     Args:
-        frames: mel frames (10 ms each) that reach the encoder; one number, or an array or tensor of them.
-        stride: encoder vectors (20 ms each) pooled into one token.
+        frames: number of mel frames (10 ms each); one number, or an array or tensor of them.
+        stride: number of encoder vectors (20 ms each) pooled into one token.
 
     Returns:
-        The number of tokens, in the type that came in.
+        The number of tokens, in the type of `frames`.
     """
     vectors: Any = (frames + 1) // 2  # type: ignore[operator]
     return (vectors + stride - 1) // stride
@@ -75,8 +80,8 @@ class LlasoConfig(PreTrainedConfig):
     Args:
         audio_config (`dict` or `WhisperConfig`): the encoder. Any Whisper size; its decoder's numbers are not used.
         text_config (`dict` or `PreTrainedConfig`): the language model. Any causal LM of transformers.
-        audio_token_id (`int`): the placeholder that audio embeddings replace. Where it is `vocab_size` or more, it has
-            no embedding row and no logit; where it is less, its logit is masked. Either way it is never generated.
+        audio_token_id (`int`): the placeholder that audio embeddings replace. If it is `vocab_size` or more, it has
+            no embedding row and no logit; if it is less, its logit is masked. Either way it is never generated.
         projector_hidden_act (`str`): activation between the projector's two linear layers.
         projector_stride (`int`): encoder vectors pooled into one audio token; 1 pools nothing, as released.
         projector_pooling (`str`): `"average"` or `"concatenate"`, how `projector_stride` vectors become one.
@@ -103,8 +108,8 @@ class LlasoConfig(PreTrainedConfig):
     }
     _auto_class = "AutoConfig"
 
-    audio_config: Any = None
-    text_config: Any = None
+    audio_config: SubConfig = None
+    text_config: SubConfig = None
     audio_token_id: int = 128261
     projector_hidden_act: str = "gelu"
     projector_stride: int = 1
@@ -138,7 +143,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset(name: str) -> LlasoConfig:
-    """The configuration of a named model.
+    """Make the configuration of a named model.
 
     Args:
         name: a key of `PRESETS`, such as `"llaso-base"`.

@@ -491,6 +491,22 @@ class LlasoForConditionalGeneration(LlasoPreTrainedModel, GenerationMixin):
             audio_hidden_states=outputs.audio_hidden_states,
         )
 
+    def _prepare_generated_length(self, generation_config, **kwargs):  # type: ignore[override]
+        """Ends an answer at the end of the language model's context, and refuses prompts that leave no room for one.
+
+        Raises:
+            ValueError: the prompt fills the context.
+        """
+        generation_config = super()._prepare_generated_length(generation_config=generation_config, **kwargs)  # type: ignore[misc]
+        context, length = self.config.text_config.max_position_embeddings, kwargs["input_ids_length"]
+        if length >= context:
+            raise ValueError(
+                f"the prompt has {length} tokens, its audio included, and the language model reads at most {context} "
+                "with the answer; shorten or cut the audio, or shorten the text"
+            )
+        generation_config.max_length = min(generation_config.max_length, context)
+        return generation_config
+
     def _expand_inputs_for_generation(
         self,
         expand_size: int = 1,

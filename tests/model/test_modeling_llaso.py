@@ -290,6 +290,20 @@ def test_bfloat16_stays_near_float32(trim):
     assert sure.any() and torch.equal(logits[real][sure].argmax(-1), wanted[sure].argmax(-1))
 
 
+@torch.no_grad()
+def test_answers_end_with_the_language_models_context_and_longer_prompts_are_refused(trim):
+    model, processor = copy.deepcopy(trim[0]), trim[1]
+    inputs = ask(processor, [question("Who?")], [tone(0.5)])
+    length = inputs["input_ids"].shape[1]
+    for room in (3, 1):
+        model.config.text_config.max_position_embeddings = length + room
+        assert model.generate(**inputs, max_new_tokens=8).shape[1] == length + room
+    model.config.text_config.max_position_embeddings = length
+    for beams in (1, 2):
+        with pytest.raises(ValueError, match=f"the prompt has {length} tokens, its audio included.*at most {length}"):
+            model.generate(**inputs, max_new_tokens=8, num_beams=beams)
+
+
 # ---- Encode once, ask many ----
 
 

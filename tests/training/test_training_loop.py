@@ -22,7 +22,14 @@ from llaso.training.rows.training_rows import TrainingRows, batch_rule
 from llaso.training.run.distillation import Teacher, TeacherCollator
 from llaso.training.run.held_out import HeldOut, normalize, word_errors
 from llaso.training.run.history import History, read_history
-from llaso.training.run.model_parts import add_lora, freeze_all_but, hold_frozen_in, merge_lora, report_parts
+from llaso.training.run.model_parts import (
+    add_lora,
+    describe_parts,
+    freeze_all_but,
+    hold_frozen_in,
+    merge_lora,
+    report_parts,
+)
 from llaso.training.run.model_setup import open_model
 from llaso.training.run.train import train
 from llaso.training.run.trainer import LlasoTrainer, TrainingDiverged
@@ -312,6 +319,13 @@ def test_lora_starts_as_the_model_it_adapts_and_merges_into_it(root, pair):
         torch.testing.assert_close(model.eval()(**inputs).logits, before)
         trainable = {n for n, p in model.named_parameters() if p.requires_grad}
         assert all("lora" in n or "projector" in n for n in trainable)
+        encoder, _, llm = report_parts(model)  # the encoder has layers of the same names
+        layers = model.config.text_config.num_hidden_layers
+        assert not encoder.adapted and len(llm.adapted) == layers * len(recipe.lora.targets)
+        assert (
+            f"in adapters of {len(llm.adapted)} layers: {', '.join(sorted(recipe.lora.targets))}"
+            in (describe_parts([llm])[0])
+        )
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.1)

@@ -30,6 +30,7 @@ class PartReport:
         trainable: of them, those that learn.
         weight_bytes: what all of them take, in the types they are held in.
         graph: whether gradients pass through the part, so that its activations are kept.
+        adapted: names of its layers that have a low-rank adapter.
     """
 
     name: Part
@@ -37,6 +38,7 @@ class PartReport:
     trainable: int
     weight_bytes: int
     graph: bool
+    adapted: tuple[str, ...] = ()
 
 
 def modules_of(model: LlasoForConditionalGeneration, part: Part) -> list[nn.Module]:
@@ -116,7 +118,10 @@ def report_parts(model: LlasoForConditionalGeneration) -> list[PartReport]:
         trainable = sum(p.numel() for p in parameters if p.requires_grad)
         learns_before = learns_before or trainable > 0
         held = sum(p.numel() * p.element_size() for p in parameters)
-        reports.append(PartReport(part, sum(p.numel() for p in parameters), trainable, held, learns_before))
+        weights = [name for module in modules_of(model, part) for name, _ in module.named_parameters()]
+        adapted = tuple(name.split(".lora_A.")[0] for name in weights if ".lora_A." in name)
+        count = sum(p.numel() for p in parameters)
+        reports.append(PartReport(part, count, trainable, held, learns_before, adapted))
     return reports
 
 
@@ -124,7 +129,10 @@ def describe_parts(reports: Iterable[PartReport]) -> list[str]:
     """One line a part, as `llaso train` prints them."""
     lines = []
     for part in reports:
-        if part.trainable:
+        if part.adapted:
+            kinds = sorted({name.rpartition(".")[2] for name in part.adapted})
+            state = f"trains {part.trainable:,} in adapters of {len(part.adapted):,} layers: {', '.join(kinds)}"
+        elif part.trainable:
             state = f"trains {part.trainable:,}"
         elif part.graph:
             state = "frozen, in eval(); gradients pass through"
