@@ -1,8 +1,8 @@
 """Answers on disk while they are being made: append-only, keyed by content, safe to kill.
 
-Each process appends to a file of its own, one JSON object a line, a batch in one write. Whoever starts later reads
-all of them; a line torn by a kill is ignored. When every row has a record, the predictions folder is written from
-them in the order of the data, so that its bytes do not depend on who answered what when.
+Each process appends to a file of its own, one JSON object a line, a batch in one write. A process that starts later
+reads all of them; a line torn by a kill is ignored. When every row has a record, the predictions folder is written
+from them in the order of the data, so that its bytes do not depend on which process answered which row, or when.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ GENERATION = "generation.json"
 
 
 class Reply(NamedTuple):
-    """What a model said to one row; `error` is the reason where it could not."""
+    """What a model said to one row; `error` is the reason if it could not."""
 
     prediction: str
     error: str | None = None
@@ -49,7 +49,7 @@ class Records:
         self._sink: int | None = None
 
     def read(self, keep_errors: bool = True) -> dict[str, Reply]:
-        """All answers so far by key. Among records of one key a success wins over an error, then the first."""
+        """Return all answers so far by key. Among records of one key a success wins over an error, then the first."""
         answers: dict[str, Reply] = {}
         for path in sorted(self.folder.glob("part-*.jsonl")):
             for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last newline was torn by a kill
@@ -74,7 +74,7 @@ class Records:
             remaining = remaining[os.write(self._sink, remaining) :]
 
     def _open_part(self) -> int:
-        """A new file for this process: never one that a kill may have left with a torn line."""
+        """Open a new file for this process: never one that a kill may have left with a torn line."""
         number = len(list(self.folder.glob("part-*.jsonl")))
         while True:
             try:
@@ -100,7 +100,7 @@ class Records:
 
 
 def prediction_record(row: Question, answer: Reply) -> dict[str, Any]:
-    """The line of the predictions folder for one row."""
+    """Return the line of the predictions folder for one row."""
     return {
         "id": row.id,
         "file": row.file,
@@ -122,10 +122,10 @@ def prediction_record(row: Question, answer: Reply) -> dict[str, Any]:
 def write_predictions(
     out: Path, rows: Sequence[Question], answers: Sequence[Reply], generation: dict[str, Any]
 ) -> None:
-    """The predictions folder: one `<file>.jsonl` per file group in data order, then `generation.json`.
+    """Write the predictions folder: one `<file>.jsonl` per file group in data order, then `generation.json`.
 
     Each file is replaced in one step. Files of an earlier run over other data, as its `generation.json` names
-    them, are taken away, so that the folder never mixes two runs.
+    them, are removed, so that the folder never mixes two runs.
     """
     groups: dict[str, list[str]] = {}
     for row, answer in zip(rows, answers, strict=True):

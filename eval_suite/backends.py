@@ -1,5 +1,5 @@
-"""Whoever can be asked: a transformers model, a chat server, a Python function. All take a batch of questions with
-their audio and return one answer each; what identifies their answers is a name, a revision and their settings.
+"""What can be asked: a transformers model, a chat server, a Python function. Each takes a batch of questions with
+their audio and returns one answer a question; name, revision and settings identify its answers.
 """
 
 from __future__ import annotations
@@ -54,27 +54,27 @@ class Request:
 
 
 class AnswerBackend(Protocol):
-    """What `generate` needs of somebody who answers."""
+    """What `generate` needs of a system that answers."""
 
     @property
     def name(self) -> str:
-        """Who answers, as the report shows it."""
+        """The system's name, as the report shows it."""
 
     @property
     def settings(self) -> GenerationSettings:
         """How answers are generated."""
 
     def revision(self) -> str:
-        """What tells two states of one name apart; cheap, loads no weights."""
+        """Return what tells two states of one name apart; cheap, loads no weights."""
 
     def load(self) -> None:
-        """Get ready to answer: weights into memory. Called once, only where there is something to answer."""
+        """Load the weights. Called once, and only if there is something to answer."""
 
     def sampling_rate(self) -> int:
-        """Hz of the clips in a request."""
+        """Return the sampling rate of the clips in a request, in Hz."""
 
     def prepare(self, requests: Sequence[Request]) -> Any:
-        """Whatever can be done ahead, in another thread, while an earlier batch is being answered."""
+        """Make the inputs of a batch; called in another thread, while an earlier batch is being answered."""
 
     def answer(self, prepared: Any) -> list[Reply]:
         """Return one reply a request, with its time if that is known. What it raises fails the whole batch."""
@@ -226,7 +226,7 @@ class TransformersBackend:
         self.model: Any = None
 
     def revision(self) -> str:
-        """The commit on the Hub, or a digest of every file of a local folder."""
+        """Return the commit on the Hub, or a digest of every file of a local folder."""
         return checkpoint_revision(self.name, **self._from)
 
     def load(self) -> None:
@@ -247,11 +247,11 @@ class TransformersBackend:
         self.processor, self._rate = processor, getattr(processor, extractors[0]).sampling_rate
         model = self._auto_class().from_pretrained(self.name, **self._from, **self._weights)
         if hasattr(model, "thinker"):
-            model = model.thinker  # an omni model: the half that writes; the half that speaks is let go
+            model = model.thinker  # an omni model: the half that writes text; the half that speaks is not needed
         self.model = model.to(self._device or own_device(torch)).eval()
 
     def _auto_class(self) -> Any:
-        """`AutoModelForMultimodalLM`, or where transformers files an audio LLM (Audio Flamingo 3) otherwise, that."""
+        """Return `AutoModelForMultimodalLM`, or the class that transformers lists an audio LLM under instead."""
         from transformers import AutoConfig, AutoModelForMultimodalLM, AutoModelForSeq2SeqLM
         from transformers.models.auto.modeling_auto import (
             MODEL_FOR_MULTIMODAL_LM_MAPPING,
@@ -267,7 +267,7 @@ class TransformersBackend:
         return self._rate
 
     def prepare(self, requests: Sequence[Request]) -> Any:
-        """The model's inputs, on the CPU: prompts written by the processor's chat template, padded on the left."""
+        """Make the model's inputs on the CPU: prompts by the processor's chat template, padded on the left."""
         processor = self.processor
         conversations = [self._conversation(request) for request in requests]
         inputs = processor.apply_chat_template(
@@ -275,13 +275,13 @@ class TransformersBackend:
             add_generation_prompt=not _is_mistral(processor),
             tokenize=True,
             return_dict=True,
-            # Nested: how clips are padded stays the processor's own affair.
+            # Nested, so that the processor decides by itself how clips are padded.
             processor_kwargs={"text_kwargs": {"padding": True}, "return_tensors": "pt"},
         )
         return inputs, requests
 
     def _conversation(self, request: Request) -> list[dict[str, Any]]:
-        """Messages as chat templates of transformers want them: the clip sits in its content part."""
+        """Return the messages as chat templates of transformers want them: the clip lies in its content part."""
         clips = iter(request.audio)
         mistral = _is_mistral(self.processor)
         conversation = []
@@ -352,7 +352,7 @@ class TransformersBackend:
 
 
 def _is_mistral(processor: Any) -> bool:
-    """Whether prompts are written by mistral-common (Voxtral), which opens the answer's turn by itself."""
+    """Return whether prompts are written by mistral-common (Voxtral), which opens the answer's turn by itself."""
     return type(processor.tokenizer).__name__ == "MistralCommonBackend"
 
 
@@ -390,20 +390,20 @@ def process_memory() -> int:
 
 
 def own_device(torch: Any) -> str:
-    """The accelerator of this process, as `accelerate launch` deals them out, else the CPU."""
+    """Return the accelerator of this process, as `accelerate launch` assigns them, else the CPU."""
     if torch.cuda.is_available():
         return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _batch_seed(seed: int, requests: Sequence[Request]) -> int:
-    """Sampling depends on the batch and the seed, never on when or in which process it is answered."""
+    """Return a seed that depends on the batch and the run's seed, not on time or process."""
     joined = "\n".join([str(seed), *(request.row.digest for request in requests)])
     return int.from_bytes(hashlib.sha256(joined.encode()).digest()[:8], "big") >> 1
 
 
 def checkpoint_revision(model: str, **options: Any) -> str:
-    """The commit of a model on the Hub, or a digest of every file of a local folder; loads no weights.
+    """Return the commit of a model on the Hub, or a digest of every file of a local folder; load no weights.
 
     Raises:
         ValueError: the folder holds no checkpoint.
@@ -416,7 +416,7 @@ def checkpoint_revision(model: str, **options: Any) -> str:
 
 
 def _folder_digest(folder: Path) -> str:
-    """SHA-256 over the names and bytes of a checkpoint's files, shortened; training state beside them is left out."""
+    """Return a short SHA-256 over the names and bytes of a checkpoint's files, training state left out."""
     whole = hashlib.sha256()
     endings = {".safetensors", ".bin", ".json", ".jinja", ".py", ".model", ".txt"}
     names = sorted(path for path in folder.iterdir() if path.suffix in endings and path.name != "trainer_state.json")

@@ -1,6 +1,6 @@
 """Drawings of the report: inline SVG that follows the page's colours, and the radar as a picture file.
 
-All take plain numbers and give text; `None` stands for a value that is not there. Colours are CSS classes
+All take plain numbers and return text; `None` stands for a missing value. Colours are CSS classes
 (`s0`, `s1`, …, one a system), so that one drawing serves the light and the dark page.
 """
 
@@ -17,7 +17,7 @@ Interval = tuple[float | None, float | None]
 
 
 def colour(index: int) -> str:
-    """The colour of system number `index`."""
+    """Return the colour of system number `index`."""
     return PALETTE[index % len(PALETTE)]
 
 
@@ -27,7 +27,7 @@ def _on_circle(centre: float, radius: float, step: int, steps: int) -> tuple[flo
 
 
 def radar_svg(axes: Sequence[str], series: Sequence[Sequence[float | None]]) -> str:
-    """A radar of values in [0, 1]: one axis a task, one line a system.
+    """Draw a radar of values in [0, 1]: one axis a task, one line a system.
 
     Args:
         axes: their short names; three or more.
@@ -75,14 +75,14 @@ def bar_svg(
     system: int = 0,
     width: int = 220,
 ) -> str:
-    """One bar from 0 to `value`, its 95 % interval as a whisker and the trivial baseline as a tick.
+    """Draw one bar from 0 to `value`, its 95 % interval as a whisker and the trivial baseline as a tick.
 
     Args:
         value: nothing is drawn for None.
         interval: low and high.
         baseline: what a trivial system gets.
         scale: the number at the right edge.
-        system: whose colour.
+        system: number of the system, for its colour.
         width: of the drawing.
 
     Returns:
@@ -173,10 +173,10 @@ def scatter_svg(points: Sequence[tuple[float, float, Interval, str, int]], label
 
 
 def write_radar_png(path: Path, axes: Sequence[str], series: Sequence[tuple[str, Sequence[float | None]]]) -> None:
-    """The radar as a picture; with one or two axes, where a radar has no area, as bars.
+    """Write the radar as a picture; with one or two axes, for which a radar has no area, as bars.
 
     Args:
-        path: where to write it.
+        path: of the picture.
         axes: names of the tasks.
         series: (system, one value in [0, 1] an axis).
     """

@@ -1,4 +1,4 @@
-"""The rows to be answered: a corpus folder (or Hub data set) in, `Question`s without audio and clips on demand out.
+"""The rows to be answered: a corpus folder or Hub data set in, questions without audio and clips on demand out.
 
 Everything but the audio is read at once, so that rows can be ordered by length; a clip is read and decoded only
 when its batch comes up. Decoding is soundfile's, resampling soxr's: torchcodec is never needed.
@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import soundfile
 import soxr
+
+from .task_metrics import TASKS
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +60,7 @@ class Question:
 
     @property
     def instruction(self) -> str:
-        """What the user wrote, without the audio."""
+        """The user's text, without the audio."""
         return "\n".join(
             part["text"]
             for message in self.messages
@@ -69,13 +71,13 @@ class Question:
 
 
 def digest(*values: Any) -> str:
-    """SHA-256 of JSON values, the same on every machine."""
+    """Return the SHA-256 of JSON values, the same on every machine."""
     canonical = json.dumps(values, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def decode_audio(encoded: bytes, sampling_rate: int) -> np.ndarray:
-    """Any file libsndfile reads, as mono float32 samples `(n,)` at `sampling_rate` Hz.
+    """Decode any file that libsndfile reads to mono float32 samples `(n,)` at `sampling_rate` Hz.
 
     Raises:
         ValueError: the bytes are no audio that libsndfile reads, or hold no sample.
@@ -93,7 +95,7 @@ def decode_audio(encoded: bytes, sampling_rate: int) -> np.ndarray:
 
 
 def encode_wav(samples: np.ndarray, sampling_rate: int) -> bytes:
-    """Mono float samples `(n,)` as a 16-bit WAV file."""
+    """Encode mono float samples `(n,)` as a 16-bit WAV file."""
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, sampling_rate, format="WAV", subtype="PCM_16")
     return buffer.getvalue()
@@ -165,25 +167,55 @@ class EvalCorpus:
             },
         )
 
-    def repeated(self, samples: int) -> list[Question]:
-        """Return every row `samples` times: itself, and repeats with ids and digests of their own."""
-        return [
-            row
-            if sample == 0
-            else replace(
-                row, id=f"{row.id}#{sample}", digest=digest(row.digest, sample), sample=sample, repeat_of=row.id
-            )
-            for row in self.rows
-            for sample in range(samples)
-        ]
+    def asked(self, samples: int = 1, wordings: int = 1) -> list[Question]:
+        """Return every row as often as it is to be asked.
+
+        Args:
+            samples: answers to each question. Repeats have ids such as "row#1" and digests of their own.
+            wordings: instructions that each row is asked under: its own, and those of other rows of the same task,
+                format and choices, with ids such as "row~ASR/04". Rows with fewer wordings beside them, without a
+                written instruction, or with a question of their own (open answers) are asked under those they have.
+        """
+        others: dict[Any, dict[str, Question]] = {}
+        for row in self.rows:
+            if "wording" in row.attributes and row.modality == "text_audio" and TASKS[row.task].kind != "open":
+                known = others.setdefault((row.task, row.choices), {})
+                known.setdefault(row.attributes["wording"], row)
+        asked = []
+        for row in self.rows:
+            asked.append(row)
+            known = others.get((row.task, row.choices), {}) if row.modality == "text_audio" else {}
+            ordered = sorted(known, key=lambda wording: digest(row.id, wording))
+            for wording in [one for one in ordered if one != row.attributes.get("wording")][: wordings - 1]:
+                asked.append(_reworded(row, wording, known[wording]))
+        return [_repeat(row, sample) for row in asked for sample in range(samples)]
 
     def clips(self, index: int) -> list[bytes]:
-        """The encoded clips of the row at `index` of the data, in reading order."""
+        """Return the encoded clips of the row at `index` of the data, in reading order."""
         column = self._table.select_columns("audio").with_format("arrow")[index].column("audio")
         clips = column.to_pylist()[0] or []
         if isinstance(clips, dict):  # a data set with one clip a row, not a list of them
             clips = [clips]
         return [clip["bytes"] if clip["bytes"] is not None else Path(clip["path"]).read_bytes() for clip in clips]
+
+
+def _reworded(row: Question, wording: str, other: Question) -> Question:
+    """Return a row under the instruction of another."""
+    told = {name: value for name, value in other.attributes.items() if name in ("style", "wording")}
+    return replace(
+        row,
+        id=f"{row.id}~{wording}",
+        messages=other.messages,
+        digest=digest(other.messages, row.cluster),
+        attributes=row.attributes | told,
+    )
+
+
+def _repeat(row: Question, sample: int) -> Question:
+    """Return the repeat of a row with this number; the row itself for 0."""
+    if sample == 0:
+        return row
+    return replace(row, id=f"{row.id}#{sample}", digest=digest(row.digest, sample), sample=sample, repeat_of=row.id)
 
 
 def _load(data: str, config: str | None, split: str) -> Any:
@@ -201,7 +233,7 @@ def _load(data: str, config: str | None, split: str) -> Any:
 
 
 def _cache_for(folder: Path) -> str | None:
-    """A cache folder that changes with the files of a local corpus.
+    """Return a cache folder that changes with the files of a local corpus.
 
     datasets 5.2 tells local folders apart by their base name alone: a rebuilt corpus, or another one of the same
     name elsewhere, would be answered from the cache of the first.
@@ -216,7 +248,7 @@ def _cache_for(folder: Path) -> str | None:
 
 
 def _before_the_answer(messages: Sequence[dict[str, Any]], where: str) -> list[dict[str, Any]]:
-    """The messages without the last answer, each part reduced to what its type needs."""
+    """Return the messages without the last answer, each part reduced to what its type needs."""
     end = len(messages)
     while end and messages[end - 1]["role"] == "assistant":
         end -= 1
@@ -237,7 +269,7 @@ def _before_the_answer(messages: Sequence[dict[str, Any]], where: str) -> list[d
 
 
 def _file_name(record: dict[str, Any]) -> str:
-    """The file a row's answer goes into: one a source, task and format.
+    """Return the file that a row's answer goes into: one for each source, task and format.
 
     Real and synthetic speech come from different sources, and each alone would hold one label: SSD is one file.
     """

@@ -1,7 +1,7 @@
 """One client for OpenAI-compatible chat servers, used to answer rows and to judge answers.
 
-It knows which failures pass (busy, restarting: tried again, with growing pauses), which belong to one request
-(refused input) and which mean that nothing will ever work (no server, no permission, no such model).
+It tells apart failures that pass (busy, restarting: tried again, with growing pauses), failures of one request
+(refused input) and failures of every request (no server, no permission, no such model).
 """
 
 from __future__ import annotations
@@ -172,10 +172,10 @@ def _tokens(usage: Any) -> int | None:
 
 
 def _excerpt(error: urllib.error.HTTPError) -> str:
-    """What the server says about its refusal, in one short line."""
+    """Return what the server says about its refusal, in one short line."""
     return " ".join(error.read(500).decode("utf-8", "replace").split()) or error.reason
 
 
 def _seconds(header: str | None) -> float | None:
-    """The pause a server asks for, where it gives one in seconds."""
+    """Return the pause that a server asks for; None if it gives none in seconds."""
     return min(120.0, float(header)) if header and header.strip().isdigit() else None

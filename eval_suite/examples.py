@@ -1,7 +1,7 @@
 """Single rows for the report: the worst answers of every task and some drawn at random, with their sound.
 
 Clips are cut short and re-encoded as MP3, and stop altogether when a budget of bytes is spent, so that the page stays
-one file of a decent size. The draw depends on the seed and the rows alone.
+one file of moderate size. The draw depends on the seed and the rows alone.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Rows are ordered by length and cut into batches once, by content alone; a batch is the unit of work, of recording
 and of recovery. Killed at any moment and started again, with any number of processes, the command asks only for what
-is missing and writes the same bytes an undisturbed run would have written.
+is missing and writes the bytes that an undisturbed run would have written; only the timings differ.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def generate(
     max_new_tokens: int = 256,
     temperature: float = 0.0,
     samples: int = 1,
+    wordings: int = 1,
     seed: int = 0,
     system: str | None = None,
     revision: str | None = None,
@@ -58,7 +59,7 @@ def generate(
     retry_errors: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Reply every row of `data` and write the predictions folder `out`.
+    """Answer every row of `data` and write the predictions folder `out`.
 
     Args:
         model: a checkpoint folder or Hub id for `AutoModelForMultimodalLM`; a function from a list of `Request`s to
@@ -69,10 +70,11 @@ def generate(
         config: which config of the data, e.g. a modality format; the default one by default.
         limit: answer only so many rows, picked by a digest of their id.
         endpoint: base address of an OpenAI-compatible chat server with audio input.
-        batch_size: rows asked at once (requests in flight, for an endpoint). Halved where memory runs out.
-        max_new_tokens: of one answer.
+        batch_size: rows asked at once (requests in flight, for an endpoint). Halved if memory runs out.
+        max_new_tokens: the longest answer, in tokens.
         temperature: 0 for greedy decoding.
-        samples: answers to each row; more than one needs a temperature. Repeats have ids such as "row#1".
+        samples: answers to each row; more than one needs a temperature. See `EvalCorpus.asked`.
+        wordings: instructions that each row is asked under, its own and others of its task.
         seed: of sampling.
         system: a system prompt in place of the rows' own.
         revision: of the model on the Hub, or a label for what an endpoint serves.
@@ -92,8 +94,8 @@ def generate(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-    if samples < 1:
-        raise ValueError(f"samples is {samples}; it must be at least 1")
+    if samples < 1 or wordings < 1:
+        raise ValueError(f"samples is {samples} and wordings {wordings}; both must be at least 1")
     if samples > 1 and temperature <= 0:
         raise ValueError(f"{samples} samples of greedy decoding are all alike; give a temperature, e.g. 0.7")
     settings = GenerationSettings(max_new_tokens, temperature, seed, system)
@@ -114,7 +116,9 @@ def generate(
         backend = CallableBackend(model, settings)
     else:
         backend = model
-    run = GenerationRun(backend, EvalCorpus(data, config, split, limit), Path(out), batch_size, progress, samples)
+    run = GenerationRun(
+        backend, EvalCorpus(data, config, split, limit), Path(out), batch_size, progress, samples, wordings
+    )
     return run.complete(retry_errors)
 
 
@@ -129,13 +133,14 @@ class GenerationRun:
         batch_size: int = 16,
         progress: bool = True,
         samples: int = 1,
+        wordings: int = 1,
     ):
         self.backend, self.corpus, self.out, self.progress = backend, corpus, out, progress
         if not corpus.rows:
             raise ValueError(f"{corpus.data}: split {corpus.split} holds no row")
         self.rank, self.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        self.batch_size, self.samples = batch_size, samples
-        self.rows = corpus.repeated(samples)
+        self.batch_size, self.samples, self.wordings = batch_size, samples, wordings
+        self.rows = corpus.asked(samples, wordings)
         self.records = Records(out)
         self.revision = backend.revision()
         made_by = [backend.name, self.revision, dataclasses.asdict(backend.settings)]
@@ -146,7 +151,7 @@ class GenerationRun:
         self._successes = 0
 
     def complete(self, retry_errors: bool = False) -> Path:
-        """Reply what is missing; write the predictions once nothing is."""
+        """Answer what is missing; write the predictions once nothing is."""
         done = self.records.read(keep_errors=not retry_errors)
         mine = [
             batch
@@ -163,7 +168,7 @@ class GenerationRun:
         return self.out
 
     def _wait_until_all_have_read(self) -> None:
-        """Nobody records anything before all processes have seen the same records and shared out the same work."""
+        """Wait until all processes have read the same records, so that all divide the work alike."""
         if self.world > 1:
             import torch
             from accelerate import PartialState
@@ -198,7 +203,7 @@ class GenerationRun:
                 self._stop_if_hopeless(answers)
 
     def _prepared(self, batches: list[list[Question]]) -> Iterator[tuple[list[Question], PreparedBatch]]:
-        """Each batch with its inputs, which a second thread makes while the batch before is being answered."""
+        """Yield each batch with its inputs, which a second thread makes while the batch before is being answered."""
         with ThreadPoolExecutor(max_workers=1) as ahead:
             coming: Future[PreparedBatch] = ahead.submit(self._prepare, batches[0])
             for batch, following in zip(batches, [*batches[1:], None], strict=True):
@@ -227,7 +232,7 @@ class GenerationRun:
             return PreparedBatch(requests, failed, None, error)
 
     def _answer_batch(self, batch: PreparedBatch) -> dict[str, Reply]:
-        """Answers by row id, whatever happens: a batch that fails is halved until the row at fault stands alone."""
+        """Return answers by row id: a batch that fails is halved until the row at fault is alone."""
         answers = dict(batch.failed)
         if not batch.requests:
             return answers
@@ -268,12 +273,12 @@ class GenerationRun:
             ((reason, count),) = self._failures.items()
             if count >= SAME_FAILURES:
                 raise ValueError(
-                    f"the first {count} rows all failed: {reason}. Mend the cause and run the same command with "
+                    f"the first {count} rows all failed: {reason}. Remove the cause and run the same command with "
                     "--retry-errors"
                 )
 
     def _wait_for_the_others(self) -> dict[str, Reply]:
-        """All answers, once every process has recorded its share."""
+        """Return all answers, once every process has recorded its share."""
         answers = self.records.read()
         while missing := sum(key not in answers for key in self.keys.values()):
             assert self.world > 1, f"{missing} rows were never answered"
@@ -299,6 +304,7 @@ class GenerationRun:
                 "digest": digest([[row.id, row.digest] for row in self.corpus.rows]),
             },
             "samples": self.samples,
+            "wordings": self.wordings,
             "rows": len(answers),
             "errors": errors,
         }
@@ -332,7 +338,7 @@ def _with_system(messages: tuple[dict[str, Any], ...], system: str | None) -> tu
 
 
 def _reason(error: Exception) -> str:
-    """A failure in one line; raises it again where it is not the batch's but everybody's."""
+    """Return a failure in one line; raise it again if every other batch would fail of it too."""
     if isinstance(error, (ConnectionError, ImportError)):
         raise error
     if type(error).__name__ == "AcceleratorError":  # the device is lost for this process
@@ -356,5 +362,5 @@ def _free_memory() -> None:
 
 
 def _storable(text: str) -> str:
-    """Text that UTF-8 can hold: lone surrogates, which a server's JSON may carry, become question marks."""
+    """Return text that UTF-8 can hold: lone surrogates, which a server's JSON may carry, become question marks."""
     return text.encode("utf-8", "replace").decode("utf-8")

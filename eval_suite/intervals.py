@@ -21,12 +21,12 @@ LEVEL = 0.95
 class BootstrapEstimate:
     """A number with the rows it rests on and its values over the resamples (empty without intervals)."""
 
-    value: float  # nan where undefined
+    value: float  # nan if undefined
     n: int
     replicates: Array
 
     def interval(self) -> tuple[float, float] | None:
-        """The percentile interval at 95 %; None without resamples or where the value is undefined."""
+        """Return the percentile interval at 95 %; None without resamples or if the value is undefined."""
         defined = self.replicates[np.isfinite(self.replicates)]
         if not defined.size or not np.isfinite(self.value):
             return None
@@ -36,7 +36,7 @@ class BootstrapEstimate:
 
 
 def mean(estimates: Iterable[BootstrapEstimate]) -> BootstrapEstimate:
-    """The unweighted mean of estimates made on the same draws; undefined ones are left out."""
+    """Return the unweighted mean of estimates made on the same draws; undefined ones are left out."""
     defined = [estimate for estimate in estimates if np.isfinite(estimate.value)]
     if not defined:
         return BootstrapEstimate(float("nan"), 0, np.empty(0))
@@ -48,7 +48,7 @@ def mean(estimates: Iterable[BootstrapEstimate]) -> BootstrapEstimate:
 
 
 def total(estimates: Iterable[BootstrapEstimate]) -> BootstrapEstimate:
-    """The sum of estimates made on the same draws."""
+    """Return the sum of estimates made on the same draws."""
     defined = list(estimates)
     return BootstrapEstimate(
         float(sum(estimate.value for estimate in defined)),
@@ -58,7 +58,7 @@ def total(estimates: Iterable[BootstrapEstimate]) -> BootstrapEstimate:
 
 
 def _components(clusters: Mapping[str, Sequence[str]]) -> list[list[str]]:
-    """Files grouped so that no recording occurs in two groups."""
+    """Return the files in groups, so that no recording occurs in two of them."""
     parent = {file: file for file in clusters}
 
     def root(file: str) -> str:
@@ -108,7 +108,7 @@ class Resampler:
             self._keys.append(zlib.crc32("\n".join(names).encode()))
 
     def sums(self, columns: Mapping[str, Array]) -> dict[str, Array]:
-        """Resampled column sums.
+        """Return resampled column sums.
 
         Args:
             columns: file -> statistics, (rows, k).

@@ -71,14 +71,14 @@ class JudgePrompt:
         return cls(name, content["system"], content["user"], hashlib.sha256(text.encode()).hexdigest())
 
     def messages(self, row: readers.AnsweredRow, ticket: str) -> list[dict[str, Any]]:
-        """The conversation that asks for a judgement of one answer."""
+        """Return the conversation that asks for a judgement of one answer."""
         case = {"instruction": row.instruction, "reference": row.reference, "answer": row.prediction or ""}
         user = self.user.replace("{ticket}", ticket).replace("{case}", json.dumps(case, ensure_ascii=False))
         return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
 
 
 def reply_schema(ticket: str) -> dict[str, Any]:
-    """The JSON schema of a judge's reply, for servers that hold a model to one."""
+    """Return the JSON schema of a judge's reply, for servers that hold a model to one."""
     return {
         "type": "object",
         "properties": {
@@ -121,7 +121,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-# Who judges ----------------------------------------------------------------------------------------------------
+# Judges ----------------------------------------------------------------------------------------------------
 
 
 class Judge(Protocol):
@@ -132,14 +132,14 @@ class Judge(Protocol):
         """The model's name."""
 
     def revision(self) -> str:
-        """What tells two states of one name apart."""
+        """Return what tells two states of one name apart."""
 
     def reply(self, conversations: Sequence[list[dict[str, Any]]], tickets: Sequence[str]) -> list[Reply]:
-        """One reply a conversation, at temperature 0."""
+        """Return one reply a conversation, at temperature 0."""
 
 
 class EndpointJudge:
-    """A judge behind an OpenAI-compatible chat server, asked for output under a JSON schema where it can do that."""
+    """A judge behind an OpenAI-compatible chat server, asked for output under a JSON schema if it can do that."""
 
     def __init__(self, endpoint: ChatEndpoint, revision: str = "served"):
         self._endpoint, self._revision = endpoint, revision
@@ -253,7 +253,7 @@ def judge(
         predictions: a folder of answers, ours or released ones.
         judge_model: a local checkpoint or Hub id; with `endpoint`, the model's name there; or a `Judge`.
         endpoint: base address of an OpenAI-compatible chat server.
-        out: where judgements go; `<predictions>/judge` by default.
+        out: the folder of the judgements; `<predictions>/judge` by default.
         tasks: which tasks; by default those whose answers only a judge can grade, or, with `agree_with`, every row
             that was judged there.
         limit: judge only so many rows, picked by a digest.
@@ -264,7 +264,7 @@ def judge(
         progress: show a bar with the time left.
 
     Returns:
-        What `judge.json` holds: who judged with which prompt, how many rows, how many stayed missing and why; with
+        What `judge.json` holds: the judge and its prompt, how many rows, how many stayed missing and why; with
         `agree_with`, the agreement.
 
     Raises:
@@ -316,7 +316,7 @@ def _who(judge_model: str | Judge, endpoint: str | None, revision: str | None) -
 
 
 def _ticket(key: str) -> str:
-    """What a reply must repeat: not to be guessed from the answer, the same on every run."""
+    """Return what a reply must repeat: it cannot be guessed from the answer and is the same on every run."""
     return digest("ticket", key)[:12]
 
 
@@ -330,7 +330,7 @@ def _rows_to_judge(
     earlier: Mapping[tuple[str, str], int],
     limit: int | None,
 ) -> list[readers.AnsweredRow]:
-    """The rows in question, in file order. Rows whose generation failed have nothing to judge."""
+    """Return the rows to judge, in file order. Rows whose generation failed have nothing to judge."""
     if unknown := [task for task in tasks or () if task not in TASKS]:
         raise ValueError(f"unknown task {', '.join(unknown)}; tasks are {', '.join(TASKS)}")
 
@@ -371,7 +371,7 @@ def _summary(judged: Mapping[Any, Judgement], who: Judge, prompt: JudgePrompt) -
 def _write(
     folder: Path, rows: Sequence[readers.AnsweredRow], judged: Mapping[Any, Judgement], summary: Mapping[str, Any]
 ) -> None:
-    """One `<file>.jsonl` per file group, in row order, and `judge.json`; files that an earlier run left there go."""
+    """Write one `<file>.jsonl` per file, in row order, and `judge.json`; remove files that an earlier run left."""
     files: dict[str, list[str]] = {}
     for row in rows:
         one = judged[row.file, row.id]
@@ -392,7 +392,7 @@ def _write(
 
 
 def read_judgements(folder: Path) -> dict[tuple[str, str], int]:
-    """Scores of a folder of judge texts by (file, id); lines without one are left out.
+    """Return the scores of a folder of judge texts by (file, id); lines without one are left out.
 
     Raises:
         ValueError: the folder holds no judgement.
@@ -416,13 +416,13 @@ def read_judgements(folder: Path) -> dict[tuple[str, str], int]:
 
 
 def agreement(pairs: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    """How two judges agree on the same answers.
+    """Return how two judges agree on the same answers.
 
     Args:
         pairs: (earlier score, new score) from 1 to 5.
 
     Returns:
-        n; shares of equal scores and of scores at most one apart; quadratic weighted kappa (Cohen 1968; None where
+        n; shares of equal scores and of scores at most one apart; quadratic weighted kappa (Cohen 1968; None if
         a judge never varies); Pearson correlation; mean difference new - earlier; counts 5 x 5, earlier by row.
     """
     size = HIGHEST - LOWEST + 1

@@ -101,7 +101,7 @@ Compute = Callable[[Quantities], Statistic | None]
 
 
 def divide(numerator: Array, denominator: Array) -> Array:
-    """Return the quotient; nan where the denominator is 0."""
+    """Return the quotient; nan if the denominator is 0."""
     return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator != 0)
 
 
@@ -162,7 +162,7 @@ def count(name: str) -> Compute:
 
 
 def _empty(rows: Quantities) -> Statistic | None:
-    """An empty transcript deletes every word or symbol; a system that names no slot finds none."""
+    """Return what an empty answer scores: it deletes every word or symbol, and finds no slot."""
     for name in ("words", "symbols"):
         if (lengths := rows.numbers(name)) is not None:
             return ratio_of(lengths, lengths)
@@ -261,9 +261,9 @@ def _top_answer(labels: Labels) -> Statistic:
 
 
 def _majority(rows: Quantities) -> Statistic | None:
-    """What always giving the commonest label, or the commonest number of each kind, would score."""
+    """Return what always giving the commonest label, or the commonest number of each kind, would score."""
     if (references := rows.values("label")) is not None:
-        # Among equally common labels of a closed set the first in the alphabet, elsewhere the first to occur.
+        # Ties: of a closed set the first label in the alphabet counts, of open answers the first to occur.
         ordered = sorted(references) if rows.values("answer") is not None else references
         commonest = Counter(ordered).most_common(1)[0][0]
         return mean_of([reference == commonest for reference in references])
@@ -301,7 +301,7 @@ def _mae_answered(rows: Quantities) -> Statistic | None:
 
 
 def _constant(rows: Quantities) -> Statistic | None:
-    """What always giving the median, of each kind of number, would score."""
+    """Return what always giving the median of each kind of number would score."""
     if (pairs := rows.pairs) is None:
         return None
     median = np.empty_like(pairs.truth)

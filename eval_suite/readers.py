@@ -46,7 +46,7 @@ class AnsweredRow:
     task: str
     modality: str
     source: str
-    prediction: str | None  # None only where `error` says why
+    prediction: str | None  # None only if `error` says why
     reference: str
     choices: tuple[str, ...]
     error: str | None
@@ -87,13 +87,13 @@ def _data(name: str) -> dict[str, Any]:
 
 
 def released_files() -> dict[str, dict[str, Any]]:
-    """The manifest of the 44 released files: task, modality, rows and choices by file name."""
+    """Return the manifest of the 44 released files: task, modality, rows and choices by file name."""
     return _data("released_files.json")["files"]
 
 
 @cache
 def label_set(task: str, choices: tuple[str, ...]) -> LabelSet:
-    """The labels of a row with the declared aliases of its task."""
+    """Return the labels of a row with the declared aliases of its task."""
     return LabelSet(choices, _data("aliases.json")["tasks"].get(task))
 
 
@@ -112,14 +112,14 @@ def _reject_constant(name: str) -> float:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Non-empty lines with their numbers from 1. Splits on newlines only: texts may hold U+2028 and the like."""
+    """Yield non-empty lines with their numbers from 1. Split on newlines only: texts may hold U+2028 and the like."""
     for number, line in enumerate(_read_text(path).split("\n"), start=1):
         if line.strip():
             yield number, line
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The records of a `.json` array or a `.jsonl` file, each with the place to name in messages."""
+    """Yield the records of a `.json` array or a `.jsonl` file, each with the place to name in messages."""
     if path.suffix == ".json":
         try:
             content = json.loads(_read_text(path), parse_constant=_reject_constant)
@@ -147,7 +147,7 @@ def _parse_line(path: Path, number: int, line: str) -> Any:
         raise ValueError(f"{path}:{number}: nested too deeply to be a record") from error
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"{path}:{number}: broken or truncated JSON ({error.msg}); generate this file again or mend the line"
+            f"{path}:{number}: broken or truncated JSON ({error.msg}); generate this file again or correct the line"
         ) from error
     except ValueError as error:
         raise ValueError(f"{path}:{number}: {error}") from error
@@ -163,7 +163,7 @@ def _text(record: dict[str, Any], key: str, where: str) -> str:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file's bytes."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -171,7 +171,7 @@ def digest(path: Path) -> str:
 
 
 def _recording(path: str) -> str:
-    """The source recording an audio path stands for: one kind of slash, no microphone suffix."""
+    """Return the source recording that an audio path stands for: one kind of slash, no microphone suffix."""
     return _MICROPHONE.sub("", path.replace("\\", "/"))
 
 
@@ -208,7 +208,7 @@ def _released_row(file: str, index: int, where: str, record: dict[str, Any], fac
 
 
 def task_of(task: str, choices: Sequence[str]) -> str:
-    """The task a row is scored as: an age without choices is a number of years."""
+    """Return the task that a row is scored as: an age without choices is a number of years."""
     return "AR_years" if task == "AR" and not choices else task
 
 
@@ -261,7 +261,7 @@ def _attributes(record: dict[str, Any], where: str) -> dict[str, str]:
 
 
 def judge_score(evaluation: Any) -> float | None:
-    """The score a judge gave: N of a text that begins "Score: N", or a number 1..5; None where there is none."""
+    """Return the score that a judge gave: N of a text that begins "Score: N", or a number 1..5; else None."""
     if isinstance(evaluation, str):
         match = _JUDGE_SCORE.match(evaluation)
         evaluation = int(match[1]) if match else None
@@ -301,7 +301,7 @@ def _attach_judgements(answers: SystemAnswers, folder: Path) -> None:
 
 
 def _judges(record: dict[str, Any], row: AnsweredRow) -> bool:
-    """Whether a judgement is of this row's reference and of this very answer, where it says."""
+    """Return whether a judgement is of this row's reference and answer, as far as it says."""
     answer = record.get("predicted", record.get("prediction", row.prediction))
     if not isinstance(answer, str):
         return False
@@ -309,7 +309,7 @@ def _judges(record: dict[str, Any], row: AnsweredRow) -> bool:
 
 
 def _published_abstention(folder: Path) -> dict[str, float]:
-    """The abstention rates (percent) published beside the released answers."""
+    """Return the abstention rates (percent) published beside the released answers."""
     path = folder / "abstention" / "instruction_follow_stats.jsonl"
     rates: dict[str, float] = {}
     if path.is_file():
@@ -325,7 +325,7 @@ def _published_abstention(folder: Path) -> dict[str, float]:
 
 
 def _answer_files(folder: Path) -> list[Path]:
-    """The files of `folder` that hold answers: every `.jsonl`, and the released `.json` files."""
+    """Return the files of `folder` that hold answers: every `.jsonl`, and the released `.json` files."""
     known = released_files()
     lines = sorted(folder.glob("*.jsonl"))
     arrays = []
@@ -345,7 +345,7 @@ def read(path: Path | str, system: str | None = None) -> SystemAnswers:
 
     Args:
         path: a folder of released files (`.json` or `.jsonl`, judge and abstention folders beside them) or of our
-            own predictions (`<file>.jsonl`, with a `judge/` folder where they were judged).
+            own predictions (`<file>.jsonl`, with a `judge/` folder if they were judged).
         system: its name; the folder's name by default.
 
     Returns:
@@ -402,11 +402,11 @@ def read(path: Path | str, system: str | None = None) -> SystemAnswers:
 
 
 def check_row(row: AnsweredRow) -> None:
-    """Hold a row's reference to its task.
+    """Check that a row's reference fits its task.
 
     Raises:
         ValueError: a closed set without choices, a reference outside of them, or a reference that is no number
-            where one is asked.
+            though the task asks for one.
     """
     kind = TASKS[row.task].kind
     if kind == "closed" and not row.choices:

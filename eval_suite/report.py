@@ -136,7 +136,7 @@ def _examples(
 
 
 def radar_values(content: Mapping[str, Any]) -> tuple[list[str], list[list[float | None]]]:
-    """Axes and one line a system: skill by task, or the panel's scale where a protocol has no skill."""
+    """Return the axes and one line a system: skill by task, or the panel score if a protocol has no skill."""
     scale = radar_scale(content)
     tasks = [
         task
@@ -151,7 +151,7 @@ def radar_values(content: Mapping[str, Any]) -> tuple[list[str], list[list[float
 
 
 def radar_scale(content: Mapping[str, Any]) -> str | None:
-    """Which normalized score the radar shows."""
+    """Return the scale that the radar shows, skill or panel."""
     for scale in ("skill", "panel"):
         if any(entry["normalized"][scale] for task in content["tasks"] for entry in task["scores"]):
             return scale
@@ -162,7 +162,7 @@ def radar_scale(content: Mapping[str, Any]) -> str | None:
 
 
 def number(value: float | None, like: float | None = None) -> str:
-    """A value at the precision a reader can use, or at that of another value; "–" where there is none."""
+    """Return a value at the precision that a reader can use, or at that of another value; "–" if there is none."""
     if value is None:
         return "–"
     size = abs(value if like is None else like)
@@ -170,14 +170,14 @@ def number(value: float | None, like: float | None = None) -> str:
 
 
 def interval(entry: Mapping[str, Any]) -> str:
-    """The two ends of an entry's interval, as precise as its value."""
+    """Return the two ends of an entry's interval, as precise as its value."""
     if entry.get("low") is None or entry.get("high") is None:
         return "–"
     return f"{number(entry['low'], entry['value'])} – {number(entry['high'], entry['value'])}"
 
 
 def percent(share: float | None) -> str:
-    """A share in percent: "100 %" only where nothing is missing."""
+    """Return a share in percent: "100 %" only if nothing is missing."""
     if share is None:
         return "–"
     text = f"{100 * share:.1f}"
@@ -201,7 +201,7 @@ def environment(template: str) -> Any:
 
 
 def render(template: str, content: Mapping[str, Any]) -> str:
-    """One of the templates filled with a report's content. HTML is escaped, Markdown cells are kept in their cell."""
+    """Return a template filled with a report's content. HTML is escaped, and Markdown stays in its table cell."""
     axes, series = radar_values(content)
     page = environment(template).get_template(template)
     return page.render(
@@ -232,7 +232,7 @@ def _speed_picture(content: Mapping[str, Any]) -> str | None:
 
 
 def _scale_of(task: Mapping[str, Any]) -> float:
-    """The right edge of a task's bars: perfection where more is better, else what holds all that is drawn."""
+    """Return the right edge of a task's bars: the best value if more is better, else what holds all that is drawn."""
     entries = [entry for entry in task["scores"] if entry.get("value") is not None]
     if entries and entries[0]["direction"] == "higher" and entries[0].get("perfect"):
         return entries[0]["perfect"]
@@ -247,13 +247,13 @@ def _bar(entry: Mapping[str, Any], scale: float, system: int) -> str:
 
 
 def _heat(count: int, row: Sequence[int], unanswered: int) -> float:
-    """How full a cell of a confusion matrix is, as a share of its row."""
+    """Return a cell of a confusion matrix as a share of its row."""
     total = sum(row) + unanswered
     return round(count / total, 3) if total else 0.0
 
 
 def _markdown_cell(text: Any) -> str:
-    """Text that stays in its table cell and starts no markup."""
+    """Return text that stays in its table cell and starts no markup."""
     line = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     for mark in "\\`*_{}[]|#":
         line = line.replace(mark, "\\" + mark)

@@ -46,7 +46,7 @@ class ScoredFile:
 
 @dataclass
 class ScoredTask:
-    """Files of one task: the unweighted mean of each metric (counts are added), and where the rows ended up."""
+    """Files of one task: the unweighted mean of each metric (counts are added), and the outcomes of their rows."""
 
     task: str
     files: list[str]
@@ -166,7 +166,7 @@ def _number(value: float) -> float | None:
 
 
 def entry(estimate: BootstrapEstimate) -> dict[str, Any]:
-    """One metric as it stands in scores.json."""
+    """Return one metric as it stands in scores.json."""
     interval = estimate.interval()
     low, high = interval if interval else (None, None)
     return {"value": _number(estimate.value), "n": estimate.n, "low": low, "high": high}
@@ -244,7 +244,7 @@ def _group_entry(group: ScoredTask, protocol: str) -> dict[str, Any]:
 def _normalized(
     groups: Mapping[str, ScoredTask], protocol: str, panel: Panel, modality: str | None = None
 ) -> dict[str, Any]:
-    """The panel and skill scores of a set of tasks."""
+    """Return the panel and skill scores of a set of tasks."""
     estimates = {task: group.estimates for task, group in groups.items()}
     against = panel_scores(estimates, panel, modality)
     return {
@@ -254,7 +254,7 @@ def _normalized(
 
 
 def _summary(groups: Mapping[str, ScoredTask], protocol: str, panel: Panel, modality: str | None) -> dict[str, Any]:
-    """A category or modality format: how much was answered and the normalized scores over its tasks."""
+    """Return a category or modality format: how much was answered, and skill and panel over its tasks."""
     outcomes: Counter[str] = Counter()
     for group in groups.values():
         outcomes.update(group.outcomes)
@@ -271,7 +271,7 @@ def _summary(groups: Mapping[str, ScoredTask], protocol: str, panel: Panel, moda
 def assemble(
     answers: SystemAnswers, measured: Mapping[str, ScoredFile], protocol: str, panel: Panel, settings: dict[str, Any]
 ) -> dict[str, Any]:
-    """The content of scores.json from measured files."""
+    """Return the content of scores.json from measured files."""
     groups = group_tasks(measured)
     modalities = {}
     for modality in MODALITIES:
@@ -379,12 +379,12 @@ def score_texts(
         predictions: the model's texts.
         references: the right answers.
         tasks: the task code of every text, or one code for all.
-        choices: the labels offered: one list for all texts, or one a text (empty where a task has none).
+        choices: the labels offered: one list for all texts, or one a text (empty if a task has none).
         protocol: "strict" or "paper".
         normalization: of transcripts under strict.
 
     Returns:
-        Task code -> its metrics, `n`, and under `outcomes` where the texts ended up. An undefined metric is None.
+        Task code -> its metrics, `n`, and `outcomes`, the number of texts by outcome. An undefined metric is None.
 
     Raises:
         ValueError: lengths differ, a task is unknown, or a reference is not among its choices.
@@ -430,7 +430,7 @@ def score_texts(
 
 
 def _offered(choices: Sequence[str] | Sequence[Sequence[str]] | None, count: int) -> list[tuple[str, ...]]:
-    """The labels of each of `count` texts."""
+    """Return the labels of each of `count` texts."""
     if choices is None:
         return [()] * count
     if all(isinstance(choice, str) for choice in choices):

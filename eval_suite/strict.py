@@ -173,7 +173,7 @@ def _number(row: AnsweredRow) -> Reading:
 
 
 def _pronunciation(row: AnsweredRow) -> Reading:
-    """Every score of the reference counts; one that the answer lacks counts at its worst."""
+    """Read the scores of a pronunciation: one that the answer lacks counts at its worst."""
     scale = TASKS[row.task].scale
     assert scale is not None
     word_level = row.task == "PSWL"

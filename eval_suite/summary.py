@@ -50,7 +50,7 @@ def check(scores: Sequence[Scores]) -> None:
 
 
 def summarize(scores: Sequence[Scores]) -> dict[str, Any]:
-    """The content of a report, without examples.
+    """Return the content of a report, without examples.
 
     Args:
         scores: contents of scores.json; systems in the order to show them. Where both protocols are there, strict
@@ -77,7 +77,7 @@ def summarize(scores: Sequence[Scores]) -> dict[str, Any]:
 
 
 def _in_order(mappings: Any) -> list[str]:
-    """The keys of several mappings, each once, first come first."""
+    """Return the keys of several mappings, each once, in order of first occurrence."""
     return list(dict.fromkeys(key for mapping in mappings for key in mapping))
 
 
@@ -101,7 +101,7 @@ def _system(one: Scores) -> dict[str, Any]:
 
 
 def _normalized_value(part: Mapping[str, Any]) -> dict[str, Any]:
-    """The skill of a category or format, or its panel score where there is no skill."""
+    """Return the skill of a category or format, or its panel score if there is no skill."""
     for name in ("skill", "panel"):
         value = part["normalized"].get(name)
         if value is not None and value["value"] is not None:
@@ -110,7 +110,7 @@ def _normalized_value(part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def verdict(primary: Mapping[str, Any] | None) -> str:
-    """Where a score lies against its trivial baseline: above, unclear, below, or unknown.
+    """Return where a score lies against its trivial baseline: above, unclear, below, or unknown.
 
     "above" means better: the whole 95 % interval lies on the better side.
     """
@@ -125,7 +125,7 @@ def verdict(primary: Mapping[str, Any] | None) -> str:
 
 
 def _task(task: str, scores: Sequence[Scores]) -> dict[str, Any]:
-    """One task in all systems."""
+    """Return one task in all systems."""
     described = next(one["tasks"][task] for one in scores if task in one["tasks"])
     entries = []
     for one in scores:
@@ -175,7 +175,7 @@ def _mark_best(entries: Sequence[dict[str, Any]]) -> None:
 
 
 def _modalities(scores: Sequence[Scores]) -> list[dict[str, Any]]:
-    """Each format in all systems: the normalized mean over the tasks that were asked in every format.
+    """Return each format in all systems: the normalized mean over the tasks that were asked in every format.
 
     Formats hold different tasks, so that a mean over all tasks of each would compare the tasks, not the formats.
     """
@@ -201,7 +201,7 @@ def _modalities(scores: Sequence[Scores]) -> list[dict[str, Any]]:
 
 
 def _mean_over(part: Mapping[str, Any], tasks: Sequence[str]) -> float | None:
-    """The mean skill (or panel score) of a format over some of its tasks."""
+    """Return the mean skill (or panel score) of a format over some of its tasks."""
     for scale in ("skill", "panel"):
         found = (part["normalized"].get(scale) or {"tasks": {}})["tasks"]
         values = [found[task]["value"] for task in tasks if task in found]
@@ -220,7 +220,7 @@ def _confusions(scores: Sequence[Scores]) -> list[dict[str, Any]]:
 
 
 def _side_by_side(scores: Sequence[Scores], main: str) -> dict[str, Any] | None:
-    """Every task under both protocols, with each system's rank in both."""
+    """Return every task under both protocols, with each system's rank in both."""
     others = [one for one in scores if one["protocol"] != main]
     if not others:
         return None
@@ -240,7 +240,7 @@ def _side_by_side(scores: Sequence[Scores], main: str) -> dict[str, Any] | None:
 
 
 def _ranked(primaries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Metric, value and rank (1 is best) by system; no rank without a value."""
+    """Return metric, value and rank (1 is best) by system; no rank without a value."""
     valued = [primary for primary in primaries.values() if primary["value"] is not None]
     ranks = {}
     for system, primary in primaries.items():
@@ -253,7 +253,7 @@ def _ranked(primaries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, A
 
 
 def _findings(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What a reader must know before the numbers: a statement, and by system the tasks or rows it is true of."""
+    """Return what to know before the numbers: statements, and by system the tasks or rows that each is true of."""
     unclear = "Closed-set tasks whose interval is not clear of the majority baseline"
     clear = "Closed-set tasks above their majority baseline, interval clear of it"
     other = "Other tasks not clear of their trivial baseline"

@@ -1,4 +1,4 @@
-"""Commands of this room, as `llaso eval …` shows them.
+"""The commands of `llaso eval`: parsing and printing.
 
 Each command is one `_add_<name>` (its options) and one `_<name>` (its run function), listed in `COMMANDS`. Heavy
 imports stay inside the run functions, so that help starts at once.
@@ -40,7 +40,7 @@ def _add_score(steps) -> None:
     parser = steps.add_parser("score", help="score a folder of answers under a stated protocol")
     parser.add_argument("path", type=Path, help="a folder of released outputs or of our own predictions")
     parser.add_argument("--protocol", choices=("strict", "paper"), default="strict")
-    parser.add_argument("--out", type=Path, help="scores.json to write; printed where absent")
+    parser.add_argument("--out", type=Path, help="scores.json to write (default: print it)")
     parser.add_argument("--rows", type=Path, help="file for what was read of every row (default: beside --out)")
     parser.add_argument("--system", help="the system's name; the folder's name by default")
     parser.add_argument("--panel", help="panel file, or name of a shipped panel; the current shipped one by default")
@@ -278,7 +278,7 @@ def _board(arguments: argparse.Namespace) -> None:
 
 def _add_schema(steps) -> None:
     parser = steps.add_parser("schema", help="print the JSON schema of scores.json")
-    parser.add_argument("--out", type=Path, help="file to write; printed where absent")
+    parser.add_argument("--out", type=Path, help="file to write (default: print it)")
     parser.set_defaults(run=_schema)
 
 
@@ -307,9 +307,9 @@ def _add_generate(steps) -> None:
 
 
 def _generation_options(parser: argparse.ArgumentParser) -> None:
-    who = parser.add_mutually_exclusive_group(required=True)
-    who.add_argument("--model", help="checkpoint folder or Hub id; with --endpoint, the model's name there")
-    who.add_argument("--callable", metavar="MODULE:FUNCTION", help="a Python function from requests to texts")
+    answering = parser.add_mutually_exclusive_group(required=True)
+    answering.add_argument("--model", help="checkpoint folder or Hub id; with --endpoint, the model's name there")
+    answering.add_argument("--callable", metavar="MODULE:FUNCTION", help="a Python function from requests to texts")
     parser.add_argument("--endpoint", metavar="URL", help="base of an OpenAI-compatible server that takes audio")
     parser.add_argument("--data", required=True, help="corpus folder or Hub id, in the row schema")
     parser.add_argument("--config", help="config of the data, e.g. a modality format; its default one by default")
@@ -319,6 +319,9 @@ def _generation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=256, help="of one answer (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=1, help="answers to each row (default: %(default)s)")
+    parser.add_argument(
+        "--wordings", type=int, default=1, help="instructions to ask each row under (default: %(default)s, its own)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of sampling (default: %(default)s)")
     parser.add_argument("--system", help="a system prompt in place of the rows' own")
     parser.add_argument("--revision", help="of the model on the Hub, or a label for what the endpoint serves")
@@ -344,6 +347,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         max_new_tokens=arguments.max_new_tokens,
         temperature=arguments.temperature,
         samples=arguments.samples,
+        wordings=arguments.wordings,
         seed=arguments.seed,
         system=arguments.system,
         revision=arguments.revision,
@@ -381,7 +385,7 @@ def _add_judge(steps) -> None:
     )
     parser.add_argument("predictions", type=Path, help="a folder of answers, ours or released ones")
     _judge_options(parser, required=True)
-    parser.add_argument("--out", type=Path, help="where judgements go (default: PREDICTIONS/judge)")
+    parser.add_argument("--out", type=Path, help="the folder of the judgements (default: PREDICTIONS/judge)")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks to judge (default: those without a metric)")
     parser.add_argument("--limit", type=int, help="judge only so many answers, picked by a digest")
     parser.add_argument(
@@ -434,7 +438,7 @@ def _short(value: float | None) -> str:
 
 
 def _add_run(steps) -> None:
-    parser = steps.add_parser("run", help="generate, judge where a judge is named, score and report, in one go")
+    parser = steps.add_parser("run", help="generate, judge if a judge is named, score and report, in one go")
     _generation_options(parser)
     _judge_options(parser, required=False)
     parser.add_argument(

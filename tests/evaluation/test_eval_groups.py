@@ -143,9 +143,46 @@ def test_a_server_gets_a_seed_for_each_sample(tmp_path):
 
 def test_repeated_rows_differ_in_what_they_draw(tmp_path):
     corpus = EvalCorpus(write_corpus(tmp_path / "corpus", default_rows(2)))
-    rows = corpus.repeated(3)
+    rows = corpus.asked(3)
     assert len({row.digest for row in rows}) == 6 and [row.sample for row in rows] == [0, 1, 2] * 2
-    assert corpus.repeated(1) == corpus.rows
+    assert corpus.asked() == corpus.rows
+
+
+def test_rows_are_asked_under_other_wordings_of_their_task(tmp_path, capsys):
+    """A system that mishears one wording: it is named, and its answers do not agree with the others'."""
+    rows = default_rows(48)
+    for number, row in enumerate(rows):
+        row["template_id"] = f"{row['task']}/{number % 12 // 4}"
+        for part in row["messages"][0]["content"]:
+            if part["type"] == "text":
+                part["text"] = f"Wording {row['template_id']}"
+    data = write_corpus(tmp_path / "corpus", rows)
+    heard: dict[str, set[str]] = {}
+
+    def listen(requests):
+        for one in requests:
+            heard.setdefault(one.row.id.partition("~")[0], set()).add(one.row.instruction)
+        return ["female" if "SGC/2" in one.row.instruction else one.row.reference for one in requests]
+
+    out = generate(listen, data, tmp_path / "out", wordings=3, progress=False)
+    asked = {row["id"]: row for row in rows if row["modality"] == "text_audio"}
+    assert all(len(heard[one]) == (3 if one in asked else 1) for one in heard)
+    scored = score_rows(out, intervals=False)
+    wording = group_scores(scored, ["wording"], resamples=400)["wording"]["tasks"]["SGC"]
+    assert wording["gap"]["worst"] == "SGC/2" and wording["gap"]["p_holm"] < 0.05
+    made = repeat_scores(scored)
+    assert made["SGC"]["wordings"]["agreement"] == 1 / 3 and made["ASR"]["wordings"]["agreement"] == 1
+    assert made["SGC"]["wordings"]["questions"] == 12
+    assert main(["eval", "groups", str(out), "--by", "wording", "--resamples", "400"]) == 0
+    assert "sure: SGC by wording: SGC/2 is worst, accuracy 0." in capsys.readouterr().out
+
+
+def test_an_open_question_keeps_its_wording(tmp_path):
+    rows = default_rows(8)
+    for row in rows:
+        row["task"] = "AQA"
+    corpus = EvalCorpus(write_corpus(tmp_path / "corpus", rows))
+    assert corpus.asked(wordings=4) == corpus.rows
 
 
 def test_the_majority_outvotes_a_slip(tmp_path):
