@@ -116,7 +116,7 @@ def task_errors(systems: Sequence[Scored]) -> dict[str, dict[str, Any]]:
 
     Returns:
         task -> `metric`, `rows`, `recordings`, `unit` and the sorted standard errors `errors` of its pairs. Tasks
-        that fewer than two systems have in one metric are left out.
+        that fewer than two systems have in one metric, or that rest on one recording, are left out.
     """
     found: dict[str, list[Influence]] = {}
     for system in systems:
@@ -133,7 +133,7 @@ def task_errors(systems: Sequence[Scored]) -> dict[str, dict[str, Any]]:
         pairs = [
             standard_error(a.delta - b.delta)
             for a, b in itertools.combinations(found[task], 2)
-            if a.recordings == b.recordings
+            if a.recordings == b.recordings and len(a.recordings) > 1
         ]
         if pairs:
             errors[task] = {

@@ -193,6 +193,8 @@ def _power(arguments: argparse.Namespace) -> None:
         f"two systems, told apart with probability {arguments.power:g} by a two-sided test at {arguments.level:g}; "
         f"variances of {len(errors['systems'])} systems, protocol {errors['protocol']}"
     )
+    if not found:
+        print("no task has two recordings that two of the systems answered")
     heads = ("detectable", "difference", "rows needed", "worst pair")
     print(f"{'task':<9}{'metric':<13}{'rows':>6}" + "".join(f"{head:>13}" for head in heads))
     for task, one in found.items():

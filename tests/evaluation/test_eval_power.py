@@ -91,6 +91,12 @@ def test_repeats_of_a_recording_add_no_power(tmp_path):
     assert errors[10] == pytest.approx(errors[1], rel=1e-9)
 
 
+def test_one_recording_forecasts_nothing(tmp_path, capsys):
+    folders = [str(system(tmp_path / name, 0.8, n=12, repeats=12)) for name in "ab"]
+    assert main(["eval", "power", *folders]) == 0
+    assert "no task has two recordings" in capsys.readouterr().out
+
+
 def test_comparison_says_what_it_could_have_found(tmp_path):
     folders = [system(tmp_path / "a", 0.8), system(tmp_path / "b", 0.7, seed=1)]
     found = compare(folders, resamples=4000)["pairs"][0]["tasks"]["SGC"]
