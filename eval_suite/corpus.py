@@ -220,7 +220,7 @@ def _repeat(row: Question, sample: int) -> Question:
 
 def _load(data: str, config: str | None, split: str) -> Any:
     from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
     if Path(data).exists() and not Path(data).is_dir():
         raise ValueError(f"{data} is a file; give the corpus folder that holds README.md and data/")
@@ -230,6 +230,8 @@ def _load(data: str, config: str | None, split: str) -> Any:
         raise ValueError(f"{data}: neither a folder here nor a data set that can be read from the Hub") from error
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"{data} (config {config or 'default'}, split {split}): {error}") from error
+    except DatasetGenerationError as error:  # its own message says nothing
+        raise ValueError(f"{data}: not readable as a corpus ({error.__cause__})") from error
 
 
 def _cache_for(folder: Path) -> str | None:

@@ -2,7 +2,8 @@
 
 Each room describes its own commands in a `commands.py` (`add_parser(subparsers)`, whose parsers set `run=`), and
 imports its heavy libraries only inside `run`, so that help starts at once. Mistakes of the user (`ValueError`,
-missing files) end in one clear line and exit code 2; anything else is our fault and shows its traceback.
+missing files or packages) end in one clear line and exit code 2; anything else is a fault of this program, in one line
+and with exit code 3. `--debug` shows the traceback of both.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from llaso_common import __version__
 
@@ -28,11 +30,18 @@ ROOMS = (
 )
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """A parser that refuses wrong options in one line, like every other mistake; its commands do as well."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; `{self.prog} --help` lists the options\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line, ready to parse; imports no heavy library."""
-    parser = argparse.ArgumentParser(prog="llaso", description="Train, evaluate and share speech-language models.")
+    parser = OneLineParser(prog="llaso", description="Train, evaluate and share speech-language models.")
     parser.add_argument("--version", action="version", version=f"llaso {__version__}")
-    parser.add_argument("--traceback", action="store_true", help="show the whole traceback of an input error")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("-v", "--verbose", action="store_true", help="log what happens inside")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for room in ROOMS:
@@ -47,19 +56,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after `llaso`; the process's own by default.
 
     Returns:
-        The exit code: 0 done, 1 a gate or check not passed, 2 bad input, 130 interrupted.
+        The exit code: 0 done, 1 a gate or check not passed, 2 bad input, 3 a fault of this program, 130
+        interrupted.
     """
-    arguments = build_parser().parse_args(argv)
+    try:
+        arguments = build_parser().parse_args(argv)
+    except SystemExit as stopped:  # of --help, --version, or options that are refused
+        return int(stopped.code or 0)
     logging.basicConfig(
         level=logging.INFO if arguments.verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
     )
     try:
         return arguments.run(arguments) or 0
-    except (ValueError, OSError) as error:
-        if arguments.traceback:
+    except (ValueError, OSError, ImportError) as error:
+        if arguments.debug:
             raise
         print(f"llaso: error: {error}", file=sys.stderr)
         return 2
+    except Exception as error:
+        if arguments.debug:
+            raise
+        print(
+            f"llaso: unexpected {type(error).__name__}: {error}; `llaso --debug {arguments.command} …` shows where it "
+            "was raised",
+            file=sys.stderr,
+        )
+        return 3
     except KeyboardInterrupt:
         print("llaso: interrupted; the same command goes on from here", file=sys.stderr)
         return 130

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,15 @@ TRANSFORMERS_MARKS = (
 def pytest_configure(config: pytest.Config) -> None:
     for mark in TRANSFORMERS_MARKS:
         config.addinivalue_line("markers", f"{mark}: used by transformers' own tests")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Every test draws the same numbers whatever ran before it: the order of tests is random."""
+    random.seed(0)
+    for library, seed in (("numpy.random", "seed"), ("torch", "manual_seed")):
+        if library in sys.modules:  # importing torch for a test without it would cost seconds
+            getattr(sys.modules[library], seed)(0)
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .option_types import at_least_0, at_least_1, path, seed, workers
+
 if TYPE_CHECKING:
     from dataset_scripts.sources_file import SourcesFile
 
@@ -27,56 +29,61 @@ def add_parser(commands) -> None:
     build = actions.add_parser("build", help="build LLaSO-Align, -Instruct or -Eval from corpora on disk")
     for parser in (plan, build):
         parser.add_argument("corpus", choices=("align", "instruct", "eval"))
-        parser.add_argument("--sources", type=Path, required=True, metavar="YAML", help="which corpora lie where")
-        parser.add_argument("--seed", type=int, default=0, help="of every draw (default 0)")
+        parser.add_argument("--sources", type=path, required=True, metavar="YAML", help="which corpora lie where")
+        parser.add_argument("--seed", type=seed, default=0, help="of every draw (default 0)")
         parser.add_argument(
-            "--limit", type=int, metavar="N", help="at most N rows in all, to try things out; the same for all corpora"
+            "--limit",
+            type=at_least_1,
+            metavar="N",
+            help="at most N rows in all, to try things out; the same for all corpora",
         )
         parser.add_argument("--processor", metavar="CHECKPOINT", help="count each row's tokens with its processor")
-        parser.add_argument("--out", type=Path, required=parser is build, metavar="DIR", help="the corpus's folder")
+        parser.add_argument("--out", type=path, required=parser is build, metavar="DIR", help="the corpus's folder")
     plan.set_defaults(run=_plan)
-    build.add_argument("--clips", type=Path, metavar="DIR", help="synthesized clips, shared between corpora")
+    build.add_argument("--clips", type=path, metavar="DIR", help="synthesized clips, shared between corpora")
     build.add_argument("--executor", choices=("local", "slurm", "ray"), default="local")
-    build.add_argument("--workers", type=int, default=1, metavar="N", help="processes at work (default 1)")
+    build.add_argument("--workers", type=workers, default=1, metavar="N", help="processes at work (default 1)")
     build.add_argument(
-        "--against", type=Path, nargs="*", default=[], metavar="DIR", help="built corpora to prove apart"
+        "--against", type=path, nargs="*", default=[], metavar="DIR", help="built corpora to prove apart"
     )
     build.set_defaults(run=_build)
 
     validate = actions.add_parser("validate", help="check every row; write validation.json and a page to look at")
-    validate.add_argument("folder", type=Path, metavar="DIR")
+    validate.add_argument("folder", type=path, metavar="DIR")
     validate.add_argument(
         "--against",
-        type=Path,
+        type=path,
         nargs="+",
         default=[],
         metavar="DIR",
         help="other corpora that must share nothing with it",
     )
     validate.add_argument("--dry-run", action="store_true", help="report bad rows, but leave them where they are")
-    validate.add_argument("--examples", type=int, default=12, metavar="N", help="players on the page (default 12)")
-    validate.add_argument("--workers", type=int, default=1, metavar="N", help="processes at work (default 1)")
+    validate.add_argument(
+        "--examples", type=at_least_0, default=12, metavar="N", help="players on the page (default 12)"
+    )
+    validate.add_argument("--workers", type=workers, default=1, metavar="N", help="processes at work (default 1)")
     validate.set_defaults(run=_validate)
 
     publish = actions.add_parser("publish", help="upload a corpus to the Hub; run again to go on after a failure")
-    publish.add_argument("folder", type=Path, metavar="DIR")
+    publish.add_argument("folder", type=path, metavar="DIR")
     publish.add_argument("repo_id", metavar="REPO_ID")
     publish.add_argument("--private", action="store_true")
     publish.add_argument("--manifest-only", action="store_true", help="publish the rows without their audio")
     publish.set_defaults(run=_publish)
 
     imports = actions.add_parser("import-release", help="read the authors' JSON files into this schema")
-    imports.add_argument("folder", type=Path, metavar="DIR", help="holds text_audio/, audio_text/ and pure_audio/")
-    imports.add_argument("--audio-root", type=Path, metavar="DIR", help="what the files' voice paths are relative to")
+    imports.add_argument("folder", type=path, metavar="DIR", help="holds text_audio/, audio_text/ and pure_audio/")
+    imports.add_argument("--audio-root", type=path, metavar="DIR", help="what the files' voice paths are relative to")
     imports.add_argument("--without-audio", action="store_true", help="keep the paths and leave the audio out")
     imports.add_argument("--corpus", choices=("align", "instruct", "eval"), default="instruct")
     imports.add_argument("--processor", default="", metavar="CHECKPOINT", help="count each row's tokens with it")
-    imports.add_argument("--out", type=Path, required=True, metavar="DIR")
+    imports.add_argument("--out", type=path, required=True, metavar="DIR")
     imports.set_defaults(run=_import)
 
     export = actions.add_parser("export-release", help="write a corpus as the authors' JSON files")
-    export.add_argument("folder", type=Path, metavar="DIR")
-    export.add_argument("--out", type=Path, required=True, metavar="DIR")
+    export.add_argument("folder", type=path, metavar="DIR")
+    export.add_argument("--out", type=path, required=True, metavar="DIR")
     export.set_defaults(run=_export)
 
 

@@ -7,6 +7,8 @@ import socket
 import tempfile
 from pathlib import Path
 
+from .option_types import at_least_1, device, port, some_text
+
 LOOPBACK = "127.0.0.1"
 
 
@@ -19,11 +21,15 @@ def add_parser(commands) -> None:
         "of the Hub instead: `hf upload OWNER/NAME DIR . --repo-type space` publishes it.",
     )
     demo.add_argument("model", metavar="MODEL", help="a checkpoint's folder, or a Hub id")
-    demo.add_argument("--port", type=int, default=7860, metavar="N")
-    demo.add_argument("--host", default=LOOPBACK, metavar="ADDRESS", help="0.0.0.0 lets the whole network in")
-    demo.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
-    demo.add_argument("--device", default=None, help="cpu, cuda, …; by default the GPU where there is one")
-    demo.add_argument("--export", metavar="DIR", help="write a Space into a new folder; a local model goes with it")
+    demo.add_argument("--port", type=port, default=7860, metavar="N")
+    demo.add_argument(
+        "--host", type=some_text, default=LOOPBACK, metavar="ADDRESS", help="0.0.0.0 lets the whole network in"
+    )
+    demo.add_argument("--max-new-tokens", type=at_least_1, default=256, metavar="N")
+    demo.add_argument("--device", type=device, help="cpu, cuda, …; by default the GPU where there is one")
+    demo.add_argument(
+        "--export", metavar="DIR", type=some_text, help="write a Space into a new folder; a local model goes with it"
+    )
     demo.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     demo.set_defaults(run=run_demo)
 
@@ -34,8 +40,6 @@ def run_demo(arguments: argparse.Namespace) -> None:
         import gradio  # noqa: F401
     except ImportError as error:
         raise ValueError("the demo needs gradio: pip install 'llaso[demo]'") from error
-    if arguments.max_new_tokens < 1:
-        raise ValueError(f"--max-new-tokens {arguments.max_new_tokens}: an answer has a token at least")
     if arguments.overwrite and arguments.export is None:
         raise ValueError("--overwrite is for --export")
     if arguments.export is not None:

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .option_types import DTYPES, at_least_1, device, path, resamples, seed, share, some_text, temperature
+
 
 def add_parser(commands) -> None:
     """Add this room's commands to the `llaso` parser."""
@@ -38,15 +40,15 @@ def _write_json(content: dict, out: Path | None) -> None:
 
 def _add_score(steps) -> None:
     parser = steps.add_parser("score", help="score a folder of answers under a stated protocol")
-    parser.add_argument("path", type=Path, help="a folder of released outputs or of our own predictions")
+    parser.add_argument("path", type=path, help="a folder of released outputs or of our own predictions")
     parser.add_argument("--protocol", choices=("strict", "paper"), default="strict")
-    parser.add_argument("--out", type=Path, help="scores.json to write (default: print it)")
-    parser.add_argument("--rows", type=Path, help="file for what was read of every row (default: beside --out)")
+    parser.add_argument("--out", type=path, help="scores.json to write (default: print it)")
+    parser.add_argument("--rows", type=path, help="file for what was read of every row (default: beside --out)")
     parser.add_argument("--system", help="the system's name; the folder's name by default")
     parser.add_argument("--panel", help="panel file, or name of a shipped panel; the current shipped one by default")
     parser.add_argument("--no-intervals", action="store_true", help="skip the bootstrap")
-    parser.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
+    parser.add_argument("--resamples", type=resamples, default=1000, help="bootstrap resamples (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the bootstrap (default: %(default)s)")
     parser.set_defaults(run=_score)
 
 
@@ -76,14 +78,14 @@ def _add_panel(steps) -> None:
     parser = steps.add_parser("panel", help="build or show the frozen panel of systems behind the panel score")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     build = actions.add_parser("build", help="measure folders of answers and write a panel file")
-    build.add_argument("folders", type=Path, nargs="*", help="folders of answers, one a system")
+    build.add_argument("folders", type=path, nargs="*", help="folders of answers, one a system")
     build.add_argument("--protocol", choices=("strict", "paper"), default="strict")
     build.add_argument("--name", default="released", help="of the panel (default: %(default)s)")
-    build.add_argument("--panel-version", type=int, default=1, help="of the panel (default: %(default)s)")
-    build.add_argument("--values", type=Path, help="a table of values for systems whose answers are not at hand")
+    build.add_argument("--panel-version", type=at_least_1, default=1, help="of the panel (default: %(default)s)")
+    build.add_argument("--values", type=path, help="a table of values for systems whose answers are not at hand")
     build.add_argument("--values-about", default="", help="what that table is, for the provenance")
     build.add_argument("--exclude", nargs="+", default=(), help="systems of the table to leave out")
-    build.add_argument("--out", type=Path, required=True, help="panel file to write")
+    build.add_argument("--out", type=path, required=True, help="panel file to write")
     build.set_defaults(run=_build_panel)
     show = actions.add_parser("show", help="print a panel's worst and best by task, and where its values came from")
     show.add_argument("--protocol", choices=("strict", "paper"), default="strict")
@@ -120,14 +122,16 @@ def _show_panel(arguments: argparse.Namespace) -> None:
 
 def _add_compare(steps) -> None:
     parser = steps.add_parser("compare", help="compare systems: paired bootstrap per task and overall, in words")
-    parser.add_argument("paths", type=Path, nargs="+", help="scores.json files or folders of answers, at least two")
+    parser.add_argument("paths", type=path, nargs="+", help="scores.json files or folders of answers, at least two")
     parser.add_argument(
         "--protocol", choices=("strict", "paper"), help="for folders (default: that of the scores, else strict)"
     )
-    parser.add_argument("--resamples", type=int, default=10_000, help="bootstrap resamples (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
+    parser.add_argument(
+        "--resamples", type=resamples, default=10_000, help="bootstrap resamples (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=seed, default=0, help="of the bootstrap (default: %(default)s)")
     parser.add_argument("--panel", help="panel file, or name of a shipped panel, for the overall score under paper")
-    parser.add_argument("--out", type=Path, help="also write the numbers as JSON")
+    parser.add_argument("--out", type=path, help="also write the numbers as JSON")
     parser.set_defaults(run=_compare)
 
 
@@ -160,13 +164,13 @@ def _add_power(steps) -> None:
         description="Say by task which difference two systems must have to be told apart with the rows at hand, and "
         "how many rows a given difference needs. Without SYSTEMS, from the released systems on LLaSO-Eval.",
     )
-    parser.add_argument("systems", type=Path, nargs="*", help="scores.json or folders of answers to the same data")
+    parser.add_argument("systems", type=path, nargs="*", help="scores.json or folders of answers to the same data")
     parser.add_argument("--protocol", choices=("strict", "paper"), help="for folders (default: strict)")
-    parser.add_argument("--difference", type=float, default=0.02, help="to be told apart (default: %(default)s)")
-    parser.add_argument("--power", type=float, default=0.8, help="chance to find it (default: %(default)s)")
-    parser.add_argument("--level", type=float, default=0.05, help="of the test (default: %(default)s)")
-    parser.add_argument("--errors", type=Path, help="errors that an earlier --out wrote, in place of SYSTEMS")
-    parser.add_argument("--out", type=Path, help="also write the errors of the differences as JSON")
+    parser.add_argument("--difference", type=share, default=0.02, help="to be told apart (default: %(default)s)")
+    parser.add_argument("--power", type=share, default=0.8, help="chance to find it (default: %(default)s)")
+    parser.add_argument("--level", type=share, default=0.05, help="of the test (default: %(default)s)")
+    parser.add_argument("--errors", type=path, help="errors that an earlier --out wrote, in place of SYSTEMS")
+    parser.add_argument("--out", type=path, help="also write the errors of the differences as JSON")
     parser.set_defaults(run=_power)
 
 
@@ -213,12 +217,14 @@ def _add_groups(steps) -> None:
         description="Score by group of gender, accent, age, language, noise, voice, style or wording, as far as the "
         "data or the reference labels of the same recording say. p is corrected over all pairs of groups and tasks.",
     )
-    parser.add_argument("system", type=Path, help="a scores.json or a folder of answers")
+    parser.add_argument("system", type=path, help="a scores.json or a folder of answers")
     parser.add_argument("--by", nargs="+", metavar="ATTRIBUTE", help="attributes (default: all that separate rows)")
     parser.add_argument("--protocol", choices=("strict", "paper"), help="for a folder (default: strict)")
-    parser.add_argument("--resamples", type=int, default=10_000, help="bootstrap resamples (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="also write the numbers as JSON")
+    parser.add_argument(
+        "--resamples", type=resamples, default=10_000, help="bootstrap resamples (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=seed, default=0, help="of the bootstrap (default: %(default)s)")
+    parser.add_argument("--out", type=path, help="also write the numbers as JSON")
     parser.set_defaults(run=_groups)
 
 
@@ -261,11 +267,11 @@ def _add_board(steps) -> None:
         description="Show many systems on one page, by task and modality format. Folders of answers (or a folder of "
         "such folders) are scored under both protocols first.",
     )
-    parser.add_argument("systems", type=Path, nargs="+", metavar="DIR", help="scores.json, or folders of answers")
-    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.add_argument("systems", type=path, nargs="+", metavar="DIR", help="scores.json, or folders of answers")
+    parser.add_argument("--out", type=path, required=True, help="the folder to write")
     parser.add_argument("--title", default="LLaSO-Eval", help="heading of the page (default: %(default)s)")
-    parser.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
+    parser.add_argument("--resamples", type=resamples, default=1000, help="bootstrap resamples (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the bootstrap (default: %(default)s)")
     parser.set_defaults(run=_board)
 
 
@@ -280,7 +286,7 @@ def _board(arguments: argparse.Namespace) -> None:
 
 def _add_schema(steps) -> None:
     parser = steps.add_parser("schema", help="print the JSON schema of scores.json")
-    parser.add_argument("--out", type=Path, help="file to write (default: print it)")
+    parser.add_argument("--out", type=path, help="file to write (default: print it)")
     parser.set_defaults(run=_schema)
 
 
@@ -304,7 +310,7 @@ def _add_generate(steps) -> None:
         "processes (`accelerate launch -m llaso.cli eval generate ...`): it goes on where it was.",
     )
     _generation_options(parser)
-    parser.add_argument("--out", type=Path, required=True, help="the predictions folder to write")
+    parser.add_argument("--out", type=path, required=True, help="the predictions folder to write")
     parser.set_defaults(run=_generate)
 
 
@@ -313,22 +319,27 @@ def _generation_options(parser: argparse.ArgumentParser) -> None:
     answering.add_argument("--model", help="checkpoint folder or Hub id; with --endpoint, the model's name there")
     answering.add_argument("--callable", metavar="MODULE:FUNCTION", help="a Python function from requests to texts")
     parser.add_argument("--endpoint", metavar="URL", help="base of an OpenAI-compatible server that takes audio")
-    parser.add_argument("--data", required=True, help="corpus folder or Hub id, in the row schema")
+    parser.add_argument("--data", type=some_text, required=True, help="corpus folder or Hub id, in the row schema")
     parser.add_argument("--config", help="config of the data, e.g. a modality format; its default one by default")
     parser.add_argument("--split", default="test", help="split of the data (default: %(default)s)")
-    parser.add_argument("--limit", type=int, help="answer only so many rows, spread over the data")
-    parser.add_argument("--batch-size", type=int, default=16, help="rows at once (default: %(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="of one answer (default: %(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: %(default)s)")
-    parser.add_argument("--samples", type=int, default=1, help="answers to each row (default: %(default)s)")
+    parser.add_argument("--limit", type=at_least_1, help="answer only so many rows, spread over the data")
+    parser.add_argument("--batch-size", type=at_least_1, default=16, help="rows at once (default: %(default)s)")
+    parser.add_argument("--max-new-tokens", type=at_least_1, default=256, help="of one answer (default: %(default)s)")
+    parser.add_argument("--temperature", type=temperature, default=0.0, help="0 is greedy (default: %(default)s)")
+    parser.add_argument("--samples", type=at_least_1, default=1, help="answers to each row (default: %(default)s)")
     parser.add_argument(
-        "--wordings", type=int, default=1, help="instructions to ask each row under (default: %(default)s, its own)"
+        "--wordings",
+        type=at_least_1,
+        default=1,
+        help="instructions to ask each row under (default: %(default)s, its own)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of sampling (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="of sampling (default: %(default)s)")
     parser.add_argument("--system", help="a system prompt in place of the rows' own")
     parser.add_argument("--revision", help="of the model on the Hub, or a label for what the endpoint serves")
-    parser.add_argument("--dtype", default="auto", help="of the weights (default: as stored)")
-    parser.add_argument("--device", help="e.g. cuda:1; this process's accelerator, else the CPU, by default")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as stored)")
+    parser.add_argument(
+        "--device", type=device, help="e.g. cuda:1; this process's accelerator, else the CPU, by default"
+    )
     parser.add_argument("--attn-implementation", help="e.g. sdpa; the model's own choice by default")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that travels with the checkpoint")
     parser.add_argument("--retry-errors", action="store_true", help="ask rows again that failed before")
@@ -385,16 +396,16 @@ def _add_judge(steps) -> None:
         description="Have a language model grade answers from 1 to 5. Judgements lie in PREDICTIONS/judge, where "
         "`llaso eval score` finds them. Replies are kept by content: nothing is asked twice.",
     )
-    parser.add_argument("predictions", type=Path, help="a folder of answers, ours or released ones")
+    parser.add_argument("predictions", type=path, help="a folder of answers, ours or released ones")
     _judge_options(parser, required=True)
-    parser.add_argument("--out", type=Path, help="the folder of the judgements (default: PREDICTIONS/judge)")
+    parser.add_argument("--out", type=path, help="the folder of the judgements (default: PREDICTIONS/judge)")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks to judge (default: those without a metric)")
-    parser.add_argument("--limit", type=int, help="judge only so many answers, picked by a digest")
+    parser.add_argument("--limit", type=at_least_1, help="judge only so many answers, picked by a digest")
     parser.add_argument(
-        "--agree-with", type=Path, metavar="DIR", help="released judge texts (gpt_result) to compare with"
+        "--agree-with", type=path, metavar="DIR", help="released judge texts (gpt_result) to compare with"
     )
     parser.add_argument("--prompt", default="judge_v1", help="prompt file (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=8, help="answers at once (default: %(default)s)")
+    parser.add_argument("--batch-size", type=at_least_1, default=8, help="answers at once (default: %(default)s)")
     parser.add_argument("--revision", help="of the judge")
     parser.set_defaults(run=_judge)
 
@@ -444,7 +455,7 @@ def _add_run(steps) -> None:
     _generation_options(parser)
     _judge_options(parser, required=False)
     parser.add_argument(
-        "--out", type=Path, required=True, help="holds predictions/, scores.json and report/ at the end"
+        "--out", type=path, required=True, help="holds predictions/, scores.json and report/ at the end"
     )
     parser.set_defaults(run=_run)
 
@@ -477,13 +488,15 @@ def _add_report(steps) -> None:
         description="Show scores. Folders of answers (or a folder of such folders) are scored under both protocols "
         "first, so that one command goes from answers to the page.",
     )
-    parser.add_argument("scores", type=Path, nargs="+", help="scores.json files, or folders of answers")
-    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.add_argument("scores", type=path, nargs="+", help="scores.json files, or folders of answers")
+    parser.add_argument("--out", type=path, required=True, help="the folder to write")
     parser.add_argument("--no-examples", action="store_true", help="show no single rows")
     parser.add_argument("--data", help="corpus folder or Hub id for the examples' sound")
     parser.add_argument("--title", default="LLaSO-Eval", help="heading of the page (default: %(default)s)")
-    parser.add_argument("--resamples", type=int, default=1000, help="bootstrap, for folders (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and the examples drawn at random")
+    parser.add_argument(
+        "--resamples", type=resamples, default=1000, help="bootstrap, for folders (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=seed, default=0, help="of the bootstrap and the examples drawn at random")
     parser.set_defaults(run=_report)
 
 

@@ -3,38 +3,50 @@
 from __future__ import annotations
 
 import argparse
+import json
+import sys
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any, TextIO
+
+from .option_types import DTYPES, at_least_1, device, path, seed, some_text, stride
 
 
 def add_parser(commands) -> None:
     """Add this room's commands to the `llaso` parser."""
     convert = commands.add_parser("convert", help="turn a checkpoint of the released code into ours, or back")
     direction = convert.add_mutually_exclusive_group(required=True)
-    direction.add_argument("--from-official", metavar="DIR", help="a checkpoint in the released format")
-    direction.add_argument("--to-official", metavar="DIR", help="one of our checkpoints, to be written as released")
+    direction.add_argument(
+        "--from-official", type=some_text, metavar="DIR", help="a checkpoint in the released format"
+    )
+    direction.add_argument(
+        "--to-official", type=some_text, metavar="DIR", help="one of our checkpoints, to be written as released"
+    )
     convert.add_argument(
-        "--encoder", metavar="DIR", help="the encoder's folder, where the checkpoint does not tell it"
+        "--encoder", type=some_text, metavar="DIR", help="the encoder's folder, where the checkpoint does not tell it"
     )
     _add_out(convert)
     convert.set_defaults(run=run_convert)
 
     new = commands.add_parser("new", help="an untrained LLaSO from a Whisper and a language model")
-    new.add_argument("--encoder", metavar="ID_OR_DIR", required=True, help="any Whisper")
-    new.add_argument("--llm", metavar="ID_OR_DIR", required=True, help="a Llama, Qwen, Mistral or Gemma causal LM")
+    new.add_argument("--encoder", type=some_text, metavar="ID_OR_DIR", required=True, help="any Whisper")
+    new.add_argument(
+        "--llm", type=some_text, metavar="ID_OR_DIR", required=True, help="a Llama, Qwen, Mistral or Gemma causal LM"
+    )
     _add_out(new)
     new.add_argument(
         "--audio-padding", choices=("full", "trim"), default="full", help="full as released; trim is fast"
     )
-    new.add_argument("--projector-stride", type=int, default=1, metavar="N", help="encoder vectors per audio token")
+    new.add_argument("--projector-stride", type=stride, default=1, metavar="N", help="encoder vectors per audio token")
     new.add_argument("--projector-pooling", choices=("average", "concatenate"), default="average")
-    new.add_argument("--projector", metavar="FILE", help="a stage-1 artefact: mm_audio_aligner.bin")
+    new.add_argument("--projector", type=some_text, metavar="FILE", help="a stage-1 artefact: mm_audio_aligner.bin")
     new.add_argument(
         "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16"),
+        choices=DTYPES,
         default="auto",
         help="auto keeps the language model's",
     )
-    new.add_argument("--seed", type=int, default=0, help="of the projector")
+    new.add_argument("--seed", type=seed, default=0, help="of the projector")
     new.set_defaults(run=run_new)
 
     transcribe = commands.add_parser(
@@ -46,22 +58,24 @@ def add_parser(commands) -> None:
     )
     transcribe.add_argument("files", nargs="+", metavar="FILE", help="audio files")
     _add_model(transcribe)
-    transcribe.add_argument(
-        "--format", choices=("text", "json", "srt", "vtt"), default="text", help="json: one a line"
-    )
-    transcribe.add_argument("--out", type=Path, metavar="FILE", help="write the transcripts here; printed by default")
-    transcribe.add_argument("--overwrite", action="store_true", help="replace the file that --out names")
+    _add_output(transcribe, "text", "json", "srt", "vtt")
     transcribe.set_defaults(run=run_transcribe)
 
-    ask = commands.add_parser("ask", help="ask a question about an audio file")
-    ask.add_argument("file", metavar="FILE", help="WAV, FLAC, OGG, MP3 or AIFF")
-    ask.add_argument("question")
+    ask = commands.add_parser(
+        "ask",
+        help="ask a question about audio files",
+        description="Ask a question about each of several audio files. A file about which it cannot be asked is "
+        "named, the others are answered, and the exit code is 2.",
+    )
+    ask.add_argument("files", nargs="+", metavar="FILE", help="WAV, FLAC, OGG, MP3 or AIFF")
+    ask.add_argument("question", help="what to ask about each file")
     _add_model(ask)
+    _add_output(ask, "text", "json")
     ask.set_defaults(run=run_ask)
 
 
 def _add_out(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", metavar="DIR", required=True)
+    parser.add_argument("--out", type=some_text, metavar="DIR", required=True)
     parser.add_argument("--overwrite", action="store_true", help="replace the model that --out holds")
 
 
@@ -84,9 +98,22 @@ def _refuse_to_lose(arguments: argparse.Namespace, *sources: str | None) -> None
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="ID_OR_DIR", required=True)
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
-    parser.add_argument("--device", default=None, help="cpu, cuda, …; by default the GPU where there is one")
+    parser.add_argument("--model", type=some_text, metavar="ID_OR_DIR", required=True)
+    parser.add_argument("--max-new-tokens", type=at_least_1, default=256, metavar="N")
+    parser.add_argument("--device", type=device, help="cpu, cuda, …; by default the GPU where there is one")
+
+
+def _add_output(parser: argparse.ArgumentParser, *formats: str) -> None:
+    parser.add_argument("--format", choices=formats, default="text", help="json: one object a line")
+    parser.add_argument("--out", type=path, metavar="FILE", help="write the texts here; printed by default")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file that --out names")
+
+
+def _refuse_existing_file(arguments: argparse.Namespace) -> None:
+    """Refuse an `--out` that is there, unless `--overwrite` is to replace it."""
+    out = arguments.out
+    if out is not None and out.exists() and not (arguments.overwrite and out.is_file()):
+        raise ValueError(f"{out}: it is there already; name a new file, or add --overwrite")
 
 
 def run_convert(arguments: argparse.Namespace) -> None:
@@ -137,37 +164,60 @@ def run_transcribe(arguments: argparse.Namespace) -> int:
     from ..transcription.transcriber import Transcriber
     from .transcribe_files import transcribe_files
 
-    out = arguments.out
-    if out is not None and out.exists() and not (arguments.overwrite and out.is_file()):
-        raise ValueError(f"{out}: it is there already; name a new file, or add --overwrite")
+    _refuse_existing_file(arguments)
 
     def load_transcriber() -> Transcriber:
         return Transcriber(*load(arguments.model, arguments.device), max_new_tokens=arguments.max_new_tokens)
 
-    return 2 if transcribe_files(arguments.files, load_transcriber, arguments.format, out) else 0
+    return 2 if transcribe_files(arguments.files, load_transcriber, arguments.format, arguments.out) else 0
 
 
-def run_ask(arguments: argparse.Namespace) -> None:
-    """Print the answer to a question about a file."""
+def run_ask(arguments: argparse.Namespace) -> int:
+    """Write the answer to a question about each file, with the file's name before it if there are several.
+
+    Returns:
+        The exit code: 0, or 2 if any file failed; each was named, and the others were answered.
+    """
+    from tqdm import tqdm
+
     from llaso_common.audio import read_audio
-
-    clip = read_audio(arguments.file)
-    if not arguments.question.strip():
-        raise ValueError("the question is empty")
-    message = {"role": "user", "content": [{"type": "text", "text": arguments.question}, {"type": "audio"}]}
-    request = {"audio": [clip], "tokenize": True, "return_dict": True, "add_generation_prompt": True}
-    print(_answerer(arguments)(lambda processor: processor.apply_chat_template([message], **request)))
-
-
-def _answerer(arguments: argparse.Namespace):
-    """Load the model; what comes back takes a function from the processor to inputs, and gives the answer's text."""
     from modeling_llaso.loading import load
 
-    model, processor = load(arguments.model, arguments.device)
-
-    def answer(request) -> str:
-        inputs = request(processor).to(model.device)
-        generated = model.generate(**inputs, max_new_tokens=arguments.max_new_tokens)
-        return processor.decode(generated[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-
-    return answer
+    if not arguments.question.strip():
+        raise ValueError("the question is empty")
+    _refuse_existing_file(arguments)
+    message = {"role": "user", "content": [{"type": "text", "text": arguments.question}, {"type": "audio"}]}
+    options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
+    model: Any = None
+    processor: Any = None
+    several, failed = len(arguments.files) > 1, 0
+    # Answers that go to a terminal are their own progress, and would run into the bar.
+    bar = several and sys.stderr.isatty() and (arguments.out is not None or not sys.stdout.isatty())
+    with ExitStack() as stack:
+        out: TextIO | None = None if arguments.out else sys.stdout
+        for file in tqdm(arguments.files, unit="file", disable=not bar):
+            try:
+                clip = read_audio(file)
+            except (ValueError, OSError) as error:
+                failed += 1
+                print(f"llaso: error: {error}", file=sys.stderr)
+                continue
+            if model is None:  # loaded once a file is worth it; what is wrong with the model ends the command
+                model, processor = load(arguments.model, arguments.device)
+            try:
+                inputs = processor.apply_chat_template([message], audio=[clip], **options)
+            except ValueError as error:
+                failed += 1
+                print(f"llaso: error: {file}: {error}", file=sys.stderr)
+                continue
+            generated = model.generate(**inputs.to(model.device), max_new_tokens=arguments.max_new_tokens)
+            answer = generated[0, inputs["input_ids"].shape[1] :]
+            text = processor.decode(answer, skip_special_tokens=True).strip()
+            if arguments.format == "json":
+                line = json.dumps({"file": file, "text": text}, ensure_ascii=False)
+            else:
+                line = f"{file}: {text}" if several else text
+            if out is None:  # opened at the first answer: a file that is there is not emptied for nothing
+                out = stack.enter_context(open(arguments.out, "w", encoding="utf-8"))
+            print(line, file=out, flush=True)
+    return 2 if failed else 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from .option_types import seed, some_text
+
 
 def add_parser(commands) -> None:
     """Add `llaso quickstart`."""
@@ -13,13 +15,22 @@ def add_parser(commands) -> None:
         description="The whole journey on a machine without GPU or Hub. Stop it at any moment: the same command goes "
         "on from there, and does nothing where all is done. Exit code 1: Stage 1 did not pass its gate.",
     )
-    quickstart.add_argument("--out", default="runs/quickstart", metavar="DIR", help="where everything goes")
     quickstart.add_argument(
-        "--speech", metavar="DIR", help="recordings of spoken digits as well: a folder with recordings/*.wav"
+        "--out", type=some_text, default="runs/quickstart", metavar="DIR", help="where everything goes"
     )
-    quickstart.add_argument("--encoder", metavar="ID", help="a Whisper, in place of the stand-in trained here")
-    quickstart.add_argument("--llm", metavar="ID", help="a causal language model, in place of the stand-in")
-    quickstart.add_argument("--seed", type=int, default=0, help="of every draw")
+    quickstart.add_argument(
+        "--speech",
+        type=some_text,
+        metavar="DIR",
+        help="recordings of spoken digits as well: a folder with recordings/*.wav",
+    )
+    quickstart.add_argument(
+        "--encoder", type=some_text, metavar="ID", help="a Whisper, in place of the stand-in trained here"
+    )
+    quickstart.add_argument(
+        "--llm", type=some_text, metavar="ID", help="a causal language model, in place of the stand-in"
+    )
+    quickstart.add_argument("--seed", type=seed, default=0, help="of every draw")
     quickstart.add_argument("--ignore-gate", action="store_true", help="go on to Stage 2 whatever Stage 1 came to")
     quickstart.add_argument(
         "--size", choices=("standard", "minimum"), default="standard", help="minimum: only to see that all runs"

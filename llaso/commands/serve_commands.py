@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from ..serving.limits import Limits
+from .option_types import device, port_or_0, some_text
 
 
 def add_parser(commands) -> None:
@@ -19,9 +20,11 @@ def add_parser(commands) -> None:
         description="Serve a model at /v1/chat/completions and /v1/audio/transcriptions, with /health and /metrics.",
     )
     serve.add_argument("model", metavar="ID_OR_DIR")
-    serve.add_argument("--host", default="127.0.0.1", help="the address to listen at; by default this machine's own")
-    serve.add_argument("--port", type=int, default=8000, help="0 takes a free one")
-    serve.add_argument("--device", default=None, help="cpu, cuda, …; by default the GPU where there is one")
+    serve.add_argument(
+        "--host", type=some_text, default="127.0.0.1", help="the address to listen at; by default this machine's own"
+    )
+    serve.add_argument("--port", type=port_or_0, default=8000, help="0 takes a free one")
+    serve.add_argument("--device", type=device, help="cpu, cuda, …; by default the GPU where there is one")
     key = serve.add_mutually_exclusive_group()
     key.add_argument("--api-key-env", metavar="NAME", help="environment variable with the key that clients must send")
     key.add_argument("--api-key-file", metavar="FILE", help="file with that key")

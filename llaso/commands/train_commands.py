@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+from .option_types import at_least_0, path, seed
+
 
 def add_parser(commands) -> None:
     """Add this room's commands to the `llaso` parser."""
@@ -39,16 +41,20 @@ def add_parser(commands) -> None:
         "formats left out of training. more-tasks: few against all. What is finished is skipped.",
     )
     experiment.add_argument("name", choices=("gate", "encoder", "unseen", "more-tasks"))
-    experiment.add_argument("--quickstart", type=Path, default=Path("runs/quickstart"), help="corpora and backbones")
-    experiment.add_argument("--out", type=Path, default=Path("runs/experiments"), help="models, tables and plots")
-    experiment.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
+    experiment.add_argument("--quickstart", type=path, default=Path("runs/quickstart"), help="corpora and backbones")
+    experiment.add_argument("--out", type=path, default=Path("runs/experiments"), help="models, tables and plots")
+    experiment.add_argument("--seeds", type=seed, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
     experiment.add_argument("--unseen", nargs="+", default=["IP", "SCR"], metavar="TASK", help="tasks to hold out")
     _add_overrides(experiment, "of both recipes")
-    experiment.add_argument("--stage1", type=Path, metavar="MODEL", help="start every Stage 2 from this one")
+    experiment.add_argument("--stage1", type=path, metavar="MODEL", help="start every Stage 2 from this one")
     experiment.add_argument("--stage1-only", action="store_true", help="leave Stage 2 out")
-    experiment.add_argument("--rows", type=int, default=0, metavar="N", help="of the evaluation corpus (default: all)")
-    experiment.add_argument("--stage2-steps", type=int, default=0, metavar="N", help="(default: as the recipe says)")
-    experiment.add_argument("--page", type=Path, help="a Markdown page whose table and figure of this are renewed")
+    experiment.add_argument(
+        "--rows", type=at_least_0, default=0, metavar="N", help="of the evaluation corpus (default: all)"
+    )
+    experiment.add_argument(
+        "--stage2-steps", type=at_least_0, default=0, metavar="N", help="(default: as the recipe says)"
+    )
+    experiment.add_argument("--page", type=path, help="a Markdown page whose table and figure of this are renewed")
     experiment.set_defaults(run=run_experiment)
 
 

@@ -311,7 +311,7 @@ def test_settings_that_make_no_sense(wrong: dict[str, Any]):
 def test_limit_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file = write_public_corpora(tmp_path)
     assert main(["data", "plan", "align", "--sources", str(file), "--limit", "0"]) == 2
-    assert "limit: 0 is not a whole number of 1 or more" in capsys.readouterr().err
+    assert "argument --limit: '0' is not a whole number from 1" in capsys.readouterr().err
     assert main(["data", "plan", "instruct", "--sources", str(file), "--limit", "7"]) == 0
     out = capsys.readouterr().out
     assert "7 rows in" in out and "left out by the limit: " in out

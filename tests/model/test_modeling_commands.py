@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 import soundfile
 from safetensors.torch import load_file, save_file
-from support.tiny_llaso import ask, question, tiny_llaso, tone
+from support.tiny_llaso import ask, question, save_parts, tiny_llaso, tone
 
 from llaso.cli import main
 from llaso_common.audio import read_audio
+from modeling_llaso.loading import load
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +145,130 @@ def test_bad_models_and_questions_end_in_one_line(checkpoint, tmp_path, capsys):
     assert capsys.readouterr().err == "llaso: error: the question is empty\n"
     assert main(["ask", clip, "What is <audio>?", "--model", str(checkpoint)]) == 2
     assert "the text holds the special token '<audio>'" in capsys.readouterr().err
+
+
+def test_one_bad_file_of_many_is_named_and_the_others_are_written(checkpoint, answers, tmp_path, capsys, monkeypatch):
+    answer, processor = answers
+    clips = {name: tone(seconds, seed=len(name)) for name, seconds in (("one.wav", 0.4), ("three.wav", 1.1))}
+    for name, clip in clips.items():
+        soundfile.write(tmp_path / name, clip, 16_000, subtype="FLOAT")
+    (tmp_path / "bad.wav").write_text("this is no audio")
+    monkeypatch.chdir(tmp_path)
+    files = ["one.wav", "bad.wav", "three.wav", "missing.wav"]
+    model = ["--model", str(checkpoint), "--max-new-tokens", "4", "--device", "cpu"]
+    wanted = {name: answer(processor.apply_transcription_request(clip)) for name, clip in clips.items()}
+
+    assert main(["transcribe", *files, *model]) == 2
+    said = capsys.readouterr()
+    assert said.out == "".join(f"{name}: {text}\n" for name, text in wanted.items())
+    refused = [line.split(": ")[:3] for line in said.err.splitlines()]
+    assert refused == [["llaso", "error", "bad.wav"], ["llaso", "error", "missing.wav"]]
+
+    asked = {name: answer(ask(processor, [question("How many?")], [clip])) for name, clip in clips.items()}
+    assert main(["ask", *files, "How many?", *model]) == 2
+    said = capsys.readouterr()
+    assert said.out == "".join(f"{name}: {text}\n" for name, text in asked.items())
+    assert [line.split(": ")[:3] for line in said.err.splitlines()] == refused
+    assert main(["ask", *files, "How many?", *model, "--out", "texts.jsonl", "--format", "json"]) == 2
+    lines = [json.loads(line) for line in Path("texts.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert lines == [{"file": name, "text": text} for name, text in asked.items()]
+    assert capsys.readouterr().out == ""
+
+
+def test_files_are_read_one_by_one_and_the_model_once(checkpoint, tmp_path, monkeypatch):
+    """The second file is read after the first is answered; no model is loaded for bad files alone."""
+    events = []
+
+    class Recorder:
+        def __init__(self, model):
+            self.device, self._model = model.device, model
+
+        def generate(self, **inputs):
+            events.append("answer")
+            return self._model.generate(**inputs)
+
+    def read(file):
+        events.append(f"read {file}")
+        return read_audio(file)
+
+    def loaded(*arguments):
+        events.append("load")
+        model, processor = load(*arguments)
+        return Recorder(model), processor
+
+    monkeypatch.setattr("llaso_common.audio.read_audio", read)
+    monkeypatch.setattr("modeling_llaso.loading.load", loaded)
+    monkeypatch.chdir(tmp_path)
+    for name in ("one.wav", "two.wav"):
+        soundfile.write(name, tone(0.3), 16_000)
+    model = ["--model", str(checkpoint), "--max-new-tokens", "1"]
+    assert main(["ask", "one.wav", "missing.wav", "two.wav", "Who?", *model]) == 2
+    assert events == ["read one.wav", "load", "answer", "read missing.wav", "read two.wav", "answer"]
+    events.clear()
+    assert main(["ask", "missing.wav", "Who?", *model]) == 2 and events == ["read missing.wav"]
+
+
+def test_files_and_folders_that_are_there_are_kept(checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("clip.wav", tone(0.3), 16_000)
+    for command in ("transcribe", "ask"):
+        question = ["Who?"] if command == "ask" else []
+        options = ["--model", str(checkpoint), "--max-new-tokens", "2", "--out", "mine.txt"]
+        Path("mine.txt").write_text("mine")
+        assert main([command, "clip.wav", *question, *options]) == 2
+        assert capsys.readouterr().err == (
+            "llaso: error: mine.txt: it is there already; name a new file, or add --overwrite\n"
+        )
+        assert main([command, "missing.wav", *question, *options, "--overwrite"]) == 2
+        capsys.readouterr()
+        assert Path("mine.txt").read_text() == "mine"  # nothing to write in its place
+        assert main([command, "clip.wav", *question, *options, "--overwrite"]) == 0
+        assert Path("mine.txt").read_text() != "mine"
+
+    shutil.copytree(checkpoint, "trained")
+    Path("trained/README.md").write_text("the card of the trained model")
+    before = (Path("trained") / "model.safetensors").read_bytes()
+    encoder, llm = save_parts(tmp_path / "parts")
+    Path("other").mkdir()
+    Path("other/trained.txt").touch()
+    for line in (
+        ["new", "--encoder", str(encoder), "--llm", str(llm), "--out", "trained"],
+        ["convert", "--to-official", str(checkpoint), "--out", "trained"],
+        ["convert", "--to-official", "trained", "--out", "./trained", "--overwrite"],
+        ["convert", "--to-official", "trained", "--out", ".", "--overwrite"],
+        ["new", "--encoder", str(encoder), "--llm", str(llm), "--out", "other", "--overwrite"],
+    ):
+        assert main(line) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("llaso: error: ") and said.count("\n") == 1
+        assert (Path("trained") / "model.safetensors").read_bytes() == before
+    assert main(["new", "--encoder", str(encoder), "--llm", str(llm), "--out", "trained", "--overwrite"]) == 0
+    assert (Path("trained") / "model.safetensors").read_bytes() != before
+    assert not Path("trained/README.md").exists()  # it spoke of other weights
+
+
+@pytest.mark.parametrize("device", ["banana", "cuda:99", "meta", ""])
+def test_devices_that_are_not_there_are_refused_before_anything_is_loaded(device, capsys):
+    for command in (
+        ["transcribe", "clip.wav", "--model", "missing"],
+        ["ask", "clip.wav", "Who?", "--model", "missing"],
+        ["serve", "missing"],
+        ["demo", "missing"],
+        ["eval", "generate", "--model", "missing", "--data", "missing", "--out", "missing"],
+    ):
+        assert main([*command, "--device", device]) == 2
+        said = capsys.readouterr().err
+        assert f"argument --device: {device!r} is " in said and said.count("\n") == 1
+
+
+def test_faults_of_the_program_end_in_one_line_and_exit_code_3(capsys, monkeypatch):
+    def fails(*arguments, **options):
+        raise KeyError("a fault")
+
+    monkeypatch.setattr("modeling_llaso.conversion.new_model", fails)
+    command = ["new", "--encoder", "e", "--llm", "l", "--out", "nowhere"]
+    assert main(command) == 3
+    said = capsys.readouterr().err
+    assert said == "llaso: unexpected KeyError: 'a fault'; `llaso --debug new …` shows where it was raised\n"
+    with pytest.raises(KeyError):
+        main(["--debug", *command])

@@ -333,7 +333,7 @@ def test_lora_starts_as_the_model_it_adapts_and_merges_into_it(root, pair):
         assert not torch.allclose(adapted, before, atol=1e-3)
         merge_lora(model)
         assert set(model.state_dict()) == names
-        torch.testing.assert_close(model.eval()(**inputs).logits, adapted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.eval()(**inputs).logits, adapted, rtol=1e-4, atol=1e-4)  # summed otherwise
 
 
 def test_adapters_merge_into_weights_held_in_bf16_without_being_rounded_to_them(root):
