@@ -84,6 +84,7 @@ def required(command: str, world, there: bool) -> dict[str, list[str]]:
         "folder": run / "llaso-eval",
         "folders": run / "predictions",
         "systems": run / "predictions",
+        "system": run / "predictions",
         "path": run / "predictions",
         "paths": run / "predictions",
         "predictions": run / "predictions",
@@ -94,7 +95,10 @@ def required(command: str, world, there: bool) -> dict[str, list[str]]:
     }
     constant = {"question": ["Who?"], "corpus": ["align"], "name": ["gate"], "repo_id": ["nobody/nothing"]}
     values: dict[str, list[str]] = {}
+    small = {"max_new_tokens": ["1"], "limit": ["2"], "resamples": ["20"]}  # right values are carried out
     for action in COMMANDS[command]:
+        if there and action.dest in small:
+            values[action.dest] = small[action.dest]
         if action.dest in constant and (not action.option_strings or action.required):
             values[action.dest] = constant[action.dest]
         elif action.dest == "out" and action.required:
