@@ -22,12 +22,12 @@ def main() -> None:
     """Make it."""
     from llaso.quickstart import pipeline
 
-    def draw_backbones(run: pipeline._Run) -> dict:
+    def draw_backbones(run: pipeline._Pipeline) -> dict:
         save_parts(run.out / "backbones")
         (run.out / "backbones/llama").rename(run.out / "backbones/llm")
         return {}
 
-    pipeline._Run.train_backbones = draw_backbones  # type: ignore[method-assign]
+    pipeline._Pipeline.train_backbones = draw_backbones  # type: ignore[method-assign]
     small = {"utterances": 60, "notes": 12, "questions": 30, "eval_rows": 40, "validation_rows": 8}
     pipeline.SIZES["minimum"] = replace(pipeline.SIZES["minimum"], **small)
     assert pipeline.quickstart(OUT, pipeline.Options(size="minimum"), ignore_gate=True) == 0
