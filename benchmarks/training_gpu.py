@@ -22,12 +22,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llaso.training.recipe.recipe import Recipe, load_recipe
 from llaso.training.run.model_parts import freeze_all_but, hold_frozen_in, keep_frozen
+from llaso_common.audio import MEL_FRAMES_PER_SECOND
 from modeling_llaso import LlasoConfig, LlasoForConditionalGeneration, count_audio_tokens, preset
 
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "RTX 4090": 165.0}
 """Dense bf16 products a second, from the makers' data sheets."""
 PROMPT_TOKENS, ANSWER_TOKENS = 96, 40
-FRAMES_PER_SECOND = 100
 TINY = {
     "audio_config": {
         "d_model": 32,
@@ -57,7 +57,7 @@ TINY = {
 
 def batch_of(config: LlasoConfig, rows: int, seconds: float, device: str) -> dict[str, torch.Tensor]:
     """`rows` rows of one clip, a prompt and an answer, as the collator would give them."""
-    frames = config.max_frames if config.audio_padding == "full" else int(seconds * FRAMES_PER_SECOND)
+    frames = config.max_frames if config.audio_padding == "full" else int(seconds * MEL_FRAMES_PER_SECOND)
     random = torch.Generator().manual_seed(0)
     text = torch.randint(0, config.text_config.vocab_size, (rows, PROMPT_TOKENS + ANSWER_TOKENS), generator=random)
     audio = torch.full((rows, count_audio_tokens(frames, config.projector_stride)), config.audio_token_id)

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from .clips import SILENCE
-from .schema import FEATURES, MODALITIES, SAMPLE_RATE, SPLITS
+from llaso_common.audio import SAMPLE_RATE, SILENT_PEAK
+
+from .schema import FEATURES, MODALITIES, SPLITS
 from .task_forms import CLOSED, NUMBER, TASKS
 
 CLIPPED_SHARE = 0.001
@@ -143,7 +144,7 @@ def _bad_audio(row: Mapping[str, Any]) -> Iterator[str]:
         heard += samples / rate
         if rate != SAMPLE_RATE or channels != 1:
             yield f"audio format: {rate} Hz, {channels} channels"
-        if peak < SILENCE:
+        if peak < SILENT_PEAK:
             yield "silent audio"
         elif full > CLIPPED_SHARE:
             yield "clipped audio"

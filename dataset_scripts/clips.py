@@ -11,7 +11,6 @@ import contextlib
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from hashlib import sha256
@@ -19,27 +18,16 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-import soxr
 
 from llaso_common.atomic_write import write_atomically
+from llaso_common.audio import SAMPLE_RATE, AudioError, audio_seconds, check_heard, join_clips, read_audio
 
 from . import acoustics, musical_notes
-from .schema import SAMPLE_RATE
 from .sources.base import Note, Recording, Sound, Speech
 from .synthesize import Backend, backend
 
-PAUSE_S = 0.35
-"""Silence between the sounds of one clip, seconds."""
-SILENCE = 1e-4
-"""Peak below which a sound is silent (-80 dB of full scale)."""
-TOLERANCE_S = 0.1
-"""Seconds by which a file may end before the end that its header or its corpus states."""
 NOTES_VERSION = 1
 """Part of a note's address; raise it when `musical_notes.play` sounds different."""
-
-
-class UnheardError(ValueError):
-    """A sound is empty or silent."""
 
 
 class ClipStore:
@@ -62,7 +50,7 @@ class ClipStore:
         for start in range(0, len(missing), 32):
             batch = missing[start : start + 32]
             for sound, samples in zip(batch, self._speaker.speak(batch), strict=True):
-                with contextlib.suppress(UnheardError):  # `clip` will say so, to those who asked for it
+                with contextlib.suppress(ValueError):  # `clip` will say so, to those who asked for it
                     self._keep(sound, samples)
 
     def clip(self, sounds: tuple[Sound, ...], most: float = math.inf) -> bytes:
@@ -77,12 +65,11 @@ class ClipStore:
         """
         if len(sounds) == 1 and not isinstance(sounds[0], Recording):
             return self._made(sounds[0])
-        parts: list[np.ndarray] = []
-        for sound in sounds:
-            if parts:
-                parts.append(np.zeros(int(PAUSE_S * SAMPLE_RATE), np.float32))
-            parts.append(read_recording(sound, most) if isinstance(sound, Recording) else decode(self._made(sound)))
-        return encode(np.concatenate(parts))
+        return encode(
+            join_clips(
+                [read_recording(s, most) if isinstance(s, Recording) else decode(self._made(s)) for s in sounds]
+            )
+        )
 
     @property
     def _speaker(self) -> Backend:
@@ -103,7 +90,8 @@ class ClipStore:
         """Put a clip into its place; safe beside other workers doing the same."""
         if sound.acoustics:
             samples = acoustics.apply(samples, sound.acoustics)
-        check_heard(samples)
+        with _reasons():
+            check_heard(samples, "speech")
         data, file = encode(samples), self._file(self._address(sound))
         write_atomically(file, data)
         return data
@@ -135,25 +123,14 @@ def seconds(flac: bytes) -> float:
     return (int.from_bytes(flac[18:26], "big") & (1 << 36) - 1) / SAMPLE_RATE
 
 
-def check_heard(samples: np.ndarray) -> None:
-    """Raise UnheardError for an empty or silent sound, or one whose samples are no numbers."""
-    if not samples.size:
-        raise UnheardError("empty audio")
-    peak = float(np.max(np.abs(samples)))
-    if not np.isfinite(peak):
-        raise UnheardError("audio with samples that are no numbers")
-    if peak < SILENCE:
-        raise UnheardError("silent audio")
-
-
 def recording_seconds(recording: Recording) -> float:
     """How long a stretch of a file is, by the file's header.
 
     Raises:
         ValueError: the file is missing, empty or not readable, or the stretch lies outside it.
     """
-    with _opened(recording) as (file, frames):
-        return frames / file.samplerate
+    with _reasons():
+        return audio_seconds(recording.path, start=recording.start, end=recording.end)
 
 
 def read_recording(recording: Recording, most: float = math.inf) -> np.ndarray:
@@ -165,40 +142,17 @@ def read_recording(recording: Recording, most: float = math.inf) -> np.ndarray:
 
     Raises:
         ValueError: the file is missing, empty, not readable, silent or cut off, the stretch lies outside it, or is
-            longer than `most`.
+            longer than `most`. The message does not name the file: it is counted, and listed beside the file's name.
     """
-    with _opened(recording) as (file, frames):
-        rate = file.samplerate
-        if frames > most * rate:
-            raise ValueError(f"longer than {most:g} s")
-        samples = file.read(frames, dtype="float32", always_2d=True)
-    if len(samples) < frames - TOLERANCE_S * rate:
-        raise ValueError("unreadable audio: it is cut off")
-    mono = samples.mean(axis=1)
-    check_heard(mono)
-    heard = soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ").astype(np.float32)
+    with _reasons():
+        heard = read_audio(recording.path, start=recording.start, end=recording.end, max_seconds=most)
     return acoustics.apply(heard, recording.acoustics) if recording.acoustics else heard
 
 
 @contextlib.contextmanager
-def _opened(recording: Recording) -> Iterator[tuple[soundfile.SoundFile, int]]:
-    """A recording's file at its first frame, and its frames."""
+def _reasons() -> Iterator[None]:
+    """Raise the reason why a recording cannot be used without its name."""
     try:
-        with soundfile.SoundFile(recording.path) as file:
-            first = round(recording.start * file.samplerate)
-            last = file.frames if recording.end is None else round(recording.end * file.samplerate)
-            if not file.frames:
-                raise ValueError("empty audio")
-            if not 0 <= first < min(last, file.frames):
-                raise ValueError("no audio in this stretch")
-            if last > file.frames + TOLERANCE_S * file.samplerate:
-                raise ValueError("the audio ends before its stretch does")
-            file.seek(first)
-            yield file, min(last, file.frames) - first
-    except FileNotFoundError as error:
-        raise ValueError("no such audio file") from error
-    except soundfile.LibsndfileError as error:
-        if not os.path.exists(recording.path):
-            raise ValueError("no such audio file") from error
-        empty = os.path.getsize(recording.path) == 0
-        raise ValueError("empty audio file" if empty else f"unreadable audio: {error.error_string}") from error
+        yield
+    except AudioError as error:
+        raise ValueError(error.reason) from error

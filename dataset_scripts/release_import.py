@@ -350,7 +350,7 @@ def _audio(root: Path, path: str) -> Path:
     with contextlib.suppress(OSError):  # a name too long for a file
         if whole.is_file():
             return whole
-    raise ValueError("no such audio file")
+    raise ValueError("there is no such file")
 
 
 def _modality(name: str, messages: Sequence[Mapping[str, Any]]) -> str:

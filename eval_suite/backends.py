@@ -21,13 +21,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from llaso_common.audio import SAMPLE_RATE
+
 from .answer_records import Reply
 from .corpus import Question, encode_wav
 from .endpoint import ChatEndpoint, RequestRefusedError
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_RATE = 16_000
 """Hz; what servers and Python functions are given. A transformers model gets the rate of its processor."""
 
 

@@ -1,7 +1,7 @@
 """The rows to be answered: a corpus folder or Hub data set in, questions without audio and clips on demand out.
 
 Everything but the audio is read at once, so that rows can be ordered by length; a clip is read and decoded only
-when its batch comes up. Decoding is soundfile's, resampling soxr's: torchcodec is never needed.
+when its batch comes up (`llaso_common.audio`; torchcodec is never needed).
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import soundfile
-import soxr
 
 from .task_metrics import TASKS
 
@@ -74,24 +73,6 @@ def digest(*values: Any) -> str:
     """Return the SHA-256 of JSON values, the same on every machine."""
     canonical = json.dumps(values, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def decode_audio(encoded: bytes, sampling_rate: int) -> np.ndarray:
-    """Decode any file that libsndfile reads to mono float32 samples `(n,)` at `sampling_rate` Hz.
-
-    Raises:
-        ValueError: the bytes are no audio that libsndfile reads, or hold no sample.
-    """
-    try:
-        samples, rate = soundfile.read(io.BytesIO(encoded), dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"unreadable audio: {error}") from None
-    mono = samples.mean(axis=1)
-    if rate != sampling_rate:
-        mono = soxr.resample(mono, rate, sampling_rate, quality="HQ")
-    if not mono.size:
-        raise ValueError("the audio holds no sample")
-    return np.ascontiguousarray(mono, dtype=np.float32)
 
 
 def encode_wav(samples: np.ndarray, sampling_rate: int) -> bytes:

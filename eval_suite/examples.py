@@ -16,14 +16,15 @@ from typing import Any
 
 import soundfile
 
-from .corpus import EvalCorpus, decode_audio, digest
+from llaso_common.audio import SAMPLE_RATE, read_audio
+
+from .corpus import EvalCorpus, digest
 from .scored_rows import Scored, ScoredRow
 
 logger = logging.getLogger(__name__)
 
 CLIP_SECONDS = 20.0
 AUDIO_BYTES = 8_000_000
-SAMPLE_RATE = 16_000
 
 
 def choose_examples(
@@ -113,7 +114,7 @@ class Sounds:
         addresses = []
         for clip in self._corpus.clips(index):
             try:
-                samples = decode_audio(clip, SAMPLE_RATE)[: int(CLIP_SECONDS * SAMPLE_RATE)]
+                samples = read_audio(clip)[: int(CLIP_SECONDS * SAMPLE_RATE)]
             except ValueError as error:
                 logger.warning("no player for row %d: %s", index, error)
                 continue

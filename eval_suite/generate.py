@@ -22,10 +22,11 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from llaso_common.atomic_write import write_atomically
+from llaso_common.audio import read_audio
 
 from .answer_records import Records, Reply, write_predictions
 from .backends import AnswerBackend, CallableBackend, EndpointBackend, GenerationSettings, Request, TransformersBackend
-from .corpus import EvalCorpus, Question, decode_audio, digest
+from .corpus import EvalCorpus, Question, digest
 from .endpoint import ChatEndpoint
 from .speed import SPEED, summarize_speed
 
@@ -213,12 +214,15 @@ class GenerationRun:
                 yield batch, prepared
 
     def _prepare(self, batch: list[Question]) -> PreparedBatch:
-        """Decode the clips; a row whose audio does not decode is set aside with the reason."""
+        """Decode the clips; a row whose audio is unreadable or silent is set aside with the reason."""
         requests, failed = [], {}
         rate = self.backend.sampling_rate()
         for row in batch:
             try:
-                audio = tuple(decode_audio(clip, rate) for clip in self.corpus.clips(row.index))
+                audio = tuple(
+                    read_audio(clip, rate, name=f"clip {number}")
+                    for number, clip in enumerate(self.corpus.clips(row.index))
+                )
                 wanted = sum(part["type"] == "audio" for message in row.messages for part in message["content"])
                 if wanted != len(audio):
                     raise ValueError(f"the messages name {wanted} clip(s), the row holds {len(audio)}")

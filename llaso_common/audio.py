@@ -1,67 +1,420 @@
-"""Audio files to what the model hears: mono float32 samples at one rate.
+"""Whatever holds sound to what the model hears: mono float32 samples at one rate.
 
-WAV, FLAC, OGG, MP3 and AIFF, any rate, any number of channels: decoded by libsndfile, averaged over channels and
-resampled by soxr at its high quality, as librosa does by default and the released code with it.
+libsndfile decodes WAV, FLAC, OGG, MP3 and AIFF; PyAV (the extra `formats`) decodes M4A, AAC, WebM and the sound of
+video files. Channels are averaged, and soxr resamples at its high quality, as librosa does by default and the released
+code with it. A file that is cut off, silent or no audio is refused by name.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
+import math
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile
 import soxr
 
 SAMPLE_RATE = 16_000
-SILENCE = 1e-4
-"""Peak amplitude below which a recording counts as silent: -80 dB of full scale."""
+"""Hz: what Whisper's encoder hears, and how every corpus stores its clips."""
+MEL_FRAMES_PER_SECOND = 100
+"""Frames of Whisper's log-mel spectrogram: one every 160 samples."""
+ENCODER_FRAMES_PER_SECOND = MEL_FRAMES_PER_SECOND // 2
+"""Vectors of Whisper's encoder, whose second convolution has a stride of 2."""
+SILENT_PEAK = 1e-4
+"""Peak amplitude below which a recording is silent: -80 dB of full scale."""
+TOLERANCE_S = 0.1
+"""Seconds by which a recording may end before the end that its header or its corpus states."""
+PAUSE_S = 0.35
+"""Silence between recordings that are joined into one clip, seconds."""
+
+_BLOCK = 1 << 20
+"""Frames decoded at once: a header may promise more than any memory holds."""
+_OGG_PAGE = 65_307
+"""Bytes of the largest page of an Ogg file."""
+_UNKNOWN_SIZE = 0x7FFF0000
+"""Sizes from here on are what programs write that stream a WAV and do not know its length."""
+
+
+class AudioError(ValueError):
+    """A recording that cannot be used; the message is `name: reason`.
+
+    Args:
+        name: what the recording is called.
+        reason: what is wrong with it and what to do.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name, self.reason = name, reason
+
+    def __reduce__(self) -> tuple[Any, ...]:  # errors of worker processes are pickled
+        return type(self), (self.name, self.reason)
 
 
 def read_audio(
-    source: str | Path | bytes,
+    source: Any,
     sampling_rate: int = SAMPLE_RATE,
     *,
+    rate: int | None = None,
     name: str | None = None,
-    max_seconds: float | None = None,
+    start: float = 0.0,
+    end: float | None = None,
+    max_seconds: float = math.inf,
 ) -> np.ndarray:
-    """Samples of an audio file.
+    """Decode a recording, or a stretch of one.
 
     Args:
-        source: a path, or the bytes of a file.
+        source: a path; the bytes of a file; samples as an array, a tensor or a list, with their `rate`; a value of a
+            `datasets` Audio column (`{"bytes", "path"}`, `{"array", "sampling_rate"}` or a decoder); or a decoder or
+            samples of torchcodec.
         sampling_rate: Hz of the samples to return.
-        name: what to call it in errors; the path by default.
-        max_seconds: longer recordings are an error, and are not decoded further than this.
+        rate: Hz of `source`; required for bare samples, checked for everything that states its own.
+        name: what to call the recording in errors; its path by default.
+        start: seconds at which the stretch begins.
+        end: seconds at which the stretch ends; None for the recording's end.
+        max_seconds: a longer stretch is an error, and is not decoded further than this.
 
     Returns:
         Mono float32 samples, `(num_samples,)`.
 
     Raises:
-        ValueError: the file is missing, empty, no audio that libsndfile reads, too long or silent; the message names
-            it.
+        AudioError: the recording is missing, empty, in no format that is read here, cut off, silent, longer than
+            `max_seconds`, or ends before the stretch does; or its rate is unknown.
     """
-    name = name or (str(source) if isinstance(source, str | Path) else "the audio")
+    name = name or _name_of(source)
+    samples, found_rate = _read(source, rate, name, start, end, max_seconds)
+    if rate is not None and rate != found_rate:
+        raise AudioError(name, f"its sampling rate is {found_rate} Hz, not {rate} Hz as stated")
+    mono = samples.mean(axis=1)
+    check_heard(mono, name)
+    if found_rate != sampling_rate:
+        mono = soxr.resample(mono, found_rate, sampling_rate, quality="HQ")
+    if not len(mono):
+        raise AudioError(name, "the recording holds no samples")
+    return mono
+
+
+def audio_seconds(source: Any, *, name: str | None = None, start: float = 0.0, end: float | None = None) -> float:
+    """Return how long a file, or a stretch of one, is by its header, without decoding it.
+
+    Args:
+        source: a path, the bytes of a file, or `{"bytes", "path"}`.
+        name, start, end: as for `read_audio`.
+
+    Raises:
+        AudioError: the file is missing, empty, or in no format that is read here, or the stretch lies outside it.
+    """
+    name = name or _name_of(source)
+    if isinstance(source, dict):
+        source = source["path"] if source.get("bytes") is None else source["bytes"]
+    with _opened(source, name) as stream:
+        if container := _container(stream):
+            with _av_stream(stream, container, name) as (_, track):
+                seconds = _av_seconds(track)
+            if seconds is None:  # as browsers record: only decoding tells
+                stream.seek(0)
+                samples, rate = _decode_av(stream, container, name, math.inf)
+                seconds = len(samples) / rate
+            first, last = _stretch(seconds, 1.0, start, end, name)
+            return last - first
+        with _sndfile(stream, name) as file:
+            first, last = _stretch(file.frames, file.samplerate, start, end, name)
+            return (last - first) / file.samplerate
+
+
+def check_heard(samples: np.ndarray, name: str) -> None:
+    """Refuse mono samples in which nothing can be heard.
+
+    Raises:
+        AudioError: there are none, some are no numbers, or all are below `SILENT_PEAK`.
+    """
+    if not len(samples):
+        raise AudioError(name, "the recording holds no samples")
+    if not np.isfinite(samples).all():
+        raise AudioError(name, "the recording holds NaN or infinite samples")
+    if np.abs(samples).max() < SILENT_PEAK:
+        raise AudioError(name, "the recording is silent")
+
+
+def join_clips(clips: Sequence[np.ndarray], sampling_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """Join mono clips into one, with a short pause between them."""
+    pause = np.zeros(round(PAUSE_S * sampling_rate), np.float32)
+    return np.concatenate([part for clip in clips for part in (pause, clip)][1:])
+
+
+# What sources there are ------------------------------------------------------------------------------------------
+
+
+def _name_of(source: Any) -> str:
+    if isinstance(source, dict) and source.get("path"):
+        source = source["path"]
+    return str(source) if isinstance(source, str | Path) else "the audio"
+
+
+def _read(
+    source: Any, rate: int | None, name: str, start: float, end: float | None, max_seconds: float
+) -> tuple[np.ndarray, int]:
+    """Samples `(frames, channels)` of any source, as float32, and their rate."""
+    if isinstance(source, dict):
+        if source.get("array") is not None:
+            source, rate = source["array"], source.get("sampling_rate", rate)
+        elif (held := source.get("bytes")) is not None:
+            source = held
+        elif source.get("path"):
+            source = source["path"]
+        else:
+            raise AudioError(name, "it has neither `bytes` nor a `path`, nor an `array` with its `sampling_rate`")
+    if isinstance(source, str | Path | bytes | bytearray | memoryview):
+        return _read_file(source, name, start, end, max_seconds)
+    if hasattr(source, "get_all_samples"):  # a decoder of torchcodec, or of a `datasets` Audio column
+        source = source.get_all_samples()
+    if hasattr(source, "data") and hasattr(source, "sample_rate"):  # torchcodec.AudioSamples: (channels, samples)
+        samples, rate = np.asarray(source.data, np.float32).T, source.sample_rate
+    else:
+        samples = _array(source, name)
+    if not rate:
+        raise AudioError(name, "samples alone do not tell their sampling rate: state it, or give a file")
+    if len(samples):
+        first, last = _stretch(len(samples), rate, start, end, name)
+        samples = samples[first:last]
+    if len(samples) > max_seconds * rate:
+        raise AudioError(name, f"longer than {max_seconds:g} s")
+    return samples, int(rate)
+
+
+def _array(source: Any, name: str) -> np.ndarray:
+    """Mono samples that are numbers, as a column."""
+    if hasattr(source, "detach"):  # a tensor, perhaps of another device
+        source = source.detach().cpu().float()
+    try:
+        samples = np.asarray(source)
+        if samples.dtype.kind not in "fiu":
+            raise TypeError(f"{samples.dtype} values")
+    except (TypeError, ValueError) as error:
+        raise AudioError(name, f"{type(source).__name__} is neither a file nor samples ({error})") from None
+    if samples.ndim == 2 and 1 in samples.shape:
+        samples = samples.reshape(-1)
+    if samples.ndim != 1:
+        raise AudioError(
+            name, f"samples of shape {samples.shape}: give one channel, `(samples,)`; average several beforehand"
+        )
+    if samples.dtype.kind in "iu":
+        raise AudioError(
+            name, f"{samples.dtype} samples: give floats between -1 and 1; divide 16-bit samples by 32768"
+        )
+    return samples.astype(np.float32)[:, None]
+
+
+@contextlib.contextmanager
+def _opened(source: str | Path | bytes | bytearray | memoryview, name: str) -> Iterator[BinaryIO]:
+    """A file that holds something, open for reading."""
     if isinstance(source, str | Path):
         path = Path(source)
-        if not path.is_file():
-            raise ValueError(f"{name}: there is no such file")
-        source = path.read_bytes()
-    if not source:
-        raise ValueError(f"{name}: the file is empty")
+        if not os.path.isfile(path):
+            raise AudioError(name, "there is no such file" if name == str(source) else f"there is no file {path}")
+        try:
+            stream: BinaryIO = path.open("rb")
+        except OSError as error:
+            raise AudioError(name, f"the file cannot be read ({error.strerror})") from None
+    else:
+        stream = io.BytesIO(source)
+    with stream:
+        if not stream.read(1):
+            raise AudioError(name, "the file is empty")
+        stream.seek(0)
+        yield stream
+
+
+def _read_file(
+    source: str | Path | bytes | bytearray | memoryview,
+    name: str,
+    start: float,
+    end: float | None,
+    max_seconds: float,
+) -> tuple[np.ndarray, int]:
+    with _opened(source, name) as stream:
+        if container := _container(stream):
+            samples, rate = _decode_av(stream, container, name, (end or max_seconds) if not start else math.inf)
+            if not len(samples):
+                return samples, rate
+            first, last = _stretch(len(samples), rate, start, end, name)
+            samples = samples[first:last]
+            if len(samples) > max_seconds * rate:
+                raise AudioError(name, f"longer than {max_seconds:g} s")
+            return samples, rate
+        whole = _share_present(stream)
+        if end is None and _ends_within_a_page(stream):
+            raise AudioError(name, "the file is cut off: its last page is incomplete; copy or record it again")
+        with _sndfile(stream, name) as file:
+            rate, held = file.samplerate, file.frames
+            if not held:
+                return np.empty((0, 1), np.float32), rate
+            first, last = _stretch(held, rate, start, end, name)
+            # A recording that ends where its file does is held to what the header promised.
+            promised = round(held / whole) - first if end is None else last - first
+            if min(last - first, promised) > max_seconds * rate:
+                raise AudioError(name, f"longer than {max_seconds:g} s")
+            if first:
+                file.seek(first)
+            samples = _blocks(file, last - first, name)
+    _check_arrived(len(samples), promised, rate, name)
+    return samples, rate
+
+
+def _stretch(frames: float, rate: float, start: float, end: float | None, name: str) -> tuple[Any, Any]:
+    """The first frame of a stretch and the one after its last."""
+    exact = isinstance(frames, int)
+    first, last = start * rate, frames if end is None else end * rate
+    if exact:
+        first, last = round(first), round(last)
+    if not 0 <= first < min(last, frames):
+        raise AudioError(name, "there is no audio in this stretch")
+    if last > frames + TOLERANCE_S * rate:
+        raise AudioError(name, "the audio ends before its stretch does")
+    return first, min(last, frames)
+
+
+def _check_arrived(arrived: float, promised: float, rate: float, name: str) -> None:
+    """Compare what was decoded with what the header promised, both in frames."""
+    if arrived < promised - TOLERANCE_S * rate:
+        lacking, whole = (promised - arrived) / rate, promised / rate
+        raise AudioError(
+            name,
+            f"the file is cut off: the last {lacking:.2f} of {whole:.2f} s are missing; copy or record it again",
+        )
+
+
+# libsndfile --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _sndfile(stream: BinaryIO, name: str) -> Iterator[soundfile.SoundFile]:
+    stream.seek(0)
     try:
-        with soundfile.SoundFile(io.BytesIO(source)) as file:
-            rate = file.samplerate
-            frames = -1 if max_seconds is None else int(max_seconds * rate) + 1
-            samples = file.read(frames, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(stream) as file:
+            yield file
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"{name}: not readable as audio ({error.error_string})") from None
-    if max_seconds is not None and len(samples) > max_seconds * rate:
-        raise ValueError(f"{name}: the recording is longer than {max_seconds:g} s")
-    if not len(samples):
-        raise ValueError(f"{name}: the recording holds no samples")
-    mono = samples.mean(axis=1)
-    if not np.isfinite(mono).all():
-        raise ValueError(f"{name}: the recording holds NaN or infinite samples")
-    if np.abs(mono).max() < SILENCE:
-        raise ValueError(f"{name}: the recording is silent")
-    return mono if rate == sampling_rate else soxr.resample(mono, rate, sampling_rate, quality="HQ")
+        raise AudioError(name, f"not readable as audio: {error.error_string.rstrip('.')}; give another file") from None
+
+
+def _blocks(file: soundfile.SoundFile, frames: int, name: str) -> np.ndarray:
+    """Decode the next frames, as many as there are: `(frames, channels)`."""
+    blocks = []
+    while frames > 0 and len(block := file.read(min(frames, _BLOCK), dtype="float32", always_2d=True)):
+        blocks.append(block)
+        frames -= len(block)
+    return np.concatenate(blocks) if len(blocks) != 1 else blocks[0] if blocks else np.empty((0, 1), np.float32)
+
+
+def _share_present(stream: BinaryIO) -> float:
+    """The share of a WAV's or AIFF's samples that is in the file; libsndfile counts only those. 1.0 for other formats.
+
+    Source: Multimedia Programming Interface and Data Specifications 1.0 (RIFF), EBU Tech 3306 (RF64), AIFF-1.3.
+    """
+    stream.seek(0)
+    head = stream.read(12)
+    order = {b"RIFF": "little", b"RF64": "little", b"RIFX": "big", b"FORM": "big"}.get(head[:4])
+    if order is None or head[8:12] not in (b"WAVE", b"AIFF", b"AIFC"):
+        return 1.0
+    large = None
+    while len(chunk := stream.read(8)) == 8:
+        kind, size = chunk[:4], int.from_bytes(chunk[4:], order)  # type: ignore[arg-type]
+        place = stream.tell()
+        if kind == b"ds64":
+            large = int.from_bytes(stream.read(16)[8:], "little")
+        if kind in (b"data", b"SSND"):
+            promised = large if large and size == 0xFFFFFFFF else size
+            present = stream.seek(0, io.SEEK_END) - place
+            known = 0 < promised and (promised < _UNKNOWN_SIZE or promised == large)
+            return min(1.0, present / promised) if known and present else 1.0
+        stream.seek(place + size + size % 2)
+    return 1.0
+
+
+def _ends_within_a_page(stream: BinaryIO) -> bool:
+    """Whether the last page of an Ogg file is incomplete (RFC 3533); libsndfile ignores such a page."""
+    stream.seek(0)
+    if stream.read(4) != b"OggS":
+        return False
+    stream.seek(max(0, stream.seek(0, io.SEEK_END) - _OGG_PAGE))
+    page = stream.read()
+    page = page[max(0, page.rfind(b"OggS")) :]
+    return len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]])
+
+
+# PyAV --------------------------------------------------------------------------------------------------------------
+
+
+def _container(stream: BinaryIO) -> str | None:
+    """FFmpeg's name of a format that libsndfile does not read, by the file's first bytes; None for all others.
+
+    The name is handed to FFmpeg, which otherwise may take a file for a playlist and open what it names.
+    """
+    stream.seek(0)
+    head = stream.read(189)
+    stream.seek(0)
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide"):
+        return "mov"
+    if len(head) == 189 and head[0] == head[188] == 0x47:
+        return "mpegts"
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        return "avi"
+    if head[:1] == b"\xff" and len(head) > 1 and head[1] & 0xF6 == 0xF0:  # an ADTS frame; MP3's has a layer
+        return "aac"
+    signatures = {b"\x1aE\xdf\xa3": "matroska", b"0&\xb2u": "asf", b"FLV\x01": "flv", b"#!AM": "amr"}
+    return signatures.get(head[:4])
+
+
+@contextlib.contextmanager
+def _av_stream(stream: BinaryIO, container: str, name: str) -> Iterator[tuple[Any, Any]]:
+    """A file's container and its first track of sound, opened by PyAV."""
+    try:
+        import av
+    except ImportError:
+        raise AudioError(
+            name, f"files of this kind ({container}) need the extra `formats`: pip install 'llaso[formats]'"
+        ) from None
+    try:
+        with av.open(stream, format=container) as opened:
+            if not opened.streams.audio:
+                raise AudioError(name, "the file holds no sound")
+            yield opened, opened.streams.audio[0]
+    except av.FFmpegError as error:
+        raise AudioError(name, f"not readable as audio: {error.strerror or error}; give another file") from None
+
+
+def _av_seconds(track: Any) -> float | None:
+    """How long a track is by its header, if that says."""
+    if track.duration:
+        return float(track.duration * track.time_base)
+    return track.container.duration / 1_000_000 if track.container.duration else None
+
+
+def _decode_av(stream: BinaryIO, container: str, name: str, most: float) -> tuple[np.ndarray, int]:
+    """Decode a track: `(frames, channels)` and its rate; little more than the first `most` seconds of it."""
+    blocks: list[np.ndarray] = []
+    with _av_stream(stream, container, name) as (opened, track):
+        from av import AudioResampler, FFmpegError
+
+        promised, rate = _av_seconds(track) or 0.0, int(track.rate)
+        floats, decoded = AudioResampler(format="fltp"), 0
+        try:
+            for frame in itertools.chain(opened.decode(track), [None]):
+                for piece in floats.resample(frame):
+                    blocks.append(piece.to_ndarray().T)
+                    decoded += len(blocks[-1])
+                if decoded > (most + 1) * rate:
+                    break
+        except FFmpegError:  # of the packet that the file ends in
+            if decoded:
+                _check_arrived(decoded, promised * rate, rate, name)
+            raise
+        if decoded <= (most + 1) * rate:
+            _check_arrived(decoded, promised * rate, rate, name)
+    return (np.concatenate(blocks) if blocks else np.empty((0, 1), np.float32)), rate

@@ -67,7 +67,7 @@ def add_parser(commands) -> None:
         description="Ask a question about each of several audio files. A file about which it cannot be asked is "
         "named, the others are answered, and the exit code is 2.",
     )
-    ask.add_argument("files", nargs="+", metavar="FILE", help="WAV, FLAC, OGG, MP3 or AIFF")
+    ask.add_argument("files", nargs="+", metavar="FILE", help="audio files")
     ask.add_argument("question", help="what to ask about each file")
     _add_model(ask)
     _add_output(ask, "text", "json")

@@ -16,10 +16,7 @@ import numpy as np
 import torch
 from transformers import StoppingCriteria, TextIteratorStreamer
 
-from llaso_common.audio import read_audio
-
-PAUSE_S = 0.35
-"""Seconds of silence between two recordings of one question; the same as between the sounds of a corpus's clip."""
+from llaso_common.audio import join_clips, read_audio
 
 
 @dataclass(frozen=True)
@@ -101,14 +98,10 @@ class DemoModel:
         Raises:
             ValueError: there is no recording, they are too long, or `read_audio` refuses one.
         """
-        clips: list[np.ndarray] = []
-        for file in filter(None, recordings):
-            if clips:
-                clips.append(np.zeros(round(PAUSE_S * self.rate), np.float32))
-            clips.append(read_audio(file, self.rate, name=Path(file).name))
+        clips = [read_audio(file, self.rate, name=Path(file).name) for file in recordings if file]
         if not clips:
             raise ValueError("There is no recording yet: record one, or upload a file.")
-        clip = np.concatenate(clips)
+        clip = join_clips(clips, self.rate)
         if len(clip) > self.max_audio_seconds * self.rate:
             raise ValueError(
                 f"The recording lasts {_clock(len(clip) / self.rate)}, and this model takes "

@@ -601,8 +601,8 @@ def test_bad_recordings_are_set_aside(tmp_path: Path):
     listed = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
     assert len(listed) == sum(reasons.values()) == 14
     assert {reason.split(":")[0] for reason in reasons} >= {
-        "empty audio file", "unreadable audio", "no such audio file", "silent audio", "longer than 30 s",
-        "duplicate id", "no transcript", "no audio in this stretch", "SGC", "PP", "ASR",
+        "the file is empty", "not readable as audio", "there is no such file", "the recording is silent",
+        "longer than 30 s", "duplicate id", "no transcript", "there is no audio in this stretch", "SGC", "PP", "ASR",
         "unknown task 'XYZ'", "text is not Unicode",
     }  # fmt: skip
 

@@ -241,10 +241,10 @@ def test_paths_that_climb_out_and_rows_that_cannot_be(tmp_path: Path):
     reasons = Counter({reason.split(":")[0]: count for reason, count in report["rejects"].items()})
     assert reasons == {
         "the path climbs out of its folder": len(climbing),
-        "no such audio file": len(absent) + 1,  # one name is too long for any file
+        "there is no such file": len(absent) + 1,  # one name is too long for any file
         "not a path": len(no_paths),
-        "empty audio file": 1,
-        "unreadable audio": 1,
+        "the file is empty": 1,
+        "not readable as audio": 1,
         "1 <audio> for 2 audio files": 1,
         "1 <audio> for 0 audio files": 3,
         "voice is neither a path nor a list of paths": 1,

@@ -19,7 +19,7 @@ from support.tiny_corpus import SOURCE
 
 from dataset_scripts import acoustics, draw, musical_notes, synthesize
 from dataset_scripts.build import build
-from dataset_scripts.clips import ClipStore, UnheardError, decode, encode, read_recording, seconds
+from dataset_scripts.clips import ClipStore, decode, encode, read_recording, seconds
 from dataset_scripts.sources.base import Acoustics, Fact, Item, Note, Recording, Speech
 
 pytest.importorskip("espeakng_loader", reason="the extra tts is not installed")
@@ -227,7 +227,7 @@ def test_recordings_of_any_format_are_read(tmp_path: Path):
         samples = read_recording(Recording(str(tmp_path / name)))
         assert samples.dtype == np.float32 and abs(samples.size - 16_000) < 1_500
         assert int(np.argmax(np.abs(np.fft.rfft(samples[1_000:9_000])))) == 220  # bins of 2 Hz
-    with pytest.raises(UnheardError, match="silent"):
+    with pytest.raises(ValueError, match="^the recording is silent$"):
         soundfile.write(tmp_path / "s.wav", np.zeros(100), 16_000)
         read_recording(Recording(str(tmp_path / "s.wav")))
     assert np.abs(decode(encode(np.array([3.0, -1.0], np.float32)))).max() < 1
@@ -284,7 +284,7 @@ def test_what_a_model_cannot_say(vits: Path, tmp_path: Path):
     store.prepare([Speech("日本", "0"), Speech("hello", "0")])
     assert len(list(tmp_path.rglob("*.flac"))) == 1
     for text in ("日本", "!?", ""):
-        with pytest.raises(UnheardError, match="empty audio"):
+        with pytest.raises(ValueError, match="^the recording holds no samples$"):
             store.clip((Speech(text, "0"),))
     for voice in ("2", "x", "-1"):
         with pytest.raises(ValueError, match=f"voice '{voice}' is no speaker of the model, which has 0 to 1"):

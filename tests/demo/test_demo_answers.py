@@ -13,7 +13,8 @@ from support.tiny_demo import direct_answer, talking_llaso
 from support.tiny_llaso import RATE, tiny_llaso, tone
 
 from llaso.demo import pictures
-from llaso.demo.question import PAUSE_S, DemoModel, Question
+from llaso.demo.question import DemoModel, Question
+from llaso_common.audio import PAUSE_S
 
 
 @pytest.fixture(scope="module")

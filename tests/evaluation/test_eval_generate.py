@@ -20,9 +20,10 @@ from support.tiny_eval import FAMILIES, chat_server, corpus_row, default_rows, w
 
 from eval_suite.answer_records import Records
 from eval_suite.backends import CallableBackend, GenerationSettings, Request
-from eval_suite.corpus import EvalCorpus, decode_audio
+from eval_suite.corpus import EvalCorpus
 from eval_suite.generate import GenerationRun, generate
 from eval_suite.speed import SPEED
+from llaso_common.audio import read_audio
 
 RECORD = [
     *"id file task category modality source instruction prediction reference choices error".split(),
@@ -131,7 +132,7 @@ def test_one_bad_row_is_an_error_with_its_reason(tmp_path):
     records = predictions(generate(touchy, data, tmp_path / "out", batch_size=4, progress=False))
     assert len(records) == 6
     assert records["row-001"]["error"] == "RuntimeError: cannot hear this one"
-    assert records["row-002"]["error"].startswith("unreadable audio")
+    assert records["row-002"]["error"].startswith("clip 0: not readable as audio")
     assert records["row-004"]["error"] == "the messages name 1 clip(s), the row holds 0"
     assert [records[f"row-00{n}"]["error"] for n in (0, 3, 5)] == [None] * 3
     assert records["row-001"]["prediction"] == ""
@@ -203,7 +204,7 @@ def test_decoding_mixes_down_and_resamples():
     stereo = np.stack([np.sin(np.arange(44100) / 30), np.zeros(44100)], axis=1)
     buffer = io.BytesIO()
     soundfile.write(buffer, stereo, 44100, format="WAV", subtype="FLOAT")
-    mono = decode_audio(buffer.getvalue(), 16000)
+    mono = read_audio(buffer.getvalue(), 16000)
     assert mono.shape == (16000,) and mono.dtype == np.float32
     assert np.abs(mono).max() == pytest.approx(0.5, abs=0.02)
 

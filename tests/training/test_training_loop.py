@@ -524,7 +524,7 @@ def test_both_stages_from_one_command_each(root, capsys):
 def test_unreadable_rows_stop_the_run_or_are_counted(root, tmp_path):
     recipe = tiny_recipe(root, "bad", data__path=str(root / "broken"), batch__accumulation=1)
     recipe["out"] = str(tmp_path / "bad")
-    with pytest.raises(ValueError, match=r"row asr-2-0003: clip 0 cannot be read"):
+    with pytest.raises(ValueError, match=r"row asr-2-0003: clip 0: not readable as audio"):
         train(recipe, {"optimizer.max_steps": 2})
     recipe["out"] = str(tmp_path / "skipped")
     result = train(recipe, {"optimizer.max_steps": 2, "data.bad_rows": "skip"})

@@ -19,6 +19,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, PreTrainedConfig
 
+from llaso_common.audio import MEL_FRAMES_PER_SECOND
 from modeling_llaso.configuration_llaso import LLAMA_3_2_3B, WHISPER_LARGE_V3, LlasoConfig, count_audio_tokens
 from modeling_llaso.conversion import new_processor
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
@@ -41,7 +42,6 @@ ANSWER_SHARE = 0.4
 """Of a row's text, the answer: it sizes the logits."""
 BYTES_GRADIENT, BYTES_ADAM = 4, 8
 """Float32 gradients; Adam's two moments."""
-FRAMES_PER_SECOND = 100
 GIB = 2**30
 
 
@@ -204,8 +204,10 @@ def rows_of(recipe: Recipe, config: LlasoConfig, world: int) -> MeanRows:
         seconds = np.zeros(1)
         if "duration" in corpus.table.column_names:
             seconds = column_of(corpus.table, "duration").fill_null(0).to_numpy()
-        cut = np.ceil(seconds * FRAMES_PER_SECOND / config.max_frames)
-        frames = config.max_frames if full else max(2, round(FRAMES_PER_SECOND * seconds.sum() / max(1, cut.sum())))
+        cut = np.ceil(seconds * MEL_FRAMES_PER_SECOND / config.max_frames)
+        frames = (
+            config.max_frames if full else max(2, round(MEL_FRAMES_PER_SECOND * seconds.sum() / max(1, cut.sum())))
+        )
         audio = cut.mean() * count_audio_tokens(frames, config.projector_stride)
         return MeanRows(
             count=len(lengths),
@@ -220,7 +222,7 @@ def rows_of(recipe: Recipe, config: LlasoConfig, world: int) -> MeanRows:
             f"{data.path} is not at hand; say what it holds with data.rows, data.seconds_per_row and "
             "data.text_tokens_per_row"
         )
-    of_a_row = data.seconds_per_row * FRAMES_PER_SECOND
+    of_a_row = data.seconds_per_row * MEL_FRAMES_PER_SECOND
     clips = math.ceil(of_a_row / config.max_frames)
     frames = config.max_frames if full else max(2, round(of_a_row / max(1, clips)))
     steps = math.ceil(data.rows / (recipe.batch.per_device * rule.parallel))

@@ -7,7 +7,6 @@ bytes, with the expanded length of each, so that batches are planned before anyt
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -20,10 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import soundfile
-import soxr
 import torch
 
+from llaso_common.audio import read_audio
 from modeling_llaso.processing_llaso import LlasoProcessor
 
 from ..recipe.recipe import DataChoice
@@ -162,24 +160,12 @@ def decode_audio(row: Row, sampling_rate: int) -> list[np.ndarray]:
     """A row's clips as mono float32 samples.
 
     Raises:
-        ValueError: a clip cannot be read; the message says which.
+        ValueError: a clip cannot be read or is silent; the message says which.
     """
-    clips = []
-    for number, item in enumerate(row["audio"] or []):
-        try:
-            samples, rate = soundfile.read(io.BytesIO(clip_bytes(item)), dtype="float32")
-        except soundfile.SoundFileError as error:
-            raise ValueError(f"clip {number} cannot be read: {error}") from error
-        if samples.ndim > 1:
-            samples = samples.mean(axis=1)
-        if rate != sampling_rate:
-            samples = soxr.resample(samples, rate, sampling_rate, quality="HQ")
-        if not len(samples):
-            raise ValueError(f"clip {number} holds no sample")
-        if not np.isfinite(samples).all():
-            raise ValueError(f"clip {number} holds NaN or infinite samples")
-        clips.append(samples)
-    return clips
+    return [
+        read_audio(clip_bytes(item), sampling_rate, name=f"clip {number}")
+        for number, item in enumerate(row["audio"] or [])
+    ]
 
 
 def log_mels(row: Row, processor: LlasoProcessor) -> list[tuple[int, list[torch.Tensor]]]:

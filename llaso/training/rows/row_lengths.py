@@ -8,7 +8,6 @@ and datasets' cache keeps the answer.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import math
@@ -19,8 +18,8 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
-import soundfile
 
+from llaso_common.audio import ENCODER_FRAMES_PER_SECOND, audio_seconds
 from llaso_common.folder_lock import one_at_a_time
 from modeling_llaso.processing_llaso import LlasoProcessor
 
@@ -34,8 +33,8 @@ COMPARED = 64
 """Rows whose `length` is counted again before the others are believed."""
 WORTH_TELLING = 100_000
 """More rows than this take so long to count that a warning says why."""
-FRAMES_PER_SECOND, CHARACTERS_PER_TOKEN = 50, 4
-"""Whisper's frames, and a usual tokenizer's text: they estimate a length if there is no processor."""
+CHARACTERS_PER_TOKEN = 4
+"""Of a usual tokenizer: estimates a text's length if there is no processor to count with."""
 
 
 def lengths_of(table: datasets.Dataset, processor: LlasoProcessor | None, where: str, workers: int = 0) -> np.ndarray:
@@ -93,9 +92,9 @@ def row_length(row: Row, processor: LlasoProcessor | None) -> int:
         messages = clean_messages(row)
         if processor is None:
             characters = sum(len(part.get("text", "")) for message in messages for part in message["content"])
-            return max(1, int(_known_seconds(row) * FRAMES_PER_SECOND) + characters // CHARACTERS_PER_TOKEN)
+            return max(1, int(_known_seconds(row) * ENCODER_FRAMES_PER_SECOND) + characters // CHARACTERS_PER_TOKEN)
         return processor.expanded_length(messages, clip_seconds(row))
-    except (ValueError, OSError, soundfile.SoundFileError) as error:
+    except (ValueError, OSError) as error:
         logger.debug("row %s cannot be counted: %s", row["id"], error)
         return 1
 
@@ -111,7 +110,7 @@ def clip_seconds(row: Row) -> list[float]:
         return [seconds]
     if None in clips:
         raise ValueError("a clip of it is null")
-    return [soundfile.info(io.BytesIO(c["bytes"]) if c["bytes"] is not None else c["path"]).duration for c in clips]
+    return [audio_seconds(clip) for clip in clips]
 
 
 def _known_seconds(row: Row) -> float:
