@@ -100,6 +100,35 @@ def read_audio(
     return mono
 
 
+def audio_blocks(
+    source: str | Path | bytes, sampling_rate: int = SAMPLE_RATE, *, name: str | None = None
+) -> Iterator[np.ndarray]:
+    """Decode a file of any length, a block at a time, in little memory.
+
+    Args:
+        source: a path, or the bytes of a file.
+        sampling_rate: Hz of the samples to return.
+        name: what to call the recording in errors; its path by default.
+
+    Yields:
+        Mono float32 samples, one block after the other; together those of `read_audio`, to rounding.
+
+    Raises:
+        AudioError: as `read_audio` does; that the file is cut off or silent is known at its end.
+    """
+    name = name or _name_of(source)
+    with _file_blocks(source, name) as (rate, blocks):
+        stream = soxr.ResampleStream(rate, sampling_rate, 1, dtype="float32", quality="HQ")
+        loudest = np.empty(0, np.float32)
+        for block in blocks:
+            mono = block.mean(axis=1)
+            loudest = np.append(loudest, np.abs(mono).max())  # NaN and infinity included
+            yield mono if rate == sampling_rate else stream.resample_chunk(mono)
+        check_heard(loudest, name)
+        if rate != sampling_rate:
+            yield stream.resample_chunk(np.empty(0, np.float32), last=True)
+
+
 def audio_seconds(source: Any, *, name: str | None = None, start: float = 0.0, end: float | None = None) -> float:
     """Return how long a file, or a stretch of one, is by its header, without decoding it.
 
@@ -115,12 +144,10 @@ def audio_seconds(source: Any, *, name: str | None = None, start: float = 0.0, e
         source = source["path"] if source.get("bytes") is None else source["bytes"]
     with _opened(source, name) as stream:
         if container := _container(stream):
-            with _av_stream(stream, container, name) as (_, track):
+            with _av_stream(stream, container, name) as (opened, track):
                 seconds = _av_seconds(track)
-            if seconds is None:  # as browsers record: only decoding tells
-                stream.seek(0)
-                samples, rate = _decode_av(stream, container, name, math.inf)
-                seconds = len(samples) / rate
+                if seconds is None:  # as browsers record: only decoding tells
+                    seconds = sum(map(len, _av_blocks(opened, track, name, 0.0, None, math.inf))) / track.rate
             first, last = _stretch(seconds, 1.0, start, end, name)
             return last - first
         with _sndfile(stream, name) as file:
@@ -171,7 +198,9 @@ def _read(
         else:
             raise AudioError(name, "it has neither `bytes` nor a `path`, nor an `array` with its `sampling_rate`")
     if isinstance(source, str | Path | bytes | bytearray | memoryview):
-        return _read_file(source, name, start, end, max_seconds)
+        with _file_blocks(source, name, start, end, max_seconds) as (found, blocks):
+            decoded = [*blocks]
+        return np.concatenate(decoded) if decoded else np.empty((0, 1), np.float32), found
     if hasattr(source, "get_all_samples"):  # a decoder of torchcodec, or of a `datasets` Audio column
         source = source.get_all_samples()
     if hasattr(source, "data") and hasattr(source, "sample_rate"):  # torchcodec.AudioSamples: (channels, samples)
@@ -231,40 +260,32 @@ def _opened(source: str | Path | bytes | bytearray | memoryview, name: str) -> I
         yield stream
 
 
-def _read_file(
+@contextlib.contextmanager
+def _file_blocks(
     source: str | Path | bytes | bytearray | memoryview,
     name: str,
-    start: float,
-    end: float | None,
-    max_seconds: float,
-) -> tuple[np.ndarray, int]:
+    start: float = 0.0,
+    end: float | None = None,
+    max_seconds: float = math.inf,
+) -> Iterator[tuple[int, Iterator[np.ndarray]]]:
+    """Yield a file's rate, and the blocks `(frames, channels)` of a stretch of it, to be read within the context."""
     with _opened(source, name) as stream:
         if container := _container(stream):
-            samples, rate = _decode_av(stream, container, name, (end or max_seconds) if not start else math.inf)
-            if not len(samples):
-                return samples, rate
-            first, last = _stretch(len(samples), rate, start, end, name)
-            samples = samples[first:last]
-            if len(samples) > max_seconds * rate:
-                raise AudioError(name, f"longer than {max_seconds:g} s")
-            return samples, rate
+            with _av_stream(stream, container, name) as (opened, track):
+                yield int(track.rate), _av_blocks(opened, track, name, start, end, max_seconds)
+            return
         whole = _share_present(stream)
         if end is None and _ends_within_a_page(stream):
             raise AudioError(name, "the file is cut off: its last page is incomplete; copy or record it again")
         with _sndfile(stream, name) as file:
-            rate, held = file.samplerate, file.frames
-            if not held:
-                return np.empty((0, 1), np.float32), rate
-            first, last = _stretch(held, rate, start, end, name)
-            # A recording that ends where its file does is held to what the header promised.
-            promised = round(held / whole) - first if end is None else last - first
-            if min(last - first, promised) > max_seconds * rate:
+            first, last = _stretch(file.frames, file.samplerate, start, end, name) if file.frames else (0, 0)
+            # A stretch that ends where its file does is held to what the header promised.
+            promised = round(file.frames / whole) - first if end is None else last - first
+            if min(last - first, promised) > max_seconds * file.samplerate:
                 raise AudioError(name, f"longer than {max_seconds:g} s")
             if first:
                 file.seek(first)
-            samples = _blocks(file, last - first, name)
-    _check_arrived(len(samples), promised, rate, name)
-    return samples, rate
+            yield file.samplerate, _sndfile_blocks(file, last - first, promised, name)
 
 
 def _stretch(frames: float, rate: float, start: float, end: float | None, name: str) -> tuple[Any, Any]:
@@ -303,13 +324,13 @@ def _sndfile(stream: BinaryIO, name: str) -> Iterator[soundfile.SoundFile]:
         raise AudioError(name, f"not readable as audio: {error.error_string.rstrip('.')}; give another file") from None
 
 
-def _blocks(file: soundfile.SoundFile, frames: int, name: str) -> np.ndarray:
-    """Decode the next frames, as many as there are: `(frames, channels)`."""
-    blocks = []
-    while frames > 0 and len(block := file.read(min(frames, _BLOCK), dtype="float32", always_2d=True)):
-        blocks.append(block)
-        frames -= len(block)
-    return np.concatenate(blocks) if len(blocks) != 1 else blocks[0] if blocks else np.empty((0, 1), np.float32)
+def _sndfile_blocks(file: soundfile.SoundFile, frames: int, promised: int, name: str) -> Iterator[np.ndarray]:
+    """Decode the next frames, as many as there are, and compare them with the promised ones."""
+    arrived = 0
+    while len(block := file.read(min(frames - arrived, _BLOCK), dtype="float32", always_2d=True)):
+        arrived += len(block)
+        yield block
+    _check_arrived(arrived, promised, file.samplerate, name)
 
 
 def _share_present(stream: BinaryIO) -> float:
@@ -396,25 +417,35 @@ def _av_seconds(track: Any) -> float | None:
     return track.container.duration / 1_000_000 if track.container.duration else None
 
 
-def _decode_av(stream: BinaryIO, container: str, name: str, most: float) -> tuple[np.ndarray, int]:
-    """Decode a track: `(frames, channels)` and its rate; little more than the first `most` seconds of it."""
-    blocks: list[np.ndarray] = []
-    with _av_stream(stream, container, name) as (opened, track):
-        from av import AudioResampler, FFmpegError
+def _av_blocks(
+    opened: Any, track: Any, name: str, start: float, end: float | None, max_seconds: float
+) -> Iterator[np.ndarray]:
+    """Decode a stretch of a track, and compare what is there with the header's promise."""
+    from av import AudioResampler, FFmpegError
 
-        promised, rate = _av_seconds(track) or 0.0, int(track.rate)
-        floats, decoded = AudioResampler(format="fltp"), 0
-        try:
-            for frame in itertools.chain(opened.decode(track), [None]):
-                for piece in floats.resample(frame):
-                    blocks.append(piece.to_ndarray().T)
-                    decoded += len(blocks[-1])
-                if decoded > (most + 1) * rate:
-                    break
-        except FFmpegError:  # of the packet that the file ends in
-            if decoded:
-                _check_arrived(decoded, promised * rate, rate, name)
-            raise
-        if decoded <= (most + 1) * rate:
-            _check_arrived(decoded, promised * rate, rate, name)
-    return (np.concatenate(blocks) if blocks else np.empty((0, 1), np.float32)), rate
+    rate, promised = int(track.rate), _av_seconds(track) or 0.0
+    first, last = round(start * rate), None if end is None else round(end * rate)
+    if first < 0 or (last is not None and last <= first):
+        raise AudioError(name, "there is no audio in this stretch")
+    if (end or promised) - start > max_seconds:
+        raise AudioError(name, f"longer than {max_seconds:g} s")
+    floats, position = AudioResampler(format="fltp"), 0
+    try:
+        for frame in itertools.chain(opened.decode(track), [None]):
+            for piece in floats.resample(frame):
+                block = piece.to_ndarray().T[max(0, first - position) :]
+                position += piece.samples
+                block = block[: len(block) - max(0, position - (position if last is None else last))]
+                if len(block):
+                    yield block
+            if last is not None and position >= last:
+                return
+            if position - first > max_seconds * rate:
+                raise AudioError(name, f"longer than {max_seconds:g} s")
+    except FFmpegError:  # of the packet that the file ends in
+        if position:
+            _check_arrived(position, promised * rate, rate, name)
+        raise
+    if position:
+        _stretch(position, rate, start, end, name)
+    _check_arrived(position, promised * rate if end is None else 0, rate, name)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llaso_common.audio import SILENCE
+from llaso_common.audio import SILENT_PEAK
 
 FRAME_SECONDS = 0.02
 NEIGHBOURHOOD_SECONDS = 60.0
@@ -58,7 +58,7 @@ def speech_pieces(samples: np.ndarray, rate: int, rules: PieceRules) -> list[tup
     levels = frame_levels(samples, frame)
     if not len(levels):
         return []
-    speech = levels > np.maximum(_threshold(levels), 20 * np.log10(SILENCE))
+    speech = levels > np.maximum(_threshold(levels), 20 * np.log10(SILENT_PEAK))
     margin, pause = (round(seconds / FRAME_SECONDS) for seconds in (rules.margin_seconds, rules.pause_seconds))
     shortest = round(rules.min_seconds / FRAME_SECONDS)
     stretches = [(start, stop) for start, stop in _runs(speech, pause) if speech[start:stop].sum() >= shortest]

@@ -20,7 +20,7 @@ import soxr
 import torch
 from support.paths import ROOT, SHARED
 
-from llaso_common.audio import SAMPLE_RATE, AudioError, audio_seconds, join_clips, read_audio
+from llaso_common.audio import SAMPLE_RATE, AudioError, audio_blocks, audio_seconds, join_clips, read_audio
 
 RATE = 24_000
 NOISE = (0.1 * np.random.default_rng(0).standard_normal((2 * RATE, 2))).clip(-1, 1).astype(np.float32)
@@ -111,6 +111,30 @@ def test_a_stretch_of_a_file(tmp_path: Path):
         assert reason(path, start=start, end=end) == "there is no audio in this stretch"
     assert reason(path, max_seconds=1.9) == "longer than 1.9 s"
     assert len(read_audio(path, start=0.2, max_seconds=1.9)) == 1.8 * SAMPLE_RATE
+
+
+@pytest.mark.parametrize("rate", [SAMPLE_RATE, RATE, 44_100])
+def test_blocks_are_the_whole(monkeypatch: pytest.MonkeyPatch, rate: int):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, NOISE, rate, format="WAV", subtype="FLOAT")
+    whole = read_audio(buffer.getvalue())
+    monkeypatch.setattr("llaso_common.audio._BLOCK", 7_001)
+    blocks = list(audio_blocks(buffer.getvalue()))
+    assert len(blocks) > 5 and max(map(len, blocks)) < 10_000
+    np.testing.assert_allclose(np.concatenate(blocks), whole, atol=1e-5)
+    np.testing.assert_array_equal(read_audio(buffer.getvalue()), whole)
+
+
+def test_blocks_tell_at_their_end_what_is_wrong():
+    file = encoded("WAV", subtype="FLOAT")
+    for broken, said in (
+        (file[: len(file) // 2], "clip: the file is cut off: the last 1.00 of 2.00 s are missing"),
+        (encoded("WAV", NOISE * 0), "clip: the recording is silent"),
+        (encoded("WAV", NOISE * np.inf, subtype="FLOAT"), "clip: the recording holds NaN or infinite samples"),
+        (encoded("WAV", NOISE[:0]), "clip: the recording holds no samples"),
+    ):
+        with pytest.raises(AudioError, match=said):
+            list(audio_blocks(broken, name="clip"))
 
 
 def test_clips_are_joined_with_a_pause():
