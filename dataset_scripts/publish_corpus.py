@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 
 from llaso_common.atomic_write import atomic_path, write_atomically
 from llaso_common.folder_lock import alone_in
+from llaso_common.hub_errors import plain_errors
 
 from . import corpus_card, corpus_folder
 
@@ -66,7 +66,7 @@ def _upload(folder: Path, staged: Path, repo_id: str, private: bool) -> str:
     assert record is not None
     leaks = json.loads((folder / "leakage.json").read_text()) if (folder / "leakage.json").exists() else None
     write_atomically(staged / "README.md", corpus_card.write(record, repo_id, leaks))
-    with _plain_errors(repo_id):
+    with plain_errors(repo_id):
         api = HfApi()
         _check_repository(api, repo_id, record)
         address = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
@@ -136,31 +136,6 @@ def _check_repository(api: HfApi, repo_id: str, record: dict[str, Any]) -> None:
             f"{repo_id} holds another data set, which would be overwritten: choose another name, or delete its files "
             "on the Hub first"
         )
-
-
-@contextmanager
-def _plain_errors(repo_id: str) -> Iterator[None]:
-    """Say in one line what went wrong on the Hub, with a remedy."""
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
-
-    try:
-        yield
-    except (HTTPError, RuntimeError, OfflineModeIsEnabled) as error:
-        # An upload that fails in one of several threads comes as a RuntimeError around the reason.
-        reason = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
-        if isinstance(reason, OfflineModeIsEnabled):
-            raise ConnectionError(f"{repo_id}: the Hub is switched off here; unset HF_HUB_OFFLINE") from error
-        if isinstance(reason, HfHubHTTPError) and reason.response.status_code in (401, 403):
-            raise PermissionError(
-                f"{repo_id}: this token may not write there, or there is none. Log in with `hf auth login`, or set "
-                "HF_TOKEN to a token that may write"
-            ) from error
-        if isinstance(reason, (HTTPError, OSError)):
-            raise ConnectionError(
-                f"{repo_id}: the upload broke ({type(reason).__name__}: {str(reason).strip().splitlines()[0]}). What "
-                "has arrived is kept on the Hub: run the same command again"
-            ) from error
-        raise
 
 
 def write_manifest(folder: Path, record: dict[str, Any]) -> Path:

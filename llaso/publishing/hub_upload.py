@@ -6,11 +6,12 @@ If the connection breaks, the repository is unchanged, and the next attempt does
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from llaso_common.hub_errors import plain_errors
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -80,7 +81,7 @@ def upload(files: Mapping[str, Path | bytes], to: Destination, message: str) -> 
         CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
         for name, content in sorted(files.items())
     ]
-    with plain_errors(to):
+    with plain_errors(to.repo_id):
         head = _head(api, to)
         there = _tree(api, to, head) if head else {}
         sent = [one for one in additions if not _same(one, there.get(one.path_in_repo))]
@@ -175,50 +176,3 @@ def _would_lose(to: Destination, differing: Sequence[str], others: Sequence[str]
 def _listed(names: Sequence[str], most: int = 5) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-@contextmanager
-def plain_errors(to: Destination) -> Iterator[None]:
-    """Convert the Hub client's errors to one-line messages with a remedy.
-
-    Raises:
-        PermissionError: the Hub refused the token.
-        ConnectionError: the Hub is unreachable.
-        ValueError: any other refusal.
-    """
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
-
-    try:
-        yield
-    except (HTTPError, RuntimeError, OfflineModeIsEnabled) as error:  # HTTPError: of the Hub or of the connection
-        # An upload that fails in one of several threads comes as a RuntimeError around the reason.
-        reason = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
-        if isinstance(reason, OfflineModeIsEnabled):
-            raise ConnectionError(f"{to.repo_id}: the Hub is switched off here; unset HF_HUB_OFFLINE") from error
-        if isinstance(reason, HfHubHTTPError):
-            raise _refusal(to, reason) from error
-        if isinstance(reason, (HTTPError, OSError)):
-            raise ConnectionError(
-                f"{to.repo_id}: the connection to the Hub broke ({type(reason).__name__}: {reason}). What has arrived "
-                "is kept there: run the same command again"
-            ) from error
-        raise
-
-
-def _refusal(to: Destination, error: Any) -> Exception:
-    """Convert an error response of the Hub to an exception with a remedy."""
-    status, said = error.response.status_code, error.server_message or str(error).strip().splitlines()[0]
-    if status == 401:
-        return PermissionError(
-            f"{to.repo_id}: the Hub does not accept this token, or there is none ({said}). Log in with "
-            "`hf auth login`, or set HF_TOKEN to a token that may write"
-        )
-    if status == 403:
-        return PermissionError(f"{to.repo_id}: this token may not write there ({said})")
-    if status == 412:
-        return ValueError(f"{to.repo_id}: somebody wrote to it meanwhile; look at it, then run the same command again")
-    if status == 404:
-        return ValueError(f"{to.repo_id}: not there, or not for this token to see ({said})")
-    if status == 429 or status >= 500:
-        return ConnectionError(f"{to.repo_id}: the Hub answered {status} ({said}); run the same command again later")
-    return ValueError(f"{to.repo_id}: the Hub answered {status} ({said})")

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+import eval_suite
+from llaso_common.hub_errors import plain_errors
+
 from .finished_run import FinishedRun, read_json, read_run
 from .hub_results import eval_results
-from .hub_upload import Destination, UploadResult, plain_errors, upload
+from .hub_upload import Destination, UploadResult, upload
 from .model_card import write_card
 
 CODE = ("configuration_llaso.py", "modeling_llaso.py", "processing_llaso.py")
@@ -51,7 +53,7 @@ def publish(
         ValueError: the run is not finished, its licence is unknown, or files of the repository would be overwritten.
         OSError: the Hub refuses or cannot be reached; see `hub_upload.upload`.
     """
-    with plain_errors(to):
+    with plain_errors(to.repo_id):
         finished = read_run(run, report=report, evaluated_on=evaluated_on)
         terms = _license(finished, license, to.token)
     model = finished.model.name
@@ -102,7 +104,7 @@ def publish_module(to: Destination) -> UploadResult:
         raise ValueError(
             f"{to.repo_id}: call it OWNER/{MODULE}; evaluate.load looks for a file of the repository's name"
         )
-    folder = Path(str(package_files("eval_suite"))) / MODULE
+    folder = Path(eval_suite.__path__[0]) / MODULE
     card = (folder / "README.md").read_text(encoding="utf-8")
     files: dict[str, Path | bytes] = {
         "README.md": card.replace('evaluate.load("eval_suite/llaso_eval")', f'evaluate.load("{to.repo_id}")').encode(),

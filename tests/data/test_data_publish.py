@@ -253,7 +253,7 @@ def test_what_stands_in_the_way_on_the_hub(
     api.create_repo("owner/public", repo_type="dataset")
     refused("owner/public is public", "owner/public", "--private")
     monkeypatch.setenv("HF_TOKEN", "hf_nobody")
-    refused("may not write there, or there is none", "owner/llaso-instruct")
+    refused("does not accept this token, or there is none", "owner/llaso-instruct")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     refused("run the same command again", "owner/llaso-instruct")
 

@@ -149,7 +149,7 @@ def test_a_commit_made_meanwhile_is_not_overwritten(hub: HubServer, monkeypatch:
         return seen
 
     monkeypatch.setattr(hub_module, "_tree", look_and_be_overtaken)
-    with pytest.raises(ValueError, match="somebody wrote to it meanwhile"):
+    with pytest.raises(ValueError, match="it was changed on the Hub meanwhile"):
         upload(FILES, TO, "ours")
     assert hub.repos["models/owner/model"][-1]["title"] == "theirs again"
 
