@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 import soxr
 
+from llaso_common.audio import SAMPLE_RATE
+
 from . import draw
-from .schema import SAMPLE_RATE
 from .sources.base import Acoustics
 
 CEILING = 0.99

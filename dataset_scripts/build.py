@@ -27,12 +27,12 @@ import pyarrow.parquet as pq
 
 from llaso_common.atomic_write import part_of, write_atomically
 from llaso_common.folder_lock import alone_in
+from llaso_common.schema import CORPORA, FEATURES
 
 from . import corpus_card, corpus_folder, draw, executors, leakage, token_counts
 from .clips import ClipStore, seconds
 from .conversations import sound_from_json
 from .corpus_plan import PlannedRow, Settings, make_plan, reject_line, stratum_name
-from .schema import CORPORA, FEATURES
 from .sources.base import Sound, Source
 
 logger = logging.getLogger(__name__)

@@ -15,9 +15,8 @@ import numpy as np
 import soundfile
 
 from llaso_common.audio import SAMPLE_RATE, SILENT_PEAK
-
-from .schema import FEATURES, MODALITIES, SPLITS
-from .task_forms import CLOSED, NUMBER, TASKS
+from llaso_common.schema import FEATURES, SPLITS
+from llaso_common.tasks import MODALITIES, TASKS
 
 CLIPPED_SHARE = 0.001
 """A clip is clipped when more of its samples than this lie at full scale."""
@@ -120,10 +119,11 @@ def _bad_answer(row: Mapping[str, Any]) -> Iterator[str]:
             yield f"target not among choices: {target!r}"
     elif row["template_id"] and row["task"] in TASKS:
         task = TASKS[row["task"]]
-        if task.answer == NUMBER or task.high:
-            if not (target.isascii() and target.isdecimal() and task.low <= int(target) <= task.high):
-                yield f"target not a number from {task.low} to {task.high}: {target!r}"
-        elif task.answer == CLOSED:
+        if task.numbers:
+            low, high = task.numbers
+            if not (target.isascii() and target.isdecimal() and low <= int(target) <= high):
+                yield f"target not a number from {low} to {high}: {target!r}"
+        elif task.answer == "closed":
             yield "no choices for a closed set"
 
 

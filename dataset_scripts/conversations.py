@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from llaso_common.tasks import TASKS
+
 from . import draw
 from .instructions import Template, templates
 from .sources.base import Acoustics, Fact, Item, Note, Recording, Sound, Source, Speech
-from .task_forms import TASKS
+from .task_forms import FORMAT_WEIGHTS
 
 RATES, PITCHES = (145, 190), (35, 65)
 """Words a minute and pitches that spoken instructions are drawn from."""
@@ -48,7 +50,7 @@ def formats(item: Item, fact: Fact, max_seconds: float = MAX_SECONDS) -> dict[st
     sound has its own question (or, in `text_audio`, its input) spoken, if that can be done in `max_seconds`; choices
     are read out before a sound where they leave it half of the time.
     """
-    weights = dict(TASKS[fact.task].formats)
+    weights = dict(FORMAT_WEIGHTS[fact.task])
     if not fact.input:
         weights.pop("audio_text", None)
         if not item.sound:

@@ -8,9 +8,10 @@ from typing import Any
 
 import yaml
 
+from llaso_common.schema import SPLITS
+from llaso_common.tasks import MODALITIES, TASKS
+
 from .corpus_folder import content_of
-from .schema import MODALITIES, SPLITS
-from .task_forms import TASKS
 
 TITLES = {"align": "LLaSO-Align", "instruct": "LLaSO-Instruct", "eval": "LLaSO-Eval"}
 PURPOSE = {

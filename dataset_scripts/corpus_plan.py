@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from llaso_common.atomic_write import write_atomically
+from llaso_common.schema import SPLITS
 
 from . import conversations, draw
 from .quotas import allocate
-from .schema import SPLITS
 from .size_estimate import FLAC_BYTES_PER_SECOND, Estimate, unfit
 from .sources.base import Fact, Item, Recording, Reject, Sound, Source
 from .synthesize import voices

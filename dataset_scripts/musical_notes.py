@@ -12,7 +12,8 @@ from types import MappingProxyType
 
 import numpy as np
 
-from .schema import SAMPLE_RATE
+from llaso_common.audio import SAMPLE_RATE
+
 from .sources.base import Note
 
 VELOCITIES = (25, 50, 75, 100, 127)

@@ -14,7 +14,7 @@ from typing import Any
 
 from datasets import Features, Value
 
-from .schema import FEATURES
+from llaso_common.schema import FEATURES
 
 RELEASE_FEATURES = Features({**FEATURES, "release": Value("string")})
 """This schema, and a JSON text of where the released row stood and of its other fields."""

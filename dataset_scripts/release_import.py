@@ -20,6 +20,8 @@ import pyarrow.parquet as pq
 
 from llaso_common.atomic_write import write_atomically
 from llaso_common.folder_lock import alone_in
+from llaso_common.schema import CORPORA, SPLITS
+from llaso_common.tasks import TASKS
 
 from . import corpus_card, corpus_folder, token_counts
 from .clips import encode, read_recording, seconds
@@ -35,9 +37,7 @@ from .release import (
     inside,
     parts_of,
 )
-from .schema import CORPORA, SPLITS
 from .sources.base import Recording, Reject
-from .task_forms import TASKS
 
 ROWS_PER_SHARD = 2_000
 BOM = b"\xef\xbb\xbf"

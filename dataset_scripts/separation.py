@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from llaso_common.schema import SPLITS
+
 from . import corpus_folder, draw
-from .schema import SPLITS
 
 KINDS = ("audio", "speaker", "voice", "sentence", "recording")
 COLUMNS = (

@@ -16,8 +16,9 @@ from typing import Any
 
 import yaml
 
+from llaso_common.schema import SPLITS
+
 from .corpus_plan import Settings
-from .schema import SPLITS
 from .sources import base
 
 SETTINGS = {field.name for field in fields(Settings)} - {"corpus", "seed", "limit"}

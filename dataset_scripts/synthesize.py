@@ -21,7 +21,8 @@ from typing import Any, Protocol
 import numpy as np
 import soxr
 
-from .schema import SAMPLE_RATE
+from llaso_common.audio import SAMPLE_RATE
+
 from .sources.base import Speech
 
 ACCENTS = {

@@ -26,12 +26,12 @@ import pyarrow.parquet as pq
 
 from llaso_common.atomic_write import write_atomically
 from llaso_common.folder_lock import alone_in
+from llaso_common.schema import FEATURES
+from llaso_common.tasks import TASKS
 
 from . import checks, corpus_card, corpus_folder, draw, leakage, separation, validation_page
 from .files import json_lines
-from .schema import FEATURES
 from .sources.base import Reject
-from .task_forms import CLOSED, TASKS
 
 LONGEST_BIN = 60
 """Seconds from which all rows count as equally long."""
@@ -312,10 +312,10 @@ class _Tally:
 def _label(row: Mapping[str, Any]) -> str:
     """What a row's answer counts as: a label of a closed set, the ten that a number lies in, or a free answer."""
     task = TASKS[row["task"]]
-    if not row["choices"] and task.high and row["target"].isdecimal():
+    if not row["choices"] and task.numbers and row["target"].isdecimal():
         ten = int(row["target"]) // 10 * 10
         return f"{ten} to {ten + 9}"
-    return row["target"] if row["choices"] or task.answer == CLOSED else validation_page.OPEN
+    return row["target"] if row["choices"] or task.answer == "closed" else validation_page.OPEN
 
 
 def _in_order(labels: Counter[str]) -> dict[str, int]:

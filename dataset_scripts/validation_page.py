@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from .task_forms import TASKS
+from llaso_common.tasks import TASKS
 
 OPEN = "(open)"
 """The label of free answers in the report."""

@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import logging
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +17,10 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from .task_metrics import TASKS
+from llaso_common.open_corpus import open_split
+from llaso_common.schema import clean_messages, clip_bytes
 
-logger = logging.getLogger(__name__)
+from .task_metrics import TASKS
 
 ATTRIBUTES = {"style": "style", "template_id": "wording", "voice": "voice"} | {
     name: name for name in ("gender", "age", "accent", "language", "noise")
@@ -83,7 +82,7 @@ def encode_wav(samples: np.ndarray, sampling_rate: int) -> bytes:
 
 
 class EvalCorpus:
-    """One split of a data set in the row schema of `dataset_scripts`.
+    """One split of a data set in the row schema of `llaso_common`.
 
     Args:
         data: a corpus folder, or the id of a data set on the Hub.
@@ -98,12 +97,12 @@ class EvalCorpus:
 
     def __init__(self, data: str | Path, config: str | None = None, split: str = "test", limit: int | None = None):
         self.data, self.config, self.split, self.limit = str(data), config, split, limit
-        self._table = _load(self.data, config, split)
+        self._table = open_split(self.data, split, config)
         missing = [name for name in REQUIRED_COLUMNS if name not in self._table.column_names]
         if missing:
             raise ValueError(
                 f"{self.data}: column(s) {', '.join(missing)} missing; generation reads corpora in the row schema of "
-                "dataset_scripts/schema.py (`llaso data build` writes them)"
+                "llaso_common/schema.py (`llaso data build` writes them)"
             )
         self.rows = self._read_rows()
 
@@ -124,7 +123,7 @@ class EvalCorpus:
         return [self._row(index, records[index]) for index in indices]
 
     def _row(self, index: int, record: dict[str, Any]) -> Question:
-        messages = tuple(_before_the_answer(record["messages"], f"{self.data}: row {index} ({record['id']})"))
+        messages = tuple(_before_the_answer(record, f"{self.data}: row {index} ({record['id']})"))
         sound = record.get("sha256") or hashlib.sha256(b"".join(self.clips(index))).hexdigest()
         has_audio = any(part["type"] == "audio" for message in messages for part in message["content"])
         return Question(
@@ -177,7 +176,7 @@ class EvalCorpus:
         clips = column.to_pylist()[0] or []
         if isinstance(clips, dict):  # a data set with one clip a row, not a list of them
             clips = [clips]
-        return [clip["bytes"] if clip["bytes"] is not None else Path(clip["path"]).read_bytes() for clip in clips]
+        return [clip_bytes(clip) for clip in clips]
 
 
 def _reworded(row: Question, wording: str, other: Question) -> Question:
@@ -199,56 +198,17 @@ def _repeat(row: Question, sample: int) -> Question:
     return replace(row, id=f"{row.id}#{sample}", digest=digest(row.digest, sample), sample=sample, repeat_of=row.id)
 
 
-def _load(data: str, config: str | None, split: str) -> Any:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
-
-    if Path(data).exists() and not Path(data).is_dir():
-        raise ValueError(f"{data} is a file; give the corpus folder that holds README.md and data/")
+def _before_the_answer(record: Any, where: str) -> list[dict[str, Any]]:
+    """Return the cleaned messages without the last answer."""
     try:
-        return load_dataset(data, config, split=split, cache_dir=_cache_for(Path(data)))
-    except DatasetNotFoundError as error:
-        raise ValueError(f"{data}: neither a folder here nor a data set that can be read from the Hub") from error
-    except (FileNotFoundError, ValueError) as error:
-        raise ValueError(f"{data} (config {config or 'default'}, split {split}): {error}") from error
-    except DatasetGenerationError as error:  # its own message says nothing
-        raise ValueError(f"{data}: not readable as a corpus ({error.__cause__})") from error
-
-
-def _cache_for(folder: Path) -> str | None:
-    """Return a cache folder that changes with the files of a local corpus.
-
-    datasets 5.2 tells local folders apart by their base name alone: a rebuilt corpus, or another one of the same
-    name elsewhere, would be answered from the cache of the first.
-    """
-    if not folder.is_dir():
-        return None
-    from datasets import config
-
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    state = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-    return str(Path(config.HF_DATASETS_CACHE) / "llaso" / digest(state)[:16])
-
-
-def _before_the_answer(messages: Sequence[dict[str, Any]], where: str) -> list[dict[str, Any]]:
-    """Return the messages without the last answer, each part reduced to what its type needs."""
-    end = len(messages)
-    while end and messages[end - 1]["role"] == "assistant":
-        end -= 1
-    if not end:
+        messages = clean_messages(record)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    while messages and messages[-1]["role"] == "assistant":
+        messages.pop()
+    if not messages:
         raise ValueError(f"{where}: `messages` holds nothing to answer")
-    cleaned = []
-    for message in messages[:end]:
-        parts: list[dict[str, str]] = []
-        for part in message["content"]:
-            if part["type"] == "audio":
-                parts.append({"type": "audio"})
-            elif part["type"] == "text" and part["text"] is not None:
-                parts.append({"type": "text", "text": part["text"]})
-            else:
-                raise ValueError(f"{where}: a content part is {part}; parts are typed text (with text) or audio")
-        cleaned.append({"role": message["role"], "content": parts})
-    return cleaned
+    return messages
 
 
 def _file_name(record: dict[str, Any]) -> str:

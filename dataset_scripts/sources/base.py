@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..task_forms import CLOSED, NUMBER, TASKS
+from llaso_common.tasks import TASKS
 
 OPEN_LICENSES = frozenset(
     ("Apache-2.0", "CC-BY-4.0", "CC-BY-SA-3.0", "CC-BY-SA-4.0", "CC0-1.0", "MIT", "ODbL-1.0", "Public Domain")
@@ -127,11 +127,12 @@ class Fact:
             return f"{self.task}: empty target"
         if self.choices and self.target not in self.choices:
             return f"{self.task}: label is not among {', '.join(self.choices)}"
-        number = task.answer == NUMBER or self.granularity == "number"
-        if task.answer == CLOSED and not number and not self.choices:
+        number = task.answer == "number" or self.granularity == "number"
+        low, high = task.numbers or (0, 0)
+        if task.answer == "closed" and not number and not self.choices:
             return f"{self.task}: no choices for a closed set"
-        if number and not (re.fullmatch(r"\d+", self.target) and task.low <= int(self.target) <= task.high):
-            return f"{self.task}: not a number from {task.low} to {task.high}"
+        if number and not (re.fullmatch(r"\d+", self.target) and low <= int(self.target) <= high):
+            return f"{self.task}: not a number from {low} to {high}"
         return ""
 
 

@@ -19,7 +19,8 @@ from dataset_scripts.conversations import sound_from_json, write
 from dataset_scripts.instructions import templates
 from dataset_scripts.sources import cremad, fake_or_real, meld, nsynth, quickstart, vctk, vocalsound
 from dataset_scripts.synthesize import backend
-from dataset_scripts.task_forms import TASKS
+from dataset_scripts.task_forms import GRANULARITIES
+from llaso_common.tasks import TASKS
 
 from .menu import Menu, MenuExample, MenuTask
 
@@ -108,7 +109,7 @@ def _all_tasks() -> tuple[MenuTask, ...]:
     return tuple(
         _task(task.code, granularity, choices.get((task.code, granularity), ()))
         for task in TASKS.values()
-        for granularity in task.granularities or ("",)
+        for granularity in GRANULARITIES.get(task.code, ("",))
         if task.code != "AQA"  # its instruction is the visitor's own question
     )
 

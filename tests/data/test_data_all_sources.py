@@ -14,8 +14,8 @@ import pytest
 import soundfile
 
 from dataset_scripts.sources import base, cremad, meld, nsynth, vocalsound
-from dataset_scripts.task_forms import TASKS
 from llaso.cli import main
+from llaso_common.tasks import TASKS
 
 PARTS = ("train", "dev", "test")
 WORDS = tuple("amber birch cedar delta ember fjord grove haven inlet jetty knoll lagoon".split())

@@ -33,11 +33,11 @@ from support.tiny_corpus import SOURCE, VOICES, held_up, write_public_corpora, w
 from dataset_scripts import conversations, corpus_plan, leakage
 from dataset_scripts.build import _Shard, _sweep, build
 from dataset_scripts.quotas import allocate
-from dataset_scripts.schema import FEATURES
 from dataset_scripts.sources.base import Fact, Item, Note, Recording, Reject, Speech
 from dataset_scripts.validate import validate
 from llaso_common.atomic_write import part_of
 from llaso_common.folder_lock import LOCK
+from llaso_common.schema import FEATURES
 
 SETTINGS = {"voices": VOICES, "rows_per_shard": 20, "eval_rows": 30, "validation_rows": 10}
 

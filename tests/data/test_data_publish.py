@@ -25,9 +25,9 @@ from support.tiny_corpus import SOURCE, VOICES, write_recordings
 from dataset_scripts.build import build
 from dataset_scripts.release_export import export_release
 from dataset_scripts.release_import import import_release
-from dataset_scripts.schema import FEATURES
 from dataset_scripts.validate import validate
 from llaso.cli import main
+from llaso_common.schema import FEATURES
 
 SETTINGS = {"voices": VOICES, "rows_per_shard": 20, "eval_rows": 30, "validation_rows": 10}
 REPO = "datasets/owner/llaso-instruct"

@@ -19,11 +19,12 @@ from dataset_scripts import conversations, corpus_plan, instructions, labels, so
 from dataset_scripts.instructions import FOLDER, STYLES, templates
 from dataset_scripts.musical_notes import VELOCITIES
 from dataset_scripts.questions import question
-from dataset_scripts.schema import SPLITS
 from dataset_scripts.sources import accentdb, base, common_voice, cremad, fake_or_real, meld, nsynth, vctk, vocalsound
 from dataset_scripts.sources.base import Item, Reject
-from dataset_scripts.task_forms import CLOSED, TASKS
+from dataset_scripts.task_forms import GRANULARITIES
 from llaso.cli import main
+from llaso_common.schema import SPLITS
+from llaso_common.tasks import TASKS
 
 
 def audio(path: Path, seconds: float = 0.2, rate: int = 16_000) -> None:
@@ -876,13 +877,13 @@ def test_every_task_has_its_instructions():
     assert {t.style for t in templates("ASR", "align")} == {""}
     files = {"ASR.align"}
     for task in TASKS.values():
-        for granularity in ("", *task.granularities):
+        for granularity in ("", *GRANULARITIES.get(task.code, ())):
             if task.code == "EIE" and not granularity:
                 continue
             found = templates(task.code, granularity)
             files.add(found[0].id.rpartition("/")[0])
             assert len(found) == 20 and Counter(t.style for t in found) == dict.fromkeys(STYLES, 5)
-            closed = task.answer == CLOSED and granularity != "number"
+            closed = task.answer == "closed" and granularity != "number"
             assert all(t.text.count("{choices}") == closed for t in found), task.code
     assert {file.stem for file in FOLDER.glob("*.txt")} == files  # none is left over
 

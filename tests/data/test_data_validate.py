@@ -27,10 +27,10 @@ from support.tiny_corpus import DYING, SOURCE, VOICES, read, write_recordings
 
 from dataset_scripts.build import build
 from dataset_scripts.checks import faults_of
-from dataset_scripts.schema import FEATURES
 from dataset_scripts.validate import _each, validate
 from llaso.cli import main
 from llaso_common.folder_lock import FolderBusy
+from llaso_common.schema import FEATURES
 
 SETTINGS = {"voices": VOICES, "rows_per_shard": 20, "eval_rows": 30, "validation_rows": 10}
 

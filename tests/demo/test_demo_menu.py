@@ -10,10 +10,10 @@ from dataset_scripts.build import build
 from dataset_scripts.conversations import enumerate_choices
 from dataset_scripts.instructions import templates
 from dataset_scripts.sources import quickstart
-from dataset_scripts.task_forms import CLOSED, TASKS
 from llaso.demo import menu_builder
 from llaso.demo.menu import Menu, MenuTask
 from llaso_common.audio import read_audio
+from llaso_common.tasks import TASKS
 
 
 @pytest.mark.parametrize("choices", [(), ("a",), ("a", "b"), ("a", "b", "c")])
@@ -29,7 +29,7 @@ def test_without_a_corpus_every_task_is_offered(tmp_path):
     for task in menu.tasks:
         code = next(t for t in TASKS.values() if t.name.lower() == task.name.partition(" (")[0].lower())
         assert bool(task.choices) == ("{choices}" in task.instruction)
-        assert bool(task.choices) == (code.answer == CLOSED and not task.name.endswith("(number)"))
+        assert bool(task.choices) == (code.answer == "closed" and not task.name.endswith("(number)"))
         assert "{" not in task.with_choices(task.choices)
 
     assert {example.modality for example in menu.examples} == {"text_audio", "audio_text", "audio"}

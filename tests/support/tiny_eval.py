@@ -16,7 +16,8 @@ import pyarrow
 import pyarrow.parquet
 import soundfile
 
-from dataset_scripts.schema import FEATURES, SAMPLE_RATE
+from llaso_common.audio import SAMPLE_RATE
+from llaso_common.schema import FEATURES
 
 CARD = """---
 configs:

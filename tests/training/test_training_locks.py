@@ -19,11 +19,11 @@ import torch
 from support.tiny_training import row, save_backbones, tiny_recipe
 
 from llaso.training.recipe.recipe import load_recipe
-from llaso.training.rows.corpora import clip_bytes
 from llaso.training.rows.encoder_cache import EncoderCache, clip_key, fill
 from llaso.training.run.distributed import long_barrier
 from llaso.training.run.model_setup import open_model
 from llaso_common.folder_lock import LOCK, FolderBusy, alone_in, one_at_a_time
+from llaso_common.schema import clip_bytes
 
 fork = multiprocessing.get_context("fork")
 

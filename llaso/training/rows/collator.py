@@ -16,11 +16,11 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from llaso_common.schema import Clip, Row, clean_messages, clip_bytes
 from modeling_llaso.processing_llaso import LlasoProcessor, stack_windows
 
-from .corpora import clip_bytes, log_mels
+from .corpora import log_mels
 from .encoder_cache import EncoderCache, audio_tokens_of, clip_key, kept_audio
-from .row_lengths import Row, clean_messages
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class RowEncoder:
             written |= (offsets[:, 0] < end) & (offsets[:, 1] > first)
         return torch.tensor(tokens["input_ids"]), written
 
-    def _encoded(self, clips: Sequence[dict[str, Any]]) -> list[tuple[int, list[torch.Tensor]]]:
+    def _encoded(self, clips: Sequence[Clip]) -> list[tuple[int, list[torch.Tensor]]]:
         """Of every clip, its tokens and its windows of kept encoder output."""
         assert self.cache is not None
         kept = [self.cache.get(clip_key(clip_bytes(clip))) for clip in clips]

@@ -1,33 +1,32 @@
 """Opens, checks and filters the corpora that a recipe names, numbered or streamed.
 
-Input is the recipe's data section; output are rows of the one schema (`dataset_scripts/schema.py`), their audio still
+Input is the recipe's data section; output are rows of the one schema (`llaso_common/schema.py`), their audio still
 bytes, with the expanded length of each, so that batches are planned before anything is decoded.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 
 from llaso_common.audio import read_audio
+from llaso_common.open_corpus import open_split
+from llaso_common.schema import Row, clip_bytes
 from modeling_llaso.processing_llaso import LlasoProcessor
 
 from ..recipe.recipe import DataChoice
 from .batch_plan import BatchRule, shuffled_windows, stream_windows
 from .corpus_columns import checked_columns, column_of
-from .row_lengths import COMPARED, Row, length_rule, lengths_of
+from .row_lengths import COMPARED, length_rule, lengths_of
 
 logger = logging.getLogger(__name__)
 
@@ -140,22 +139,6 @@ def open_held_out(choice: DataChoice, task: str, rows: int) -> list[Row]:
     return [table[number] for _, number in chosen[:rows]]
 
 
-def clip_bytes(clip: dict[str, Any] | None) -> bytes:
-    """A clip's encoded bytes, from the row or from the file that it names.
-
-    Raises:
-        ValueError: it has neither, or the file cannot be read.
-    """
-    if clip is not None and clip["bytes"] is not None:
-        return clip["bytes"]
-    if clip is None or not clip["path"]:
-        raise ValueError("a clip cannot be read: it has neither bytes nor a path")
-    try:
-        return Path(clip["path"]).read_bytes()
-    except OSError as error:
-        raise ValueError(f"a clip cannot be read: {error}") from error
-
-
 def decode_audio(row: Row, sampling_rate: int) -> list[np.ndarray]:
     """A row's clips as mono float32 samples.
 
@@ -180,54 +163,12 @@ def log_mels(row: Row, processor: LlasoProcessor) -> list[tuple[int, list[torch.
 
 def _load(path: str, choice: DataChoice, split: str, streaming: bool = False, config: str | None = None) -> Any:
     """One split with the columns that training reads."""
-    if not Path(path).exists() and path.startswith((".", "/", "runs/")):
-        raise FileNotFoundError(
-            f"no corpus at {path}; build it with `llaso data build`, or name another: --set data.path=…"
-        )
-    try:
-        table = datasets.load_dataset(
-            path,
-            config or choice.config,
-            split=split,
-            streaming=streaming,
-            revision=choice.revision,
-            cache_dir=None if streaming else _cache_for(Path(path)),
-        )
-    except datasets.exceptions.DatasetNotFoundError as error:
-        raise FileNotFoundError(f"no corpus {path}: neither a folder here nor a data set on the Hub") from error
-    except (datasets.exceptions.DatasetGenerationError, pa.ArrowInvalid) as error:
-        raise ValueError(
-            f"{_broken_file(Path(path)) or path} cannot be read: {error.__cause__ or error}; build or fetch it again"
-        ) from error
+    table = open_split(path, split, config or choice.config, revision=choice.revision, streaming=streaming)
     table = table.select_columns(checked_columns(table.features or {}, f"{path}, split {split}"))
     clip = table.features["audio"].feature
     if not isinstance(clip, datasets.Audio) or clip.decode:
         table = table.cast_column("audio", datasets.List(datasets.Audio(decode=False)))
     return table
-
-
-def _broken_file(folder: Path) -> Path | None:
-    """Return the first Parquet file whose footer cannot be read."""
-    for file in sorted(folder.rglob("*.parquet")):
-        try:
-            pq.read_metadata(file)
-        except (pa.ArrowInvalid, OSError):
-            return file
-    return None
-
-
-def _cache_for(folder: Path) -> str | None:
-    """A cache folder of its own for each state of a local corpus; datasets' usual one for a Hub id.
-
-    datasets 5.2 tells local folders apart by their base name alone, and would answer for a rebuilt corpus, or another
-    of the same name, with the rows of the first.
-    """
-    if not folder.is_dir():
-        return None
-    files = sorted(path for path in folder.rglob("*.parquet") if path.is_file())
-    state = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-    name = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
-    return str(Path(datasets.config.HF_DATASETS_CACHE) / "llaso-train" / name)
 
 
 def _filter(choice: DataChoice) -> Callable[[str, str], bool] | None:

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 
 from llaso_common.folder_lock import one_at_a_time
+from llaso_common.schema import Row, clip_bytes
 from modeling_llaso.configuration_llaso import count_audio_tokens
 from modeling_llaso.modeling_llaso import LlasoAudioOutput, LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor, stack_windows
 
-from .corpora import clip_bytes, log_mels
-from .row_lengths import Row
+from .corpora import log_mels
 
 logger = logging.getLogger(__name__)
 

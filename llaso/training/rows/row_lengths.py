@@ -13,7 +13,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import datasets
 import numpy as np
@@ -21,13 +21,12 @@ import pyarrow as pa
 
 from llaso_common.audio import ENCODER_FRAMES_PER_SECOND, audio_seconds
 from llaso_common.folder_lock import one_at_a_time
+from llaso_common.schema import Row, clean_messages
 from modeling_llaso.processing_llaso import LlasoProcessor
 
 from .corpus_columns import column_of
 
 logger = logging.getLogger(__name__)
-
-Row = dict[str, Any]
 
 COMPARED = 64
 """Rows whose `length` is counted again before the others are believed."""
@@ -119,32 +118,6 @@ def _known_seconds(row: Row) -> float:
     return seconds if 0 < seconds < math.inf else 0.0
 
 
-def clean_messages(row: Row) -> list[dict[str, Any]]:
-    """A row's messages without the empty fields that a table's fixed columns leave.
-
-    Raises:
-        ValueError: there is none, or one of them or a part of one is null, or neither text nor audio.
-    """
-    if not row["messages"]:
-        raise ValueError("it has no messages")
-    for message in row["messages"]:
-        if message is None or message["content"] is None:
-            raise ValueError("a message of it, or its content, is null")
-        for part in message["content"]:
-            if part is None or part["type"] not in ("audio", "text"):
-                raise ValueError(f"a part of its messages is {part and part['type']}, neither text nor audio")
-    return [
-        {
-            "role": message["role"],
-            "content": [
-                {"type": "audio"} if part["type"] == "audio" else {"type": "text", "text": part["text"] or ""}
-                for part in message["content"]
-            ],
-        }
-        for message in row["messages"]
-    ]
-
-
 def _counted(table: datasets.Dataset, processor: LlasoProcessor | None, workers: int) -> np.ndarray:
     """Lengths from text and durations alone; 0 for rows that need their clips to be looked at."""
     cheap = table.select_columns([name for name in ("id", "messages", "duration") if name in table.column_names])
@@ -157,7 +130,7 @@ def _counted(table: datasets.Dataset, processor: LlasoProcessor | None, workers:
         clips = sum(part["type"] == "audio" for message in messages for part in message["content"])
         if clips > 1 or (clips and not _known_seconds(row)):
             return {"length": 0}
-        return {"length": row_length(row | {"audio": [None] * clips}, processor)}
+        return {"length": row_length(cast(Row, {**row, "audio": [None] * clips}), processor)}
 
     files = table.cache_files
     folder = Path(files[0]["filename"]).parent if files else Path(datasets.config.HF_DATASETS_CACHE)

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
+from llaso_common.schema import Row, clean_messages
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 
 from ..rows.collator import RowEncoder
-from ..rows.row_lengths import Row, clean_messages
 from .model_parts import cast_frozen
 
 TRANSCRIBED = ("ASR",)
