@@ -101,7 +101,10 @@ def _check(folder: Path, record: Mapping[str, Any], manifest_only: bool) -> bool
     ):
         raise ValueError(f"{folder} has changed since it was validated: {remedy}")
     if report["bad"]:
-        raise ValueError(f"{folder} holds {report['bad']:,} bad rows (bad_rows.jsonl): {remedy}, without --dry-run")
+        raise ValueError(
+            f"{folder} holds {report['bad']:,} bad rows (bad_rows.jsonl): mend them, or take them out with "
+            f"`llaso data validate {folder} --set-aside`"
+        )
     # What validation saw counts here, not what build.json may have been made to say since.
     is_manifest = bool(report["manifest"])
     if (closed := corpus_folder.closed_sources(record)) and not (manifest_only or is_manifest):
@@ -114,7 +117,8 @@ def _check(folder: Path, record: Mapping[str, Any], manifest_only: bool) -> bool
     leaks = folder / "leakage.json"
     if leaks.exists() and not json.loads(leaks.read_text(encoding="utf-8"))["clean"]:
         raise ValueError(
-            f"{folder} shares rows with training ({leaks}): run `llaso data validate {folder} --against` and the "
+            f"{folder} shares rows with training ({leaks}): run `llaso data validate {folder} --set-aside "
+            "--against` and the "
             "folders of the corpora named there"
         )
     return is_manifest

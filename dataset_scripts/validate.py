@@ -1,8 +1,8 @@
 """Whether a corpus may be used: every row's audio, text, labels and separation are checked.
 
-Reads a corpus folder row by row; writes `validation.json`, `validation.html` and `bad_rows.jsonl`, and takes bad rows
-out of their shards into `.build/set_aside/`. A run never dies of one bad row. Everything is made beside the corpus
-and moved into it at the end, so that a run that is killed leaves the corpus as it was.
+Reads a corpus folder row by row; writes `validation.json`, `validation.html` and `bad_rows.jsonl`, and, if asked to,
+takes bad rows out of their shards into `.build/set_aside/`. A run never dies of one bad row. Everything is made beside
+the corpus and moved into it at the end, so that a run that is killed leaves the corpus as it was.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def validate(
     folder: Path,
     *,
     against: Sequence[Path] = (),
-    set_aside: bool = True,
+    set_aside: bool = False,
     examples: int = 12,
     workers: int = 1,
     seed: int = 0,
@@ -59,7 +59,7 @@ def validate(
         folder: a corpus folder.
         against: other corpora, whose rows of other splits must share no audio, speaker, voice, sentence or recording
             with this one's; they are only read. `leakage.json` is written anew.
-        set_aside: take bad rows out of their shards; otherwise only list them.
+        set_aside: take bad rows out of their shards; by default they are only listed.
         examples: rows with a player on the page, drawn by hash.
         workers: processes that listen to the audio, a shard each. The result does not depend on it.
         seed: of that draw.

@@ -58,7 +58,9 @@ def add_parser(commands) -> None:
         metavar="DIR",
         help="other corpora that must share nothing with it",
     )
-    validate.add_argument("--dry-run", action="store_true", help="report bad rows, but leave them where they are")
+    validate.add_argument(
+        "--set-aside", action="store_true", help="take bad rows out of the corpus (default: only report them)"
+    )
     validate.add_argument(
         "--examples", type=at_least_0, default=12, metavar="N", help="players on the page (default 12)"
     )
@@ -209,7 +211,8 @@ def _summary(out: Path) -> int:
                 )
             elif any(entry["shared"].values()):
                 print(
-                    f"`llaso data validate` on {name} with --against {out} takes those rows out of it", file=sys.stderr
+                    f"`llaso data validate` on {name} with --set-aside --against {out} takes those rows out of it",
+                    file=sys.stderr,
                 )
         return 1
     return 0
@@ -221,12 +224,12 @@ def _validate(arguments: argparse.Namespace) -> int:
     report = validate(
         arguments.folder,
         against=arguments.against,
-        set_aside=not arguments.dry_run,
+        set_aside=arguments.set_aside,
         examples=arguments.examples,
         workers=arguments.workers,
         progress=_Progress("checked"),
     )
-    before = report["set_aside"] - report["found"] * (not arguments.dry_run)
+    before = report["set_aside"] - report["found"] * arguments.set_aside
     print(
         f"{report['rows'] + report['set_aside'] - before:,} rows checked, {report['found']:,} bad"
         + f", {before:,} set aside before" * bool(before)

@@ -216,10 +216,10 @@ def test_only_what_was_validated_is_published(corpus: Path, hub: HubServer, caps
     pq.write_table(pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema), file)
     refused("has changed since it was validated")
     refused("has changed since it was validated", corpus, "--manifest-only")
-    validate(corpus, set_aside=False)
+    validate(corpus)
     refused("holds 1 bad rows (bad_rows.jsonl)")
     file.write_bytes(before)
-    validate(corpus)
+    validate(corpus, set_aside=True)
     stray = file.with_name(f"old-{file.name}")
     stray.write_bytes(before)
     refused("is no part of this corpus")
@@ -315,7 +315,7 @@ def test_a_manifest_is_made_anew_when_the_corpus_changed(closed: Path, hub: HubS
     rows = pq.read_table(file).to_pylist()
     rows[0]["target"] = ""
     pq.write_table(pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema), file)
-    assert validate(closed)["found"] == 1
+    assert validate(closed, set_aside=True)["found"] == 1
     assert main(["data", "publish", str(closed), "owner/closed", "--manifest-only"]) == 0
     ids = {row["id"] for row in published_rows(hub.files("datasets/owner/closed"))}
     assert rows[0]["id"] not in ids and len(ids) == len(rows_of(closed))

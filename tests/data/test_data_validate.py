@@ -14,6 +14,7 @@ from collections import Counter
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,14 +26,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tiny_corpus import DYING, SOURCE, VOICES, read, write_recordings
 
+from dataset_scripts import validate as validation
 from dataset_scripts.build import build
 from dataset_scripts.checks import faults_of
-from dataset_scripts.validate import _each, validate
+from dataset_scripts.validate import _each
 from llaso.cli import main
 from llaso_common.folder_lock import FolderBusy
 from llaso_common.schema import FEATURES
 
 SETTINGS = {"voices": VOICES, "rows_per_shard": 20, "eval_rows": 30, "validation_rows": 10}
+
+
+def validate(folder: Path, *, set_aside: bool = True, **options: Any) -> dict[str, Any]:
+    """Check a corpus and, unless told otherwise, take its bad rows out."""
+    return validation.validate(folder, set_aside=set_aside, **options)
 
 
 def flac(samples: np.ndarray, rate: int = 16_000) -> bytes:
@@ -282,10 +289,10 @@ def test_bad_rows_are_set_aside_with_their_reasons(corpus: Path):
         pa.Table.from_pylist([{**row, "target": ""} for row in rows], schema=FEATURES.arrow_schema), emptied
     )
     before = contents(corpus)
-    assert main(["data", "validate", str(corpus), "--dry-run"]) == 1
+    assert main(["data", "validate", str(corpus)]) == 1
     assert {name: data for name, data in contents(corpus).items() if name in before} == before
     assert [entry["set_aside"] for entry in listed(corpus)] == [False] * (4 + len(rows))
-    assert main(["data", "validate", str(corpus)]) == 1
+    assert main(["data", "validate", str(corpus), "--set-aside"]) == 1
     place = str(file.relative_to(corpus))
     kinds = {
         (e["row"], e["id"]): [r.split(":")[0] for r in e["reasons"]] for e in listed(corpus) if e["file"] == place
@@ -541,7 +548,7 @@ def test_corpora_are_compared_with_one_another(tmp_path: Path, capsys: pytest.Ca
     folder = write_corpus(tmp_path / "eval", {"text_audio.test-paralinguistic": rows})
     before = contents(other)
     assert validate(folder)["found"] == 0
-    assert main(["data", "validate", str(folder), "--against", str(other), str(other)]) == 1
+    assert main(["data", "validate", str(folder), "--set-aside", "--against", str(other), str(other)]) == 1
     said = capsys.readouterr().out
     assert "sentences and recordings of other are not known here" in said
     assert [(entry["id"], entry["reasons"]) for entry in listed(folder)] == [
@@ -598,7 +605,7 @@ KILL = """
 {dying}
 from dataset_scripts import validate
 {patch}
-validate.validate(Path(sys.argv[1]))
+validate.validate(Path(sys.argv[1]), set_aside=True)
 """
 
 
@@ -631,7 +638,7 @@ def test_the_result_is_the_same_with_any_number_of_workers(corpus: Path, tmp_pat
     twin = Path(shutil.copytree(corpus, tmp_path / "twin" / corpus.name))
     seen: list[tuple[int, int]] = []
     one = validate(corpus, examples=5, progress=lambda *now: seen.append(now))
-    assert main(["data", "validate", str(twin), "--examples", "5", "--workers", "2"]) == 1
+    assert main(["data", "validate", str(twin), "--set-aside", "--examples", "5", "--workers", "2"]) == 1
     assert contents(corpus) == contents(twin)
     total = one["rows"] + one["found"]
     assert one["found"] > 2 and seen[-1] == (total, total)
