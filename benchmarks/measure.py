@@ -80,7 +80,7 @@ def generation(subject: Subject, model: PreTrainedModel, new_tokens: int) -> Cal
 
 
 @dataclass(frozen=True)
-class Task:
+class Workload:
     """Something a model does with a batch.
 
     Args:
@@ -95,10 +95,10 @@ class Task:
 
 
 TASKS = {
-    "stage-1 step": Task(lambda subject, model, size: training_step(subject, model, 1), answers=True),
-    "stage-2 step": Task(lambda subject, model, size: training_step(subject, model, 2), answers=True),
-    "first token": Task(lambda subject, model, size: generation(subject, model, 1), one_row=True),
-    "generation": Task(lambda subject, model, size: generation(subject, model, size.new_tokens)),
+    "stage-1 step": Workload(lambda subject, model, size: training_step(subject, model, 1), answers=True),
+    "stage-2 step": Workload(lambda subject, model, size: training_step(subject, model, 2), answers=True),
+    "first token": Workload(lambda subject, model, size: generation(subject, model, 1), one_row=True),
+    "generation": Workload(lambda subject, model, size: generation(subject, model, size.new_tokens)),
 }
 
 
