@@ -1,6 +1,6 @@
-"""The 20 tasks of LLaSO as the evaluation sees them: what kind of answer each asks for.
+"""The tasks as they are scored: those of `llaso_common.tasks`, ages in years apart, and the scales of numbers.
 
-`TASKS` is the whole table; a new task is one line of it. Which metric ranks a kind of answer stands in `metrics`.
+Which metric ranks a kind of answer stands in `metrics`.
 """
 
 from __future__ import annotations
