@@ -33,7 +33,7 @@ TOLERANCE_S = 0.1
 PAUSE_S = 0.35
 """Silence between recordings that are joined into one clip, seconds."""
 
-_BLOCK = 1 << 20
+BLOCK_FRAMES = 1 << 20
 """Frames decoded at once: a header may promise more than any memory holds."""
 _OGG_PAGE = 65_307
 """Bytes of the largest page of an Ogg file."""
@@ -327,7 +327,7 @@ def _sndfile(stream: BinaryIO, name: str) -> Iterator[soundfile.SoundFile]:
 def _sndfile_blocks(file: soundfile.SoundFile, frames: int, promised: int, name: str) -> Iterator[np.ndarray]:
     """Decode the next frames, as many as there are, and compare them with the promised ones."""
     arrived = 0
-    while len(block := file.read(min(frames - arrived, _BLOCK), dtype="float32", always_2d=True)):
+    while len(block := file.read(min(frames - arrived, BLOCK_FRAMES), dtype="float32", always_2d=True)):
         arrived += len(block)
         yield block
     _check_arrived(arrived, promised, file.samplerate, name)

@@ -118,7 +118,7 @@ def test_blocks_are_the_whole(monkeypatch: pytest.MonkeyPatch, rate: int):
     buffer = io.BytesIO()
     soundfile.write(buffer, NOISE, rate, format="WAV", subtype="FLOAT")
     whole = read_audio(buffer.getvalue())
-    monkeypatch.setattr("llaso_common.audio._BLOCK", 7_001)
+    monkeypatch.setattr("llaso_common.audio.BLOCK_FRAMES", 7_001)
     blocks = list(audio_blocks(buffer.getvalue()))
     assert len(blocks) > 5 and max(map(len, blocks)) < 10_000
     np.testing.assert_allclose(np.concatenate(blocks), whole, atol=1e-5)

@@ -11,7 +11,6 @@ import torch
 from support.tiny_llaso import RATE, tiny_llaso, tone
 
 from llaso.commands.transcribe_files import transcribe_files
-from llaso.transcription import recordings
 from llaso.transcription.recordings import decoded
 from llaso.transcription.transcriber import Transcriber
 from llaso.transcription.transcript_formats import Segment, joined_text, transcript
@@ -110,7 +109,7 @@ def test_blocks_are_the_recording_as_a_whole(tmp_path, monkeypatch, kind, rate, 
     path = tmp_path / f"clip.{kind.lower()}"
     sound = np.random.default_rng(0).normal(0, 0.1, (round(3.3 * rate), channels)).astype(np.float32)
     soundfile.write(path, sound, rate, format=kind)
-    monkeypatch.setattr(recordings, "BLOCK_SECONDS", 1)
+    monkeypatch.setattr("llaso_common.audio.BLOCK_FRAMES", rate)
     with decoded(path, RATE) as samples:
         np.testing.assert_allclose(samples, read_audio(path), atol=2e-4)
 
