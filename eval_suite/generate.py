@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from llaso_common.atomic_write import write_atomically
 from llaso_common.audio import read_audio
 
-from .answer_records import Records, Reply, write_predictions
+from .answer_records import GENERATION, Records, Reply, write_predictions
 from .backends import AnswerBackend, CallableBackend, EndpointBackend, GenerationSettings, Request, TransformersBackend
 from .corpus import EvalCorpus, Question, digest
 from .endpoint import ChatEndpoint
@@ -58,6 +58,7 @@ def generate(
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
     retry_errors: bool = False,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> Path:
     """Answer every row of `data` and write the predictions folder `out`.
@@ -84,6 +85,7 @@ def generate(
         trust_remote_code: run model code that travels with the checkpoint.
         attn_implementation: the model's own choice by default.
         retry_errors: ask rows again that failed in an earlier run.
+        overwrite: replace finished predictions of another model, or of this one with other settings.
         progress: show a bar with the time left.
 
     Returns:
@@ -120,6 +122,8 @@ def generate(
     run = GenerationRun(
         backend, EvalCorpus(data, config, split, limit), Path(out), batch_size, progress, samples, wordings
     )
+    if not overwrite:
+        run.refuse_answers_of_another()
     return run.complete(retry_errors)
 
 
@@ -150,6 +154,24 @@ class GenerationRun:
         self.batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
         self._failures: dict[str, int] = {}
         self._successes = 0
+
+    def refuse_answers_of_another(self) -> None:
+        """Raise ValueError if `out` holds finished predictions that this run would overwrite with others."""
+        file = self.out / GENERATION
+        if not file.exists():
+            return
+        was = json.loads(file.read_text(encoding="utf-8"))
+        now = {
+            "model": self.backend.name,
+            "revision": self.revision,
+            "settings": dataclasses.asdict(self.backend.settings),
+        }
+        changed = [name for name, value in now.items() if was[name] != value]
+        if changed:
+            raise ValueError(
+                f"{self.out} holds the answers of {was['model']} with another {' and '.join(changed)}; choose another "
+                "folder, or replace them with --overwrite"
+            )
 
     def complete(self, retry_errors: bool = False) -> Path:
         """Answer what is missing; write the predictions once nothing is."""

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from llaso_common.output_folder import refuse_existing
+
 from .option_types import DTYPES, at_least_1, device, path, resamples, seed, share, some_text, temperature
 
 
@@ -260,6 +262,11 @@ def _groups(arguments: argparse.Namespace) -> None:
         _write_json({"schema": 1, "system": scored.system, "groups": groups, "repeats": repeats}, arguments.out)
 
 
+def _add_page_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=path, required=True, help="the folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="write to a folder that is not empty")
+
+
 def _add_board(steps) -> None:
     parser = steps.add_parser(
         "board",
@@ -268,7 +275,7 @@ def _add_board(steps) -> None:
         "such folders) are scored under both protocols first.",
     )
     parser.add_argument("systems", type=path, nargs="+", metavar="DIR", help="scores.json, or folders of answers")
-    parser.add_argument("--out", type=path, required=True, help="the folder to write")
+    _add_page_folder(parser)
     parser.add_argument("--title", default="LLaSO-Eval", help="heading of the page (default: %(default)s)")
     parser.add_argument("--resamples", type=resamples, default=1000, help="bootstrap resamples (default: %(default)s)")
     parser.add_argument("--seed", type=seed, default=0, help="of the bootstrap (default: %(default)s)")
@@ -279,6 +286,7 @@ def _board(arguments: argparse.Namespace) -> None:
     from eval_suite.board import write_board
     from eval_suite.report import collect
 
+    refuse_existing(arguments.out, arguments.overwrite)
     options = {"resamples": arguments.resamples, "seed": arguments.seed}
     out = write_board(collect(arguments.systems, **options), arguments.out, title=arguments.title, **options)
     print(f"board: {out / 'index.html'}")
@@ -343,6 +351,9 @@ def _generation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--attn-implementation", help="e.g. sdpa; the model's own choice by default")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that travels with the checkpoint")
     parser.add_argument("--retry-errors", action="store_true", help="ask rows again that failed before")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace finished answers of another model or of other settings"
+    )
 
 
 def _generate(arguments: argparse.Namespace) -> int:
@@ -369,6 +380,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         trust_remote_code=arguments.trust_remote_code,
         attn_implementation=arguments.attn_implementation,
         retry_errors=arguments.retry_errors,
+        overwrite=arguments.overwrite,
     )
     if int(os.environ.get("RANK", "0")) != 0:
         return 0  # the first process of `accelerate launch` speaks for all
@@ -489,7 +501,7 @@ def _add_report(steps) -> None:
         "first, so that one command goes from answers to the page.",
     )
     parser.add_argument("scores", type=path, nargs="+", help="scores.json files, or folders of answers")
-    parser.add_argument("--out", type=path, required=True, help="the folder to write")
+    _add_page_folder(parser)
     parser.add_argument("--no-examples", action="store_true", help="show no single rows")
     parser.add_argument("--data", help="corpus folder or Hub id for the examples' sound")
     parser.add_argument("--title", default="LLaSO-Eval", help="heading of the page (default: %(default)s)")
@@ -503,6 +515,7 @@ def _add_report(steps) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     from eval_suite.report import collect, write_report
 
+    refuse_existing(arguments.out, arguments.overwrite)
     out = write_report(
         collect(arguments.scores, resamples=arguments.resamples, seed=arguments.seed),
         arguments.out,

@@ -288,7 +288,9 @@ class _Pipeline:
         """Answers to LLaSO-Eval."""
         from eval_suite.generate import generate
 
-        generate(self.model, self.corpus("eval"), self.out / "predictions", batch_size=32, max_new_tokens=64)
+        generate(
+            self.model, self.corpus("eval"), self.out / "predictions", batch_size=32, max_new_tokens=64, overwrite=True
+        )
         return {}
 
     def report(self) -> dict[str, Any]:

@@ -385,7 +385,10 @@ def test_another_checkpoint_in_the_same_folder_is_asked_anew(checkpoints, corpus
     with torch.no_grad():
         network.get_output_embeddings().weight.mul_(-1)
     network.save_pretrained(model)
-    generate(model, corpus, out, max_new_tokens=4, progress=False)
+    with pytest.raises(ValueError, match="with another revision"):
+        generate(model, corpus, out, max_new_tokens=4, progress=False)
+    assert before == predictions(out)
+    generate(model, corpus, out, max_new_tokens=4, overwrite=True, progress=False)
     assert before != predictions(out)
 
 
@@ -469,3 +472,22 @@ def test_endpoint_failures_pass_belong_to_a_row_or_stop_the_run(corpus, tmp_path
     assert not list((tmp_path / "gone" / "records").glob("*"))  # nothing failed, so nothing is recorded
     with pytest.raises(ValueError, match="no http"):
         generate("m", corpus, tmp_path / "gone", endpoint="localhost:1", progress=False)
+
+
+def test_answers_of_another_model_are_kept_unless_asked_to_overwrite(corpus, tmp_path):
+    out = tmp_path / "out"
+
+    def other(requests):
+        return ["something else"] * len(requests)
+
+    generate(echo, corpus, out, progress=False)
+    kept = finals(out)
+    with pytest.raises(ValueError, match="holds the answers of .*echo with another model.* --overwrite"):
+        generate(other, corpus, out, progress=False)
+    with pytest.raises(ValueError, match="with another settings"):
+        generate(echo, corpus, out, temperature=0.5, progress=False)
+    assert finals(out) == kept
+    generate(echo, corpus, out, progress=False)  # the same again changes nothing
+    assert finals(out) == kept
+    generate(other, corpus, out, overwrite=True, progress=False)
+    assert finals(out) != kept

@@ -20,6 +20,7 @@ from eval_suite.generate import generate
 from eval_suite.report import collect, number, percent, write_report
 from eval_suite.score import score, score_rows
 from eval_suite.summary import summarize, verdict
+from llaso.cli import main
 
 EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>"\'&| **bold** `code`'
 LABELS = ("male", "female")
@@ -313,3 +314,16 @@ def test_radar_puts_one_at_the_rim_and_zero_in_the_centre():
     dots = re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', drawing)
     assert dots == [("200.0", "35.0"), ("200.0", "200.0")]
     assert "c&lt;" in drawing
+
+
+@pytest.mark.parametrize("command", ["report", "board"])
+def test_pages_are_written_over_only_when_asked(command, made, tmp_path, capsys):
+    out = tmp_path / "page"
+    out.mkdir()
+    (out / "mine.txt").write_text("kept")
+    asked = ["eval", command, str(made["good"]), str(made["poor"]), "--out", str(out), "--resamples", "50"]
+    assert main(asked) == 2
+    assert "it holds mine.txt" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["mine.txt"]
+    assert main([*asked, "--overwrite"]) == 0
+    assert (out / "index.html").is_file() and (out / "mine.txt").read_text() == "kept"

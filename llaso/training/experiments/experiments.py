@@ -402,7 +402,13 @@ def _generate_and_score(
     lock.detach()  # this process's copy of the lock, held until it ends
     try:
         generate(
-            str(model), corpus, predictions, limit=rows or None, batch_size=ROWS_AT_ONCE, max_new_tokens=ANSWER_TOKENS
+            str(model),
+            corpus,
+            predictions,
+            limit=rows or None,
+            batch_size=ROWS_AT_ONCE,
+            max_new_tokens=ANSWER_TOKENS,
+            overwrite=True,
         )
         made = json.loads((predictions / "generation.json").read_text(encoding="utf-8"))
         if made["errors"] == made["rows"]:
