@@ -27,6 +27,7 @@ from dataset_scripts.release_export import export_release
 from dataset_scripts.release_import import import_release
 from dataset_scripts.validate import validate
 from llaso.cli import main
+from llaso_common.folder_lock import LOCK
 from llaso_common.schema import FEATURES
 
 SETTINGS = {"voices": VOICES, "rows_per_shard": 20, "eval_rows": 30, "validation_rows": 10}
@@ -113,7 +114,7 @@ def test_publish_is_cut_goes_on_and_is_read(
 ):
     monkeypatch.setattr("huggingface_hub.utils._http.time", Hasty())  # else it waits half a minute between its tries
     command = ["data", "publish", str(corpus), "owner/llaso-instruct"]
-    for name in (".build/set_aside/x.parquet", "data/text_audio/.train-x.parquet.part", "validation.html.part"):
+    for name in (".build/set_aside/x.parquet", "data/text_audio/.train-x.parquet.part", "validation.html.part", LOCK):
         (corpus / name).parent.mkdir(parents=True, exist_ok=True)
         (corpus / name).write_bytes(b"not of the corpus")
     hub.cut_after(2)

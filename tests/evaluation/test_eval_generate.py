@@ -122,6 +122,9 @@ def test_one_bad_row_is_an_error_with_its_reason(tmp_path):
     rows = default_rows(6)
     rows[2]["audio"][0]["bytes"] = b"not a sound"
     rows[4]["audio"] = []
+    silence = io.BytesIO()
+    soundfile.write(silence, np.zeros(16_000), 16_000, format="FLAC")
+    rows[5]["audio"][0]["bytes"] = silence.getvalue()
     data = write_corpus(tmp_path / "data", rows)
 
     def touchy(requests):
@@ -134,7 +137,8 @@ def test_one_bad_row_is_an_error_with_its_reason(tmp_path):
     assert records["row-001"]["error"] == "RuntimeError: cannot hear this one"
     assert records["row-002"]["error"].startswith("clip 0: not readable as audio")
     assert records["row-004"]["error"] == "the messages name 1 clip(s), the row holds 0"
-    assert [records[f"row-00{n}"]["error"] for n in (0, 3, 5)] == [None] * 3
+    assert records["row-005"]["error"] == "clip 0: the recording is silent"
+    assert [records[f"row-00{n}"]["error"] for n in (0, 3)] == [None] * 2
     assert records["row-001"]["prediction"] == ""
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import shutil
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 from support.tiny_training import FEATURES, row, save_backbones, save_corpus
 from torch.utils.data import DataLoader
 
@@ -95,6 +98,13 @@ def test_a_file_cut_short_is_named(tmp_path, streaming):
         open_corpus(DataChoice(str(tmp_path / "corpus"), streaming=streaming), seed=0)
 
 
+def wav(amplitude: float) -> bytes:
+    """One second of a square wave, 16-bit at 16 kHz."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, amplitude * np.sign(np.sin(np.arange(16_000) / 5)), 16_000, format="WAV")
+    return buffer.getvalue()
+
+
 def empty_rows() -> dict[str, dict[str, Any]]:
     """Rows of the right types with nulls inside, or what is neither text nor audio; by what is said of them."""
     user, assistant = row(0)["messages"]
@@ -109,6 +119,10 @@ def empty_rows() -> dict[str, dict[str, Any]]:
         "its `task` is null": {"task": None},
         "its messages have 1 places for audio, but it has 0": {"audio": None},
         "a clip cannot be read: it has neither bytes nor a path": {"audio": [None]},
+        "clip 0: the recording is silent": {"audio": [{"bytes": wav(0.0), "path": None}]},
+        "clip 0: the file is cut off: the last 0.50 of 1.00 s are missing": {
+            "audio": [{"bytes": wav(0.1)[: 44 + 16_000], "path": None}]
+        },
     }
 
 
