@@ -151,6 +151,8 @@ def audio_seconds(source: Any, *, name: str | None = None, start: float = 0.0, e
             first, last = _stretch(seconds, 1.0, start, end, name)
             return last - first
         with _sndfile(stream, name) as file:
+            if not file.frames:
+                raise AudioError(name, "the recording holds no samples")
             first, last = _stretch(file.frames, file.samplerate, start, end, name)
             return (last - first) / file.samplerate
 
@@ -220,7 +222,8 @@ def _read(
 def _array(source: Any, name: str) -> np.ndarray:
     """Mono samples that are numbers, as a column."""
     if hasattr(source, "detach"):  # a tensor, perhaps of another device
-        source = source.detach().cpu().float()
+        source = source.detach().cpu()
+        source = source.float() if source.is_floating_point() else source  # numpy has no bfloat16
     try:
         samples = np.asarray(source)
         if samples.dtype.kind not in "fiu":

@@ -75,6 +75,8 @@ def test_samples_come_as_arrays_tensors_lists_and_decoders():
     mono = NOISE.mean(axis=1)
     for source in (mono, mono[:, None], mono.astype(np.float64), mono.tolist(), torch.tensor(mono)[None]):
         np.testing.assert_allclose(read_audio(source, rate=RATE), HEARD, atol=1e-6)
+    halves = torch.tensor(mono, dtype=torch.bfloat16)
+    np.testing.assert_allclose(read_audio(halves, rate=RATE), HEARD, atol=1e-2)
     np.testing.assert_array_equal(read_audio({"array": mono, "sampling_rate": RATE, "path": None}), HEARD)
     samples = SimpleNamespace(data=torch.tensor(NOISE.T), sample_rate=RATE)  # torchcodec.AudioSamples
     np.testing.assert_allclose(read_audio(samples), HEARD, atol=1e-6)
@@ -92,7 +94,9 @@ def test_samples_of_unknown_or_contradicted_rate_are_refused():
 
 def test_what_is_no_recording_is_refused():
     assert "average several beforehand" in reason(NOISE, rate=RATE)
-    assert "divide 16-bit samples by 32768" in reason((NOISE[:, 0] * 32767).astype(np.int16), rate=RATE)
+    whole_numbers = (NOISE[:, 0] * 32767).astype(np.int16)
+    for source in (whole_numbers, torch.tensor(whole_numbers), whole_numbers.tolist()):
+        assert "divide 16-bit samples by 32768" in reason(source, rate=RATE)
     for source in (object(), None, "text".split(), {1, 2}):
         assert "is neither a file nor samples" in reason(source, rate=RATE)
     assert "neither `bytes` nor a `path`" in reason({"bytes": None, "path": None})
@@ -212,6 +216,8 @@ def test_empty_and_broken_files_are_named(tmp_path: Path):
             read_audio(tmp_path / name)
         assert str(caught.value).startswith(f"{tmp_path / name}: {said}")
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    with pytest.raises(AudioError, match=r"none\.wav: the recording holds no samples"):
+        audio_seconds(tmp_path / "none.wav")
     assert reason(b"") == "the file is empty"
     assert reason(str(tmp_path / "lost.wav"), name="clip 3") == f"there is no file {tmp_path / 'lost.wav'}"
 
