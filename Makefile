@@ -6,12 +6,16 @@ EXTRAS := formats,tts,data,train,eval,serve,demo,docs,dev
 OUT    ?= runs/quickstart
 SPEECH ?=
 
-.PHONY: quickstart test check bench docs clean
+.PHONY: quickstart test test-versions check bench docs clean
 quickstart: $(VENV)/.ready
 	$(BIN)/llaso quickstart --out $(OUT) $(if $(SPEECH),--speech $(SPEECH))
 
 test: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+# The lowest transformers, the one in constraints.txt and the newest, each in an environment of its own (half an hour).
+test-versions: $(VENV)/.ready
+	LLASO_TEST_VERSIONS=1 $(BIN)/python -m pytest -m versions tests/model/test_versions.py $(ARGS)
 
 check: $(VENV)/.ready
 	$(BIN)/ruff format --check .

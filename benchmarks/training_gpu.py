@@ -24,6 +24,7 @@ from llaso.training.recipe.recipe import Recipe, load_recipe
 from llaso.training.run.model_parts import freeze_all_but, hold_frozen_in, keep_frozen
 from llaso_common.audio import MEL_FRAMES_PER_SECOND
 from modeling_llaso import LlasoConfig, LlasoForConditionalGeneration, count_audio_tokens, preset
+from modeling_llaso.compatibility_llaso import checkpoint_activations
 
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "RTX 4090": 165.0}
 """Dense bf16 products a second, from the makers' data sheets."""
@@ -109,7 +110,7 @@ def measure(recipe: Recipe, padding: str, arguments: argparse.Namespace) -> dict
     batch = batch_of(config, rows, arguments.seconds, device)
     flops = rows * arguments.accumulation * flops_of_a_row(model, {k: v[:1] for k, v in batch.items()}, device)
     if recipe.compute.gradient_checkpointing:
-        model.activation_checkpointing_enable()
+        checkpoint_activations(model)
         keep_frozen(frozen, model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=recipe.optimizer.learning_rate, fused=True)

@@ -4,6 +4,10 @@ Importing this package registers the classes with transformers' Auto classes, so
 `AutoModelForMultimodalLM` open LLaSO checkpoints.
 """
 
+from .compatibility_llaso import TRIED_TRANSFORMERS
+
+# isort: split
+# After the line above, which refuses a transformers that is too old before anything of it is missed.
 from transformers import AutoConfig, AutoModel, AutoModelForMultimodalLM, AutoModelForSeq2SeqLM, AutoProcessor
 
 from llaso_common import __version__
@@ -19,6 +23,7 @@ AutoModelForMultimodalLM.register(LlasoConfig, LlasoForConditionalGeneration, ex
 AutoModelForSeq2SeqLM.register(LlasoConfig, LlasoForConditionalGeneration, exist_ok=True)
 
 __all__ = [
+    "TRIED_TRANSFORMERS",
     "LlasoConfig",
     "LlasoForConditionalGeneration",
     "LlasoModel",

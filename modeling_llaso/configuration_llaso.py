@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig, WhisperConfig
-from transformers.configuration_utils import SubConfigSpec
+
+from .compatibility_llaso import TRIED_TRANSFORMERS
 
 AUDIO_PADDINGS = ("full", "trim")
 POOLINGS = ("average", "concatenate")
@@ -88,6 +89,8 @@ class LlasoConfig(PreTrainedConfig):
         audio_padding (`str`): `"full"` encodes whole windows of silence-padded audio, as released; `"trim"` encodes
             and attends to the real frames only. Processor and model must agree.
         tie_word_embeddings (`bool`): whether the head shares the input embeddings; by default as in `text_config`.
+        tried_transformers (`str`): the versions of transformers this code was tried with. It is written for readers of
+            `config.json`, and never read back.
 
     Raises:
         ValueError: on a value outside the choices above.
@@ -102,10 +105,7 @@ class LlasoConfig(PreTrainedConfig):
     ```"""
 
     model_type = "llaso"
-    sub_configs_defaults = {
-        "audio_config": SubConfigSpec(config_class=WhisperConfig, init_kwargs=WHISPER_LARGE_V3),
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama", init_kwargs=LLAMA_3_2_3B),
-    }
+    sub_configs = {"audio_config": WhisperConfig, "text_config": AutoConfig}  # type: ignore[assignment]
     _auto_class = "AutoConfig"
 
     audio_config: SubConfig = None
@@ -116,8 +116,16 @@ class LlasoConfig(PreTrainedConfig):
     projector_pooling: str = "average"
     audio_padding: str = "full"
     tie_word_embeddings: bool | None = None
+    tried_transformers: str = TRIED_TRANSFORMERS
 
     def __post_init__(self, **kwargs):
+        # Built here: what transformers builds by itself has changed from version to version.
+        if not isinstance(self.audio_config, PreTrainedConfig):
+            self.audio_config = WhisperConfig(**_fields(self.audio_config, WHISPER_LARGE_V3))
+        if not isinstance(self.text_config, PreTrainedConfig):
+            fields = {"model_type": "llama", **_fields(self.text_config, LLAMA_3_2_3B)}
+            self.text_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        self.tried_transformers = TRIED_TRANSFORMERS  # of the code that runs, not of the code that saved
         super().__post_init__(**kwargs)
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = self.text_config.tie_word_embeddings
@@ -134,6 +142,10 @@ class LlasoConfig(PreTrainedConfig):
     def max_frames(self) -> int:
         """Mel frames of one full window: 3000 for Whisper's 30 s."""
         return 2 * self.audio_config.max_source_positions
+
+
+def _fields(given: dict[str, Any] | None, default: dict[str, Any]) -> dict[str, Any]:
+    return dict(default if given is None else given)
 
 
 PRESETS: dict[str, dict[str, Any]] = {

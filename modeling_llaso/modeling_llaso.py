@@ -14,14 +14,18 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
-from transformers.modeling_utils import slice_logits_to_keep
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+)
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple, torch_compilable_check
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .compatibility_llaso import CACHE_SINCE_5_24, CHUNKS_PREFILL_SINCE_5_23, given_cache
 from .configuration_llaso import LlasoConfig
 
 AUTO_MAP = {
@@ -42,23 +46,16 @@ class LlasoModelOutputWithPast(BaseModelOutputWithPast):
 
 
 @dataclass
-class LlasoCausalLMOutputWithPast(ModelOutput):
+class LlasoCausalLMOutputWithPast(CausalLMOutputWithPast):
     r"""
     loss (`torch.Tensor` of shape `(1,)`, *optional*, returned when `labels` is provided):
         Next-token cross-entropy.
     logits (`torch.Tensor` of shape `(batch_size, sequence_length, vocab_size)`):
         Scores before the softmax; `(kept, vocab_size)` where `logits_to_keep` was a boolean mask.
-    past_key_values (`Cache`, *optional*):
-        Keys and values of the language model.
     audio_hidden_states (`torch.Tensor` of shape `(audio_tokens, hidden_size)`, *optional*):
         The projected audio vectors.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor] | None = None
-    attentions: tuple[torch.Tensor] | None = None
     audio_hidden_states: torch.Tensor | None = None
 
 
@@ -74,6 +71,26 @@ class LlasoAudioOutput(BaseModelOutputWithPooling):
     """
 
     vector_mask: torch.Tensor | None = None
+
+
+def kept_positions(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+    """The hidden states whose logits are asked for, as everywhere in transformers.
+
+    Args:
+        hidden_states: `(batch, length, hidden_size)`.
+        logits_to_keep: that many last positions (0: all); positions for all rows, `(kept,)`; positions for each row,
+            `(batch, kept)`; or a boolean mask `(batch, length)`.
+
+    Returns:
+        `(batch, kept, hidden_size)`; `(kept, hidden_size)` for a mask.
+    """
+    if isinstance(logits_to_keep, int):
+        return hidden_states[:, -logits_to_keep:, :]
+    if logits_to_keep.dtype == torch.bool and logits_to_keep.ndim == 2:
+        return hidden_states[logits_to_keep]
+    if logits_to_keep.ndim == 2:
+        return torch.take_along_dim(hidden_states, logits_to_keep[..., None], dim=1)
+    return hidden_states[:, logits_to_keep, :]
 
 
 class LlasoEncoder(WhisperEncoder):
@@ -156,7 +173,7 @@ class LlasoPreTrainedModel(PreTrainedModel):
     input_modalities = ("audio", "text")  # type: ignore[assignment]
     supports_gradient_checkpointing = True
     _no_split_modules = ["WhisperEncoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache", "past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -354,7 +371,7 @@ class LlasoModel(LlasoPreTrainedModel):
         input_features_mask: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, Any] | None = None,
         use_cache: bool | None = None,
@@ -363,11 +380,14 @@ class LlasoModel(LlasoPreTrainedModel):
         r"""
         input_features_mask (`torch.Tensor` of shape `(windows, frames)`, *optional*):
             1 for real frames of `input_features`.
+        cache (`Cache`, *optional*):
+            Keys and values of the tokens before; `past_key_values` is taken for the same.
         mm_encoder_outputs (`dict[str, LlasoAudioOutput]`, *optional*):
             Audio encoded before: `{"audio": model.get_audio_features(…)}`. Its `pooler_output` is read, a tensor
             `(audio_tokens, hidden_size)` or a list of them in reading order; if that is None, as `encode` leaves it,
             `last_hidden_state` is projected here. If `input_features` are given too, their audio comes after this.
         """
+        cache = given_cache(cache, kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass either input_ids or inputs_embeds")
         audio_embeds = self.get_audio_embeds(input_features, input_features_mask, mm_encoder_outputs)
@@ -386,16 +406,16 @@ class LlasoModel(LlasoPreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache,
+            **{CACHE_SINCE_5_24: cache},
             **kwargs,
         )
         return LlasoModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             audio_hidden_states=audio_embeds,
+            **{CACHE_SINCE_5_24: outputs.get(CACHE_SINCE_5_24)},
         )
 
 
@@ -436,7 +456,7 @@ class LlasoForConditionalGeneration(LlasoPreTrainedModel, GenerationMixin):
         input_features_mask: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, Any] | None = None,
         labels: torch.LongTensor | None = None,
@@ -447,6 +467,8 @@ class LlasoForConditionalGeneration(LlasoPreTrainedModel, GenerationMixin):
         r"""
         input_features_mask (`torch.Tensor` of shape `(windows, frames)`, *optional*):
             1 for real frames of `input_features`.
+        cache (`Cache`, *optional*):
+            Keys and values of the tokens before; `past_key_values` is taken for the same.
         mm_encoder_outputs (`dict[str, LlasoAudioOutput]`, *optional*):
             Audio encoded before: `{"audio": model.get_audio_features(…)}`. See [`LlasoModel`].
         labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
@@ -467,14 +489,14 @@ class LlasoForConditionalGeneration(LlasoPreTrainedModel, GenerationMixin):
             input_features_mask=input_features_mask,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=given_cache(cache, kwargs),
             inputs_embeds=inputs_embeds,
             mm_encoder_outputs=mm_encoder_outputs,
             use_cache=use_cache,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
-        logits = self.compute_logits(slice_logits_to_keep(hidden_states, logits_to_keep))
+        logits = self.compute_logits(kept_positions(hidden_states, logits_to_keep))
 
         loss = None
         if labels is not None:
@@ -485,10 +507,10 @@ class LlasoForConditionalGeneration(LlasoPreTrainedModel, GenerationMixin):
         return LlasoCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             audio_hidden_states=outputs.audio_hidden_states,
+            **{CACHE_SINCE_5_24: outputs.get(CACHE_SINCE_5_24)},
         )
 
     def _prepare_generated_length(self, generation_config, **kwargs):  # type: ignore[override]
@@ -507,6 +529,24 @@ class LlasoForConditionalGeneration(LlasoPreTrainedModel, GenerationMixin):
         generation_config.max_length = min(generation_config.max_length, context)
         return generation_config
 
+    def _update_model_kwargs_for_generation(self, outputs, model_kwargs: dict[str, Any], *args, **kwargs):
+        """Audio is heard once, with the prompt: not every transformers drops what was encoded before by itself."""
+        model_kwargs = super()._update_model_kwargs_for_generation(  # type: ignore[misc]
+            outputs, model_kwargs, *args, **kwargs
+        )
+        for name in ("input_features", "input_features_mask", "mm_encoder_outputs"):
+            model_kwargs.pop(name, None)
+        return model_kwargs
+
+    def _prefill(self, input_ids: Any, generation_config, model_kwargs: dict[str, Any], *args, **kwargs):
+        chunk = generation_config.prefill_chunk_size
+        heard = any(model_kwargs.get(name) is not None for name in ("input_features", "mm_encoder_outputs"))
+        if chunk is not None and heard and not CHUNKS_PREFILL_SINCE_5_23:
+            raise ValueError(
+                "prefill_chunk_size with audio needs a newer transformers: pip install 'transformers>=5.23'"
+            )
+        return super()._prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)  # type: ignore[misc]
+
     def _expand_inputs_for_generation(
         self,
         expand_size: int = 1,
@@ -518,7 +558,7 @@ class LlasoForConditionalGeneration(LlasoPreTrainedModel, GenerationMixin):
 
         Windows and vectors are counted over the whole batch, not row by row, so they cannot be repeated as rows are.
         """
-        given = [model_kwargs.get(name) for name in ("input_features", "mm_encoder_outputs", "past_key_values")]
+        given = [model_kwargs.get(name) for name in ("input_features", "mm_encoder_outputs", CACHE_SINCE_5_24)]
         if input_ids is not None and not any(value is not None for value in given):
             if count := int(input_ids.eq(self.config.audio_token_id).sum()):
                 raise ValueError(

@@ -4,17 +4,21 @@ The prompt is the released one to the token, for Llama 3; other language models 
 arithmetic is here: windows, frames, tokens. This file travels with checkpoints.
 """
 
+import os
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers.audio_utils import AudioInput, make_audio_chat_template_content, make_list_of_audio_chat_template
+from transformers.audio_utils import AudioInput, make_list_of_audio_chat_template
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
+from transformers.utils.chat_template_utils import render_jinja_template
 
+from .compatibility_llaso import SANITIZES_SINCE_5_23
 from .configuration_llaso import AUDIO_PADDINGS, count_audio_tokens
 
 SYSTEM_PROMPT = (
@@ -173,6 +177,18 @@ def default_chat_template(tokenizer, audio_token: str = AUDIO_TOKEN) -> str:
     return template
 
 
+TEXT_DEFAULTS: Any = {"padding": True, "return_tensors": "pt"}
+AUDIO_DEFAULTS: Any = {"sampling_rate": 16_000}
+NOT_FOR_THE_TEMPLATE = ("tokenize", "return_dict", "return_tensors", "load_audio_from_video", "processor_kwargs")
+"""Arguments of `apply_chat_template` that the template itself does not see."""
+
+
+class LlasoProcessingKwargs(ProcessingKwargs, total=False):
+    """Where transformers looked for a processor's defaults before it looked at the processor's own attributes."""
+
+    _defaults = {"text_kwargs": TEXT_DEFAULTS, "audio_kwargs": AUDIO_DEFAULTS}  # type: ignore[misc]
+
+
 class LlasoProcessor(ProcessorMixin):
     r"""Prompts, audio windows and placeholders for LLaSO.
 
@@ -192,8 +208,9 @@ class LlasoProcessor(ProcessorMixin):
     """
 
     _auto_class = "AutoProcessor"
-    text_kwargs = {"padding": True, "return_tensors": "pt"}
-    audio_kwargs = {"sampling_rate": 16_000}
+    valid_processor_kwargs = LlasoProcessingKwargs
+    text_kwargs = TEXT_DEFAULTS
+    audio_kwargs = AUDIO_DEFAULTS
 
     def __init__(
         self,
@@ -365,9 +382,21 @@ class LlasoProcessor(ProcessorMixin):
     def replace_audio_token(self, audio_inputs: dict[str, Any], audio_idx: int, **kwargs) -> str:
         return self.audio_token * audio_inputs["num_audio_tokens"][audio_idx]
 
+    def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        if audio is not None and "load_audio_backend" not in kwargs:
+            rate = self.feature_extractor.sampling_rate
+            many = isinstance(audio, list | tuple)
+            heard = [_read_local(clip, rate) for clip in (audio if many else [audio])]
+            audio = heard if many else heard[0]
+        return super().prepare_inputs_layout(images=images, text=text, videos=videos, audio=audio, **kwargs)
+
     # ---- Text ----
 
     def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs) -> None:
+        if text is not None and audio is not None:
+            placeholders = sum(sample.count(self.audio_token) for sample in text)
+            if placeholders != len(audio):
+                raise ValueError(f"the text has {placeholders} audio placeholders, but {len(audio)} audios came")
         super().validate_inputs(images=images, text=text, videos=videos, audio=audio, **kwargs)
         for row, sample in enumerate(text or []):
             if not sample.strip():
@@ -430,13 +459,76 @@ class LlasoProcessor(ProcessorMixin):
         conversations: list[Any] = list(conversation) if batched else [conversation]
         if not kwargs.get("sanitize_control_tokens"):
             self.check_messages(conversations)
+        elif not SANITIZES_SINCE_5_23:
+            raise ValueError("sanitize_control_tokens needs a newer transformers: pip install 'transformers>=5.23'")
         if audio is not None:
             conversations = _with_audio(conversations, audio)
-        if kwargs.get("return_assistant_tokens_mask") and "return_tensors" not in kwargs:
-            kwargs["return_tensors"] = "pt"  # as everything else that comes out
-        return super().apply_chat_template(
-            conversations if batched else conversations[0], chat_template=chat_template, **kwargs
+        processor_kwargs = dict(kwargs.pop("processor_kwargs", None) or {})
+        if kwargs.get("tokenize") and "load_audio_backend" not in {**kwargs, **processor_kwargs}:
+            conversations = _read_paths(conversations, self.feature_extractor.sampling_rate)
+        masked = kwargs.get("return_assistant_tokens_mask") and not kwargs.get("sanitize_control_tokens")
+        masked = masked and kwargs.get("tokenize") and kwargs.get("return_dict")
+        if masked:
+            if kwargs.get("continue_final_message"):
+                raise ValueError("continue_final_message leaves the answer open, so it has no assistant mask")
+            kwargs["return_assistant_tokens_mask"] = False
+            processor_kwargs |= {"return_offsets_mapping": True, "return_text_replacement_offsets": True}
+        output: Any = super().apply_chat_template(
+            conversations if batched else conversations[0],
+            chat_template=chat_template,
+            processor_kwargs=processor_kwargs,
+            **kwargs,
         )
+        if masked:
+            self._add_assistant_masks(output, conversations, chat_template, kwargs)
+        return output
+
+    def _add_assistant_masks(
+        self,
+        inputs: BatchFeature,
+        conversations: list[list[dict[str, Any]]],
+        chat_template: str | None,
+        kwargs: dict[str, Any],
+    ) -> None:
+        """Put `assistant_masks` in the place of the offsets: 1 for the tokens that the template's assistant wrote.
+
+        transformers has its own, whose result has differed from version to version where audio stands before the
+        answer.
+        """
+        if "offset_mapping" not in inputs:
+            raise ValueError("pass what is meant for the processor in processor_kwargs, not beside it")
+        if chat_template is None:
+            chat_template = (
+                self.chat_template["default"] if isinstance(self.chat_template, dict) else self.chat_template
+            )
+        elif isinstance(self.chat_template, dict):
+            chat_template = self.chat_template.get(chat_template, chat_template)
+        seen = {name: value for name, value in kwargs.items() if name not in NOT_FOR_THE_TEMPLATE}
+        seen["return_assistant_tokens_mask"] = True
+        rendered: Any = render_jinja_template(
+            conversations=conversations, chat_template=chat_template, **{**self.tokenizer.special_tokens_map, **seen}
+        )
+        _, answers = rendered
+        offsets = inputs.pop("offset_mapping")
+        replaced = inputs.pop("text_replacement_offsets", None) or [[]] * len(offsets)
+        masks = []
+        for row, spans in enumerate(answers):
+            first, end = np.asarray(offsets[row]).reshape(-1, 2).T
+            # The spans are places in the text before its placeholders were repeated.
+            ends = [one["span"][1] for one in replaced[row]]
+            gained = [0, *(one["new_span"][1] - one["span"][1] for one in replaced[row])]
+            mask = np.zeros(len(first), dtype=np.int64)
+            for span in spans:
+                start, stop = (place + gained[bisect_right(ends, place)] for place in span)
+                mask |= (first < stop) & (end > start)  # padding has no width, so it is never inside
+            masks.append(mask)
+        input_ids = inputs["input_ids"]
+        if isinstance(input_ids, torch.Tensor):
+            inputs["assistant_masks"] = torch.from_numpy(np.stack(masks))
+        elif isinstance(input_ids, np.ndarray):
+            inputs["assistant_masks"] = np.stack(masks)
+        else:
+            inputs["assistant_masks"] = [mask.tolist() for mask in masks]
 
     def apply_transcription_request(
         self, audio: str | list[str] | AudioInput, prompt: str | Sequence[str | None] | None = None, **kwargs
@@ -451,13 +543,13 @@ class LlasoProcessor(ProcessorMixin):
         Raises:
             ValueError: no audio, or not as many prompts as audios.
         """
+        if isinstance(audio, list | tuple) and not audio:
+            raise ValueError("there is no audio to transcribe")
         clips = [
             clip.detach().cpu().numpy() if isinstance(clip, torch.Tensor) else clip
             for clip in make_list_of_audio_chat_template(audio)
         ]
         prompts = [prompt] * len(clips) if prompt is None or isinstance(prompt, str) else list(prompt)
-        if not clips:
-            raise ValueError("there is no audio to transcribe")
         if len(prompts) != len(clips):
             raise ValueError(f"{len(prompts)} prompts came for {len(clips)} audios; give one for all, or one for each")
         conversations = [
@@ -466,7 +558,7 @@ class LlasoProcessor(ProcessorMixin):
                     "role": "user",
                     "content": [
                         {"type": "text", "text": instruction or self.transcription_prompt},
-                        make_audio_chat_template_content(clip),
+                        {"type": "audio", "path" if isinstance(clip, str) else "audio": clip},
                     ],
                 }
             ]
@@ -474,11 +566,6 @@ class LlasoProcessor(ProcessorMixin):
         ]
         kwargs = {"tokenize": True, "add_generation_prompt": True, "return_dict": True, **kwargs}
         return self.apply_chat_template(conversations, **kwargs)
-
-    def _adjust_assistant_masks_indices(self, processed_dict: dict[str, Any], generation_indices: list[Any]):
-        # The offsets are read one by one, which takes far longer from a tensor than from a list.
-        processed_dict["offset_mapping"] = [np.asarray(row).tolist() for row in processed_dict["offset_mapping"]]
-        return super()._adjust_assistant_masks_indices(processed_dict, generation_indices)
 
     # The code that travels is named once, in the processor. As it saves, transformers writes it into the parts too,
     # and takes it back from the tokenizer only.
@@ -539,6 +626,55 @@ def _checked_clip(clip: Any, index: int) -> np.ndarray:
     if not np.isfinite(samples).all():
         raise ValueError(f"audio {index} holds NaN or infinite samples")
     return samples
+
+
+def _read_local(source: Any, rate: int) -> Any:
+    """Samples of a local file, mono and at `rate`; anything else as it came.
+
+    Older versions of transformers read files with librosa or torchcodec only, which few have; these are librosa's
+    steps: mean over channels, soxr at its high quality.
+
+    Raises:
+        ValueError: the file is there, but libsndfile does not read it.
+    """
+    try:
+        import soundfile
+        import soxr
+    except ImportError:
+        return source  # transformers then reads it with what is there
+    if not isinstance(source, str | os.PathLike) or not os.path.isfile(source):
+        return source
+    try:
+        samples, its_rate = soundfile.read(source, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{source}: not readable as audio ({error.error_string})") from None
+    mono = samples.mean(axis=1)
+    if its_rate == rate:
+        return mono
+    length = -(-len(mono) * rate // its_rate)
+    mono = soxr.resample(mono, its_rate, rate, quality="HQ")
+    return np.pad(mono, (0, max(0, length - len(mono))))[:length]
+
+
+def _read_paths(conversations: list[list[dict[str, Any]]], rate: int) -> list[list[dict[str, Any]]]:
+    """The conversations, with the samples in place of local files' paths."""
+    read = []
+    for conversation in conversations:
+        messages = []
+        for message in conversation:
+            content = message["content"]
+            if not isinstance(content, str):
+                content = [_read_part(part, rate) for part in content]
+            messages.append({**message, "content": content})
+        read.append(messages)
+    return read
+
+
+def _read_part(part: dict[str, Any], rate: int) -> dict[str, Any]:
+    sources = [part[key] for key in ("audio", "path", "url") if part.get(key) is not None]
+    if part["type"] != "audio" or len(sources) != 1:
+        return part
+    return {"type": "audio", "audio": heard} if (heard := _read_local(sources[0], rate)) is not sources[0] else part
 
 
 def _with_audio(conversations: list[list[dict[str, Any]]], audio: Sequence[Any]) -> list[list[dict[str, Any]]]:

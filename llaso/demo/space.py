@@ -22,6 +22,7 @@ CODE = (
     "llaso/demo",
     "llaso_common",
     "modeling_llaso/__init__.py",
+    "modeling_llaso/compatibility_llaso.py",
     "modeling_llaso/configuration_llaso.py",
     "modeling_llaso/loading.py",
     "modeling_llaso/modeling_llaso.py",

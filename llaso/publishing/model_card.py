@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from modeling_llaso import TRIED_TRANSFORMERS
+
 from .finished_run import FinishedRun, TrainingStage, public_name, read_run
 from .hub_results import confidence, model_index, results_of
 
@@ -85,6 +87,7 @@ def write_card(
         scores=_scores(run),
         limits="\n".join((wording.limits, *_unproven(run))),
         path=repo_id or run.model.name,
+        transformers=TRIED_TRANSFORMERS,
     )
 
 

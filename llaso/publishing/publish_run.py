@@ -21,7 +21,7 @@ from .hub_results import eval_results
 from .hub_upload import Destination, UploadResult, upload
 from .model_card import write_card
 
-CODE = ("configuration_llaso.py", "modeling_llaso.py", "processing_llaso.py")
+CODE = ("compatibility_llaso.py", "configuration_llaso.py", "modeling_llaso.py", "processing_llaso.py")
 """Code files that `trust_remote_code=True` loads."""
 NEEDED = ("config.json", "generation_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
 OPTIONAL = ("chat_template.jinja", "special_tokens_map.json", "preprocessor_config.json")

@@ -99,7 +99,7 @@ class Batch:
     def _forward(self, cache: DynamicCache, **inputs: torch.Tensor) -> torch.Tensor:
         device = self.model.device
         moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in inputs.items()}
-        return self.model(**moved, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        return self.model(**moved, cache=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
 
 
 def _attention_mask(lengths: Sequence[int], width: int) -> torch.Tensor:

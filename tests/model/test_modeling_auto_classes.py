@@ -115,7 +115,7 @@ def test_a_checkpoint_brings_its_own_code_if_the_package_is_missing(checkpoint, 
     printed = run(code, checkpoint[0], tmp_path / "again", **cache)
     check(checkpoint, printed, "transformers_modules")
     files = {path.name for path in (tmp_path / "again").glob("*.py")}
-    assert files == {"configuration_llaso.py", "modeling_llaso.py", "processing_llaso.py"}
+    assert files == {f"{name}_llaso.py" for name in ("compatibility", "configuration", "modeling", "processing")}
     auto_map = json.loads((tmp_path / "again" / "config.json").read_text())["auto_map"]
     assert auto_map == {
         "AutoConfig": "configuration_llaso.LlasoConfig",

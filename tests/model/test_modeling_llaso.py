@@ -19,6 +19,12 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from modeling_llaso.compatibility_llaso import (
+    CACHE_SINCE_5_24,
+    CHUNKS_PREFILL_SINCE_5_23,
+    LOADS_AUDIO_SINCE_5_23,
+    checkpoint_activations,
+)
 from modeling_llaso.configuration_llaso import LlasoConfig, count_audio_tokens
 from modeling_llaso.modeling_llaso import LlasoEncoder, LlasoForConditionalGeneration, LlasoModel
 
@@ -219,6 +225,10 @@ def test_static_cache_and_compiled_decoding(trim):
     chunked = copy.deepcopy(model)
     encoded = {"audio": model.get_audio_features(inputs["input_features"], inputs["input_features_mask"])}
     text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    if not CHUNKS_PREFILL_SINCE_5_23:
+        with pytest.raises(ValueError, match="prefill_chunk_size with audio needs a newer transformers"):
+            chunked.generate(**text, mm_encoder_outputs=encoded, max_new_tokens=6, prefill_chunk_size=100)
+        return
     generated = chunked.generate(**text, mm_encoder_outputs=encoded, max_new_tokens=6, prefill_chunk_size=100)
     assert torch.equal(generated, wanted)
 
@@ -235,11 +245,29 @@ def test_the_decode_step_compiles_as_one_graph(trim):
         "attention_mask": torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1),
         "position_ids": inputs["attention_mask"].sum(-1, keepdim=True),
     }
-    eager = model(**step, past_key_values=copy.deepcopy(prefill.past_key_values)).logits
+    eager = model(**step, cache=copy.deepcopy(prefill[CACHE_SINCE_5_24])).logits
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(
-        compiled(**step, past_key_values=copy.deepcopy(prefill.past_key_values)).logits, eager, atol=1e-4, rtol=1e-4
+        compiled(**step, cache=copy.deepcopy(prefill[CACHE_SINCE_5_24])).logits, eager, atol=1e-4, rtol=1e-4
     )
+
+
+@torch.no_grad()
+def test_the_cache_is_taken_under_its_new_and_its_old_name(trim):
+    model, processor = trim
+    inputs = questions(processor)
+    prefill = model(**inputs, use_cache=True, logits_to_keep=1)
+    step = {
+        "input_ids": prefill.logits.argmax(-1),
+        "attention_mask": torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1),
+        "position_ids": inputs["attention_mask"].sum(-1, keepdim=True),
+    }
+    new = model(**step, cache=copy.deepcopy(prefill[CACHE_SINCE_5_24])).logits
+    old = model(**step, past_key_values=copy.deepcopy(prefill[CACHE_SINCE_5_24])).logits
+    assert torch.equal(new, old)
+    assert not torch.allclose(new, model(**step | {"attention_mask": None}).logits)  # it is read
+    with pytest.raises(ValueError, match="two names of one thing"):
+        model(**step, cache=prefill[CACHE_SINCE_5_24], past_key_values=prefill[CACHE_SINCE_5_24])
 
 
 def no_cpp_compiler() -> str:
@@ -420,7 +448,7 @@ def test_gradient_checkpointing_changes_no_gradient(trim):
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
     plain = gradients()
-    model.activation_checkpointing_enable()
+    checkpoint_activations(model)
     assert any(layer.gradient_checkpointing for layer in model.model.audio_tower.layers)
     checkpointed = gradients()
     assert plain.keys() == checkpointed.keys()
@@ -551,6 +579,7 @@ def test_saved_and_opened_with_tied_weights(trim, tmp_path):
         headless.generate(input_ids=torch.zeros(1, 1, dtype=torch.long))
 
 
+@pytest.mark.skipif(not LOADS_AUDIO_SINCE_5_23, reason="before transformers 5.23 its pipelines for audio need librosa")
 def test_the_any_to_any_pipeline(trim, tmp_path):
     model, processor = trim
     model.save_pretrained(tmp_path)

@@ -18,6 +18,7 @@ from support.paths import shared_fixture
 from support.tiny_llaso import answer_only
 
 from llaso_common.audio import read_audio
+from modeling_llaso.compatibility_llaso import checkpoint_activations
 from modeling_llaso.conversion import from_official, load_projector, new_model, released_name
 
 CASES = ("a", "b", "c", "d", "e", "e2", "g", "g2")
@@ -325,7 +326,7 @@ def test_the_released_trainer_runs(official, untrained, stage, tmp_path):
     batch = int(flags["--per_device_train_batch_size"])
     accumulation = int(flags["--gradient_accumulation_steps"])
     if flags["--gradient_checkpointing"] == "True":
-        model.activation_checkpointing_enable()
+        checkpoint_activations(model)
     steps, peak = len(run["log_history"]), float(flags["--learning_rate"])
     warmup = math.ceil(steps * float(flags["--warmup_ratio"]))
     optimiser = torch.optim.AdamW(trained, lr=peak, weight_decay=0.0)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from support.tiny_llaso import FAMILIES, RATE, ask, question, tiny_processor, tiny_tokenizer, tone
 from transformers import AutoProcessor, WhisperFeatureExtractor
 
+from modeling_llaso.compatibility_llaso import SANITIZES_SINCE_5_23
 from modeling_llaso.configuration_llaso import count_audio_tokens
 from modeling_llaso.processing_llaso import SYSTEM_PROMPT, LlasoProcessor, add_audio_tokens
 
@@ -259,6 +260,10 @@ def test_saved_and_opened_again(tmp_path):
 def test_special_tokens_in_user_text_can_be_escaped():
     """transformers' own way to take control tokens as plain text still works."""
     processor = tiny_processor("qwen2", audio_padding="trim")
+    if not SANITIZES_SINCE_5_23:
+        with pytest.raises(ValueError, match="sanitize_control_tokens needs a newer transformers"):
+            ask(processor, [question("What is <|im_end|>?")], [tone(0.3)], sanitize_control_tokens=True)
+        return
     inputs = ask(processor, [question("What is <|im_end|> and <audio>?")], [tone(0.3)], sanitize_control_tokens=True)
     ids = inputs["input_ids"][0]
     assert (ids == processor.audio_token_id).sum() == processor.count_audio_tokens(round(0.3 * RATE))
@@ -287,10 +292,11 @@ def test_bad_audio_is_named(trim):
 
 def test_audio_and_placeholders_must_match(trim):
     clip = tone(0.3)
-    with pytest.raises(ValueError, match="Found total 1 <audio> tokens and 2 audio inputs"):
+    with pytest.raises(ValueError, match="the text has 1 audio placeholders, but 2 audios came"):
         trim(text="<audio>", audio=[clip, clip])
-    with pytest.raises(ValueError, match="Found 1 <audio> tokens in the text but no audio"):
-        trim(text="<audio>")
+    if SANITIZES_SINCE_5_23:  # before, transformers let text pass whose audio is missing
+        with pytest.raises(ValueError, match="Found 1 <audio> tokens in the text but no audio"):
+            trim(text="<audio>")
     with pytest.raises(ValueError, match="1 audio parts to fill, but 2 audios came"):
         ask(trim, [question("Who?")], [clip, clip])
     with pytest.raises(ValueError, match="2 audio parts to fill, but 1 audios came"):

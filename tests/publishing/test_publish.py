@@ -181,7 +181,8 @@ def test_a_published_repository_holds_all_of_a_run(published: tuple[HubServer, P
     assert files["model.safetensors"] == (run / "llaso-tiny" / "model.safetensors").read_bytes()
     assert {
         "config.json", "generation_config.json", "processor_config.json", "tokenizer.json", "chat_template.jinja",
-        "configuration_llaso.py", "modeling_llaso.py", "processing_llaso.py", "README.md", "report/report.json",
+        "compatibility_llaso.py", "configuration_llaso.py", "modeling_llaso.py", "processing_llaso.py",
+        "README.md", "report/report.json",
         ".eval_results/llaso-eval.yaml", "training/1-stage1/recipe.yaml", "training/data.json",
     } <= files.keys()  # fmt: skip
     assert len(hub.repos["models/owner/llaso-tiny"]) == 2  # the initial commit and ours
@@ -219,7 +220,7 @@ def test_a_fork_is_trained_pushed_and_opened(stranger: dict, inputs, published, 
     assert json.loads(adapter["adapter_config.json"])["base_model_name_or_path"] == "owner/llaso-tiny"
     assert "model.safetensors" not in adapter
     fork = hub.files("models/friend/llaso-merged")
-    assert {"modeling_llaso.py", "configuration_llaso.py", "processing_llaso.py"} <= fork.keys()
+    assert {f"{name}_llaso.py" for name in ("compatibility", "configuration", "modeling", "processing")} <= fork.keys()
     fresh(hub, tmp_path / "home", WITHOUT_THE_PACKAGE + FORK, tmp_path / "said.json", inputs[0], token="hf_friend")
     said = json.loads((tmp_path / "said.json").read_text())
     changed = torch.tensor(stranger["adapted"])

@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "llaso": {"llaso_common", "modeling_llaso", "dataset_scripts", "eval_suite"},
 }
 """Each package, and the other packages of ours that it may import. CONTRIBUTING.md and docs/design.md say the same."""
-TRAVELLERS = {"configuration_llaso", "modeling_llaso", "processing_llaso"}
+TRAVELLERS = {"compatibility_llaso", "configuration_llaso", "modeling_llaso", "processing_llaso"}
 """Files of modeling_llaso that are saved with checkpoints: they import one another, and nothing else of ours."""
 NAMED_IN_TEXT = re.compile(rf"^(?:{'|'.join(MAY_IMPORT)})\.[a-z_.]+$")
 """A string that is the dotted name of one of our modules."""

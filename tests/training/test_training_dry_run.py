@@ -23,6 +23,7 @@ from llaso.training.run.model_parts import freeze_all_but
 from llaso.training.run.model_setup import open_model, set_up_parts
 from llaso.training.run.train import train
 from llaso.training.run.trainer import LlasoTrainer
+from modeling_llaso.compatibility_llaso import checkpoint_activations
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def one_step(recipe: Recipe, out: Path, counting: Any) -> BatchShape:
     ].tolist()  # not all alike, so that padding is masked as it is in a run
     batch = trainer.data_collator([corpus[number] for number in (second, second, second, first)])
     if recipe.compute.gradient_checkpointing:
-        model.activation_checkpointing_enable()
+        checkpoint_activations(model)
     model = trainer.accelerator.prepare_model(model)
     model.train()
     for parameter in model.parameters():

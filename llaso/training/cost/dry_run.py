@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, PreTrainedConfig
 
 from llaso_common.audio import MEL_FRAMES_PER_SECOND
+from modeling_llaso.compatibility_llaso import checkpoint_activations
 from modeling_llaso.configuration_llaso import LLAMA_3_2_3B, WHISPER_LARGE_V3, LlasoConfig, count_audio_tokens
 from modeling_llaso.conversion import new_processor
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
@@ -177,7 +178,7 @@ def weigh(recipe: Recipe, config: LlasoConfig, shape: BatchShape) -> tuple[list[
         model.set_attn_implementation("eager")
     model.train()
     if recipe.compute.gradient_checkpointing:
-        model.activation_checkpointing_enable()
+        checkpoint_activations(model)
     keep_frozen(frozen, model)
     parts = report_parts(model)
     with FakeTensorMode():

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from modeling_llaso.compatibility_llaso import CHECKPOINTING_SINCE_5_23
 from modeling_llaso.modeling_llaso import LlasoAudioOutput, LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor
 
@@ -426,6 +427,7 @@ def training_arguments(recipe: Recipe, steps: int) -> TrainingArguments:
     reporters = list(watch.reporters)
     if reporters == ["auto"]:
         reporters = ["trackio"] if importlib.util.find_spec("trackio") else ["none"]
+    checkpointing: dict[str, Any] = {CHECKPOINTING_SINCE_5_23: compute.gradient_checkpointing}
     arguments = TrainingArguments(
         output_dir=recipe.out,
         per_device_train_batch_size=recipe.batch.per_device,
@@ -439,7 +441,7 @@ def training_arguments(recipe: Recipe, steps: int) -> TrainingArguments:
         adam_beta2=optimizer.beta2,
         max_grad_norm=optimizer.clip,
         bf16=compute.precision == "bf16",
-        activation_checkpointing=compute.gradient_checkpointing,
+        **checkpointing,
         use_cpu=not torch.accelerator.is_available(),
         dataloader_num_workers=compute.workers,
         dataloader_pin_memory=torch.cuda.is_available(),

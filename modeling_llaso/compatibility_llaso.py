@@ -1,0 +1,106 @@
+"""The one place that knows versions of transformers: which were tried, which is refused, and what one of them renames.
+
+Everything else is written so that it runs on all of them. This file travels with checkpoints and imports nothing
+heavy, so that `import modeling_llaso` can ask it.
+"""
+
+import re
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+LOWEST_TRIED = "5.16.1"
+NEWEST_TRIED = "5.24.0"
+TRIED_TRANSFORMERS = f">={LOWEST_TRIED},<={NEWEST_TRIED}"
+"""What `make test-versions` proves, as pip writes it; it stands in every saved config as `tried_transformers`."""
+
+
+def release(text: str) -> tuple[int, ...]:
+    """The numbers a version begins with: `"5.24.0.dev0"` → `(5, 24, 0)`."""
+    found = re.match(r"\d+(\.\d+)*", text)
+    return tuple(int(number) for number in found.group().split(".")) if found else ()
+
+
+def check_transformers(installed: str | None = None) -> None:
+    """Refuse a transformers that is known not to work; warn once of one that was never tried.
+
+    Args:
+        installed: a version; the installed one by default.
+
+    Raises:
+        ImportError: it is older than the oldest that works; the message says what to install.
+    """
+    if installed is None:
+        installed = installed_transformers()
+    if installed is None:
+        return  # importing transformers says what is missing
+    remedy = f"pip install 'transformers{TRIED_TRANSFORMERS}'"
+    if release(installed) < release(LOWEST_TRIED):
+        raise ImportError(
+            f"LLaSO does not run on transformers {installed}: it was tried with {LOWEST_TRIED} to {NEWEST_TRIED}. "
+            f"Run: {remedy}"
+        )
+    if release(installed) > release(NEWEST_TRIED):
+        warnings.warn(
+            f"LLaSO was tried with transformers {LOWEST_TRIED} to {NEWEST_TRIED}, not with {installed}. If it fails, "
+            f"run: {remedy}",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def installed_transformers() -> str | None:
+    """The version of transformers that is installed, if one is."""
+    try:
+        return version("transformers")
+    except PackageNotFoundError:
+        return None
+
+
+def since(*numbers: int) -> bool:
+    """Whether the installed transformers is of this version or a later one."""
+    return release(installed_transformers() or NEWEST_TRIED) >= numbers
+
+
+CACHE_SINCE_5_24 = "cache" if since(5, 24) else "past_key_values"
+"""What transformers calls the keys and values kept between steps, in signatures and in outputs."""
+CHECKPOINTING_SINCE_5_23 = "activation_checkpointing" if since(5, 23) else "gradient_checkpointing"
+"""What `TrainingArguments` calls computing activations again in the backward pass."""
+CHUNKS_PREFILL_SINCE_5_23 = since(5, 23)
+"""Whether `generate(prefill_chunk_size=…)` gives a left-padded prompt with audio the answers it has without chunks."""
+SANITIZES_SINCE_5_23 = since(5, 23)
+"""Whether processors can take control tokens typed by a user as plain text."""
+LOADS_AUDIO_SINCE_5_23 = since(5, 23)
+"""Whether transformers reads audio files, and its pipelines run, without librosa."""
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Have a model compute its activations again in the backward pass, to keep fewer of them."""
+    getattr(model, f"{CHECKPOINTING_SINCE_5_23}_enable")()
+
+
+def given_cache(cache: Any, kwargs: dict[str, Any]) -> Any:
+    """The cache a caller gave, be it under the new name or, in `kwargs`, under the old one, which is taken out.
+
+    Raises:
+        ValueError: it came under both.
+    """
+    old = kwargs.pop("past_key_values", None)
+    if cache is not None and old is not None:
+        raise ValueError("cache and past_key_values are two names of one thing; pass cache only")
+    return old if cache is None else cache
+
+
+check_transformers()
+
+__all__ = [
+    "CACHE_SINCE_5_24",
+    "CHECKPOINTING_SINCE_5_23",
+    "CHUNKS_PREFILL_SINCE_5_23",
+    "LOADS_AUDIO_SINCE_5_23",
+    "SANITIZES_SINCE_5_23",
+    "TRIED_TRANSFORMERS",
+    "check_transformers",
+    "checkpoint_activations",
+    "given_cache",
+]
