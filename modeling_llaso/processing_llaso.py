@@ -1,9 +1,10 @@
-"""From conversations and waveforms to what the model reads: the prompt, log-mel windows and one placeholder a vector.
+"""Processor of LLaSO: conversations and recordings in, token ids with one placeholder per audio token and log-mel out.
 
-The prompt is the released one to the token, for Llama 3; other language models keep their own turn marks. All audio
-arithmetic is here: windows, frames, tokens. This file travels with checkpoints.
+The prompt is the released one to the token for Llama 3; other language models keep their own turn marks. All audio
+arithmetic is here: windows, frames, tokens. This file travels with checkpoints, so it imports nothing of ours.
 """
 
+import io
 import os
 import re
 from bisect import bisect_right
@@ -13,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers.audio_utils import AudioInput, make_list_of_audio_chat_template
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -29,14 +29,18 @@ SYSTEM_PROMPT = (
 AUDIO_TAGS = ("<Audio>", "</Audio>", "<audio_start>", "<audio_end>")
 AUDIO_TOKEN = "<audio>"
 UNK_TOKEN = "<unk>"
-TRANSCRIPTION_PROMPT = "Transcribe the spoken words from the following audio clip."
+DEFAULT_TRANSCRIPTION_PROMPT = "Transcribe the spoken words from the following audio clip."
 
 AUTO_MAP = {"AutoProcessor": "processing_llaso.LlasoProcessor"}
 
 RELEASED_SLICE_GAP = 1
-"""Samples the released code drops between two slices of long audio; kept in `full` only."""
-MAX_WINDOWS = 20
-"""Windows of one audio at most: ten minutes of 30 s windows, as released."""
+"""Samples that the released code drops between two windows of long audio; dropped in `full` only."""
+MAX_AUDIO_LEN = 600
+"""Seconds of one audio at most: twenty windows of 30 s, as released."""
+SILENT_PEAK = 1e-4
+"""Peak amplitude below which a recording is silent: -80 dB of full scale."""
+SHORTEST_BASE64 = 1000
+"""Characters from which a text that is no URL is audio in base64; a shorter one is a path."""
 
 
 class TurnMarks(NamedTuple):
@@ -179,6 +183,8 @@ def default_chat_template(tokenizer, audio_token: str = AUDIO_TOKEN) -> str:
 
 TEXT_DEFAULTS: Any = {"padding": True, "return_tensors": "pt"}
 AUDIO_DEFAULTS: Any = {"sampling_rate": 16_000}
+AUDIO_KEYS = ("audio", "path", "url")
+"""Keys of an audio part that may hold its audio."""
 NOT_FOR_THE_TEMPLATE = ("tokenize", "return_dict", "return_tensors", "load_audio_from_video", "processor_kwargs")
 """Arguments of `apply_chat_template` that the template itself does not see."""
 
@@ -200,8 +206,9 @@ class LlasoProcessor(ProcessorMixin):
         audio_token (`str`): the placeholder.
         audio_padding (`str`): `"full"` or `"trim"`, as in the model's configuration.
         projector_stride (`int`): as in the model's configuration.
-        max_windows (`int`): windows of one audio at most. Longer audio is an error, never cut.
-        transcription_prompt (`str`): the instruction of `apply_transcription_request`.
+        default_transcription_prompt (`str`): the instruction of `apply_transcription_request`.
+        max_audio_len (`float`): seconds of one audio at most. Longer audio is an error, never cut. The language
+            model's context may hold less: `generate` then refuses the prompt.
 
     Raises:
         ValueError: a token is missing from the tokenizer, or a setting is unknown.
@@ -220,8 +227,8 @@ class LlasoProcessor(ProcessorMixin):
         audio_token: str = AUDIO_TOKEN,
         audio_padding: str = "full",
         projector_stride: int = 1,
-        max_windows: int = MAX_WINDOWS,
-        transcription_prompt: str = TRANSCRIPTION_PROMPT,
+        default_transcription_prompt: str = DEFAULT_TRANSCRIPTION_PROMPT,
+        max_audio_len: float = MAX_AUDIO_LEN,
     ):
         if audio_padding not in AUDIO_PADDINGS:
             raise ValueError(f"audio_padding is {audio_padding!r}; choose one of {AUDIO_PADDINGS}")
@@ -238,44 +245,84 @@ class LlasoProcessor(ProcessorMixin):
         self.audio_token_id = tokenizer.convert_tokens_to_ids(audio_token)
         self.audio_padding = audio_padding
         self.projector_stride = projector_stride
-        self.max_windows = max_windows
-        self.transcription_prompt = transcription_prompt
+        self.default_transcription_prompt = default_transcription_prompt
+        self.max_audio_len = max_audio_len
+
+    @classmethod
+    def from_args_and_dict(cls, args, processor_dict: dict[str, Any], **kwargs):
+        """As everywhere in transformers; processors saved under two earlier names of settings load too."""
+        processor_dict = dict(processor_dict)
+        if (windows := processor_dict.pop("max_windows", None)) is not None:
+            extractor = args[0]
+            processor_dict["max_audio_len"] = windows * extractor.n_samples // extractor.sampling_rate
+        if (prompt := processor_dict.pop("transcription_prompt", None)) is not None:
+            processor_dict["default_transcription_prompt"] = prompt
+        return super().from_args_and_dict(args, processor_dict, **kwargs)
+
+    def __call__(self, text=None, audio=None, output_labels: bool = False, **kwargs) -> BatchFeature:
+        """As everywhere in transformers.
+
+        Args:
+            text: prompts, with one placeholder per audio.
+            audio: one recording or a list of them, in reading order: a path, a URL, the bytes of a file, samples at
+                the encoder's rate as an array or a tensor, a `datasets` Audio value (`{"array", "sampling_rate"}` or
+                `{"bytes", "path"}`), or a decoder of torchcodec.
+            output_labels: add `labels`: the token ids, -100 at audio and padding. To learn the answers only, use the
+                mask that `apply_chat_template(…, return_assistant_tokens_mask=True)` returns.
+            **kwargs: see `ProcessorMixin`.
+
+        Raises:
+            ValueError: a recording cannot be read, is silent or too long, or there are not as many recordings as
+                placeholders.
+        """
+        inputs = super().__call__(text=text, audio=audio, **kwargs)
+        if output_labels:
+            if not isinstance(inputs["input_ids"], torch.Tensor):
+                raise ValueError("output_labels needs return_tensors='pt'")
+            ignored = (inputs["input_ids"] == self.audio_token_id) | (inputs["attention_mask"] == 0)
+            inputs["labels"] = inputs["input_ids"].masked_fill(ignored, -100)
+        return inputs
 
     # ---- Audio arithmetic: samples → windows → frames → tokens ----
 
     def audio_windows(self, num_samples: int) -> list[tuple[int, int]]:
-        """Where an audio is cut: `(start, stop)` sample positions of its windows.
+        """Cut an audio into windows.
 
         `trim` loses nothing. `full` cuts as the released code does, which drops one sample at each boundary.
 
+        Args:
+            num_samples: length of the audio.
+
+        Returns:
+            `(start, stop)` of each window, in samples.
+
         Raises:
-            ValueError: the audio is empty, or needs more than `max_windows` windows.
+            ValueError: the audio is empty or longer than `max_audio_len`.
         """
-        size = self.feature_extractor.n_samples
+        size, rate = self.feature_extractor.n_samples, self.feature_extractor.sampling_rate
         step = size + RELEASED_SLICE_GAP if self.audio_padding == "full" else size
-        count = -(-num_samples // step)
-        rate = self.feature_extractor.sampling_rate
-        if count == 0:
-            raise ValueError("the audio is empty")
-        if count > self.max_windows:
+        windows = [(start, min(start + size, num_samples)) for start in range(0, num_samples, step)]
+        if not windows:
+            raise ValueError("the recording holds no samples")
+        if sum(stop - start for start, stop in windows) > self.max_audio_len * rate:
             raise ValueError(
-                f"the audio lasts {num_samples / rate:.1f} s, and at most {self.max_windows} windows of "
-                f"{size / rate:.0f} s ({self.max_windows * size / rate:.0f} s) are taken. Cut it, or raise max_windows"
+                f"the recording lasts {num_samples / rate:.1f} s, longer than max_audio_len, {self.max_audio_len:g} "
+                "s. Cut it, or raise max_audio_len"
             )
-        return [(i * step, min(i * step + size, num_samples)) for i in range(count)]
+        return windows
 
     def window_frames(self, num_samples: int) -> list[int]:
-        """Mel frames of every window of an audio: whole windows in `full`, real frames in `trim`."""
+        """Count the mel frames of each window of an audio: whole windows in `full`, real frames in `trim`."""
         whole, hop = self.feature_extractor.nb_max_frames, self.feature_extractor.hop_length
         windows = self.audio_windows(num_samples)
         return [whole if self.audio_padding == "full" else -(-(stop - start) // hop) for start, stop in windows]
 
     def count_audio_tokens(self, num_samples: int) -> int:
-        """Tokens that an audio of so many samples becomes, without the audio."""
+        """Count the tokens that an audio of so many samples becomes."""
         return sum(count_audio_tokens(frames, self.projector_stride) for frames in self.window_frames(num_samples))
 
     def expanded_length(self, messages: list[dict[str, Any]], durations: Sequence[float] = ()) -> int:
-        """Tokens of a conversation after audio expansion, from its text and durations alone.
+        """Count the tokens of a conversation after audio expansion, from its text and durations alone.
 
         Args:
             messages: one conversation, its audio parts without audio.
@@ -293,7 +340,7 @@ class LlasoProcessor(ProcessorMixin):
         return len(self.tokenizer(text)["input_ids"]) - placeholders + audio
 
     def expand_text(self, text: str | Sequence[str], num_audio_tokens: Sequence[int]) -> list[str]:
-        """Prompts with every placeholder repeated for audio that was encoded before.
+        """Repeat every placeholder of prompts, for audio that was encoded before.
 
         Args:
             text: prompts, one placeholder an audio.
@@ -313,7 +360,7 @@ class LlasoProcessor(ProcessorMixin):
         )[0]
 
     def log_mel(self, windows: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        """Whisper's log-mel of each window, computed on its real frames only, all windows in one transform.
+        """Compute Whisper's log-mel of each window, on its real frames only, all windows in one transform.
 
         Padding with silence is known without computing it, so `full` costs no more than `trim`.
 
@@ -357,7 +404,7 @@ class LlasoProcessor(ProcessorMixin):
             features.append((mel + 4.0) / 4.0)
         return features
 
-    def _process_audio(self, audio: AudioInput, **kwargs) -> tuple[dict[str, Any], list[str]]:
+    def _process_audio(self, audio: Any, **kwargs) -> tuple[dict[str, Any], list[str]]:
         rate = self.feature_extractor.sampling_rate
         if kwargs.get("sampling_rate") != rate:
             raise ValueError(
@@ -367,7 +414,7 @@ class LlasoProcessor(ProcessorMixin):
         windows: list[np.ndarray] = []
         counts = []
         for index, clip in enumerate(audio):
-            clip = _checked_clip(clip, index)
+            clip = _checked_clip(clip, f"audio {index}")
             try:
                 cuts = self.audio_windows(len(clip))
             except ValueError as error:
@@ -383,11 +430,10 @@ class LlasoProcessor(ProcessorMixin):
         return self.audio_token * audio_inputs["num_audio_tokens"][audio_idx]
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
-        if audio is not None and "load_audio_backend" not in kwargs:
+        if audio is not None:
             rate = self.feature_extractor.sampling_rate
-            many = isinstance(audio, list | tuple)
-            heard = [_read_local(clip, rate) for clip in (audio if many else [audio])]
-            audio = heard if many else heard[0]
+            loads = "load_audio_backend" in kwargs
+            audio = [read_clip(clip, rate, f"audio {index}", loads) for index, clip in enumerate(as_clips(audio))]
         return super().prepare_inputs_layout(images=images, text=text, videos=videos, audio=audio, **kwargs)
 
     # ---- Text ----
@@ -402,31 +448,49 @@ class LlasoProcessor(ProcessorMixin):
             if not sample.strip():
                 raise ValueError(f"text {row} is empty; a prompt needs at least an audio placeholder")
 
-    def check_messages(self, conversations: list[list[dict[str, Any]]]) -> None:
-        """Refuse what would break a prompt: special tokens typed as text, empty messages, unknown parts.
+    def check_messages(self, conversations: list[list[dict[str, Any]]], special_tokens: bool = True) -> None:
+        """Refuse what would break a prompt: malformed or empty messages, unknown parts, special tokens typed as text.
 
         An earlier answer may be empty, because a model may have given it.
+
+        Args:
+            conversations: a batch of them.
+            special_tokens: refuse special tokens in the text.
 
         Raises:
             ValueError: naming the conversation, the message and what is wrong with it.
         """
         special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         typed = _any_of(frozenset(special | {self.audio_token}))
+        if not conversations:
+            raise ValueError("there is no conversation")
         for row, conversation in enumerate(conversations):
+            if not isinstance(conversation, list | tuple) or not conversation:
+                raise ValueError(f'conversation {row} is no list of messages such as {{"role": …, "content": …}}')
             for turn, message in enumerate(conversation):
+                if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+                    raise ValueError(f'conversation {row}, message {turn}: it has no "role", such as "user"')
                 place = f"conversation {row}, message {turn} ({message['role']})"
                 if message["role"] not in ("system", "user", "assistant") or (message["role"] == "system" and turn):
                     raise ValueError(
                         f"{place}: the roles are user and assistant, with at most one system message first"
                     )
-                content = message["content"]
+                content = message.get("content")
                 parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+                if not isinstance(parts, list | tuple) or not all(isinstance(part, dict) for part in parts):
+                    raise ValueError(f"{place}: its content is neither a text nor a list of parts")
                 for part in parts:
-                    if part["type"] == "audio" and message["role"] == "user":
+                    if part.get("type") == "audio" and message["role"] == "user":
+                        if sum(part.get(key) is not None for key in AUDIO_KEYS) > 1:
+                            raise ValueError(f"{place}: an audio part names its audio more than once")
                         continue
-                    if part["type"] != "text":
-                        raise ValueError(f"{place}: a {part['type']!r} part; only a user's message may hold audio")
-                    if found := typed.search(part["text"]):
+                    if part.get("type") != "text":
+                        raise ValueError(
+                            f"{place}: a {part.get('type')!r} part; messages hold text, and a user's audio too"
+                        )
+                    if not isinstance(part.get("text"), str):
+                        raise ValueError(f"{place}: a text part without its text")
+                    if special_tokens and (found := typed.search(part["text"])):
                         raise ValueError(
                             f"{place}: the text holds the special token {found.group()!r}, which would break the "
                             'prompt. Write it differently; audio goes in a part {"type": "audio"}'
@@ -445,27 +509,33 @@ class LlasoProcessor(ProcessorMixin):
         """As everywhere in transformers, with two additions: text is checked, and `audio` may come apart.
 
         Args:
-            conversation: messages, or a batch of them. An audio part holds its audio (`{"type": "audio", "audio":
-                samples}`, or `"path"` or `"url"`), or takes the next item of `audio`.
+            conversation: messages, or a batch of them. An audio part holds its audio (`{"type": "audio", "audio": …}`,
+                or `"path"` or `"url"`), or takes the next item of `audio`.
             chat_template: a template to use instead of the processor's.
-            audio: samples at the encoder's rate, or paths, for the audio parts without one, in reading order.
+            audio: a recording, or a list of them in reading order, for the audio parts without one; see `__call__`.
             **kwargs: see `ProcessorMixin.apply_chat_template`: `tokenize`, `return_dict`, `add_generation_prompt`,
                 `return_assistant_tokens_mask`, `processor_kwargs` and others.
 
         Raises:
-            ValueError: a special token typed as text, an empty message, too few or too many audios.
+            ValueError: a malformed or empty message, a special token typed as text, too few or too many audios, or one
+                that cannot be read.
         """
-        batched = not isinstance(conversation[0], dict)
+        if not isinstance(conversation, list | tuple):
+            raise ValueError(f"a conversation is a list of messages, not {type(conversation).__name__}")
+        batched = bool(conversation) and isinstance(conversation[0], list | tuple)
         conversations: list[Any] = list(conversation) if batched else [conversation]
-        if not kwargs.get("sanitize_control_tokens"):
-            self.check_messages(conversations)
-        elif not SANITIZES_SINCE_5_23:
+        sanitized = bool(kwargs.get("sanitize_control_tokens"))
+        if sanitized and not SANITIZES_SINCE_5_23:
             raise ValueError("sanitize_control_tokens needs a newer transformers: pip install 'transformers>=5.23'")
+        self.check_messages(conversations, special_tokens=not sanitized)
         if audio is not None:
-            conversations = _with_audio(conversations, audio)
+            conversations = _with_audio(conversations, as_clips(audio))
         processor_kwargs = dict(kwargs.pop("processor_kwargs", None) or {})
-        if kwargs.get("tokenize") and "load_audio_backend" not in {**kwargs, **processor_kwargs}:
-            conversations = _read_paths(conversations, self.feature_extractor.sampling_rate)
+        if "output_labels" in kwargs:
+            processor_kwargs["output_labels"] = kwargs.pop("output_labels")
+        if kwargs.get("tokenize"):
+            loads = "load_audio_backend" in {**kwargs, **processor_kwargs}
+            conversations = _read_parts(conversations, self.feature_extractor.sampling_rate, loads)
         masked = kwargs.get("return_assistant_tokens_mask") and not kwargs.get("sanitize_control_tokens")
         masked = masked and kwargs.get("tokenize") and kwargs.get("return_dict")
         if masked:
@@ -531,13 +601,13 @@ class LlasoProcessor(ProcessorMixin):
             inputs["assistant_masks"] = [mask.tolist() for mask in masks]
 
     def apply_transcription_request(
-        self, audio: str | list[str] | AudioInput, prompt: str | Sequence[str | None] | None = None, **kwargs
+        self, audio: Any, prompt: str | Sequence[str | None] | None = None, **kwargs
     ) -> BatchFeature | list[str]:
-        """Inputs that ask for a transcription of each audio.
+        """Make inputs that ask for a transcription of each recording.
 
         Args:
-            audio: one audio or several: paths, URLs, or samples at the encoder's rate.
-            prompt: an instruction for all, or one for each; `transcription_prompt` where None.
+            audio: one recording or a list of them; see `__call__`.
+            prompt: an instruction for all, or one for each; `default_transcription_prompt` instead of None.
             **kwargs: for `apply_chat_template`.
 
         Raises:
@@ -545,10 +615,7 @@ class LlasoProcessor(ProcessorMixin):
         """
         if isinstance(audio, list | tuple) and not audio:
             raise ValueError("there is no audio to transcribe")
-        clips = [
-            clip.detach().cpu().numpy() if isinstance(clip, torch.Tensor) else clip
-            for clip in make_list_of_audio_chat_template(audio)
-        ]
+        clips = as_clips(audio)
         prompts = [prompt] * len(clips) if prompt is None or isinstance(prompt, str) else list(prompt)
         if len(prompts) != len(clips):
             raise ValueError(f"{len(prompts)} prompts came for {len(clips)} audios; give one for all, or one for each")
@@ -557,8 +624,8 @@ class LlasoProcessor(ProcessorMixin):
                 {
                     "role": "user",
                     "content": [
-                        {"type": "text", "text": instruction or self.transcription_prompt},
-                        {"type": "audio", "path" if isinstance(clip, str) else "audio": clip},
+                        {"type": "text", "text": instruction or self.default_transcription_prompt},
+                        {"type": "audio", "audio": clip},
                     ],
                 }
             ]
@@ -590,13 +657,13 @@ class LlasoProcessor(ProcessorMixin):
 
 
 def stack_windows(windows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Windows of any length as one batch, padded at the end with zeros.
+    """Stack windows of any length into one batch, padded at the end with zeros.
 
     Args:
         windows: `(width, length)` each; at least one.
 
     Returns:
-        `(windows, width, longest)`, and its mask `(windows, longest)`, 1 for what is no padding.
+        `(windows, width, longest)`, and its mask `(windows, longest)`: 0 for padding, otherwise 1.
     """
     width, longest = windows[0].shape[0], max(window.shape[1] for window in windows)
     stacked = windows[0].new_zeros(len(windows), width, longest)
@@ -613,68 +680,140 @@ def _any_of(tokens: frozenset[str]) -> re.Pattern[str]:
     return re.compile("|".join(re.escape(token) for token in sorted(tokens)))
 
 
-def _checked_clip(clip: Any, index: int) -> np.ndarray:
-    """Mono float32 samples, or a `ValueError` that says which audio is not."""
-    samples = clip.detach().cpu().numpy() if isinstance(clip, torch.Tensor) else np.asarray(clip)
-    if samples.ndim != 1:
-        raise ValueError(f"audio {index} has the shape {samples.shape}; average its channels to one row of samples")
-    if samples.size == 0:
-        raise ValueError(f"audio {index} is empty")
-    if not np.issubdtype(samples.dtype, np.floating):
-        raise ValueError(f"audio {index} holds {samples.dtype}; scale it to floats between -1 and 1")
-    samples = samples.astype(np.float32, copy=False)
-    if not np.isfinite(samples).all():
-        raise ValueError(f"audio {index} holds NaN or infinite samples")
-    return samples
+def as_clips(audio: Any) -> list[Any]:
+    """List recordings, be it one or several; a sequence of numbers is one."""
+    single = str | bytes | bytearray | memoryview
+    if isinstance(audio, Sequence) and not isinstance(audio, single) and not (audio and _is_number(audio[0])):
+        return [clip for item in audio for clip in as_clips(item)]
+    return [audio]
 
 
-def _read_local(source: Any, rate: int) -> Any:
-    """Samples of a local file, mono and at `rate`; anything else as it came.
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number)
 
-    Older versions of transformers read files with librosa or torchcodec only, which few have; these are librosa's
-    steps: mean over channels, soxr at its high quality.
+
+def read_clip(source: Any, rate: int, name: str, transformers_loads: bool = False) -> Any:
+    """Read a recording into mono samples.
+
+    Args:
+        source: see `LlasoProcessor.__call__`.
+        rate: Hz of the samples to return; samples that state another are resampled.
+        name: what to call the recording in errors, if it has no path.
+        transformers_loads: leave a file to transformers, which was told how to load it.
+
+    Returns:
+        Samples at `rate`; a URL or base64 text as it came, since transformers loads it.
 
     Raises:
-        ValueError: the file is there, but libsndfile does not read it.
+        ValueError: it holds no recording, or one that cannot be read.
+    """
+    found = rate
+    if isinstance(source, dict):
+        if source.get("array") is not None:
+            if not source.get("sampling_rate"):
+                raise ValueError(f"{name}: an array without its sampling_rate")
+            source, found = source["array"], source["sampling_rate"]
+        elif (source := source.get("path") if source.get("bytes") is None else source["bytes"]) is None:
+            raise ValueError(f'{name}: it has neither "bytes" nor a "path", nor an "array" with its "sampling_rate"')
+    if hasattr(source, "get_all_samples"):  # a decoder of torchcodec
+        source = source.get_all_samples()
+    if hasattr(source, "sample_rate") and hasattr(source, "data"):  # its samples: (channels, samples)
+        source, found = source.data.mean(0), source.sample_rate
+    if isinstance(source, os.PathLike):
+        source = os.fspath(source)
+    if isinstance(source, str):
+        if source.startswith(("http://", "https://", "data:")) or len(source) >= SHORTEST_BASE64:
+            return source
+        if not os.path.isfile(source):
+            raise ValueError(f"{source}: there is no such file")
+        if transformers_loads:
+            return source
+    if isinstance(source, str | bytes | bytearray | memoryview):
+        source, found = _decode(source, source if isinstance(source, str) else name)
+    elif isinstance(source, Sequence):
+        source = np.asarray(source, dtype=np.float32)
+    elif not isinstance(source, np.ndarray | torch.Tensor):
+        raise ValueError(f"{name}: {type(source).__name__} is neither a recording nor samples")
+    samples = _checked_clip(source, name)
+    if found == rate:
+        return samples
+    try:
+        import soxr
+    except ImportError:
+        raise ValueError(f"{name}: its sampling rate is {found} Hz; pip install soxr, or resample to {rate}") from None
+    length = -(-len(samples) * rate // found)
+    samples = soxr.resample(samples, found, rate, quality="HQ")
+    return np.pad(samples, (0, max(0, length - len(samples))))[:length]
+
+
+def _decode(source: str | bytes | bytearray | memoryview, name: str) -> tuple[np.ndarray, int]:
+    """Decode a file into mono samples and their rate.
+
+    Older versions of transformers read files with librosa or torchcodec only, which few have; these are librosa's
+    steps.
+
+    Raises:
+        ValueError: libsndfile, or what is there in its place, does not read it.
     """
     try:
         import soundfile
-        import soxr
     except ImportError:
-        return source  # transformers then reads it with what is there
-    if not isinstance(source, str | os.PathLike) or not os.path.isfile(source):
-        return source
+        raise ValueError(f"{name}: reading files needs soundfile: pip install soundfile soxr") from None
+    file = source if isinstance(source, str) else io.BytesIO(source)
     try:
-        samples, its_rate = soundfile.read(source, dtype="float32", always_2d=True)
+        samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"{source}: not readable as audio ({error.error_string})") from None
-    mono = samples.mean(axis=1)
-    if its_rate == rate:
-        return mono
-    length = -(-len(mono) * rate // its_rate)
-    mono = soxr.resample(mono, its_rate, rate, quality="HQ")
-    return np.pad(mono, (0, max(0, length - len(mono))))[:length]
+        raise ValueError(f"{name}: not readable as audio: {error.error_string.rstrip('.')}") from None
+    return samples.mean(axis=1), rate
 
 
-def _read_paths(conversations: list[list[dict[str, Any]]], rate: int) -> list[list[dict[str, Any]]]:
-    """The conversations, with the samples in place of local files' paths."""
-    read = []
+def _checked_clip(clip: Any, name: str) -> np.ndarray:
+    """Mono float32 samples, or a `ValueError` that says which recording is not."""
+    samples = (
+        clip.detach().cpu().float().numpy()
+        if isinstance(clip, torch.Tensor) and clip.is_floating_point()
+        else np.asarray(clip)
+    )
+    if samples.ndim == 2 and 1 in samples.shape:
+        samples = samples.reshape(-1)
+    if samples.ndim != 1:
+        raise ValueError(f"{name} has the shape {samples.shape}; average its channels to one row of samples")
+    if samples.size == 0:
+        raise ValueError(f"{name}: the recording holds no samples")
+    if not np.issubdtype(samples.dtype, np.floating):
+        raise ValueError(f"{name} holds {samples.dtype}; scale it to floats between -1 and 1")
+    samples = samples.astype(np.float32, copy=False)
+    if not np.isfinite(samples).all():
+        raise ValueError(f"{name}: the recording holds NaN or infinite samples")
+    if np.abs(samples).max() < SILENT_PEAK:
+        raise ValueError(f"{name}: the recording is silent")
+    return samples
+
+
+def _read_parts(
+    conversations: list[list[dict[str, Any]]], rate: int, transformers_loads: bool
+) -> list[list[dict[str, Any]]]:
+    """The conversations with samples in their audio parts; a part without audio stays as it is."""
+    read, clips = [], 0
     for conversation in conversations:
         messages = []
         for message in conversation:
             content = message["content"]
             if not isinstance(content, str):
-                content = [_read_part(part, rate) for part in content]
+                parts = []
+                for part in content:
+                    source = next((part[key] for key in AUDIO_KEYS if part.get(key) is not None), None)
+                    if part["type"] == "audio" and source is not None:
+                        part = {
+                            "type": "audio",
+                            "audio": read_clip(source, rate, f"audio {clips}", transformers_loads),
+                        }
+                        clips += 1
+                    parts.append(part)
+                content = parts
             messages.append({**message, "content": content})
         read.append(messages)
     return read
-
-
-def _read_part(part: dict[str, Any], rate: int) -> dict[str, Any]:
-    sources = [part[key] for key in ("audio", "path", "url") if part.get(key) is not None]
-    if part["type"] != "audio" or len(sources) != 1:
-        return part
-    return {"type": "audio", "audio": heard} if (heard := _read_local(sources[0], rate)) is not sources[0] else part
 
 
 def _with_audio(conversations: list[list[dict[str, Any]]], audio: Sequence[Any]) -> list[list[dict[str, Any]]]:
@@ -688,9 +827,7 @@ def _with_audio(conversations: list[list[dict[str, Any]]], audio: Sequence[Any])
             if not isinstance(content, str):
                 parts = []
                 for part in content:
-                    if part["type"] == "audio" and not any(
-                        part.get(key) is not None for key in ("audio", "path", "url")
-                    ):
+                    if part["type"] == "audio" and all(part.get(key) is None for key in AUDIO_KEYS):
                         needed += 1
                         part = {"type": "audio", "audio": next(clips, None)}
                     parts.append(part)

@@ -90,7 +90,7 @@ class DemoModel:
     @property
     def max_audio_seconds(self) -> float:
         """Return the maximum length of a question's recordings, seconds."""
-        return self.processor.max_windows * self.processor.feature_extractor.n_samples / self.rate
+        return self.processor.max_audio_len
 
     def read_recordings(self, recordings: tuple[str | None, ...]) -> np.ndarray:
         """Read the recordings of a question as one clip, mono at the encoder's rate.

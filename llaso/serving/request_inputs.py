@@ -132,7 +132,7 @@ class PromptBuilder:
         Raises:
             ApiError: 400, naming the invalid field.
         """
-        instruction = self._processor.transcription_prompt
+        instruction = self._processor.default_transcription_prompt
         if request.prompt and request.prompt.strip():
             instruction += f"\nContext: {request.prompt.strip()}"
         content = [{"type": "text", "text": instruction}, {"type": "audio"}]
@@ -153,7 +153,7 @@ class PromptBuilder:
     def _clip(self, file: bytes, before: Sequence[np.ndarray], param: str) -> np.ndarray:
         rate = self._processor.feature_extractor.sampling_rate
         left = self._limits.audio_seconds - sum(map(len, before)) / rate
-        longest = self._processor.max_windows * self._processor.feature_extractor.n_samples / rate
+        longest = self._processor.max_audio_len
         try:
             return read_audio(file, rate, name=param, max_seconds=min(left, longest))
         except ValueError as error:

@@ -94,7 +94,7 @@ class Transcriber:
             "pieces": hashlib.sha256(repr(pieces).encode()).hexdigest(),
             "rules": asdict(self.rules),
             "model": [self.model.num_parameters(), parameters],
-            "instruction": self.processor.transcription_prompt,
+            "instruction": self.processor.default_transcription_prompt,
             "max_new_tokens": self.max_new_tokens,
         }
 

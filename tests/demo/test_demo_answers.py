@@ -106,7 +106,7 @@ def silent() -> np.ndarray:
 )
 def test_recordings_that_cannot_be_heard_are_told(tmp_path, sound, message):
     model, processor = tiny_llaso()
-    processor.max_windows = 1
+    processor.max_audio_len = 30
     file = tmp_path / "clip.wav"
     if isinstance(sound, bytes):
         file.write_bytes(sound)

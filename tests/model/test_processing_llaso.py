@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +15,7 @@ from transformers import AutoProcessor, WhisperFeatureExtractor
 
 from modeling_llaso.compatibility_llaso import SANITIZES_SINCE_5_23
 from modeling_llaso.configuration_llaso import count_audio_tokens
-from modeling_llaso.processing_llaso import SYSTEM_PROMPT, LlasoProcessor, add_audio_tokens
+from modeling_llaso.processing_llaso import SILENT_PEAK, SYSTEM_PROMPT, LlasoProcessor, add_audio_tokens
 
 ANSWER = {"role": "assistant", "content": [{"type": "text", "text": "An answer."}]}
 
@@ -155,9 +158,9 @@ def test_windows_of_long_audio(full, trim):
 
 @pytest.mark.parametrize("padding", ["full", "trim"])
 def test_audio_beyond_the_maximum_is_never_cut(padding):
-    processor = tiny_processor(audio_padding=padding, max_windows=2)
+    processor = tiny_processor(audio_padding=padding, max_audio_len=60)
     assert len(processor.audio_windows(60 * RATE)) == 2
-    with pytest.raises(ValueError, match=r"audio 1: the audio lasts 60\.\d s, and at most 2 windows of 30 s \(60 s\)"):
+    with pytest.raises(ValueError, match=r"audio 1: the recording lasts 60\.\d s, longer than max_audio_len, 60 s"):
         processor(text="<audio><audio>", audio=[tone(1.0), tone(60.0002)])
 
 
@@ -226,13 +229,11 @@ def test_generation_pads_on_the_left(trim):
 
 
 def test_transcription_requests(trim, tmp_path):
-    import soundfile
-
     clip = tone(0.5)
     soundfile.write(tmp_path / "clip.wav", clip, RATE, subtype="FLOAT")
     inputs = trim.apply_transcription_request([clip, clip], [None, "Write it down."])
     texts = trim.tokenizer.batch_decode(inputs["input_ids"])
-    assert trim.transcription_prompt in texts[0] and "Write it down." in texts[1]
+    assert trim.default_transcription_prompt in texts[0] and "Write it down." in texts[1]
     by_path = trim.apply_transcription_request(str(tmp_path / "clip.wav"))
     alone = trim.apply_transcription_request(torch.from_numpy(clip))
     assert by_path.keys() == alone.keys() and all(torch.equal(by_path[name], alone[name]) for name in alone)
@@ -247,12 +248,20 @@ def test_transcription_requests(trim, tmp_path):
 
 
 def test_saved_and_opened_again(tmp_path):
-    processor = tiny_processor(audio_padding="trim", projector_stride=4, max_windows=3, transcription_prompt="Write!")
+    settings = {"projector_stride": 4, "max_audio_len": 90, "default_transcription_prompt": "Write!"}
+    processor = tiny_processor(audio_padding="trim", **settings)
     processor.save_pretrained(tmp_path)
     opened = AutoProcessor.from_pretrained(tmp_path)
     assert isinstance(opened, LlasoProcessor)
-    for name in ("audio_padding", "projector_stride", "max_windows", "transcription_prompt", "audio_token_id"):
+    for name in ("audio_padding", "audio_token_id", *settings):
         assert getattr(opened, name) == getattr(processor, name)
+    config = json.loads((tmp_path / "processor_config.json").read_text())
+    del config["max_audio_len"], config["default_transcription_prompt"]
+    config |= {"max_windows": 3, "transcription_prompt": "Write!"}  # as they were once called
+    (tmp_path / "processor_config.json").write_text(json.dumps(config))
+    earlier = AutoProcessor.from_pretrained(tmp_path)
+    assert (earlier.max_audio_len, earlier.default_transcription_prompt) == (90, "Write!")
+    assert not hasattr(earlier, "max_windows") and not hasattr(earlier, "transcription_prompt")
     before, after = (ask(p, [question("Who?")], [tone(0.5)]) for p in (processor, opened))
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -282,12 +291,138 @@ def test_bad_audio_is_named(trim):
         with pytest.raises(ValueError, match=message):
             trim(text="<audio><audio>", audio=[good, clip], **kwargs)
 
-    refused(np.zeros(0, dtype=np.float32), "audio 1 is empty")
-    refused(np.array([0.1, np.nan], dtype=np.float32), "audio 1 holds NaN or infinite samples")
-    refused(np.array([0.1, np.inf], dtype=np.float32), "audio 1 holds NaN or infinite samples")
+    refused(np.zeros(0, dtype=np.float32), "audio 1: the recording holds no samples")
+    refused(np.array([0.1, np.nan], dtype=np.float32), "audio 1: the recording holds NaN or infinite samples")
+    refused(np.array([0.1, np.inf], dtype=np.float32), "audio 1: the recording holds NaN or infinite samples")
+    refused(np.zeros(16_000, dtype=np.float32), "audio 1: the recording is silent")
+    refused(good / np.abs(good).max() * 0.9e-4, "audio 1: the recording is silent")
+    refused({"array": good}, "audio 1: an array without its sampling_rate")
+    refused({"path": None}, 'audio 1: it has neither "bytes" nor a "path"')
+    refused("nowhere.wav", "nowhere.wav: there is no such file")
+    refused(b"no audio at all", "audio 1: not readable as audio")
+    refused(42, "audio 1: int is neither a recording nor samples")
     refused(np.zeros((2, 100), dtype=np.float32), r"audio 1 has the shape \(2, 100\); average its channels")
     refused(np.ones(100, dtype=np.int16), "audio 1 holds int16; scale it to floats")
     refused(good, "sampling rate is 44100 Hz, but the encoder hears 16000 Hz", sampling_rate=44_100)
+
+
+class Samples:
+    """Samples of torchcodec, by their attributes: `(channels, samples)` and their rate."""
+
+    def __init__(self, clip: np.ndarray, rate: int) -> None:
+        self.data, self.sample_rate = torch.from_numpy(np.stack([clip, clip])), rate
+
+
+class Decoder:
+    """A decoder of torchcodec, by its method."""
+
+    def __init__(self, clip: np.ndarray, rate: int) -> None:
+        self.get_all_samples = lambda: Samples(clip, rate)
+
+
+def test_everything_that_holds_a_recording_is_taken_wherever_audio_is(trim, tmp_path):
+    clip = tone(0.5)
+    file = tmp_path / "clip.wav"
+    soundfile.write(file, clip, RATE, subtype="FLOAT")
+    wanted = ask(trim, [question("Who?")], [clip])
+    sources = {
+        "path": file,
+        "path as text": str(file),
+        "bytes": file.read_bytes(),
+        "tensor": torch.from_numpy(clip),
+        "one channel": torch.from_numpy(clip)[None],
+        "list": clip.tolist(),
+        "array of datasets": {"array": clip, "sampling_rate": RATE, "path": None},
+        "bytes of datasets": {"bytes": file.read_bytes(), "path": "elsewhere.wav"},
+        "path of datasets": {"bytes": None, "path": str(file)},
+        "decoder": Decoder(clip, RATE),
+        "samples": Samples(clip, RATE),
+    }
+    for kind, source in sources.items():
+        asked = question("Who?")
+        asked[0]["content"][1]["audio"] = source
+        found = {
+            "single": ask(trim, [question("Who?")], source),
+            "listed": ask(trim, [question("Who?")], [source]),
+            "in its part": ask(trim, [asked], None),
+            "processor": trim(
+                text=trim.apply_chat_template(question("Who?"), add_generation_prompt=True), audio=source
+            ),
+        }
+        for way, inputs in found.items():
+            for name, value in wanted.items():
+                assert torch.equal(inputs[name], value), (kind, way, name)
+        request = trim.apply_transcription_request(source)
+        assert torch.equal(request["input_features"], wanted["input_features"]), kind
+        assert asked[0]["content"][1]["audio"] is source  # the caller's conversation is unchanged
+
+
+def test_samples_that_state_another_rate_are_resampled(trim, tmp_path):
+    clip = tone(1.0, pitch=300.0)[::2]  # at 8 kHz
+    soundfile.write(tmp_path / "clip.wav", clip, 8_000, subtype="FLOAT")
+    wanted = trim.apply_transcription_request(tmp_path / "clip.wav")
+    assert wanted["input_features_mask"].sum() == 100
+    for source in (
+        {"array": clip, "sampling_rate": 8_000},
+        Decoder(clip, 8_000),
+        {"array": clip.tolist(), "sampling_rate": 8_000},
+    ):
+        found = trim.apply_transcription_request(source)
+        torch.testing.assert_close(found["input_features"], wanted["input_features"], atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="sampling rate is 8000 Hz, but the encoder hears 16000 Hz"):
+        trim(text="<audio>", audio=clip, sampling_rate=8_000)
+
+
+def test_labels_as_processors_of_transformers_give_them(trim):
+    conversations = [[*question("Who?"), ANSWER], [*question("And who is this?"), ANSWER]]
+    texts = trim.apply_chat_template(conversations)
+    inputs = trim(text=texts, audio=[tone(0.3), tone(0.4)], output_labels=True)
+    ids, labels = inputs["input_ids"], inputs["labels"]
+    ignored = (ids == trim.audio_token_id) | (inputs["attention_mask"] == 0)
+    assert ignored.any(-1).all() and torch.equal(labels == -100, ignored)
+    assert torch.equal(labels[~ignored], ids[~ignored])
+    request = {"audio": [tone(0.3), tone(0.4)], "tokenize": True, "return_dict": True}
+    for how in ({"output_labels": True}, {"processor_kwargs": {"output_labels": True}}):
+        assert torch.equal(trim.apply_chat_template(conversations, **request, **how)["labels"], labels)
+    assert "labels" not in trim.apply_chat_template(conversations, **request)
+
+
+def test_silence_has_the_threshold_of_every_other_door():
+    from llaso_common import audio
+
+    assert SILENT_PEAK == (audio.SILENT_PEAK if hasattr(audio, "SILENT_PEAK") else audio.SILENCE)
+
+
+@pytest.mark.parametrize(
+    ("conversation", "message"),
+    [
+        ([], "conversation 0 is no list of messages"),
+        ([[]], "conversation 0 is no list of messages"),
+        ("Hi", "a conversation is a list of messages, not str"),
+        (None, "a conversation is a list of messages, not NoneType"),
+        (["Hi"], 'conversation 0, message 0: it has no "role"'),
+        ([{"content": "Hi"}], 'conversation 0, message 0: it has no "role"'),
+        ([{"role": None, "content": "Hi"}], 'conversation 0, message 0: it has no "role"'),
+        ([{"role": "tool", "content": "Hi"}], r"message 0 \(tool\): the roles are user and assistant"),
+        ([{"role": "user"}], r"message 0 \(user\): its content is neither a text nor a list of parts"),
+        ([{"role": "user", "content": None}], r"message 0 \(user\): its content is neither"),
+        ([{"role": "user", "content": 3}], r"message 0 \(user\): its content is neither"),
+        ([{"role": "user", "content": ["Hi"]}], r"message 0 \(user\): its content is neither"),
+        ([{"role": "user", "content": [{}]}], r"message 0 \(user\): a None part"),
+        ([{"role": "user", "content": [{"type": "text"}]}], r"message 0 \(user\): a text part without its text"),
+        ([{"role": "user", "content": [{"type": "text", "text": None}]}], "a text part without its text"),
+        ([{"role": "user", "content": [{"type": "image", "url": "a.png"}]}], "a 'image' part; messages hold text"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "a 'image_url' part"),
+        (
+            [{"role": "user", "content": [{"type": "audio", "audio": b"", "path": "a"}]}],
+            "names its audio more than once",
+        ),
+    ],
+)
+@pytest.mark.parametrize("sanitized", [False, True])
+def test_malformed_conversations_are_plain_errors(trim, conversation, message, sanitized):
+    with pytest.raises(ValueError, match=message):
+        trim.apply_chat_template(conversation, tokenize=True, return_dict=True, sanitize_control_tokens=sanitized)
 
 
 def test_audio_and_placeholders_must_match(trim):
@@ -320,7 +455,9 @@ def test_empty_and_misplaced_messages(trim):
         trim.apply_chat_template([*question("Hi"), {"role": "assistant", "content": " \n"}])
     with pytest.raises(ValueError, match=r"message 0 \(user\): the message is empty"):
         trim.apply_chat_template([{"role": "user", "content": []}])
-    with pytest.raises(ValueError, match=r"message 1 \(assistant\): a 'audio' part; only a user's message may hold"):
+    with pytest.raises(
+        ValueError, match=r"message 1 \(assistant\): a 'audio' part; messages hold text, and a user's audio too"
+    ):
         trim.apply_chat_template([*question("Hi"), {"role": "assistant", "content": [{"type": "audio"}]}])
     with pytest.raises(ValueError, match=r"message 0 \(user\): a 'image' part"):
         trim.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}])

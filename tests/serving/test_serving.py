@@ -177,7 +177,7 @@ def test_fifty_at_once_are_answered_as_one_by_one(server: Served, answer):
 
 def test_transcriptions_in_every_form(tiny, server: Served, answer):
     _, processor = tiny
-    wanted = answer(question(processor.transcription_prompt), [CLIPS[3]], TOKENS).strip()
+    wanted = answer(question(processor.default_transcription_prompt), [CLIPS[3]], TOKENS).strip()
     file = ("speech.wav", audio_file(CLIPS[3]))
     create = server.client.audio.transcriptions.create
     told = create(model=NAME, file=file)

@@ -103,7 +103,7 @@ def test_no_language_tag_is_refused_in_plain_words(tag):
 
 
 def test_a_transcriptions_prompt_is_a_hint_beside_the_instruction(tiny, server: Served):
-    instruction = tiny[1].transcription_prompt
+    instruction = tiny[1].default_transcription_prompt
     told = server.client.audio.transcriptions.create(model=NAME, file=("a.wav", FILE), prompt=" Kyiv, Lviv ")
     assert told.text == answer(tiny, question(f"{instruction}\nContext: Kyiv, Lviv"), [CLIP], 16).strip()
 
@@ -115,7 +115,7 @@ def test_long_recordings_are_transcribed_piece_by_piece_with_times(tiny, server:
     create = server.client.audio.transcriptions.create
     verbose = create(model=NAME, file=file, response_format="verbose_json", timestamp_granularities=["segment"])
     assert verbose.duration == len(samples) / RATE and [segment.id for segment in verbose.segments] == [0, 1, 2]
-    instruction = question(tiny[1].transcription_prompt)
+    instruction = question(tiny[1].default_transcription_prompt)
     for segment, (start, end) in zip(verbose.segments, [(0, 20), (21, 36), (37, 39)], strict=True):
         assert segment.start == pytest.approx(start, abs=0.25) and segment.end == pytest.approx(end, abs=0.25)
         clip = samples[round(segment.start * RATE) : round(segment.end * RATE)]
@@ -159,12 +159,12 @@ def test_the_part_that_is_too_long_is_named(tiny):
     with pytest.raises(ApiError, match="the recording is too long") as caught:
         builder.for_transcription(validated(TranscriptionRequest, {"model": NAME}), tone(60))
     assert caught.value.param == "file"
-    processor.max_windows = 1
+    processor.max_audio_len = 30
     try:
         message = str(refused({"type": "input_audio", "input_audio": {"data": encoded(tone(31))}}))
     finally:
-        processor.max_windows = 20
-    assert "longer than 30 s" in message and "max_windows" not in message
+        processor.max_audio_len = 600
+    assert "longer than 30 s" in message and "max_audio_len" not in message
 
 
 def encoded(clip) -> str:

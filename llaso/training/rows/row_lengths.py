@@ -149,7 +149,7 @@ def _rule(processor: LlasoProcessor | None) -> str:
     """All that a row's length depends on besides the row."""
     if processor is None:
         return "estimate"
-    settings = [processor.audio_padding, processor.projector_stride, processor.max_windows, processor.chat_template]
+    settings = [processor.audio_padding, processor.projector_stride, processor.max_audio_len, processor.chat_template]
     return json.dumps([*settings, processor.tokenizer.backend_tokenizer.to_str()], sort_keys=True)
 
 
