@@ -5,6 +5,7 @@ arithmetic is here: windows, frames, tokens. This file travels with checkpoints,
 """
 
 import io
+import math
 import os
 import re
 from bisect import bisect_right
@@ -259,7 +260,7 @@ class LlasoProcessor(ProcessorMixin):
             processor_dict["default_transcription_prompt"] = prompt
         return super().from_args_and_dict(args, processor_dict, **kwargs)
 
-    def __call__(self, text=None, audio=None, output_labels: bool = False, **kwargs) -> BatchFeature:
+    def __call__(self, text=None, audio=None, output_labels: bool | None = None, **kwargs) -> BatchFeature:
         """As everywhere in transformers.
 
         Args:
@@ -305,9 +306,10 @@ class LlasoProcessor(ProcessorMixin):
         if not windows:
             raise ValueError("the recording holds no samples")
         if sum(stop - start for start, stop in windows) > self.max_audio_len * rate:
+            seconds = math.ceil(10 * num_samples / rate) / 10
             raise ValueError(
-                f"the recording lasts {num_samples / rate:.1f} s, longer than max_audio_len, {self.max_audio_len:g} "
-                "s. Cut it, or raise max_audio_len"
+                f"the recording lasts {seconds} s, longer than max_audio_len, {self.max_audio_len:g} s. Cut it, or "
+                "raise max_audio_len"
             )
         return windows
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from support.tiny_llaso import answer_only, ask, question, text_config, tiny_llaso, tone, whisper_config
@@ -591,6 +592,11 @@ def test_the_any_to_any_pipeline(trim, tmp_path):
     with torch.no_grad():
         generated = model.generate(**inputs, max_new_tokens=4)[0, inputs["input_ids"].shape[1] :]
     assert out[0]["generated_text"] == processor.decode(generated, skip_special_tokens=True)
+    several = answer([[message], [message]], max_new_tokens=4, return_full_text=False)
+    assert [one[0]["generated_text"] for one in several] == [out[0]["generated_text"]] * 2
+    message["content"][1]["audio"] = np.zeros(8_000, dtype=np.float32)
+    with pytest.raises(ValueError, match="audio 0: the recording is silent"):
+        answer([message], max_new_tokens=4)
 
 
 @torch.no_grad()

@@ -111,8 +111,8 @@ def test_training_ids_and_labels_of_the_edge_cases(official):
             with pytest.raises(ValueError, match=r"message 1 \(assistant\): the message is empty"):
                 processor.apply_chat_template([user(case["human"]), assistant(case["gpt"])])
             continue
-        # One sample of silence keeps the placeholder's neighbourhood and the labels easy to line up.
-        audio = [np.zeros(1, dtype=np.float32)] * case["human"].count("<audio>")
+        # One sample keeps the placeholder's neighbourhood and the labels easy to line up.
+        audio = [np.full(1, 0.5, dtype=np.float32)] * case["human"].count("<audio>")
         inputs = processor.apply_chat_template(
             [[user(case["human"]), assistant(case["gpt"])]],
             audio=audio,
@@ -137,7 +137,7 @@ def test_slices_of_long_audio(official):
     processor = official.processor
     for samples, slices in official.cases["chunks_by_n_samples"].items():
         if int(samples) > 20 * 480_001:  # the released code cuts here without a word
-            with pytest.raises(ValueError, match=r"lasts 6\d\d.\d s.*at most 20 windows"):
+            with pytest.raises(ValueError, match=r"lasts 6\d\d.\d s, longer than max_audio_len, 600 s"):
                 processor.audio_windows(int(samples))
         else:
             assert len(processor.audio_windows(int(samples))) == slices
