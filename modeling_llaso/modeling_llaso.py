@@ -1,7 +1,7 @@
 """The LLaSO network: log-mel windows → Whisper encoder → projector → a causal language model.
 
 `LlasoModel` is the network without a head; `LlasoForConditionalGeneration` adds the head, the loss and generation.
-The processor writes one placeholder token for every audio vector; `forward` puts the vectors in their place.
+The processor writes one placeholder token per audio embedding; `forward` replaces the placeholders.
 """
 
 from dataclasses import dataclass
@@ -32,14 +32,14 @@ AUTO_MAP = {
     "AutoModel": "modeling_llaso.LlasoModel",
     "AutoModelForMultimodalLM": "modeling_llaso.LlasoForConditionalGeneration",
 }
-"""What a checkpoint's own code holds for each Auto class; transformers alone would name only the class that saves."""
+"""The class in a checkpoint's own code for each Auto class; transformers would name only the class that saves."""
 
 
 @dataclass
 class LlasoModelOutputWithPast(BaseModelOutputWithPast):
     r"""
     audio_hidden_states (`torch.Tensor` of shape `(audio_tokens, hidden_size)`, *optional*):
-        The projected audio vectors that took the placeholders' places, all rows one after another.
+        The audio embeddings that replaced the placeholders, row after row.
     """
 
     audio_hidden_states: torch.Tensor | None = None
@@ -51,7 +51,7 @@ class LlasoCausalLMOutputWithPast(CausalLMOutputWithPast):
     loss (`torch.Tensor` of shape `(1,)`, *optional*, returned when `labels` is provided):
         Next-token cross-entropy.
     logits (`torch.Tensor` of shape `(batch_size, sequence_length, vocab_size)`):
-        Scores before the softmax; `(kept, vocab_size)` where `logits_to_keep` was a boolean mask.
+        Scores before the softmax; `(kept, vocab_size)` if `logits_to_keep` was a boolean mask.
     audio_hidden_states (`torch.Tensor` of shape `(audio_tokens, hidden_size)`, *optional*):
         The projected audio vectors.
     """
@@ -94,10 +94,10 @@ def kept_positions(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tens
 
 
 class LlasoEncoder(WhisperEncoder):
-    """Whisper's encoder, for windows of any length up to its own, with a mask over frames.
+    """Whisper's encoder for windows of any length up to its own, with a mask over frames.
 
-    With all frames it computes what Whisper computes. A masked batch gives each window the vectors it would have
-    alone: padding is silenced between the convolutions and never attended to.
+    Without a mask it computes what Whisper computes. With one, each window of a batch gets the vectors that it would
+    get alone: padding is set to zero between the convolutions and never attended to.
     """
 
     @merge_with_config_defaults
@@ -118,7 +118,7 @@ class LlasoEncoder(WhisperEncoder):
         hidden_states = nn.functional.gelu(self.conv1(input_features))
         vector_mask = None
         if input_features_mask is not None:
-            # Alone, a window's last frame would see zeros beyond its end, where the batch has the padding's response.
+            # A window alone has zeros beyond its last frame; in a batch, the first convolution changed them.
             hidden_states = hidden_states * input_features_mask[:, None, :].to(hidden_states.dtype)
             vector_mask = input_features_mask[:, ::2].bool()
         hidden_states = nn.functional.gelu(self.conv2(hidden_states)).permute(0, 2, 1)
@@ -136,7 +136,7 @@ class LlasoEncoder(WhisperEncoder):
 
 
 class LlasoMultiModalProjector(nn.Module):
-    """Pools encoder vectors where the configuration says so, then two linear layers into the LLM's embedding space."""
+    """Pooling by the configuration's stride, then two linear layers into the language model's embedding space."""
 
     def __init__(self, config: LlasoConfig):
         super().__init__()
@@ -148,7 +148,10 @@ class LlasoMultiModalProjector(nn.Module):
         self.linear_2 = nn.Linear(config.text_config.hidden_size, config.text_config.hidden_size)
 
     def pool(self, vectors: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """`(windows, T, d_model)`, `(windows, T)` → `(windows, ceil(T / stride), width)`. Padding does not count."""
+        """Pool `(windows, T, d_model)` with its mask `(windows, T)` into `(windows, ceil(T / stride), width)`.
+
+        Padding does not count.
+        """
         if self.stride == 1:
             return vectors
         if mask is None:
@@ -184,14 +187,14 @@ class LlasoPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, LlasoMultiModalProjector):
-            # As PyTorch draws linear layers, and the released code with it: the scale follows the width.
+            # PyTorch's own initialization of linear layers, which the released code leaves as it is.
             for linear in (module.linear_1, module.linear_2):
                 bound = linear.in_features**-0.5
                 init.uniform_(linear.weight, -bound, bound)
                 init.uniform_(linear.bias, -bound, bound)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As everywhere in transformers; the checkpoint names both classes, so that every Auto class finds its own."""
+        """Save as transformers does, with both classes in `auto_map`, so that every Auto class finds its own."""
         self.config.auto_map = dict(AUTO_MAP)
         super().save_pretrained(save_directory, *args, **kwargs)
 
@@ -208,7 +211,7 @@ class LlasoModel(LlasoPreTrainedModel):
         self.post_init()
 
     def generate(self, *args, **kwargs):
-        """Not here: the head that writes text is in `LlasoForConditionalGeneration`."""
+        """Refuse: the language-modelling head is in `LlasoForConditionalGeneration`."""
         raise ValueError(
             "LlasoModel has no language-modelling head, so it cannot generate. Load the checkpoint with "
             "AutoModelForMultimodalLM (or LlasoForConditionalGeneration) instead of AutoModel."
@@ -304,7 +307,7 @@ class LlasoModel(LlasoPreTrainedModel):
         input_features_mask: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, Any] | None = None,
     ) -> torch.Tensor | None:
-        """The embeddings of all audio, in reading order, from whatever was done with it before.
+        """Gather the embeddings of all audio, in reading order, computing what is not there yet.
 
         Args:
             input_features: see `get_audio_features`.
@@ -438,7 +441,7 @@ class LlasoForConditionalGeneration(LlasoPreTrainedModel, GenerationMixin):
         return self.model.get_audio_features(*args, **kwargs)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`(…, hidden_size)` → `(…, vocab_size)`, where the audio placeholder can never win."""
+        """Compute logits `(…, vocab_size)` of `(…, hidden_size)`; the audio placeholder's is the least there is."""
         logits = self.lm_head(hidden_states)
         if self.logit_softcap is not None:
             logits = torch.tanh(logits / self.logit_softcap) * self.logit_softcap
@@ -500,7 +503,7 @@ class LlasoForConditionalGeneration(LlasoPreTrainedModel, GenerationMixin):
 
         loss = None
         if labels is not None:
-            targets = labels.masked_fill(labels.eq(self.config.audio_token_id), -100)  # audio is heard, not predicted
+            targets = labels.masked_fill(labels.eq(self.config.audio_token_id), -100)  # audio is not predicted
             loss = self.loss_function(
                 logits=logits, labels=targets, vocab_size=self.config.text_config.vocab_size, **kwargs
             )
@@ -514,7 +517,7 @@ class LlasoForConditionalGeneration(LlasoPreTrainedModel, GenerationMixin):
         )
 
     def _prepare_generated_length(self, generation_config, **kwargs):  # type: ignore[override]
-        """Ends an answer at the end of the language model's context, and refuses prompts that leave no room for one.
+        """End answers where the language model's context ends, and refuse prompts that leave no room for one.
 
         Raises:
             ValueError: the prompt fills the context.
@@ -554,9 +557,9 @@ class LlasoForConditionalGeneration(LlasoPreTrainedModel, GenerationMixin):
         input_ids: torch.LongTensor | None = None,
         **model_kwargs,
     ):
-        """Beams and samples of one row share its audio, which is encoded once, before the rows are repeated.
+        """Repeat rows for beams and samples, after their audio has been encoded once.
 
-        Windows and vectors are counted over the whole batch, not row by row, so they cannot be repeated as rows are.
+        Windows and embeddings are counted over the whole batch, so they cannot be repeated as rows are.
         """
         given = [model_kwargs.get(name) for name in ("input_features", "mm_encoder_outputs", CACHE_SINCE_5_24)]
         if input_ids is not None and not any(value is not None for value in given):

@@ -45,7 +45,7 @@ SHORTEST_BASE64 = 1000
 
 
 class TurnMarks(NamedTuple):
-    """The text a language model's chat puts round each message: what opens and what closes it."""
+    """The text that a language model's chat puts before and after each message."""
 
     system: tuple[str, str] | None  # None: the system text opens the first user message
     user: tuple[str, str]
@@ -72,9 +72,9 @@ GEMMA = TurnMarks(
 )
 INST = TurnMarks(system=None, user=("[INST] ", " [/INST]"), assistant=(" ", "</s>"))
 TURN_MARKS = {"<|start_header_id|>": LLAMA_3, "<|im_start|>": CHATML, "<start_of_turn>": GEMMA, "</s>": INST}
-"""Turn marks by the token that tells them: Llama 3, Qwen, Gemma, and Mistral with Llama 2."""
+"""Turn marks by the token that identifies them: Llama 3, Qwen, Gemma, and Mistral with Llama 2."""
 
-# The released rule for a user's text: strip it; then every audio becomes its tag, on lines of its own where text
+# The released rule for a user's text: strip it; then every audio becomes its tag, on lines of its own if text
 # precedes the first audio, else followed by one line break.
 CHAT_TEMPLATE = r"""
 {%- macro write(content) -%}
@@ -133,7 +133,7 @@ CHAT_TEMPLATE = r"""
 def add_audio_tokens(tokenizer) -> None:
     """Give a language model's tokenizer LLaSO's tokens, in the released order, and the placeholder after them.
 
-    `<unk>` becomes pad and unk where the tokenizer has no pad token. What is there already is left alone.
+    `<unk>` becomes the pad and unk token if the tokenizer has no pad token. Tokens that are there already stay.
 
     Args:
         tokenizer: any fast tokenizer; changed in place.
@@ -144,10 +144,10 @@ def add_audio_tokens(tokenizer) -> None:
 
 
 def turn_marks(tokenizer) -> TurnMarks:
-    """The turn marks of a tokenizer's own chat, told by its vocabulary.
+    """Find the turn marks of a tokenizer's own chat by its vocabulary.
 
     Raises:
-        ValueError: it has the marks of no family known here.
+        ValueError: it has the turn marks of no known family.
     """
     vocabulary = tokenizer.get_vocab()
     for token, marks in TURN_MARKS.items():
@@ -159,7 +159,7 @@ def turn_marks(tokenizer) -> TurnMarks:
 
 
 def default_chat_template(tokenizer, audio_token: str = AUDIO_TOKEN) -> str:
-    """The released prompt as a Jinja template, in the tokenizer's own turn marks."""
+    """Write the released prompt as a Jinja template, in the tokenizer's own turn marks."""
     marks = turn_marks(tokenizer)
     system_turn, system_in_user = "", "{{- system ~ '\\n\\n' if loop.first and system -}}"
     if marks.system is not None:
@@ -251,7 +251,7 @@ class LlasoProcessor(ProcessorMixin):
 
     @classmethod
     def from_args_and_dict(cls, args, processor_dict: dict[str, Any], **kwargs):
-        """As everywhere in transformers; processors saved under two earlier names of settings load too."""
+        """Make a processor of its saved settings, two of which once had other names."""
         processor_dict = dict(processor_dict)
         if (windows := processor_dict.pop("max_windows", None)) is not None:
             extractor = args[0]
@@ -261,7 +261,7 @@ class LlasoProcessor(ProcessorMixin):
         return super().from_args_and_dict(args, processor_dict, **kwargs)
 
     def __call__(self, text=None, audio=None, output_labels: bool | None = None, **kwargs) -> BatchFeature:
-        """As everywhere in transformers.
+        """Turn prompts and recordings into the model's inputs.
 
         Args:
             text: prompts, with one placeholder per audio.
@@ -508,7 +508,7 @@ class LlasoProcessor(ProcessorMixin):
         audio: Sequence[Any] | None = None,
         **kwargs,
     ):
-        """As everywhere in transformers, with two additions: text is checked, and `audio` may come apart.
+        """Apply the chat template as transformers does; messages are checked, and `audio` may be passed apart.
 
         Args:
             conversation: messages, or a batch of them. An audio part holds its audio (`{"type": "audio", "audio": …}`,
@@ -678,12 +678,12 @@ def stack_windows(windows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.
 
 @lru_cache(maxsize=8)
 def _any_of(tokens: frozenset[str]) -> re.Pattern[str]:
-    """What finds any of a tokenizer's special tokens in a text; Llama 3 has hundreds."""
+    """Compile a pattern that finds any of the tokens; Llama 3 has hundreds of special ones."""
     return re.compile("|".join(re.escape(token) for token in sorted(tokens)))
 
 
 def as_clips(audio: Any) -> list[Any]:
-    """List recordings, be it one or several; a sequence of numbers is one."""
+    """Make a flat list of one or several recordings; a sequence of numbers is one."""
     single = str | bytes | bytearray | memoryview
     if isinstance(audio, Sequence) and not isinstance(audio, single) and not (audio and _is_number(audio[0])):
         return [clip for item in audio for clip in as_clips(item)]
@@ -770,7 +770,7 @@ def _decode(source: str | bytes | bytearray | memoryview, name: str) -> tuple[np
 
 
 def _checked_clip(clip: Any, name: str) -> np.ndarray:
-    """Mono float32 samples, or a `ValueError` that says which recording is not."""
+    """Return mono float32 samples, or raise a `ValueError` that says what is wrong with the recording."""
     samples = (
         clip.detach().cpu().float().numpy()
         if isinstance(clip, torch.Tensor) and clip.is_floating_point()
@@ -795,7 +795,7 @@ def _checked_clip(clip: Any, name: str) -> np.ndarray:
 def _read_parts(
     conversations: list[list[dict[str, Any]]], rate: int, transformers_loads: bool
 ) -> list[list[dict[str, Any]]]:
-    """The conversations with samples in their audio parts; a part without audio stays as it is."""
+    """Read the recordings of audio parts into samples; a part without one stays as it is."""
     read, clips = [], 0
     for conversation in conversations:
         messages = []
@@ -819,7 +819,7 @@ def _read_parts(
 
 
 def _with_audio(conversations: list[list[dict[str, Any]]], audio: Sequence[Any]) -> list[list[dict[str, Any]]]:
-    """The conversations, with `audio` in their empty audio parts, in reading order."""
+    """Put `audio` into the empty audio parts of conversations, in reading order."""
     clips = iter(audio)
     filled, needed = [], 0
     for conversation in conversations:
