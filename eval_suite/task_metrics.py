@@ -28,7 +28,7 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class ScoredTask:
+class AnswerTask:
     """One task as it is scored: its code, name and category, what an answer is, and the scale of its numbers."""
 
     code: str
@@ -46,15 +46,15 @@ _SCALES = {
 }
 
 
-def _scored_tasks() -> Iterator[ScoredTask]:
+def _scored_tasks() -> Iterator[AnswerTask]:
     for code, task in tasks.TASKS.items():
-        yield ScoredTask(code, task.short_name, task.category, task.answer, _SCALES.get(code))
+        yield AnswerTask(code, task.short_name, task.category, task.answer, _SCALES.get(code))
         if code == "AR":
             # VocalSound's exact ages: rows of AR without choices. The paper keeps them apart from the age groups.
-            yield ScoredTask("AR_years", "age in years", task.category, "number", _SCALES["AR_years"])
+            yield AnswerTask("AR_years", "age in years", task.category, "number", _SCALES["AR_years"])
 
 
-TASKS: dict[str, ScoredTask] = {task.code: task for task in _scored_tasks()}
+TASKS: dict[str, AnswerTask] = {task.code: task for task in _scored_tasks()}
 
 PANEL_TASKS = tuple(code for code in TASKS if code != "AR_years")
 """The 20 tasks the paper averages; ages in years are reported apart."""

@@ -16,7 +16,7 @@ import gradio as gr
 
 from .menu import Menu
 from .pictures import picture
-from .question import DemoModel, Question
+from .question import DemoModel, DemoQuestion
 
 FORMATS = {
     "text_audio": "Write, about a recording",
@@ -186,7 +186,7 @@ def _ask(
     demo_model: DemoModel, modality: str, instruction: str, recording: str | None, about: str | None, content: str
 ) -> Iterator[tuple[str, Any]]:
     """Yield the growing answer and a status line, or a notice if the question is invalid."""
-    question = Question(modality, _used_recordings(modality, recording, about), instruction, content)
+    question = DemoQuestion(modality, _used_recordings(modality, recording, about), instruction, content)
     try:
         status: Any = _status("Answering…")
         for answer in demo_model.stream(question):

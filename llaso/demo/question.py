@@ -20,7 +20,7 @@ from llaso_common.audio import join_clips, read_audio
 
 
 @dataclass(frozen=True)
-class Question:
+class DemoQuestion:
     """A visitor's question.
 
     Args:
@@ -110,7 +110,7 @@ class DemoModel:
             )
         return clip
 
-    def stream(self, question: Question) -> Iterator[PartialAnswer]:
+    def stream(self, question: DemoQuestion) -> Iterator[PartialAnswer]:
         """Yield the growing answer; the last one is `done`. Closing the iterator stops the generation.
 
         Raises:

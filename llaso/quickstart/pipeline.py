@@ -392,7 +392,8 @@ def _train_encoder(out: Path, size: Size, seed: int, reports: Any) -> None:
     notes = {row["sha256"]: row for row in _rows(out / "llaso-instruct", "train") if row["task"] in ("PP", "IC")}
     heard += [(row, ()) for row in notes.values()]
     clips = [
-        small_backbones.Clip(read_audio(row["audio"][0]["bytes"], name=row["id"]), sounds) for row, sounds in heard
+        small_backbones.HeardClip(read_audio(row["audio"][0]["bytes"], name=row["id"]), sounds)
+        for row, sounds in heard
     ]
     schedule = small_backbones.encoder_schedule(size.encoder_steps)
     small_backbones.train_encoder(clips, out / "backbones" / "encoder", reports.put, seed=seed, schedule=schedule)

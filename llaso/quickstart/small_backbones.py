@@ -88,7 +88,7 @@ def llm_schedule(steps: int) -> Schedule:
 
 
 @dataclass(frozen=True)
-class Clip:
+class HeardClip:
     """What the encoder learns from: samples (float32, 16 kHz) and the phonemes spoken in them; none for music."""
 
     samples: np.ndarray
@@ -184,7 +184,7 @@ VOCAL_TRACT = 0.08
 """How far frequencies are stretched at most; speakers differ by about as much."""
 
 
-def train_encoder(clips: Sequence[Clip], out: Path, report: Report, *, schedule: Schedule, seed: int = 0) -> None:
+def train_encoder(clips: Sequence[HeardClip], out: Path, report: Report, *, schedule: Schedule, seed: int = 0) -> None:
     """Train a small Whisper encoder and save it in `out`, as a Whisper with a decoder of one untrained layer.
 
     Args:

@@ -13,7 +13,7 @@ from support.tiny_demo import direct_answer, talking_llaso
 from support.tiny_llaso import RATE, tiny_llaso, tone
 
 from llaso.demo import pictures
-from llaso.demo.question import DemoModel, Question
+from llaso.demo.question import DemoModel, DemoQuestion
 from llaso_common.audio import PAUSE_S
 
 
@@ -42,14 +42,14 @@ TEXT, AUDIO = {"type": "text", "text": "what is in the garden"}, {"type": "audio
     ],
 )
 def test_each_format_is_answered_as_the_model_answers_it(demo_model, clip_file, modality, texts, content):
-    *growing, last = demo_model.stream(Question(modality, (clip_file,), **texts))
+    *growing, last = demo_model.stream(DemoQuestion(modality, (clip_file,), **texts))
     assert last.text == direct_answer(demo_model.model, demo_model.processor, content, tone(0.6), 20) != ""
     assert last.done and not any(answer.done for answer in growing)
     assert last.audio_s == pytest.approx(0.6)
 
 
 def test_the_answer_comes_piece_by_piece(demo_model, clip_file):
-    texts = [answer.text for answer in demo_model.stream(Question("audio", (clip_file,)))]
+    texts = [answer.text for answer in demo_model.stream(DemoQuestion("audio", (clip_file,)))]
     assert len(set(texts)) > 2
     assert all(texts[-1].startswith(text) for text in texts)
 
@@ -59,12 +59,12 @@ def test_generation_stops_when_its_reader_leaves(clip_file):
     demo_model = DemoModel(model, processor, max_new_tokens=2000)
     steps = []
     model.lm_head.register_forward_hook(lambda *_: steps.append(1))
-    answers = demo_model.stream(Question("audio", (clip_file,)))
+    answers = demo_model.stream(DemoQuestion("audio", (clip_file,)))
     next(answers)
     answers.close()
     assert len(steps) < 1000
     assert not [thread for thread in threading.enumerate() if thread.name == "answer"]
-    assert next(demo_model.stream(Question("audio", (clip_file,)))).audio_s  # and the next visitor has a turn
+    assert next(demo_model.stream(DemoQuestion("audio", (clip_file,)))).audio_s  # and the next visitor has a turn
 
 
 def test_an_error_of_the_model_is_raised_to_the_reader(clip_file):
@@ -75,7 +75,7 @@ def test_an_error_of_the_model_is_raised_to_the_reader(clip_file):
 
     model.lm_head.register_forward_hook(broken)
     with pytest.raises(RuntimeError, match="broken"):
-        list(DemoModel(model, processor).stream(Question("audio", (clip_file,))))
+        list(DemoModel(model, processor).stream(DemoQuestion("audio", (clip_file,))))
 
 
 def test_two_recordings_are_one_clip_with_a_pause(demo_model, clip_file, tmp_path):
@@ -112,7 +112,7 @@ def test_recordings_that_cannot_be_heard_are_told(tmp_path, sound, message):
         file.write_bytes(sound)
     elif sound is not None:
         soundfile.write(file, sound, RATE)
-    question = Question("audio", (None if sound is None else str(file),))
+    question = DemoQuestion("audio", (None if sound is None else str(file),))
     with pytest.raises(ValueError, match=message):
         next(DemoModel(model, processor).stream(question))
 
@@ -129,7 +129,7 @@ def test_recordings_that_cannot_be_heard_are_told(tmp_path, sound, message):
 )
 def test_texts_that_cannot_be_asked_are_told(demo_model, clip_file, question, message):
     with pytest.raises(ValueError, match=message):
-        next(demo_model.stream(Question(recordings=(clip_file,), **question)))
+        next(demo_model.stream(DemoQuestion(recordings=(clip_file,), **question)))
 
 
 @pytest.mark.parametrize("audio_padding", ["trim", "full"])

@@ -25,7 +25,7 @@ from llaso.cli import build_parser, main
 ASK = """
 import json, sys
 import app, modeling_llaso
-from llaso.demo.question import Question
+from llaso.demo.question import DemoQuestion
 from llaso.demo.page import launch
 import gradio_client
 _, url, _ = launch(app.page, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)

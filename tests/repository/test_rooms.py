@@ -91,3 +91,18 @@ def test_every_command_has_help(command):
         [sys.executable, "-m", "llaso.cli", command, "--help"], capture_output=True, text=True, cwd=ROOT
     )
     assert shown.returncode == 0 and f"llaso {command}" in shown.stdout
+
+
+def test_no_two_files_and_no_two_classes_share_a_name():
+    files: dict[str, list[str]] = {}
+    classes: dict[str, list[str]] = {}
+    for package in MAY_IMPORT:
+        for file in modules(package):
+            place = str(file.relative_to(ROOT))
+            if file.stem != "__init__":
+                files.setdefault(file.stem, []).append(place)
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ClassDef):
+                    classes.setdefault(node.name, []).append(place)
+    shared = {name: places for names in (files, classes) for name, places in names.items() if len(places) > 1}
+    assert not shared
