@@ -129,7 +129,7 @@ class EvalCorpus:
         return Question(
             index=index,
             id=record["id"],
-            file=_file_name(record),
+            file=file_name(record),
             task=record["task"],
             category=record["category"],
             modality=record["modality"],
@@ -211,7 +211,7 @@ def _before_the_answer(record: Any, where: str) -> list[dict[str, Any]]:
     return messages
 
 
-def _file_name(record: dict[str, Any]) -> str:
+def file_name(record: dict[str, Any]) -> str:
     """Return the file that a row's answer goes into: one for each source, task and format.
 
     Real and synthetic speech come from different sources, and each alone would hold one label: SSD is one file.

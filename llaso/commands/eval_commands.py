@@ -527,6 +527,52 @@ def _report(arguments: argparse.Namespace) -> None:
     print(f"report: {out / 'index.html'}")
 
 
+def _add_lmms_tasks(steps) -> None:
+    parser = steps.add_parser(
+        "lmms-tasks",
+        help="write a folder of tasks for lmms-eval over a corpus",
+        description="Write a folder of tasks, one a task code, for `lmms_eval --include_path FOLDER`. "
+        "They are scored there as `llaso eval score` scores them.",
+    )
+    parser.add_argument("data", help="corpus folder or Hub id, in the row schema")
+    parser.add_argument("--config", help="config of the data; its default one by default")
+    parser.add_argument("--split", default="test", help="split of the data (default: %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.set_defaults(run=_lmms_tasks)
+
+
+def _lmms_tasks(arguments: argparse.Namespace) -> None:
+    from llaso.doors.lmms_tasks import write_lmms_tasks
+
+    names = write_lmms_tasks(arguments.data, arguments.out, config=arguments.config, split=arguments.split)
+    print(f"{arguments.out}: {', '.join(names)}")
+
+
+def _add_hub_yaml(steps) -> None:
+    parser = steps.add_parser("hub-yaml", help="write the eval.yaml that makes a data set a benchmark on the Hub")
+    parser.add_argument("data", help="corpus folder or Hub id, in the row schema")
+    parser.add_argument("--name", default="LLaSO-Eval", help="of the benchmark (default: %(default)s)")
+    parser.add_argument("--config", help="config of the data; its default one by default")
+    parser.add_argument("--split", default="test", help="split of the data (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="file to write; printed by default")
+    parser.set_defaults(run=_hub_yaml)
+
+
+def _hub_yaml(arguments: argparse.Namespace) -> None:
+    import yaml
+
+    from llaso.doors.hub_benchmark import hub_benchmark
+
+    content = hub_benchmark(arguments.data, arguments.name, config=arguments.config, split=arguments.split)
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
+    if arguments.out is None:
+        sys.stdout.write(text)
+    else:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(text, encoding="utf-8")
+        print(f"wrote {arguments.out}")
+
+
 COMMANDS = (
     _add_score,
     _add_compare,
@@ -539,4 +585,6 @@ COMMANDS = (
     _add_judge,
     _add_report,
     _add_run,
+    _add_lmms_tasks,
+    _add_hub_yaml,
 )

@@ -195,6 +195,11 @@ def check_command(words: list[str]) -> None:
             runpy.run_module(words[2], run_name="__main__")
         options = [word for word in words[3:] if word.startswith("--")]
         assert all(option in said.getvalue() for option in options), words
+    elif words[0] in ("inspect", "lmms_eval"):
+        from eval_suite.task_metrics import TASKS
+
+        named = [re.sub(r"^llaso[/_]", "", word) for word in words if re.match(r"llaso[/_]", word)]
+        assert named and {name.upper() for name in named} <= {code.upper() for code in TASKS}, words
     elif words[0] == "make":
         subprocess.run(["make", "--dry-run", *words[1:]], check=True, stdout=subprocess.DEVNULL)
     elif words[:2] == ["pip", "install"]:
