@@ -11,11 +11,13 @@ from .compatibility_llaso import TRIED_TRANSFORMERS
 from transformers import AutoConfig, AutoModel, AutoModelForMultimodalLM, AutoModelForSeq2SeqLM, AutoProcessor
 
 from llaso_common import __version__
+from llaso_common.audio import read_audio
 
 from .configuration_llaso import LlasoConfig, count_audio_tokens, preset
 from .modeling_llaso import LlasoForConditionalGeneration, LlasoModel
 from .processing_llaso import LlasoProcessor, add_audio_tokens
 
+LlasoProcessor.read_file = staticmethod(lambda source, rate, name: read_audio(source, rate, name=name))  # type: ignore
 AutoConfig.register("llaso", LlasoConfig, exist_ok=True)
 AutoProcessor.register(LlasoConfig, LlasoProcessor, exist_ok=True)
 AutoModel.register(LlasoConfig, LlasoModel, exist_ok=True)

@@ -9,7 +9,7 @@ import math
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -219,6 +219,27 @@ class LlasoProcessor(ProcessorMixin):
     valid_processor_kwargs = LlasoProcessingKwargs
     text_kwargs = TEXT_DEFAULTS
     audio_kwargs = AUDIO_DEFAULTS
+
+    @staticmethod
+    def read_file(source: str | bytes | bytearray | memoryview, rate: int, name: str) -> np.ndarray:
+        """Decode a file into mono samples at `rate`.
+
+        The package `modeling_llaso` puts a reader in its place that knows more formats and refuses files that are cut
+        off; this one travels with checkpoints.
+
+        Raises:
+            ValueError: libsndfile does not read it, or is not installed.
+        """
+        try:
+            import soundfile
+        except ImportError:
+            raise ValueError(f"{name}: reading files needs soundfile: pip install soundfile soxr") from None
+        file = source if isinstance(source, str) else io.BytesIO(source)
+        try:
+            samples, found = soundfile.read(file, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise ValueError(f"{name}: not readable as audio: {error.error_string.rstrip('.')}") from None
+        return _at_rate(_checked_clip(samples.mean(axis=1), name), found, rate, name)
 
     def __init__(
         self,
@@ -435,7 +456,8 @@ class LlasoProcessor(ProcessorMixin):
         if audio is not None:
             rate = self.feature_extractor.sampling_rate
             loads = "load_audio_backend" in kwargs
-            audio = [read_clip(clip, rate, f"audio {index}", loads) for index, clip in enumerate(as_clips(audio))]
+            clips = enumerate(as_clips(audio))
+            audio = [read_clip(clip, rate, f"audio {index}", self.read_file, loads) for index, clip in clips]
         return super().prepare_inputs_layout(images=images, text=text, videos=videos, audio=audio, **kwargs)
 
     # ---- Text ----
@@ -537,7 +559,7 @@ class LlasoProcessor(ProcessorMixin):
             processor_kwargs["output_labels"] = kwargs.pop("output_labels")
         if kwargs.get("tokenize"):
             loads = "load_audio_backend" in {**kwargs, **processor_kwargs}
-            conversations = _read_parts(conversations, self.feature_extractor.sampling_rate, loads)
+            conversations = self._read_parts(conversations, loads)
         masked = kwargs.get("return_assistant_tokens_mask") and not kwargs.get("sanitize_control_tokens")
         masked = masked and kwargs.get("tokenize") and kwargs.get("return_dict")
         if masked:
@@ -554,6 +576,29 @@ class LlasoProcessor(ProcessorMixin):
         if masked:
             self._add_assistant_masks(output, conversations, chat_template, kwargs)
         return output
+
+    def _read_parts(
+        self, conversations: list[list[dict[str, Any]]], transformers_loads: bool
+    ) -> list[list[dict[str, Any]]]:
+        """Read the recordings of audio parts into samples; a part without one stays as it is."""
+        rate, read, clips = self.feature_extractor.sampling_rate, [], 0
+        for conversation in conversations:
+            messages = []
+            for message in conversation:
+                content = message["content"]
+                if not isinstance(content, str):
+                    parts = []
+                    for part in content:
+                        source = next((part[key] for key in AUDIO_KEYS if part.get(key) is not None), None)
+                        if part["type"] == "audio" and source is not None:
+                            clip = read_clip(source, rate, f"audio {clips}", self.read_file, transformers_loads)
+                            part = {"type": "audio", "audio": clip}
+                            clips += 1
+                        parts.append(part)
+                    content = parts
+                messages.append({**message, "content": content})
+            read.append(messages)
+        return read
 
     def _add_assistant_masks(
         self,
@@ -694,13 +739,16 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.number)
 
 
-def read_clip(source: Any, rate: int, name: str, transformers_loads: bool = False) -> Any:
+def read_clip(
+    source: Any, rate: int, name: str, reader: Callable[..., np.ndarray], transformers_loads: bool = False
+) -> Any:
     """Read a recording into mono samples.
 
     Args:
         source: see `LlasoProcessor.__call__`.
         rate: Hz of the samples to return; samples that state another are resampled.
         name: what to call the recording in errors, if it has no path.
+        reader: decodes files; see `LlasoProcessor.read_file`.
         transformers_loads: leave a file to transformers, which was told how to load it.
 
     Returns:
@@ -728,15 +776,18 @@ def read_clip(source: Any, rate: int, name: str, transformers_loads: bool = Fals
             return source
         if not os.path.isfile(source):
             raise ValueError(f"{source}: there is no such file")
-        if transformers_loads:
-            return source
-    if isinstance(source, str | bytes | bytearray | memoryview):
-        source, found = _decode(source, source if isinstance(source, str) else name)
-    elif isinstance(source, Sequence):
+        return source if transformers_loads else reader(source, rate, source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return reader(source, rate, name)
+    if isinstance(source, Sequence):
         source = np.asarray(source, dtype=np.float32)
-    elif not isinstance(source, np.ndarray | torch.Tensor):
+    if not isinstance(source, np.ndarray | torch.Tensor):
         raise ValueError(f"{name}: {type(source).__name__} is neither a recording nor samples")
-    samples = _checked_clip(source, name)
+    return _at_rate(_checked_clip(source, name), found, rate, name)
+
+
+def _at_rate(samples: np.ndarray, found: int, rate: int, name: str) -> np.ndarray:
+    """Resample mono samples from the rate `found` to `rate`."""
     if found == rate:
         return samples
     try:
@@ -746,27 +797,6 @@ def read_clip(source: Any, rate: int, name: str, transformers_loads: bool = Fals
     length = -(-len(samples) * rate // found)
     samples = soxr.resample(samples, found, rate, quality="HQ")
     return np.pad(samples, (0, max(0, length - len(samples))))[:length]
-
-
-def _decode(source: str | bytes | bytearray | memoryview, name: str) -> tuple[np.ndarray, int]:
-    """Decode a file into mono samples and their rate.
-
-    Older versions of transformers read files with librosa or torchcodec only, which few have; these are librosa's
-    steps.
-
-    Raises:
-        ValueError: libsndfile, or what is there in its place, does not read it.
-    """
-    try:
-        import soundfile
-    except ImportError:
-        raise ValueError(f"{name}: reading files needs soundfile: pip install soundfile soxr") from None
-    file = source if isinstance(source, str) else io.BytesIO(source)
-    try:
-        samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"{name}: not readable as audio: {error.error_string.rstrip('.')}") from None
-    return samples.mean(axis=1), rate
 
 
 def _checked_clip(clip: Any, name: str) -> np.ndarray:
@@ -790,32 +820,6 @@ def _checked_clip(clip: Any, name: str) -> np.ndarray:
     if np.abs(samples).max() < SILENT_PEAK:
         raise ValueError(f"{name}: the recording is silent")
     return samples
-
-
-def _read_parts(
-    conversations: list[list[dict[str, Any]]], rate: int, transformers_loads: bool
-) -> list[list[dict[str, Any]]]:
-    """Read the recordings of audio parts into samples; a part without one stays as it is."""
-    read, clips = [], 0
-    for conversation in conversations:
-        messages = []
-        for message in conversation:
-            content = message["content"]
-            if not isinstance(content, str):
-                parts = []
-                for part in content:
-                    source = next((part[key] for key in AUDIO_KEYS if part.get(key) is not None), None)
-                    if part["type"] == "audio" and source is not None:
-                        part = {
-                            "type": "audio",
-                            "audio": read_clip(source, rate, f"audio {clips}", transformers_loads),
-                        }
-                        clips += 1
-                    parts.append(part)
-                content = parts
-            messages.append({**message, "content": content})
-        read.append(messages)
-    return read
 
 
 def _with_audio(conversations: list[list[dict[str, Any]]], audio: Sequence[Any]) -> list[list[dict[str, Any]]]:

@@ -330,7 +330,7 @@ def test_work_is_never_overwritten_unasked(released, tmp_path, capsys):
         assert message in error and error.count("\n") == 1
         assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
-    refused(new, f"{out} is not empty: it holds README.md, chat_template.jinja, config.json")
+    refused(new, f"{out} is not empty: it holds README.md, chat_template.jinja")
     refused(["convert", "--from-official", str(released), "--out", str(out)], "replace it with --overwrite")
     refused(["convert", "--to-official", str(out), "--out", str(out), "--overwrite"], f"--out {out} holds {out}")
     refused([*new[:3], "--llm", str(out), "--out", str(out), "--overwrite"], "write to another folder")

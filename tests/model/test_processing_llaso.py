@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from support.tiny_llaso import FAMILIES, RATE, ask, question, tiny_processor, tiny_tokenizer, tone
 from transformers import AutoProcessor, WhisperFeatureExtractor
 
+from modeling_llaso import processing_llaso
 from modeling_llaso.compatibility_llaso import SANITIZES_SINCE_5_23
 from modeling_llaso.configuration_llaso import count_audio_tokens
 from modeling_llaso.processing_llaso import SILENT_PEAK, SYSTEM_PROMPT, LlasoProcessor, add_audio_tokens
@@ -355,6 +357,23 @@ def test_everything_that_holds_a_recording_is_taken_wherever_audio_is(trim, tmp_
         request = trim.apply_transcription_request(source)
         assert torch.equal(request["input_features"], wanted["input_features"]), kind
         assert asked[0]["content"][1]["audio"] is source  # the caller's conversation is unchanged
+
+
+def test_files_are_read_by_the_package_or_by_the_checkpoints_own_code(trim, tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "whole.wav", tone(1.0)[::2], 8_000, subtype="FLOAT")
+    content = (tmp_path / "whole.wav").read_bytes()
+    (tmp_path / "cut.wav").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"cut\.wav: the file is cut off"):
+        trim.apply_transcription_request(tmp_path / "cut.wav")
+    by_package = trim.apply_transcription_request(content)
+    spec = importlib.util.spec_from_file_location("modeling_llaso.own_processing", processing_llaso.__file__)
+    own = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(own)
+    monkeypatch.setattr(LlasoProcessor, "read_file", staticmethod(own.LlasoProcessor.read_file))
+    by_itself = trim.apply_transcription_request(content)
+    torch.testing.assert_close(by_itself["input_features"], by_package["input_features"], atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="audio 0: not readable as audio"):
+        trim.apply_transcription_request(b"no audio at all")
 
 
 def test_samples_that_state_another_rate_are_resampled(trim, tmp_path):
