@@ -88,7 +88,11 @@ def given_cache(cache: Any, kwargs: dict[str, Any]) -> Any:
     old = kwargs.pop("past_key_values", None)
     if cache is not None and old is not None:
         raise ValueError("cache and past_key_values are two names of one thing; pass cache only")
-    return old if cache is None else cache
+    if old is None:
+        return cache
+    if CACHE_SINCE_5_24 == "cache":
+        warnings.warn("`past_key_values` is deprecated; use `cache` instead", FutureWarning, stacklevel=3)
+    return old
 
 
 check_transformers()

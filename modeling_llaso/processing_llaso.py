@@ -190,7 +190,7 @@ NOT_FOR_THE_TEMPLATE = ("tokenize", "return_dict", "return_tensors", "load_audio
 """Arguments of `apply_chat_template` that the template itself does not see."""
 
 
-class LlasoProcessingKwargs(ProcessingKwargs, total=False):
+class LlasoProcessorKwargs(ProcessingKwargs, total=False):
     """Where transformers looked for a processor's defaults before it looked at the processor's own attributes."""
 
     _defaults = {"text_kwargs": TEXT_DEFAULTS, "audio_kwargs": AUDIO_DEFAULTS}  # type: ignore[misc]
@@ -216,7 +216,7 @@ class LlasoProcessor(ProcessorMixin):
     """
 
     _auto_class = "AutoProcessor"
-    valid_processor_kwargs = LlasoProcessingKwargs
+    valid_processor_kwargs = LlasoProcessorKwargs
     text_kwargs = TEXT_DEFAULTS
     audio_kwargs = AUDIO_DEFAULTS
 
@@ -466,7 +466,10 @@ class LlasoProcessor(ProcessorMixin):
         if text is not None and audio is not None:
             placeholders = sum(sample.count(self.audio_token) for sample in text)
             if placeholders != len(audio):
-                raise ValueError(f"the text has {placeholders} audio placeholders, but {len(audio)} audios came")
+                raise ValueError(
+                    f"the number of {self.audio_token} tokens in the prompts should be the same as the number of "
+                    f"audio inputs passed: {placeholders} and {len(audio)}"
+                )
         super().validate_inputs(images=images, text=text, videos=videos, audio=audio, **kwargs)
         for row, sample in enumerate(text or []):
             if not sample.strip():
@@ -533,8 +536,9 @@ class LlasoProcessor(ProcessorMixin):
         """Apply the chat template as transformers does; messages are checked, and `audio` may be passed apart.
 
         Args:
-            conversation: messages, or a batch of them. An audio part holds its audio (`{"type": "audio", "audio": …}`,
-                or `"path"` or `"url"`), or takes the next item of `audio`.
+            conversation: messages (dicts, or objects with the same attributes), or a batch of them. An audio part
+                holds its audio (`{"type": "audio", "audio": …}`, or `"path"` or `"url"`), or takes the next item of
+                `audio`.
             chat_template: a template to use instead of the processor's.
             audio: a recording, or a list of them in reading order, for the audio parts without one; see `__call__`.
             **kwargs: see `ProcessorMixin.apply_chat_template`: `tokenize`, `return_dict`, `add_generation_prompt`,
@@ -547,7 +551,9 @@ class LlasoProcessor(ProcessorMixin):
         if not isinstance(conversation, list | tuple):
             raise ValueError(f"a conversation is a list of messages, not {type(conversation).__name__}")
         batched = bool(conversation) and isinstance(conversation[0], list | tuple)
-        conversations: list[Any] = list(conversation) if batched else [conversation]
+        conversations: list[Any] = [
+            [_as_dict(message) for message in one] for one in (conversation if batched else [conversation])
+        ]
         sanitized = bool(kwargs.get("sanitize_control_tokens"))
         if sanitized and not SANITIZES_SINCE_5_23:
             raise ValueError("sanitize_control_tokens needs a newer transformers: pip install 'transformers>=5.23'")
@@ -820,6 +826,15 @@ def _checked_clip(clip: Any, name: str) -> np.ndarray:
     if np.abs(samples).max() < SILENT_PEAK:
         raise ValueError(f"{name}: the recording is silent")
     return samples
+
+
+def _as_dict(message: Any) -> Any:
+    """Turn a message, or a part of one, that came as an object into a dict; leave everything else to the checks."""
+    if hasattr(message, "__dict__") and not isinstance(message, dict | type):
+        message = {name: value for name, value in vars(message).items() if value is not None}
+    if isinstance(message, dict) and isinstance(message.get("content"), list | tuple):
+        return {**message, "content": [_as_dict(part) for part in message["content"]]}
+    return message
 
 
 def _with_audio(conversations: list[list[dict[str, Any]]], audio: Sequence[Any]) -> list[list[dict[str, Any]]]:

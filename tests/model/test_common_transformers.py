@@ -110,6 +110,10 @@ class LlasoProcessorTest(ProcessorTesterMixin, unittest.TestCase):
     def _setup_feature_extractor(cls):
         return tiny_processor().feature_extractor
 
+    @unittest.skip("its message holds an image, which is refused; test_processing_llaso.py has message objects")
+    def test_chat_template_message_objects(self):
+        pass
+
     @staticmethod
     def prepare_processor_dict():
         return {"audio_padding": "full"}  # as Whisper's extractor, which they compare with

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -223,6 +224,17 @@ def test_other_language_models_keep_their_turn_marks(family):
     begin = FAMILIES[family][0]
     first = processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0, :2].tolist())
     assert first.count(begin) == (1 if begin else 0)
+
+
+def test_messages_may_be_objects(trim):
+    user = SimpleNamespace(
+        role="user", content=[SimpleNamespace(type="text", text="Who?"), SimpleNamespace(type="audio", audio=None)]
+    )
+    answer = SimpleNamespace(role="assistant", content="Me.", tool_calls=None)
+    dicts = [*question("Who?"), {"role": "assistant", "content": "Me."}]
+    assert trim.apply_chat_template([user, answer]) == trim.apply_chat_template(dicts)
+    clip = tone(0.3)
+    assert torch.equal(ask(trim, [[user]], [clip])["input_ids"], ask(trim, [question("Who?")], [clip])["input_ids"])
 
 
 def test_generation_pads_on_the_left(trim):
@@ -446,7 +458,7 @@ def test_malformed_conversations_are_plain_errors(trim, conversation, message, s
 
 def test_audio_and_placeholders_must_match(trim):
     clip = tone(0.3)
-    with pytest.raises(ValueError, match="the text has 1 audio placeholders, but 2 audios came"):
+    with pytest.raises(ValueError, match="the same as the number of audio inputs passed: 1 and 2"):
         trim(text="<audio>", audio=[clip, clip])
     if SANITIZES_SINCE_5_23:  # before, transformers let text pass whose audio is missing
         with pytest.raises(ValueError, match="Found 1 <audio> tokens in the text but no audio"):
