@@ -18,7 +18,7 @@ from llaso.training.rows.corpora import open_corpus
 from llaso.training.rows.training_rows import batch_rule
 from llaso.training.run import train as training
 from llaso.training.run.distillation import Teacher
-from llaso.training.run.train import train
+from llaso.training.run.train import NORM_ROWS, train
 from llaso.training.run.trainer import LlasoTrainer
 from modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.modeling_llaso import LlasoEncoder
@@ -164,8 +164,10 @@ def test_the_encoder_reads_whole_windows_in_full_and_the_recording_in_trim(root,
 
     monkeypatch.setattr(LlasoEncoder, "forward", watched)
     train(tiny_recipe(root, f"read-{padding}", optimizer__max_steps=2, model__audio_padding=padding))
-    assert len(read) == 4 and {windows for windows, _, _ in read} == {4}
-    frames = {frames for _, _, frames in read}
+    norms, *micro_batches = read  # the norms of projected audio are measured on a few rows before the first step
+    assert norms[0] == NORM_ROWS
+    assert len(micro_batches) == 4 and {windows for windows, _, _ in micro_batches} == {4}
+    frames = {frames for _, _, frames in micro_batches}
     if padding == "full":
         assert frames == {3000}
     else:  # the longest clip of each batch
