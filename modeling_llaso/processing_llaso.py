@@ -555,9 +555,9 @@ class LlasoProcessor(ProcessorMixin):
             [_as_dict(message) for message in one] for one in (conversation if batched else [conversation])
         ]
         sanitized = bool(kwargs.get("sanitize_control_tokens"))
+        self.check_messages(conversations, special_tokens=not sanitized)
         if sanitized and not SANITIZES_SINCE_5_23:
             raise ValueError("sanitize_control_tokens needs a newer transformers: pip install 'transformers>=5.23'")
-        self.check_messages(conversations, special_tokens=not sanitized)
         if audio is not None:
             conversations = _with_audio(conversations, as_clips(audio))
         processor_kwargs = dict(kwargs.pop("processor_kwargs", None) or {})
