@@ -85,5 +85,11 @@ def test_frames_encoded_and_logits_computed(make, frames: int, answers_only: boo
     assert inputs["input_features"].shape[-1] == frames
     labels = inputs["input_ids"].clone()
     labels[:, :-ANSWER] = -100
-    computed = model.train()(**inputs, labels=labels).logits.flatten(0, -2).shape[0]
-    assert computed == (ANSWER if answers_only else labels.numel())
+    outputs = model.train()(**inputs, labels=labels)
+    assert outputs.logits.flatten(0, -2).shape[0] == labels.numel()
+    if answers_only:  # as our trainer asks
+        shift_labels = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+        answers = shift_labels != -100
+        kept = model(**inputs, labels=labels, shift_labels=shift_labels[answers], logits_to_keep=answers)
+        assert kept.logits.flatten(0, -2).shape[0] == ANSWER
+        torch.testing.assert_close(kept.loss, outputs.loss)
