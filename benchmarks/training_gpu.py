@@ -63,17 +63,14 @@ def batch_of(config: LlasoConfig, rows: int, seconds: float, device: str) -> dic
     text = torch.randint(0, config.text_config.vocab_size, (rows, PROMPT_TOKENS + ANSWER_TOKENS), generator=random)
     audio = torch.full((rows, count_audio_tokens(frames, config.projector_stride)), config.audio_token_id)
     input_ids = torch.cat([text[:, :PROMPT_TOKENS], audio, text[:, PROMPT_TOKENS:]], dim=1)
-    shift_labels = torch.nn.functional.pad(input_ids[:, 1:], (0, 1), value=-100)
-    shift_labels[:, : -ANSWER_TOKENS - 1] = -100
-    answers = shift_labels != -100
+    labels = input_ids.clone()
+    labels[:, :-ANSWER_TOKENS] = -100
     return {
         "input_ids": input_ids.to(device),
         "attention_mask": torch.ones_like(input_ids).to(device),
         "input_features": torch.randn(rows, config.audio_config.num_mel_bins, frames, generator=random).to(device),
         "input_features_mask": torch.ones(rows, frames, dtype=torch.long, device=device),
-        "labels": input_ids.to(device),
-        "shift_labels": shift_labels[answers].to(device),
-        "logits_to_keep": answers.to(device),
+        "labels": labels.to(device),
     }
 
 
@@ -89,9 +86,12 @@ def flops_of_a_row(model: LlasoForConditionalGeneration, row: dict[str, torch.Te
 
 
 def step(model: LlasoForConditionalGeneration, batch: dict[str, torch.Tensor], device: str) -> torch.Tensor:
-    """The loss of a micro-batch in bf16."""
+    """Return the loss of a micro-batch in bf16, from the answers' logits alone, as the trainer asks for it."""
+    shift_labels = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=-100)
+    answers = shift_labels != -100
+    targets = {"shift_labels": shift_labels[answers], "logits_to_keep": answers}
     with torch.autocast(device.partition(":")[0], dtype=torch.bfloat16):
-        return model(**batch, use_cache=False).loss
+        return model(**batch, **targets, use_cache=False).loss
 
 
 def measure(recipe: Recipe, padding: str, arguments: argparse.Namespace) -> dict[str, Any]:
