@@ -534,10 +534,10 @@ def _add_lmms_tasks(steps) -> None:
         description="Write a folder of tasks, one a task code, for `lmms_eval --include_path FOLDER`. "
         "They are scored there as `llaso eval score` scores them.",
     )
-    parser.add_argument("data", help="corpus folder or Hub id, in the row schema")
+    parser.add_argument("data", type=some_text, help="corpus folder or Hub id, in the row schema")
     parser.add_argument("--config", help="config of the data; its default one by default")
     parser.add_argument("--split", default="test", help="split of the data (default: %(default)s)")
-    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--out", type=path, required=True, help="the folder to write")
     parser.set_defaults(run=_lmms_tasks)
 
 
@@ -550,11 +550,11 @@ def _lmms_tasks(arguments: argparse.Namespace) -> None:
 
 def _add_hub_yaml(steps) -> None:
     parser = steps.add_parser("hub-yaml", help="write the eval.yaml that makes a data set a benchmark on the Hub")
-    parser.add_argument("data", help="corpus folder or Hub id, in the row schema")
+    parser.add_argument("data", type=some_text, help="corpus folder or Hub id, in the row schema")
     parser.add_argument("--name", default="LLaSO-Eval", help="of the benchmark (default: %(default)s)")
     parser.add_argument("--config", help="config of the data; its default one by default")
     parser.add_argument("--split", default="test", help="split of the data (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="file to write; printed by default")
+    parser.add_argument("--out", type=path, help="file to write; printed by default")
     parser.set_defaults(run=_hub_yaml)
 
 

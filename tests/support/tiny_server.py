@@ -56,7 +56,8 @@ class Served:
     def metric(self, name: str) -> float:
         """One value of `/metrics`, by its name with labels."""
         lines = self.http.get("/metrics").text.splitlines()
-        return float(next(line for line in lines if line.startswith(f"{name} ")).rsplit(" ", 1)[1])
+        found = (line for line in lines if line.startswith(f"{name} "))
+        return float(next(found, "0 0").rsplit(" ", 1)[1])  # a series without a request yet is not listed
 
     def idle(self) -> bool:
         """Whether no request is in the batch or waiting for it."""
