@@ -11,7 +11,7 @@ quickstart: $(VENV)/.ready
 	$(BIN)/llaso quickstart --out $(OUT) $(if $(SPEECH),--speech $(SPEECH))
 
 test: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --randomly-dont-reorganize $(ARGS)
 
 # The lowest transformers, the one in constraints.txt and the newest, each in an environment of its own (half an hour).
 test-versions: $(VENV)/.ready
