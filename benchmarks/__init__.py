@@ -1,1 +1,1 @@
-"""What training and generation cost: LLaSO against the released code's figures and against transformers' own peers."""
+"""Measures training and generation: LLaSO against the released code's figures and against transformers' own peers."""

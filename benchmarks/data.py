@@ -27,7 +27,7 @@ WORDS = "amber basil cedar delta ember fjord grove heron ivory jetty koala lemon
 
 @dataclass(frozen=True)
 class Planned:
-    """What planning took: rows, seconds, and MB of memory before it began and at its peak."""
+    """Holds the cost of planning: rows, seconds, and MB of memory before it began and at its peak."""
 
     rows: int
     seconds: float
@@ -37,7 +37,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Built:
-    """What building took: rows, seconds by the clock and of all processors at work, bytes and hours of audio."""
+    """Holds the cost of building: rows, elapsed and processor seconds, bytes and hours of audio."""
 
     rows: int
     seconds: float

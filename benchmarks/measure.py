@@ -22,7 +22,7 @@ Batch = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one run took.
+    """Holds the measurements of one run.
 
     Args:
         seconds: of the task, by the clock.

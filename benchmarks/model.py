@@ -1,4 +1,4 @@
-"""What training and generation cost: every model at every task, each in its own process; table and JSON of one run.
+"""Measures every model at every task, each in its own process; prints a table and writes JSON.
 
 `python -m benchmarks.model`, or `make bench`. The models take turns, round after round, and every figure is a ratio
 within a round, with its spread: to our own model doing what the released code does, and to the fastest of
@@ -112,7 +112,7 @@ def rows(task: str, results: Results, compared: Results) -> list[str]:
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """Where and with what this ran."""
+    """Describe the machine and the versions of this run."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
