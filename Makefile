@@ -10,8 +10,9 @@ SPEECH ?=
 quickstart: $(VENV)/.ready
 	$(BIN)/llaso quickstart --out $(OUT) $(if $(SPEECH),--speech $(SPEECH))
 
+# Order and drawn examples are the same in each run; `pytest` by itself draws new ones.
 test: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --randomly-dont-reorganize $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --randomly-dont-reorganize --hypothesis-profile=ci $(ARGS)
 
 # The lowest transformers, the one in constraints.txt and the newest, each in an environment of its own (half an hour).
 test-versions: $(VENV)/.ready
