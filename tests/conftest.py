@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -26,6 +27,9 @@ TRANSFORMERS_MARKS = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell starts background jobs with SIGINT ignored, and programs under test would inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for mark in TRANSFORMERS_MARKS:
         config.addinivalue_line("markers", f"{mark}: used by transformers' own tests")
 

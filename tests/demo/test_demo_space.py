@@ -166,7 +166,11 @@ def test_the_command_serves_on_loopback_until_interrupted(checkpoint):
             assert "my-model" in page
         finally:
             process.send_signal(signal.SIGINT)
-            output, _ = process.communicate(timeout=120)
+            try:
+                output, _ = process.communicate(timeout=120)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
     assert process.returncode in (0, 130), output
 
 
