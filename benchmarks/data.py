@@ -1,4 +1,4 @@
-"""How fast the corpora are planned and built: rows a second, memory, speed-up of a second worker, bytes an hour.
+"""Measures the planning and building of corpora: rows a second, memory, speed-up of a second worker, bytes an hour.
 
 `python -m benchmarks data` plans a tenth of the rows and then all of them, each in a process of its own whose peak
 memory is the plan's; then one worker and two take turns at building spoken rows from an empty clip store, several
@@ -47,7 +47,7 @@ class Built:
 
 
 def _items(root: Path, rows: int, held_out: float) -> Iterator[Item]:
-    """Sentences of five words, each with a transcript; a part of them held out."""
+    """Return sentences of five words, each with a transcript; a part of them held out."""
     for n in range(rows):
         sentence = " ".join(WORDS[n >> shift & 15] for shift in (0, 4, 8, 12, 16))
         split = "test" if n % 1000 < 1000 * held_out else "train"
@@ -85,7 +85,7 @@ def built(rows: int, workers: int) -> Built:
 
 
 def tables(plans: Sequence[Planned], rounds: Sequence[tuple[Built, Built]]) -> str:
-    """The figures as Markdown: medians over the rounds, least and most in brackets."""
+    """Return the figures as Markdown: medians over the rounds, least and most in brackets."""
     lines = ["| rows planned | seconds | rows a second | MB before | MB at the peak |", "|---|---|---|---|---|"]
     for part in plans:
         speed = part.rows / part.seconds

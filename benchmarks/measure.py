@@ -1,4 +1,4 @@
-"""One measurement: one model at one task, in a fresh process, so that its peak memory is its own.
+"""Measures one model at one task, in a fresh process, so that its peak memory is its own.
 
 A fresh process has warmed up on one row before the clock starts.
 """
@@ -38,7 +38,7 @@ class Measurement:
 
 
 def loss_of(subject: Subject, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """A peer's own loss; ours from the answers' logits; the released code's from all logits, shifted by a copy."""
+    """Return a peer's own loss, ours from the answers' logits, or the released code's from all logits, shifted."""
     if subject.peer:
         return model(**batch, use_cache=False).loss
     if not subject.every_logit:
@@ -52,7 +52,7 @@ def loss_of(subject: Subject, model: PreTrainedModel, batch: Batch) -> torch.Ten
 
 
 def training_step(subject: Subject, model: PreTrainedModel, stage: int) -> Callable[[Batch], None]:
-    """Forward, backward and an AdamW step; stage 1 trains the projector, stage 2 the language model with it."""
+    """Run forward, backward and an AdamW step; stage 1 trains the projector, stage 2 the language model as well."""
     model.train().requires_grad_(False)
     model.model.multi_modal_projector.requires_grad_(True)
     if stage == 2:
@@ -68,7 +68,7 @@ def training_step(subject: Subject, model: PreTrainedModel, stage: int) -> Calla
 
 
 def generation(subject: Subject, model: PreTrainedModel, new_tokens: int) -> Callable[[Batch], None]:
-    """Greedy generation from mel to the last token."""
+    """Generate greedily, from mel to the last token."""
     model.eval()
     settings = {"logits_to_keep": 0} if subject.every_logit else {}
 
@@ -81,7 +81,7 @@ def generation(subject: Subject, model: PreTrainedModel, new_tokens: int) -> Cal
 
 @dataclass(frozen=True)
 class Workload:
-    """Something a model does with a batch.
+    """A task to measure: a function of a model and a batch.
 
     Args:
         prepare: the model made ready, as a function of a batch.
@@ -103,7 +103,7 @@ TASKS = {
 
 
 def prepared(subject_name: str, task_name: str, size_name: str) -> tuple[Callable[[Batch], None], Batch]:
-    """A model that has warmed up on one row, as a function of a batch; and the batch."""
+    """Warm a model up on one row; return it as a function of a batch, and the batch."""
     torch.manual_seed(0)
     subject, task, size = SUBJECTS[subject_name], TASKS[task_name], SIZES[size_name]
     model = subject.build(size)

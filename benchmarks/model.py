@@ -46,7 +46,7 @@ Results = dict[str, dict[str, Any]]
 
 
 def measure_rounds(task: str, subjects: Sequence[str], size: str, repeats: int, threads: int) -> Iterator[Results]:
-    """All models at one task, taking turns; every other round in reverse, so that drift favours none.
+    """Measure all models at one task in turn; every other round in reverse, so that drift favours none.
 
     Yields:
         What is measured so far, after every round.
@@ -63,13 +63,13 @@ def measure_rounds(task: str, subjects: Sequence[str], size: str, repeats: int, 
 
 
 def ratios(references: Sequence[float], values: Sequence[float]) -> dict[str, float]:
-    """How many times each round's reference is its value: median, least and most."""
+    """Return how many times each round's reference is its value: median, least and most."""
     each = [reference / value for reference, value in zip(references, values, strict=True)]
     return {"median": median(each), "least": min(each), "most": max(each)}
 
 
 def compare(task: str, results: Results, quoted: bool) -> Results:
-    """The ratios of every model at one task, as far as what they refer to was measured.
+    """Return the ratios of every model at one task, as far as what they refer to was measured.
 
     Args:
         task: the task.
@@ -99,7 +99,7 @@ def cell(ratio: dict[str, float] | None) -> str:
 
 
 def rows(task: str, results: Results, compared: Results) -> list[str]:
-    """The task's part of the table."""
+    """Return the task's part of the table."""
     lines = []
     for name, found in compared.items():
         own = results[name]
@@ -131,7 +131,7 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def draw(report: dict[str, Any], out: Path) -> None:
-    """Bars of speed and memory against the released way, a panel a task; whiskers from the least to the most."""
+    """Draw bars of speed and memory relative to the released code, a panel a task; whiskers from least to most."""
     import matplotlib
 
     matplotlib.use("agg")

@@ -1,4 +1,4 @@
-"""Share of padded tokens that carry nothing, by how rows are put together: `python -m benchmarks.padding`.
+"""Measures the share of padding tokens by how rows are batched: `python -m benchmarks.padding`.
 
 Lengths are drawn like those of a corpus of read sentences and short commands, with a prompt before each; `--data`
 takes those of a corpus instead. Only lengths are read, no audio.
@@ -25,7 +25,7 @@ RULES = {
 
 
 def realistic_lengths(rows: int = ROWS) -> list[int]:
-    """Tokens of rows: 60 % sentences as long as LibriSpeech's, 40 % commands (both lognormal), 60 to 140 of text."""
+    """Draw tokens of rows: 60 % sentences as long as LibriSpeech's, 40 % commands (lognormal), 60 to 140 of text."""
     random = np.random.default_rng(0)
     sentences, commands = round(0.6 * rows), rows - round(0.6 * rows)
     seconds = np.concatenate([random.lognormal(2.3, 0.55, sentences), random.lognormal(0.3, 0.4, commands)])
@@ -33,10 +33,10 @@ def realistic_lengths(rows: int = ROWS) -> list[int]:
 
 
 def shares(lengths: list[int], seed: int = 0) -> dict[str, float]:
-    """Padding share of one epoch under each rule."""
+    """Return the padding share of one epoch under each rule."""
 
     def stream(epoch: int) -> Iterator[int]:
-        """The rows in an order on disk that knows nothing of length, shuffled in a buffer as they come."""
+        """Return the rows in an order that does not depend on length, shuffled in a buffer."""
         return shuffled_in_buffer(np.random.default_rng(1).permutation(lengths).tolist(), seed)
 
     found = {}
@@ -48,7 +48,7 @@ def shares(lengths: list[int], seed: int = 0) -> dict[str, float]:
 
 
 def shuffled_in_buffer(rows: Iterable[int], seed: int, size: int = BUFFER) -> Iterator[int]:
-    """Rows in the order that a shuffle buffer lets them out."""
+    """Yield rows in the order that a shuffle buffer lets them out."""
     random = np.random.default_rng(seed)
     held: list[int] = []
     for row in rows:

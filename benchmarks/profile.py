@@ -1,4 +1,4 @@
-"""Where one model's time goes at one task: torch.profiler's operators, the most costly first.
+"""Profiles one model at one task: torch.profiler's operators, the most costly first.
 
 `python -m benchmarks.profile --subject "LLaSO trim" --task generation`
 """
@@ -14,7 +14,7 @@ from benchmarks.subjects import SIZES, SUBJECTS
 
 
 def shares(subject: str, task: str, size: str) -> list[tuple[str, int, float]]:
-    """Of every operator: its name, how often it was called, and its share of the processor's time."""
+    """Return of every operator its name, its calls and its share of the processor's time."""
     work, batch = prepared(subject, task, size)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         work(batch)

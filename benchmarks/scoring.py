@@ -1,4 +1,4 @@
-"""How long scoring takes: a folder of answers under each protocol, with and without intervals.
+"""Measures how long scoring a folder of answers takes, under each protocol, with and without intervals.
 
     python benchmarks/scoring.py FOLDER [--repeats 3]
 
@@ -16,7 +16,7 @@ from eval_suite.score import score
 
 
 def forget() -> None:
-    """Empty what scoring remembers between runs, so that every run does all the work."""
+    """Clear what scoring caches between runs, so that every run does all the work."""
     for remembered in (
         text_normalization.whisper_english,
         text_normalization._normalize_run,

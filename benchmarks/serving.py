@@ -1,4 +1,4 @@
-"""How `llaso serve` holds a crowd: many clients for a while, against one client asking one thing after another.
+"""Measures `llaso serve` with many clients at once, against one client that sends one request after another.
 
 `python -m benchmarks.serving MODEL` starts a server of its own, asks questions whose answers `generate` gave before,
 and writes a report: requests, errors, wrong and lost answers, times, throughput and the server's memory.
@@ -31,11 +31,11 @@ import soundfile
 RATE = 16_000
 NEW_TOKENS = 48
 QUESTIONS = 12
-"""Different ones; a server that mixes up its rows answers with another's."""
+"""Number of different questions: a server that mixes up its rows answers another one."""
 
 
 def question(number: int) -> tuple[str, np.ndarray]:
-    """A text and a noisy tone, different for each number."""
+    """Return a text and a noisy tone, different for each number."""
     samples = round((0.3 + 0.15 * number) * RATE)
     noise = np.random.default_rng(number).normal(0, 0.02, samples)
     tone = 0.3 * np.sin(2 * np.pi * (150 + 60 * number) * np.arange(samples) / RATE) + noise
@@ -43,7 +43,7 @@ def question(number: int) -> tuple[str, np.ndarray]:
 
 
 def messages(number: int) -> list[dict[str, Any]]:
-    """The question as a chat."""
+    """Return the question as a chat."""
     text, samples = question(number)
     file = io.BytesIO()
     soundfile.write(file, samples, RATE, format="WAV", subtype="FLOAT")
@@ -53,7 +53,7 @@ def messages(number: int) -> list[dict[str, Any]]:
 
 
 def expected_answers(model: str) -> list[str]:
-    """What `generate` answers to each question alone; in a process of its own, which torch then leaves."""
+    """Return what `generate` answers to each question alone, computed in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_generate, (model,))
 
@@ -76,7 +76,7 @@ def _generate(model: str) -> list[str]:
 
 @contextmanager
 def server(model: str) -> Iterator[tuple[str, psutil.Process]]:
-    """`llaso serve` on a free port of loopback: its URL and process."""
+    """Start `llaso serve` on a free port of loopback; yield its URL and process."""
     command = [sys.executable, "-m", "llaso.cli", "serve", model, "--port", "0", "--device", "cpu"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
         try:
@@ -90,7 +90,7 @@ def server(model: str) -> Iterator[tuple[str, psutil.Process]]:
 
 
 class Crowd:
-    """Clients that ask until told to stop, and what they saw."""
+    """Clients that send requests until they are stopped, and a record of the answers."""
 
     def __init__(self, url: str, model: str, expected: list[str]):
         self.url = url
@@ -103,7 +103,7 @@ class Crowd:
         self.errors: list[str] = []
 
     async def ask(self, clients: int, seconds: float) -> float:
-        """Let so many clients ask for so long, and all answers arrive.
+        """Let `clients` clients ask for a time, and wait for all answers.
 
         Returns:
             Answers a second.
@@ -128,7 +128,7 @@ class Crowd:
             self.wrong += text != self._expected[turn % QUESTIONS]
 
     async def _answer(self, client: openai.AsyncOpenAI, turn: int) -> str:
-        """Every fourth answer is streamed."""
+        """Ask for one answer; every fourth is streamed."""
         request: dict[str, Any] = {
             "model": self._model,
             "messages": self._messages[turn % QUESTIONS],
@@ -142,7 +142,7 @@ class Crowd:
 
 
 def load(model: str, clients: int, seconds: float, alone_seconds: float) -> dict[str, Any]:
-    """One client, then many, at one server.
+    """Load one server with one client, then with many.
 
     Args:
         model: a checkpoint's folder.
@@ -153,7 +153,7 @@ def load(model: str, clients: int, seconds: float, alone_seconds: float) -> dict
     name = Path(model).resolve().name
     expected = expected_answers(model)
     with server(model) as (url, process):
-        # The memory of a server at work, not of one that just began.
+        # The memory of a server under load, not of one that has just started.
         warm = Crowd(url, name, expected)
         asyncio.run(_after_start(warm, clients))
         alone, crowd = Crowd(url, name, expected), Crowd(url, name, expected)
@@ -186,7 +186,7 @@ def load(model: str, clients: int, seconds: float, alone_seconds: float) -> dict
 
 
 async def _after_start(crowd: Crowd, clients: int) -> None:
-    """Wait until the server listens, then one answer a client."""
+    """Wait until the server listens, then get one answer for each client."""
     async with openai.AsyncOpenAI(base_url=crowd.url, api_key="none", max_retries=0) as client:
         deadline = time.monotonic() + 60
         while True:
@@ -201,7 +201,7 @@ async def _after_start(crowd: Crowd, clients: int) -> None:
 
 
 async def _watched(crowd: Crowd, clients: int, seconds: float, process: psutil.Process) -> tuple[float, list[int]]:
-    """The crowd's answers a second, and the server's resident bytes every half second."""
+    """Return the crowd's answers a second, and the server's resident bytes every half second."""
     resident = [process.memory_info().rss]
 
     async def watch() -> None:

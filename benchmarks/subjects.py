@@ -127,7 +127,7 @@ class Subject:
     Args:
         build: makes the model, untrained.
         frames: mel frames its processor gives it for five seconds of audio.
-        real: how many of them its mask calls real; None where it takes no mask.
+        real: how many of them its mask calls real; None if it takes no mask.
         peer: whether it is one of transformers' own.
         every_logit: whether prompt and audio get logits too, in training and prefill.
     """
@@ -163,7 +163,7 @@ PEERS = tuple(name for name, subject in SUBJECTS.items() if subject.peer)
 def batch_of(
     subject: Subject, model: PreTrainedModel, size: Size, rows: int, answers: bool
 ) -> dict[str, torch.Tensor]:
-    """The prompt with the audio in its middle, and the answer where it is trained on.
+    """Return the prompt with the audio in its middle, and the answer if it is trained on.
 
     Args:
         subject: says how the audio comes.

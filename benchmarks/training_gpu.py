@@ -1,4 +1,4 @@
-"""Steps of full-size LLaSO-Base (random weights) on one GPU: time, tokens a second, memory, share of the peak.
+"""Measures steps of full-size LLaSO-Base (random weights) on one GPU: time, tokens a second, memory, peak share.
 
     python -m benchmarks.training_gpu --out docs/performance-gpu.json
 
@@ -27,7 +27,7 @@ from modeling_llaso import LlasoConfig, LlasoForConditionalGeneration, count_aud
 from modeling_llaso.compatibility_llaso import checkpoint_activations
 
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "RTX 4090": 165.0}
-"""Dense bf16 products a second, from the makers' data sheets."""
+"""Dense bf16 FLOP/s, from the manufacturers' data sheets."""
 PROMPT_TOKENS, ANSWER_TOKENS = 96, 40
 TINY = {
     "audio_config": {
@@ -57,7 +57,7 @@ TINY = {
 
 
 def batch_of(config: LlasoConfig, rows: int, seconds: float, device: str) -> dict[str, torch.Tensor]:
-    """`rows` rows of one clip, a prompt and an answer, as the collator would give them."""
+    """Return `rows` rows of one clip, a prompt and an answer, as the collator would give them."""
     frames = config.max_frames if config.audio_padding == "full" else int(seconds * MEL_FRAMES_PER_SECOND)
     random = torch.Generator().manual_seed(0)
     text = torch.randint(0, config.text_config.vocab_size, (rows, PROMPT_TOKENS + ANSWER_TOKENS), generator=random)
@@ -75,9 +75,9 @@ def batch_of(config: LlasoConfig, rows: int, seconds: float, device: str) -> dic
 
 
 def flops_of_a_row(model: LlasoForConditionalGeneration, row: dict[str, torch.Tensor], device: str) -> float:
-    """FLOPs of one row's forward and backward pass, as its operators count them."""
+    """Count the FLOPs of one row's forward and backward pass, operator by operator."""
     chosen = model.config._attn_implementation
-    model.set_attn_implementation("eager")  # the counter knows no grouped queries in sdpa
+    model.set_attn_implementation("eager")  # the FLOP counter does not handle grouped queries in sdpa
     with FlopCounterMode(display=False) as counter:
         step(model, row, device).backward()
     model.set_attn_implementation(chosen)
@@ -95,7 +95,7 @@ def step(model: LlasoForConditionalGeneration, batch: dict[str, torch.Tensor], d
 
 
 def measure(recipe: Recipe, padding: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Times of whole optimizer steps of one stage, `arguments.accumulation` micro-batches each."""
+    """Measure whole optimizer steps of one stage, `arguments.accumulation` micro-batches each."""
     config = preset("llaso-base") if arguments.size == "llaso-base" else LlasoConfig(**TINY)
     config.audio_padding = padding
     device = arguments.device

@@ -225,7 +225,7 @@ class ShardJob:
         try:
             while rows:
                 failed = self._build_group(rows[:ROW_GROUP], built)
-                # Who stands in comes last, and may need a stand-in as well.
+                # Replacement rows come last, and may need replacements themselves.
                 rows = rows[ROW_GROUP:] + built.stand_in(failed, spares)
             record = built.close()
         except BaseException:

@@ -34,13 +34,13 @@ def faults_of(
     shard: str = "",
     sources: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Iterator[str]:
-    """What is wrong with a row by itself.
+    """Return what is wrong with a row by itself.
 
     Args:
         row: the row, audio undecoded.
         manifest: whether the corpus says that it has no audio, so that its presence is the fault.
-        shard: name of the shard it lies in, "" where that does not matter.
-        sources: the entry `sources` of build.json, None where there is none.
+        shard: name of the shard it lies in, "" if that does not matter.
+        sources: the entry `sources` of build.json, None if there is none.
     """
     if absent := list(missing(row)):
         yield f"missing value: {', '.join(absent)}"
@@ -57,7 +57,7 @@ def faults_of(
 
 
 def missing(row: Mapping[str, Any]) -> Iterator[str]:
-    """Which of the columns read are null, or hold a null where a value is needed."""
+    """Return the columns read that are null, or hold a null although a value is needed."""
     for name in FEATURES:
         if row.get(name, ...) is None:
             yield name
@@ -156,7 +156,7 @@ def _bad_audio(row: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _listen(data: bytes) -> tuple[int, int, int, float, float]:
-    """Rate, channels, samples, peak, and the share at full scale.
+    """Return rate, channels, samples, peak, and the share at full scale.
 
     A block at a time: a header may promise more samples than any memory holds.
     """

@@ -50,11 +50,11 @@ class ClipStore:
         for start in range(0, len(missing), 32):
             batch = missing[start : start + 32]
             for sound, samples in zip(batch, self._speaker.speak(batch), strict=True):
-                with contextlib.suppress(ValueError):  # `clip` will say so, to those who asked for it
+                with contextlib.suppress(ValueError):  # `clip` raises it for the caller that asks for the clip
                     self._keep(sound, samples)
 
     def clip(self, sounds: tuple[Sound, ...], most: float = math.inf) -> bytes:
-        """One clip as 16 kHz mono FLAC; several sounds are joined with a short pause.
+        """Make one clip as 16 kHz mono FLAC; several sounds are joined with a short pause.
 
         Args:
             sounds: what is heard, in order.
@@ -78,7 +78,7 @@ class ClipStore:
         return self._backend
 
     def _made(self, sound: Speech | Note) -> bytes:
-        """A synthesized sound as FLAC, from the store or made now."""
+        """Return a synthesized sound as FLAC, from the store or made now."""
         file = self._file(self._address(sound))
         try:
             return file.read_bytes()
@@ -105,26 +105,26 @@ class ClipStore:
 
 
 def encode(samples: np.ndarray) -> bytes:
-    """float32 mono at 16 kHz to 16-bit FLAC."""
+    """Encode float32 mono samples at 16 kHz as 16-bit FLAC."""
     buffer = io.BytesIO()
     soundfile.write(buffer, acoustics.limit(samples), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     return buffer.getvalue()
 
 
 def decode(data: bytes) -> np.ndarray:
-    """FLAC bytes as written by `encode` to float32 samples, shape (n,)."""
+    """Decode FLAC bytes as written by `encode` to float32 samples, shape (n,)."""
     samples, rate = soundfile.read(io.BytesIO(data), dtype="float32")
     assert rate == SAMPLE_RATE and samples.ndim == 1
     return samples
 
 
 def seconds(flac: bytes) -> float:
-    """Length of a clip written by `encode`, from its header (STREAMINFO: 36 bits of samples end at byte 26)."""
+    """Return the length of a clip written by `encode`, from its header (STREAMINFO: samples end at byte 26)."""
     return (int.from_bytes(flac[18:26], "big") & (1 << 36) - 1) / SAMPLE_RATE
 
 
 def recording_seconds(recording: Recording) -> float:
-    """How long a stretch of a file is, by the file's header.
+    """Return how long a stretch of a file is, by the file's header.
 
     Raises:
         ValueError: the file is missing, empty or not readable, or the stretch lies outside it.
@@ -134,7 +134,7 @@ def recording_seconds(recording: Recording) -> float:
 
 
 def read_recording(recording: Recording, most: float = math.inf) -> np.ndarray:
-    """A stretch of a file as float32 mono at 16 kHz.
+    """Read a stretch of a file as float32 mono at 16 kHz.
 
     Args:
         recording: the file and the stretch.

@@ -23,7 +23,7 @@ RATES, PITCHES = (145, 190), (35, 65)
 LETTERS_PER_SECOND = 14.0
 """Letters that espeak-ng speaks in a second at 165 words a minute."""
 MAX_SECONDS = 30.0
-"""The longest row, where the build is not told otherwise."""
+"""The longest row, unless the build is told otherwise."""
 _KINDS: dict[str, type] = {"recording": Recording, "speech": Speech, "note": Note}
 
 
@@ -48,7 +48,7 @@ def formats(item: Item, fact: Fact, max_seconds: float = MAX_SECONDS) -> dict[st
 
     A sound can follow a written or a spoken instruction; a written input can follow a spoken one. An item without a
     sound has its own question (or, in `text_audio`, its input) spoken, if that can be done in `max_seconds`; choices
-    are read out before a sound where they leave it half of the time.
+    are read out before a sound if they leave it half of the time.
     """
     weights = dict(FORMAT_WEIGHTS[fact.task])
     if not fact.input:

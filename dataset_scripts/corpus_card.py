@@ -34,7 +34,7 @@ MEANINGS = {
 """The configs and what they hold."""
 MANIFEST = """> **This is a manifest.** Its rows have no audio, because some sources may not be published again.
 """
-REBUILD = """> Who has the sources builds the corpus anew: `llaso data build` with the seed and the settings in
+REBUILD = """> With the sources, the corpus is built again: `llaso data build` with the seed and the settings in
 > `build.json` gives rows of the same `id` and `sha256`."""
 FIND = """> Who has the authors' audio finds each clip by its `path`, below the folder that the release's paths
 > begin in."""

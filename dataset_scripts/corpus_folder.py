@@ -17,7 +17,7 @@ NEEDED = ("corpus", "fingerprint", "sources", "counts", "rows", "shards")
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """The corpus's Parquet files, sorted.
+    """Return the corpus's Parquet files, sorted.
 
     Raises:
         ValueError: there are none, or they are not those that build.json names.
@@ -42,17 +42,17 @@ def shard_files(folder: Path) -> list[Path]:
 
 
 def shard_name(file: Path) -> str:
-    """A shard's name in records."""
+    """Return a shard's name in records."""
     return f"{file.parent.name}.{file.stem}"
 
 
 def keys_file(folder: Path, name: str) -> Path:
-    """Where `llaso data build` leaves what a shard's rows must not share with other parts."""
+    """Return the file in which `llaso data build` lists what a shard's rows must not share with other parts."""
     return folder / ".build" / "shards" / f"{name}.keys.parquet"
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The content of build.json, or None where there is none.
+    """Return the content of build.json, or None if there is none.
 
     Raises:
         ValueError: it is not JSON, or no record of a corpus.
@@ -71,7 +71,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def digests(folder: Path) -> dict[str, dict[str, Any]]:
-    """The entry `shards` of build.json, by reading the files: their digests and sizes."""
+    """Compute the entry `shards` of build.json: the files' digests and sizes."""
     shards = {}
     for path in sorted(folder.glob("data/*/*.parquet")):
         with path.open("rb") as file:
@@ -81,7 +81,7 @@ def digests(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def content_of(shards: Mapping[str, Mapping[str, Any]]) -> str:
-    """One hash for the digests of all shards."""
+    """Digest the digests of all shards."""
     return sha256(json.dumps(sorted((name, shard["sha256"]) for name, shard in shards.items())).encode()).hexdigest()
 
 

@@ -201,7 +201,7 @@ class PlannedRow:
     """Holds a row to be built, as JSON (see `conversations.write`), and what planning and checking need to know of it.
 
     `keys` names what it must not share with rows of another part: speakers and voices, sentences, recordings. A
-    `spare` is built only where a drawn row of its stratum cannot be.
+    `spare` is built only if a drawn row of its stratum cannot be.
     """
 
     id: str
@@ -270,7 +270,7 @@ class _Draw:
         self._ids: set[str] = set()
 
     def offer(self, row: PlannedRow) -> str:
-        """Let one candidate go by; why it cannot be drawn, or "" where it was kept, or is not among the lowest."""
+        """Offer one candidate; return why it cannot be drawn, or "" if it was kept or is not among the lowest."""
         kept = self._strata[row.stratum]
         entry = (-draw.integer(self._seed, row.id, "draw"), row.id)
         full = len(kept) >= self._weights.get((row.source, row.task), 100.0) * self._scale + 20
@@ -298,7 +298,7 @@ class _Draw:
         return rows
 
     def take(self, groups: Iterable[tuple[str, str]]) -> Drawn:
-        """The drawn rows and their spares; `groups` are the sources' tasks of which some should have come."""
+        """Return the drawn rows and their spares; `groups` are the sources' tasks of which some should have come."""
         pools: dict[tuple[str, str], dict[tuple[str, ...], list[tuple[int, str, int]]]] = defaultdict(dict)
         for (source, task, *rest), kept in sorted(self._strata.items()):
             if kept:

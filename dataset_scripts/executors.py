@@ -76,7 +76,7 @@ def run(
     """Run `job(data, rank, world_size)` for every rank.
 
     Args:
-        job: what to run; it is pickled for the workers, and returns at once where its work is done already.
+        job: what to run; it is pickled for the workers, and returns at once if its work is done already.
         tasks: number of ranks.
         executor: local (processes on this machine), slurm (submitted; returns at once) or ray.
         workers: how many ranks at a time; -1 for no limit (slurm, ray).

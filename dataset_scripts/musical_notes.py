@@ -1,6 +1,6 @@
 """Musical notes made from sums of partials: an instrument's timbre, a MIDI pitch and a velocity.
 
-They stand in for NSynth where it is not on disk. Pitch is equal-tempered with A4 = 69 = 440 Hz; velocity sets level
+They stand in for NSynth if it is not on disk. Pitch is equal-tempered with A4 = 69 = 440 Hz; velocity sets level
 and brightness, as it does on a keyboard.
 """
 

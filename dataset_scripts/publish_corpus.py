@@ -1,7 +1,7 @@
 """A validated corpus to the Hub: its Parquet files, card and records, in one upload that goes on where it broke off.
 
-The client sends large files by xet where hf-xet is installed, in chunks whose borders follow the content as those of
-the shards' Parquet pages do, and by Git LFS where HF_HUB_DISABLE_XET=1. The tests' Hub on loopback speaks LFS only:
+The client sends large files by xet if hf-xet is installed, in chunks whose borders follow the content as those of
+the shards' Parquet pages do, and by Git LFS if HF_HUB_DISABLE_XET=1. The tests' Hub on loopback speaks LFS only:
 going on after a cut is proven for that path; xet's own has been tried against no server here.
 """
 
@@ -34,7 +34,7 @@ def publish(folder: Path, repo_id: str, *, private: bool = False, manifest_only:
 
     Args:
         folder: a finished corpus that `llaso data validate` has found good, as it is now.
-        repo_id: "owner/name" of a dataset repository; made where it does not exist.
+        repo_id: "owner/name" of a dataset repository; created if it does not exist.
         private: make it private; one that exists has to be private already.
         manifest_only: leave the audio bytes out and keep everything else, so that an owner of the sources can find
             them by `id` and `sha256`.
@@ -143,7 +143,7 @@ def _check_repository(api: HfApi, repo_id: str, record: dict[str, Any]) -> None:
 
 
 def write_manifest(folder: Path, record: dict[str, Any]) -> Path:
-    """A copy of a corpus without audio bytes, in its `.build/manifest`; what an earlier run made of it is kept."""
+    """Write a copy of a corpus without audio bytes into its `.build/manifest`, unless an earlier run has."""
     staged = folder / ".build" / "manifest"
     content, mark = corpus_folder.content_of(record["shards"]), staged / "made_of"
     if not mark.exists() or mark.read_text() != content:

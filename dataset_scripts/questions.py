@@ -68,7 +68,7 @@ def distinct(found: Iterable[Item | Reject]) -> Iterator[Item | Reject]:
 def question(id: str, where: str, instruction: Any, input: Any, output: Any) -> Item | Reject:
     """Make an AQA item without a sound: the build speaks the question, the input or both.
 
-    Where there is an input alone (a prompt without OpenOrca's system message, say), that is the question.
+    If there is an input alone (a prompt without OpenOrca's system message, say), that is the question.
     """
     fields = ["" if value is None else value for value in (instruction, input, output)]
     if not all(isinstance(value, (str, int, float)) for value in fields):

@@ -29,7 +29,7 @@ def allocate(total: int, weights: Mapping[K, float], available: Mapping[K, int])
         scale = left / sum(weights[key] for key in open_keys)
         shares = {key: min(weights[key] * scale, available[key] - quota[key]) for key in open_keys}
         if any(weights[key] * scale > available[key] - quota[key] for key in open_keys):
-            # Somebody is filled up: settle those first, and share out the rest anew.
+            # Some are full: settle those first, and divide the rest again.
             for key, share in shares.items():
                 if share == available[key] - quota[key]:
                     quota[key] += int(share)

@@ -69,7 +69,7 @@ def import_release(
         out: the corpus folder to make.
         audio_root: what the voice paths are relative to; None leaves the audio out and keeps the paths.
         corpus: align, instruct or eval.
-        processor: folder or Hub id of the checkpoint whose processor counts each row's `length`, where there is audio;
+        processor: folder or Hub id of the checkpoint whose processor counts each row's `length`, if there is audio;
             "" leaves it at 0.
         rows_per_shard: rows a Parquet file holds.
         progress: called now and then with the rows read.

@@ -63,7 +63,7 @@ def seconds(sound: Sound) -> float:
 
 
 def _seconds(sound: Sound) -> float:
-    """About how long a sound lasts.
+    """Estimate how long a sound lasts.
 
     Raises:
         ValueError: a recording's header cannot be read, or its stretch lies outside the file.

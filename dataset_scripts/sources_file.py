@@ -61,7 +61,7 @@ def template() -> str:
             blocks.append(f"# {field.name}: {json.dumps(field.default)}")
     blocks += [
         "",
-        "# Synthetic voices by split, no voice in two of them; drawn from espeak-ng's where nothing is said.",
+        "# Synthetic voices by split, no voice in two of them; drawn from espeak-ng's if none are named.",
         "# voices: {train: [en-us+f1, en+m1], validation: [en-us+f2], test: [en+f4]}",
         "",
         "# Arguments of datatrove's executors. Ray's cluster is the one RAY_ADDRESS names, or one started here. Both",

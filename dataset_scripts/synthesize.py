@@ -213,7 +213,7 @@ class TextToAudio:
         model: Hub id or folder.
 
     A voice is the number of a speaker of the model ("0", "1", ...) or "" for a model with one. Rate is applied through
-    the model's `speaking_rate` where it has one (165 words a minute being its own); pitch is the voice's own.
+    the model's `speaking_rate` if it has one (165 words a minute being its own); pitch is the voice's own.
 
     Raises:
         ValueError: there is no such model, or it does not speak.

@@ -1,6 +1,6 @@
 """Tokens of a row after its audio is expanded, counted by the processor of the model that is to read it.
 
-Batches by length are planned from this column alone. It is 0 where no processor was named; whoever reads the row then
+Batches by length are planned from this column alone. It is 0 if no processor was named; the reader of the row then
 estimates.
 """
 
@@ -40,7 +40,7 @@ class TokenCounter:
         self._processor: Any = None
 
     def __call__(self, messages: Sequence[Mapping[str, Any]], durations: Sequence[float]) -> int:
-        """Tokens of a row.
+        """Count the tokens of a row.
 
         Args:
             messages: the row's.
@@ -54,12 +54,12 @@ class TokenCounter:
         return self._processor.expanded_length([_plain(message) for message in messages], durations)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What travels to workers: not the processor itself."""
+        """Return what is pickled for workers: not the processor itself."""
         return {**self.__dict__, "_processor": None}
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message without the empty fields of a table's row."""
+    """Return a message without the empty fields of a table's row."""
     parts = [
         {"type": "audio"} if part["type"] == "audio" else {"type": "text", "text": part["text"]}
         for part in message["content"]

@@ -99,7 +99,7 @@ def _validate(
     tally: _Tally,
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, Any]:
-    """`validate`, while no other process changes the folder."""
+    """Do the work of `validate`, while no other process changes the folder."""
     files = corpus_folder.shard_files(folder)
     record = corpus_folder.read_record(folder)
     manifest, sources = bool(record and record.get("manifest")), record and record["sources"]
@@ -153,7 +153,7 @@ def _validate(
 
 
 def _look_through(folder: Path, against: Sequence[Path]) -> separation.Separation:
-    """All rows of the corpus and of others, without their audio."""
+    """Yield all rows of the corpus and of others, without their audio."""
     apart = separation.Separation()
     for each, found in _keyed(folder):
         apart.note(each, found)
@@ -166,7 +166,7 @@ def _look_through(folder: Path, against: Sequence[Path]) -> separation.Separatio
 
 
 def _judge(file: Path, manifest: bool, sources: Mapping[str, Any] | None) -> dict[int, list[str]]:
-    """The rows of a shard that are bad by themselves, and why."""
+    """Return the rows of a shard that are bad by themselves, and why."""
     bad: dict[int, list[str]] = {}
     for index, row in _rows(file):
         faults = ["text is not UTF-8"]
@@ -181,7 +181,7 @@ def _judge(file: Path, manifest: bool, sources: Mapping[str, Any] | None) -> dic
 def _each(
     judge: Callable[[Path], dict[int, list[str]]], files: Sequence[Path], workers: int
 ) -> Iterator[dict[int, list[str]]]:
-    """What `judge` says of each file, in order.
+    """Return what `judge` says of each file, in order.
 
     Raises:
         OSError: a worker was lost.
@@ -207,7 +207,7 @@ class _Moves:
         self._new, self._decided = self._work / "new", self._work / "decided"
 
     def place(self, name: str | Path) -> Path:
-        """Where to write the new version of a file of the corpus."""
+        """Return the path for the new version of a file of the corpus."""
         path = self._new / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
@@ -221,7 +221,7 @@ class _Moves:
         self._decided.touch()
 
     def finish(self) -> None:
-        """Move the new versions into their places where that was decided; drop them where it was not."""
+        """Move the new versions into their places if that was decided; drop them if not."""
         if self._decided.exists():
             for path in sorted(path for path in self._new.rglob("*") if path.is_file()):
                 target = self._folder / path.relative_to(self._new)
@@ -251,7 +251,7 @@ class _Listing:
         self._write(entry)
 
     def close(self) -> None:
-        """Nothing more comes."""
+        """Finish the examples: no more rows come."""
         self._file.close()
 
     def _write(self, entry: Mapping[str, Any]) -> None:
@@ -292,11 +292,11 @@ class _Tally:
             self._examples = sorted([*self._examples, (drawn, row["id"], file, index)])[: self._wanted]
 
     def examples(self) -> list[dict[str, Any]]:
-        """The rows whose hash is lowest."""
+        """Return the rows whose hash is lowest."""
         return [_row(file, index) for _, _, file, index in self._examples]
 
     def report(self) -> dict[str, Any]:
-        """Hours by source, rows by format and split, by length in seconds, and rows by label of each task."""
+        """Return hours by source, rows by format and split, by length in seconds, and rows by label of each task."""
         formats: Counter[str] = Counter()
         for group, count in sorted(self.groups.items()):
             formats[", ".join(group.rsplit("/", 2)[1:])] += count
@@ -310,7 +310,7 @@ class _Tally:
 
 
 def _label(row: Mapping[str, Any]) -> str:
-    """What a row's answer counts as: a label of a closed set, the ten that a number lies in, or a free answer."""
+    """Return what an answer counts as: a label of a closed set, the ten that a number lies in, or a free answer."""
     task = TASKS[row["task"]]
     if not row["choices"] and task.numbers and row["target"].isdecimal():
         ten = int(row["target"]) // 10 * 10
@@ -325,7 +325,7 @@ def _in_order(labels: Counter[str]) -> dict[str, int]:
 
 
 def _keyed(folder: Path) -> Iterator[tuple[dict[str, Any], separation.Keys]]:
-    """Every row of a corpus and its keys; without audio, and without rows that lack something."""
+    """Yield every row of a corpus and its keys; without audio, and without rows that lack something."""
     record, reader = corpus_folder.read_record(folder), separation.KeyReader(folder)
     columns = (*separation.COLUMNS, *["audio"] * bool(record and record.get("manifest")))
     for file in corpus_folder.shard_files(folder):
@@ -335,7 +335,7 @@ def _keyed(folder: Path) -> Iterator[tuple[dict[str, Any], separation.Keys]]:
 
 
 def _rows(file: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """Numbered rows of a shard, a hundred in memory at a time; None for one whose text is not UTF-8.
+    """Yield numbered rows of a shard, a hundred in memory at a time; None for one whose text is not UTF-8.
 
     Raises:
         ValueError: the file is no whole Parquet file, or has other columns.
@@ -358,7 +358,7 @@ def _rows(file: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[in
 
 
 def _row(file: Path, index: int) -> dict[str, Any]:
-    """One row of a shard, with its audio."""
+    """Return one row of a shard, with its audio."""
     shard = pq.ParquetFile(file)
     for group in range(shard.num_row_groups):
         size = shard.metadata.row_group(group).num_rows
@@ -407,7 +407,7 @@ def _take_out(folder: Path, moves: _Moves, file: Path, bad: Collection[int]) -> 
 def _corrected(
     record: Mapping[str, Any], tally: _Tally, set_aside: int, shards: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """build.json for what is left."""
+    """Return build.json for the rows that are left."""
     hours = {name: tally.seconds[name] / 3600 for name in tally.groups}
     return {
         **record,
@@ -421,7 +421,7 @@ def _corrected(
 
 
 def _without_keys(folders: Sequence[Path]) -> list[Path]:
-    """The corpora whose rows' sentences and recordings are not known here."""
+    """Return the corpora whose rows' sentences and recordings are not known here."""
     return [
         folder
         for folder in folders
@@ -433,7 +433,7 @@ def _without_keys(folders: Sequence[Path]) -> list[Path]:
 
 
 def _notes(record: Mapping[str, Any] | None, manifest: bool, folders: Sequence[Path]) -> list[str]:
-    """What a publisher should know besides."""
+    """List what a publisher should know besides."""
     notes = ["a manifest: there is no audio to check"] * manifest
     closed = corpus_folder.closed_sources(record) if record else []
     notes += [f"may not be published with audio: {', '.join(closed)}"] * bool(closed)

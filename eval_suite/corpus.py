@@ -25,7 +25,7 @@ from .task_metrics import TASKS
 ATTRIBUTES = {"style": "style", "template_id": "wording", "voice": "voice"} | {
     name: name for name in ("gender", "age", "accent", "language", "noise")
 }
-"""Columns whose values are groups to score by, where the data has them, and the attribute each is called."""
+"""Columns whose values are groups to score by, if the data has them, and the attribute each is called."""
 REQUIRED_COLUMNS = ("id", "task", "category", "modality", "source", "messages", "audio", "target")
 
 

@@ -142,7 +142,7 @@ def macro_rate(errors: str, lengths: str) -> Compute:
 
 
 def mean(name: str) -> Compute:
-    """Return the metric "mean of a quantity over the rows where it is not null"."""
+    """Return the metric "mean of a quantity over the rows in which it is not null"."""
 
     def compute(rows: Quantities) -> Statistic | None:
         values = rows.numbers(name)
@@ -201,7 +201,7 @@ class Labels:
         return cls(names, truth, np.array([index.get(answer, -1) for answer in answers], dtype=np.intp))
 
     def one_hot(self, which: NDArray[np.intp], where: NDArray[np.bool_] | None = None) -> Array:
-        """Return one column a label: 1 where the row has it, and 0 in rows outside of `where`."""
+        """Return one column a label: 1 if the row has it, and 0 in rows outside of `where`."""
         columns = np.eye(len(self.names))[which]
         return columns if where is None else np.where(where[:, None], columns, 0.0)
 
@@ -370,7 +370,7 @@ def _used(rows: Quantities) -> Statistic | None:
 
 
 def _paper_exact(dimension: str) -> Compute:
-    """Return the exact-match rate of one score over the rows where all three parse in both texts; 0 where none do."""
+    """Return the exact-match rate of one score over the rows in which all three parse in both texts; 0 if none do."""
 
     def compute(rows: Quantities) -> Statistic | None:
         equal = rows.numbers(dimension)
@@ -402,7 +402,7 @@ class Metric:
         adds_up: whether a task's value is the sum over its files; it is their mean otherwise.
         unit: what a difference of 1 means when differences of several metrics are set alike: a number of this
             metric, or the name of the metric that gives it.
-        ranks: by protocol, the kinds of answers that it ranks. Where several rank a kind, the first of the table
+        ranks: by protocol, the kinds of answers that it ranks. If several rank a kind, the first of the table
             that has a value does.
         source: of the formula.
         change: what strict does otherwise than paper, for the report.

@@ -1,7 +1,7 @@
 """The frozen panel of systems that the `panel` score is measured against.
 
 A panel file holds each system's ranking metric by task, and where every value came from. It is built by
-`llaso eval panel build` from folders of answers (or from a table of values where the answers are not at hand) and
+`llaso eval panel build` from folders of answers (or from a table of values if the answers are not at hand) and
 never edited; a new system never moves the scores of the old ones, a new panel is a new version.
 """
 
@@ -25,7 +25,7 @@ SHIPPED = {"paper": ("panel_paper.json",), "strict": ("panel_strict.json", "pane
 class Panel:
     """A panel file.
 
-    `values` is system -> task -> ranking metric; `by_modality` the same within one modality format, where the
+    `values` is system -> task -> ranking metric; `by_modality` the same within one modality format, if the
     answers were at hand.
     """
 
@@ -38,7 +38,7 @@ class Panel:
     provenance: dict[str, Any]
 
     def bounds(self, modality: str | None = None) -> dict[str, tuple[float, float]]:
-        """The panel's (worst, best) by task; tasks on which all its systems agree have none."""
+        """Return the panel's (worst, best) by task; tasks on which all its systems agree have none."""
         systems = self.values.values() if modality is None else self.by_modality.get(modality, {}).values()
         bounds = {}
         for task in PANEL_TASKS:
@@ -49,7 +49,7 @@ class Panel:
         return bounds
 
     def normalized(self) -> dict[str, dict[str, float]]:
-        """Every panel system's own min-max values by task."""
+        """Return every panel system's own min-max values by task."""
         bounds = self.bounds()
         return {
             system: {

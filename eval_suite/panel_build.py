@@ -1,4 +1,4 @@
-"""Builds a panel file from folders of answers, or from a table of values where a system's answers are not at hand.
+"""Builds a panel file from folders of answers, or from a table of values if a system's answers are not at hand.
 
 Values are measured here or copied by this command from the table, never typed; the provenance says for every system
 which, with the digest of what it was made from. A system in both is measured and must agree with the table.
@@ -29,7 +29,7 @@ Values = dict[str, float]
 
 
 def _values(groups: Mapping[str, ScoredTask], metrics: Mapping[str, str]) -> Values:
-    """The ranking metrics of a system's tasks, where they are defined."""
+    """Return the ranking metrics of a system's tasks that are defined."""
     values = {}
     for task in PANEL_TASKS:
         estimate = groups[task].estimates.get(metrics[task]) if task in groups else None
@@ -39,7 +39,7 @@ def _values(groups: Mapping[str, ScoredTask], metrics: Mapping[str, str]) -> Val
 
 
 def _only_format() -> dict[str, str]:
-    """The tasks that the released benchmark asks in one modality format only."""
+    """Return the tasks that the released benchmark asks in one modality format only."""
     formats: dict[str, set[str]] = {}
     for facts in released_files().values():
         formats.setdefault(facts["task"], set()).add(facts["modality"])
@@ -47,13 +47,13 @@ def _only_format() -> dict[str, str]:
 
 
 def _answers_digest(answers: SystemAnswers) -> str:
-    """One digest over all files of a system."""
+    """Return one digest over all files of a system."""
     lines = "".join(f"{name} {value}\n" for name, value in sorted(answers.digests.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _read_table(path: Path, metrics: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """A table of values, system -> column -> number or null, as the systems of a panel.
+    """Return a table of values, system -> column -> number or null, as the systems of a panel.
 
     Columns are a task ("SGC"), a task and its ranking metric ("ASR_WER"), or a task and a modality format
     ("AQA_pure_audio"); others are left alone.
@@ -102,7 +102,7 @@ def build_panel(
     table_about: str = "",
     exclude: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The content of a panel file.
+    """Build the content of a panel file.
 
     Args:
         folders: of answers, one a system.

@@ -1,4 +1,4 @@
-"""Reads one answer into an outcome and, where it has one, a value. Nothing is dropped and nothing is guessed.
+"""Reads one answer into an outcome and, if it has one, a value. Nothing is dropped and nothing is guessed.
 
 Every parser takes the text of one answer and returns `Parsed`; a failed generation never reaches them.
 """
@@ -47,7 +47,7 @@ _YEARS_UNIT = r"years?\b|[岁歲歳세살]"
 
 
 def _label_pattern(text: str) -> str:
-    """A pattern that finds `text`; blanks, dashes and "_" may stand for another, and a range may be in words."""
+    """Return a pattern that finds `text`; blanks, dashes and "_" are equal, and a range may be in words."""
     parts = []
     for part in re.split(r"[\s_]+", text):
         pieces = re.split(r"-+", part)
@@ -61,7 +61,7 @@ def _label_pattern(text: str) -> str:
 
 
 def _find_label(pattern: re.Pattern[str], text: str) -> Iterator[tuple[int, int]]:
-    """Where `pattern` stands in `text` as a word or number of its own."""
+    """Return the places at which `pattern` stands in `text` as a word or number of its own."""
     position = 0
     while match := pattern.search(text, position):
         start, end = match.span()
@@ -73,7 +73,7 @@ def _find_label(pattern: re.Pattern[str], text: str) -> Iterator[tuple[int, int]
 
 
 def _within_number(text: str, start: int, end: int) -> bool:
-    """Whether the digits at an end of `text[start:end]` go on: behind a decimal point, or by a multiplier."""
+    """Return whether the digits at an end of `text[start:end]` go on: behind a decimal point, or by a multiplier."""
     before, after = text[max(start - 2, 0) : start], text[end : end + 2]
     if text[start].isdigit() and len(before) == 2 and before[1] == "." and before[0].isdigit():
         return True
@@ -108,7 +108,7 @@ class LabelSet:
         self._wordings = wordings
 
     def find(self, text: str) -> list[str]:
-        """The distinct labels in `text`, longest wordings first, overlapping shorter ones removed."""
+        """Return the distinct labels in `text`, longest wordings first, overlapping shorter ones removed."""
         text = fold(text).translate(_DASHES)
         if text in self._wordings:
             return [self._wordings[text]]
@@ -123,14 +123,14 @@ class LabelSet:
         return found
 
     def parse(self, text: str) -> Parsed:
-        """One label is an answer, none an abstention, several are ambiguous."""
+        """Parse labels: one is an answer, none an abstention, several are ambiguous."""
         found = find_cached(self, text)
         if len(found) == 1:
             return Parsed(ANSWERED, found[0])
         return Parsed(AMBIGUOUS if found else ABSTAINED)
 
     def canonical(self, reference: str) -> str:
-        """The label a reference names.
+        """Return the label a reference names.
 
         Raises:
             ValueError: the reference names none of the labels, or several.
@@ -146,7 +146,7 @@ class LabelSet:
 
 @lru_cache(maxsize=100_000)
 def find_cached(labels: LabelSet, text: str) -> tuple[str, ...]:
-    """`labels.find(text)`, remembered: systems repeat themselves."""
+    """Cache `labels.find(text)`: systems repeat themselves."""
     return tuple(labels.find(text))
 
 
@@ -173,12 +173,12 @@ DECADE_MIDDLE = 4.5
 
 
 def note_number(letter: str, accidental: str, octave: int) -> int:
-    """MIDI number of a note name, C4 = 60 (scientific pitch notation)."""
+    """Return the MIDI number of a note name, C4 = 60 (scientific pitch notation)."""
     return 12 * (octave + 1) + _SEMITONES[letter.lower()] + _ACCIDENTALS[accidental]
 
 
 def find_numbers(text: str) -> list[float]:
-    """The numbers in `text`: lone numbers, ranges as midpoints, note names as MIDI numbers, in reading order."""
+    """Return the numbers in `text`, in reading order: single numbers, midpoints of ranges, note names as MIDI."""
     text = plain_forms(text)
     values: list[float] = []
     spans: list[tuple[int, int]] = []
@@ -188,7 +188,7 @@ def find_numbers(text: str) -> list[float]:
             value: float = note_number(match["letter"], match["accidental"], int(match["octave"]))
             kind = "note"
         else:
-            value = float(match["number"].replace(",", ""))  # infinite where endless, and then on no scale
+            value = float(match["number"].replace(",", ""))  # infinite if it has too many digits, and then on no scale
             kind = "decade" if match["decade"] else "number"
             if kind == "decade":
                 value += DECADE_MIDDLE
@@ -211,7 +211,7 @@ def find_numbers(text: str) -> list[float]:
 
 
 def parse_number(text: str, usable: tuple[float, float]) -> Parsed:
-    """One number (however often it is repeated) is an answer; several different ones are ambiguous.
+    """Parse one number (however often it is repeated) as an answer; several different ones are ambiguous.
 
     Args:
         text: the answer.
@@ -236,12 +236,12 @@ Slots = Counter[tuple[str, str]]
 
 
 def find_slots(text: str) -> Slots:
-    """The `[type : value]` slots of `text`, folded, as a multiset."""
+    """Return the `[type : value]` slots of `text`, folded, as a multiset."""
     return Counter((fold(kind), fold(value)) for kind, value in _SLOT.findall(plain_forms(text)))
 
 
 def parse_slots(text: str) -> Parsed:
-    """Slots as a multiset; brackets that are no slot make the answer malformed, its readable slots still count."""
+    """Parse slots as a multiset; brackets that are no slot make the answer malformed, readable slots still count."""
     if not text.strip():
         return Parsed(ABSTAINED, Counter())
     rest = _SLOT.sub("", plain_forms(text))
@@ -293,11 +293,11 @@ def parse_pronunciation(text: str, word_level: bool, usable: tuple[float, float]
 
 
 def parse_text(text: str) -> Parsed:
-    """Free text: empty is an abstention."""
+    """Parse free text: empty is an abstention."""
     return Parsed(ANSWERED, collapse(text)) if text.strip() else Parsed(ABSTAINED, "")
 
 
 def parse_phonemes(text: str) -> Parsed:
-    """IPA symbols; an answer in ARPAbet is written as IPA first."""
+    """Parse IPA symbols; an answer in ARPAbet is written as IPA first."""
     symbols = ipa_symbols(arpabet_to_ipa(text) or text)
     return Parsed(ANSWERED if symbols else ABSTAINED, symbols)

@@ -32,9 +32,9 @@ TIMIT_61_TO_39 = {
 
 
 def arpabet_to_ipa(text: str) -> str | None:
-    """Write `text` as IPA where it is ARPAbet, else None.
+    """Return `text` as IPA if it is ARPAbet, else None.
 
-    A text is ARPAbet where every token between blanks and separators is an ARPAbet symbol, none of them repeats
+    A text is ARPAbet if every token between blanks and separators is an ARPAbet symbol, none of them repeats
     more than one case, and at least one symbol has two letters; so no ordinary sentence is taken for it.
     """
     tokens = [token for token in _TOKEN_SEPARATORS.split(text.strip()) if token]
@@ -74,5 +74,5 @@ def ipa_symbols(text: str) -> tuple[str, ...]:
 
 
 def paper_letters(text: str) -> tuple[int, ...]:
-    """The authors' phoneme sequence: letters A-Z of the upper-cased text, mapped by position through TIMIT 61->39."""
+    """Return the authors' phoneme sequence: letters A-Z of the upper-cased text, mapped through TIMIT 61->39."""
     return tuple(TIMIT_61_TO_39[ord(letter) - ord("A")] for letter in text.upper() if "A" <= letter <= "Z")

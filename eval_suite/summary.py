@@ -53,7 +53,7 @@ def summarize(scores: Sequence[Scores]) -> dict[str, Any]:
     """Return the content of a report, without examples.
 
     Args:
-        scores: contents of scores.json; systems in the order to show them. Where both protocols are there, strict
+        scores: contents of scores.json; systems in the order to show them. If both protocols are there, strict
             leads and paper is set beside it.
 
     Returns:

@@ -32,7 +32,7 @@ _FENCE = "xylophone"
 
 @cache
 def _whisper() -> tuple[EnglishTextNormalizer, frozenset[str]]:
-    """The reference normalizer, and the words it treats as more than letters."""
+    """Return the reference normalizer, and the words it treats as more than letters."""
     from whisper_normalizer.english import EnglishTextNormalizer
 
     normalizer = EnglishTextNormalizer()
@@ -44,7 +44,7 @@ def _whisper() -> tuple[EnglishTextNormalizer, frozenset[str]]:
 
 @lru_cache(maxsize=200_000)
 def _normalize_run(run: str, fenced_left: bool, fenced_right: bool) -> str:
-    """Normalize a run of words that are not plain, with plain neighbours where it has any."""
+    """Normalize a run of words that are not plain, with plain neighbours if it has any."""
     normalizer, _ = _whisper()
     text = f"{_FENCE + ' ' if fenced_left else ''}{run}{' ' + _FENCE if fenced_right else ''}"
     words = normalizer(text).split()
@@ -53,7 +53,7 @@ def _normalize_run(run: str, fenced_left: bool, fenced_right: bool) -> str:
 
 @lru_cache(maxsize=50_000)
 def whisper_english(text: str) -> str:
-    """Whisper's English normalizer; equal to the reference implementation up to white space at the ends.
+    """Apply Whisper's English normalizer; equal to the reference implementation up to white space at the ends.
 
     Source: Radford et al. 2022, appendix C; code as published in whisper-normalizer.
     """
@@ -79,12 +79,12 @@ def whisper_english(text: str) -> str:
 
 
 def collapse(text: str) -> str:
-    """The text with white space runs folded to one blank and none at the ends."""
+    """Return the text with white space runs folded to one blank and none at the ends."""
     return " ".join(text.split())
 
 
 def normalizer(name: str) -> Callable[[str], str]:
-    """The normalization called `name`.
+    """Return the normalization called `name`.
 
     Raises:
         ValueError: the name is not one of `NORMALIZATIONS`.
@@ -147,7 +147,7 @@ def plain_forms(text: str) -> str:
 
 @lru_cache(maxsize=20_000)
 def _script(character: str) -> str | None:
-    """Which letters and digits `character` forms words with; None if it is neither letter nor digit."""
+    """Return which letters and digits `character` forms words with; None if it is neither letter nor digit."""
     if not character.isalnum():
         return None
     if _LATIN_LIKE.match(character):
@@ -161,7 +161,7 @@ def _is_mark(character: str) -> bool:
 
 
 def stands_alone(text: str, start: int, end: int) -> bool:
-    """Whether `text[start:end]` is a word of its own and no part of a longer word or number.
+    """Return whether `text[start:end]` is a word of its own and no part of a longer word or number.
 
     A word is written in one script, and digits form words with Latin, Greek and Cyrillic letters only, so a change of
     script is a boundary. Scripts without blanks between words have no boundaries that can be seen. Korean particles

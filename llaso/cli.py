@@ -38,7 +38,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The whole command line, ready to parse; imports no heavy library."""
+    """Return the whole command line, ready to parse; imports no heavy library."""
     parser = OneLineParser(prog="llaso", description="Train, evaluate and share speech-language models.")
     parser.add_argument("--version", action="version", version=f"llaso {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -1,4 +1,4 @@
-"""Files that others find whole or not at all: written beside their place, then renamed into it."""
+"""Writes files in one step, so that readers never see half of one: written beside its place, then renamed."""
 
 from __future__ import annotations
 

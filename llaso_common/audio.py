@@ -1,4 +1,4 @@
-"""Whatever holds sound to what the model hears: mono float32 samples at one rate.
+"""Reads recordings of every kind as the model takes them: mono float32 samples at one rate.
 
 libsndfile decodes WAV, FLAC, OGG, MP3 and AIFF; PyAV (the extra `formats`) decodes M4A, AAC, WebM and the sound of
 video files. Channels are averaged, and soxr resamples at its high quality, as librosa does by default and the released
@@ -220,7 +220,7 @@ def _read(
 
 
 def _array(source: Any, name: str) -> np.ndarray:
-    """Mono samples that are numbers, as a column."""
+    """Return samples, checked to be mono floats, as a column."""
     if hasattr(source, "detach"):  # a tensor, perhaps of another device
         source = source.detach().cpu()
         source = source.float() if source.is_floating_point() else source  # numpy has no bfloat16
@@ -245,7 +245,7 @@ def _array(source: Any, name: str) -> np.ndarray:
 
 @contextlib.contextmanager
 def _opened(source: str | Path | bytes | bytearray | memoryview, name: str) -> Iterator[BinaryIO]:
-    """A file that holds something, open for reading."""
+    """Open a file that is not empty."""
     if isinstance(source, str | Path):
         path = Path(source)
         if not os.path.isfile(path):
@@ -292,7 +292,7 @@ def _file_blocks(
 
 
 def _stretch(frames: float, rate: float, start: float, end: float | None, name: str) -> tuple[Any, Any]:
-    """The first frame of a stretch and the one after its last."""
+    """Return the first frame of a stretch and the one after its last."""
     exact = isinstance(frames, int)
     first, last = start * rate, frames if end is None else end * rate
     if exact:
@@ -337,7 +337,7 @@ def _sndfile_blocks(file: soundfile.SoundFile, frames: int, promised: int, name:
 
 
 def _share_present(stream: BinaryIO) -> float:
-    """The share of a WAV's or AIFF's samples that is in the file; libsndfile counts only those. 1.0 for other formats.
+    """Return the share of a WAV's or AIFF's samples that is in the file; 1.0 for other formats.
 
     Source: Multimedia Programming Interface and Data Specifications 1.0 (RIFF), EBU Tech 3306 (RF64), AIFF-1.3.
     """
@@ -362,7 +362,7 @@ def _share_present(stream: BinaryIO) -> float:
 
 
 def _ends_within_a_page(stream: BinaryIO) -> bool:
-    """Whether the last page of an Ogg file is incomplete (RFC 3533); libsndfile ignores such a page."""
+    """Return whether the last page of an Ogg file is incomplete (RFC 3533); libsndfile ignores such a page."""
     stream.seek(0)
     if stream.read(4) != b"OggS":
         return False
@@ -376,7 +376,7 @@ def _ends_within_a_page(stream: BinaryIO) -> bool:
 
 
 def _container(stream: BinaryIO) -> str | None:
-    """FFmpeg's name of a format that libsndfile does not read, by the file's first bytes; None for all others.
+    """Return FFmpeg's name of a format that libsndfile does not read, by the file's first bytes; else None.
 
     The name is handed to FFmpeg, which otherwise may take a file for a playlist and open what it names.
     """
@@ -397,7 +397,7 @@ def _container(stream: BinaryIO) -> str | None:
 
 @contextlib.contextmanager
 def _av_stream(stream: BinaryIO, container: str, name: str) -> Iterator[tuple[Any, Any]]:
-    """A file's container and its first track of sound, opened by PyAV."""
+    """Open a file's container and its first audio track by PyAV."""
     try:
         import av
     except ImportError:
@@ -414,7 +414,7 @@ def _av_stream(stream: BinaryIO, container: str, name: str) -> Iterator[tuple[An
 
 
 def _av_seconds(track: Any) -> float | None:
-    """How long a track is by its header, if that says."""
+    """Return the length of a track by its header; None if the header has none."""
     if track.duration:
         return float(track.duration * track.time_base)
     return track.container.duration / 1_000_000 if track.container.duration else None

@@ -1,6 +1,6 @@
-"""Who works in a folder: one process at a time, kept apart by a lock that the system drops when its holder dies.
+"""Lets one process at a time work in a folder, by a lock that the system drops when its holder ends.
 
-The lock is `flock` on the folder's `.lock`, which says who holds it and goes when it is given back. A process that is
+The lock is `flock` on the folder's `.lock`, which names its holder and is deleted on release. A process that is
 killed leaves the file but not the lock. Children do not inherit the lock unless they are handed its descriptor.
 """
 
@@ -38,7 +38,7 @@ class FolderBusy(OSError):
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[int]:
-    """Be the only process that works in a folder, made where absent.
+    """Hold a folder, created if absent, as the only process that works in it.
 
     Yields:
         The lock's descriptor; a child process that is handed it (`pass_fds`) keeps the lock as long as it lives.
@@ -53,7 +53,7 @@ def alone_in(folder: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def one_at_a_time(folder: Path, report: Callable[[str], None]) -> Iterator[int]:
-    """The same, after waiting for whoever works there, which `report` is told.
+    """Do the same after waiting for the process that works there; `report` takes a line about the wait.
 
     Raises:
         OSError: the lock cannot be written.
@@ -71,7 +71,7 @@ def one_at_a_time(folder: Path, report: Callable[[str], None]) -> Iterator[int]:
 def _locked(folder: Path, how: int) -> Iterator[int]:
     path, made = folder / LOCK, not folder.exists()
     descriptor = _take(path, how)
-    while not _is_there(path, descriptor):  # whoever held it before has deleted the file
+    while not _is_there(path, descriptor):  # the previous holder has deleted the file
         os.close(descriptor)
         descriptor = _take(path, how)
     _held.add(descriptor)
@@ -93,7 +93,7 @@ def _take(path: Path, how: int) -> int:
     descriptor = None
     while descriptor is None:
         _make(path.parent)
-        with contextlib.suppress(FileNotFoundError):  # whoever had made the folder took it back just now
+        with contextlib.suppress(FileNotFoundError):  # the process that had created the folder removed it just now
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, how)
@@ -110,7 +110,7 @@ def _take(path: Path, how: int) -> int:
 
 
 def _make(folder: Path) -> None:
-    """Make a folder that is not there; `mkdir` fails where another process takes it back while it looks."""
+    """Make a folder that is not there; `mkdir` fails if another process removes it in between."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:

@@ -1,4 +1,4 @@
-"""The Hub's errors in plain words."""
+"""Turns the Hub's errors into plain messages with a remedy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @contextmanager
 def plain_errors(repo_id: str) -> Iterator[None]:
-    """Say what went wrong on the Hub in one line with a remedy.
+    """Raise the Hub's errors as one line with a remedy.
 
     Args:
         repo_id: the repository that the message names.

@@ -1,4 +1,4 @@
-"""Opening one split of a corpus: a folder here, or a data set on the Hub."""
+"""Opens one split of a corpus: a folder on this disk, or a data set on the Hub."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def open_split(
 
 
 def _broken_file(folder: Path) -> Path | None:
-    """The first Parquet file whose end, which lists its contents, cannot be read."""
+    """Return the first Parquet file whose end, which lists its contents, cannot be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -64,10 +64,10 @@ def _broken_file(folder: Path) -> Path | None:
 
 
 def _cache_of(folder: Path) -> str | None:
-    """A cache folder of its own for each state of a local corpus; datasets' usual one for a Hub id.
+    """Return a cache folder of its own for each state of a local corpus; datasets' usual one for a Hub id.
 
-    datasets 5.2 tells local folders apart by their base name alone: a rebuilt corpus, or another one of the same name
-    elsewhere, would be answered with the rows of the first.
+    datasets 5.2 distinguishes local folders by their base name alone: for a rebuilt corpus, or one of the same name
+    elsewhere, it would return the rows of the first.
     """
     if not folder.is_dir():
         return None

@@ -1,7 +1,7 @@
-"""The one row of LLaSO-Align, -Instruct and -Eval.
+"""The schema of a row of LLaSO-Align, -Instruct and -Eval.
 
-Builders write it, training and evaluation read it. A row carries its conversation already written (`messages`), so
-that it feeds a chat template as it is.
+The build writes rows; training and evaluation read them. A row holds its whole conversation (`messages`), which goes
+into a chat template as it is.
 """
 
 from __future__ import annotations

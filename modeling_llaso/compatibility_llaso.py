@@ -16,7 +16,7 @@ TRIED_TRANSFORMERS = f">={LOWEST_TRIED},<={NEWEST_TRIED}"
 
 
 def release(text: str) -> tuple[int, ...]:
-    """The numbers a version begins with: `"5.24.0.dev0"` → `(5, 24, 0)`."""
+    """Return the numbers a version begins with: `"5.24.0.dev0"` → `(5, 24, 0)`."""
     found = re.match(r"\d+(\.\d+)*", text)
     return tuple(int(number) for number in found.group().split(".")) if found else ()
 
@@ -50,7 +50,7 @@ def check_transformers(installed: str | None = None) -> None:
 
 
 def installed_transformers() -> str | None:
-    """The version of transformers that is installed, if one is."""
+    """Return the version of transformers that is installed, if one is."""
     try:
         return version("transformers")
     except PackageNotFoundError:
@@ -58,7 +58,7 @@ def installed_transformers() -> str | None:
 
 
 def since(*numbers: int) -> bool:
-    """Whether the installed transformers is of this version or a later one."""
+    """Return whether the installed transformers is of this version or a later one."""
     return release(installed_transformers() or NEWEST_TRIED) >= numbers
 
 
@@ -75,12 +75,12 @@ LOADS_AUDIO_SINCE_5_23 = since(5, 23)
 
 
 def checkpoint_activations(model: Any) -> None:
-    """Have a model compute its activations again in the backward pass, to keep fewer of them."""
+    """Make a model compute its activations again in the backward pass, to keep fewer of them."""
     getattr(model, f"{CHECKPOINTING_SINCE_5_23}_enable")()
 
 
 def given_cache(cache: Any, kwargs: dict[str, Any]) -> Any:
-    """The cache a caller gave, be it under the new name or, in `kwargs`, under the old one, which is taken out.
+    """Return the cache that a caller gave, under the new name or, in `kwargs`, under the old one, which is removed.
 
     Raises:
         ValueError: it came under both.

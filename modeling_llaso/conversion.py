@@ -1,4 +1,4 @@
-"""Conversion between the released format and ours, stage-1 projectors, and new models from an encoder and an LLM.
+"""Converts between the released format and ours, loads stage-1 projectors, and makes models of an encoder and an LLM.
 
 Conversion renames tensors and changes nothing else, so a round trip is equal to the bit. A missing or unexpected
 tensor is an error that names it.
@@ -99,7 +99,7 @@ def read_tensors(folder: str | Path) -> dict[str, torch.Tensor]:
 
 
 def _read_file(path: Path) -> dict[str, torch.Tensor]:
-    """The named tensors of one file.
+    """Read the named tensors of one file.
 
     Raises:
         ValueError: it cannot be read, or holds something else.

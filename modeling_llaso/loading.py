@@ -1,4 +1,4 @@
-"""A whole LLaSO model and its processor, from a checkpoint's folder or Hub id, onto a device."""
+"""Loads a LLaSO model and its processor from a checkpoint's folder or Hub id onto a device."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def refuse_other_models(name: str) -> None:
 
 @contextmanager
 def readable_weights(where: str | Path) -> Iterator[None]:
-    """Turn what a cut-off or foreign weights file raises into a `ValueError` that names `where` it is."""
+    """Turn what a cut-off or foreign weights file raises into a `ValueError` that names the checkpoint, `where`."""
     from pickle import UnpicklingError
 
     from safetensors import SafetensorError

@@ -74,7 +74,7 @@ class LlasoAudioOutput(BaseModelOutputWithPooling):
 
 
 def kept_positions(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
-    """The hidden states whose logits are asked for, as everywhere in transformers.
+    """Select the hidden states whose logits are asked for, as everywhere in transformers.
 
     Args:
         hidden_states: `(batch, length, hidden_size)`.
@@ -533,7 +533,7 @@ class LlasoForConditionalGeneration(LlasoPreTrainedModel, GenerationMixin):
         return generation_config
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs: dict[str, Any], *args, **kwargs):
-        """Audio is heard once, with the prompt: not every transformers drops what was encoded before by itself."""
+        """Drop the encoded audio after the prompt, which not every version of transformers does by itself."""
         model_kwargs = super()._update_model_kwargs_for_generation(  # type: ignore[misc]
             outputs, model_kwargs, *args, **kwargs
         )

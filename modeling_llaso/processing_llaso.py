@@ -615,7 +615,7 @@ class LlasoProcessor(ProcessorMixin):
     ) -> None:
         """Put `assistant_masks` in the place of the offsets: 1 for the tokens that the template's assistant wrote.
 
-        transformers has its own, whose result has differed from version to version where audio stands before the
+        transformers has its own, whose result has differed from version to version if audio stands before the
         answer.
         """
         if "offset_mapping" not in inputs:

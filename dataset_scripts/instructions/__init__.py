@@ -26,11 +26,11 @@ class Template:
 
 @functools.cache
 def templates(task: str, granularity: str = "") -> tuple[Template, ...]:
-    """The instructions of a task, in the order of their file.
+    """Return the instructions of a task, in the order of their file.
 
     Args:
         task: code of a task.
-        granularity: variant; its own file is used where there is one, else the task's.
+        granularity: variant; its own file is used if there is one, else the task's.
 
     Raises:
         ValueError: there is no file for the task, or it has a heading that is no style.

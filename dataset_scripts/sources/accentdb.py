@@ -12,7 +12,7 @@ ACCENTS = ("American", "Australian", "Bangla", "British", "Indian", "Malayalam",
 
 
 def read(root: Path) -> Iterator[Item | Reject]:
-    """One item a file; the number in its name is the sentence, the same in every accent."""
+    """Yield one item a file; the number in its name is the sentence, the same in every accent."""
     for file in sorted(root.glob("data/*/*/*.wav")):
         facts = labels.accent(file.parts[-3].capitalize(), ACCENTS)
         if not facts:

@@ -101,8 +101,8 @@ class Fact:
         target: the reference answer; for a closed set, one of `choices`.
         choices: the closed set, in its natural order; empty for open answers.
         granularity: which variant of the task, e.g. "coarse", "fine", "number"; also picks the instruction file
-            `TASK.granularity.txt` where there is one.
-        instruction: what is asked, where the item brings its own question (AQA); "" draws a template.
+            `TASK.granularity.txt` if there is one.
+        instruction: what is asked, if the item brings its own question (AQA); "" draws a template.
         input: the text to work on: what the spoken question is about (AQA), or the sentence of the recording where
             the task can also be asked of text. It makes the format `audio_text` possible.
         modality: the only format this fact may take; "" draws one of those possible.
@@ -148,7 +148,7 @@ class Item:
         speaker: who speaks, unique within the source; for a synthetic voice leave it empty.
         sentence: what is said, or asked; items with equal sentences never stand in both training and evaluation
             (unless the source declares sentences as `shared`).
-        split: "train", "validation" or "test" where the corpus or the source decides it; "" lets the plan draw by
+        split: "train", "validation" or "test" if the corpus or the source decides it; "" lets the plan draw by
             speaker.
         where: file and line it was read from, for those facts of it that have to be rejected.
     """
@@ -167,7 +167,7 @@ class Reject:
     """Names something in the corpus that cannot be used: where and why. Rejects are listed and counted.
 
     Args:
-        where: file and line, with the offending value where it may be anything.
+        where: file and line, with the offending value if it may be anything.
         reason: why, in one of few wordings.
     """
 
@@ -195,11 +195,11 @@ class Source:
         read: yields the items of a root folder.
         expected: instances the paper (or the corpus itself) counts, by task.
         options: further arguments of `read`.
-        shared: what training and evaluation share by the nature of the corpus: "sentence" where everybody says the
-            same few prompts, "speaker" where the task is to name speakers one knows.
+        shared: what training and evaluation share by the nature of the corpus: "sentence" if all speakers say
+            the same few prompts, "speaker" if the task is to name known speakers.
         benchmark: rows that the paper's benchmark takes from it, by task: the weights of the evaluation's quotas.
-        eval_share: the part of the speakers held out for evaluation where the corpus names no test split.
-        synthetic: True where the source itself is made by synthesis.
+        eval_share: the part of the speakers held out for evaluation if the corpus names no test split.
+        synthetic: True if the source itself is made by synthesis.
         root: the folder it lies in; set by `at`.
     """
 

@@ -35,11 +35,11 @@ OWN_NAMES = {
 """Other names of these accents: the codes of early releases, and the longer names of later ones."""
 SPLITS = {"train": "train", "dev": "validation", "test": "test"}
 _BETWEEN = re.compile(r"\s*[,|]\s*(?![^()]*\))")
-"""What parts the accents of somebody who names several; commas in brackets belong to a name."""
+"""What separates the accents of a speaker who names several; commas in brackets belong to a name."""
 
 
 def read(root: Path) -> Iterator[Item | Reject]:
-    """One item for each row of train, dev and test that says something of its speaker."""
+    """Yield one item for each row of train, dev and test that says something of its speaker."""
     for part, split in SPLITS.items():
         file = root / f"{part}.tsv"
         if not file.exists():
@@ -69,7 +69,7 @@ def read(root: Path) -> Iterator[Item | Reject]:
 
 
 def accent(label: str) -> str:
-    """The one of ACCENTS that a speaker names; "" where it is none or more than one.
+    """Return the one of ACCENTS that a speaker names, or "" if it is none or more than one.
 
     Words of one's own beside it ("Non native speaker", "Midwestern") describe it, and are passed over.
     """

@@ -20,7 +20,7 @@ LEVELS = {"LO": "low", "MD": "medium", "HI": "high", "XX": "unspecified", "X": "
 
 
 def read(root: Path) -> Iterator[Item | Reject]:
-    """One item a file."""
+    """Yield one item a file."""
     for file in sorted((root / "AudioWAV").glob("*.wav")):
         parts = file.stem.split("_")
         if len(parts) != 4 or parts[2] not in EMOTIONS or parts[3] not in LEVELS:

@@ -12,7 +12,7 @@ KINDS = ("fake", "real")
 
 
 def read(root: Path) -> Iterator[Item | Reject]:
-    """One item a file; who speaks is not said."""
+    """Yield one item a file; who speaks is not said."""
     for part, split in SPLITS.items():
         for kind in KINDS:
             for file in sorted((root / part / kind).glob("*.wav")):

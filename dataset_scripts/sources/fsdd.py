@@ -18,14 +18,14 @@ _NAME = re.compile(r"(\d)_([a-z]+)_(\d+)\.wav")
 
 
 def read(root: Path, held_out: str = "", strings: int = 1) -> Iterator[Item | Reject]:
-    """Strings of two to four digits, joined as one speaker's speech.
+    """Yield strings of two to four digits, joined as one speaker's speech.
 
     Single digits would be the same ten sentences in training and evaluation; strings are not, and the build drops
     those of training that evaluation has too.
 
     Args:
         root: the folder.
-        held_out: the speaker kept for evaluation; the last by name where it is empty.
+        held_out: the speaker kept for evaluation; the last by name if it is empty.
         strings: how many strings each recording of the other speakers is part of: the first as recorded, the others
             in drawn rooms and noise. Of the held-out speaker each recording is used once.
     """
@@ -45,7 +45,7 @@ def read(root: Path, held_out: str = "", strings: int = 1) -> Iterator[Item | Re
 
 
 def _strings(speaker: str, paths: list[Path], split: str, mark: str, tasks: tuple[str, ...]) -> Iterator[Item]:
-    """All of a speaker's recordings, in drawn order, as strings.
+    """Yield all of a speaker's recordings, in drawn order, as strings.
 
     Args:
         mark: tells one pass over the recordings from another; all but the first, "", are given acoustics.

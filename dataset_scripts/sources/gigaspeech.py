@@ -16,7 +16,7 @@ SPLITS = {"{DEV}": "validation", "{TEST}": "test"}
 
 
 def read(root: Path) -> Iterator[Item | Reject]:
-    """One item a segment; segments without speech are set aside."""
+    """Yield one item a segment; segments without speech are set aside."""
     file = root / "GigaSpeech.json"
     for audio in stream_json(file, "audios.item"):
         for segment in audio["segments"]:
@@ -39,7 +39,7 @@ def read(root: Path) -> Iterator[Item | Reject]:
                 segment["sid"],
                 (Fact("ASR", text),),
                 (Recording(str(root / audio["path"]), float(segment["begin_time"]), float(segment["end_time"])),),
-                speaker=audio["aid"] if speaker == "N/A" else speaker,  # unnamed: nobody is in two recordings
+                speaker=audio["aid"] if speaker == "N/A" else speaker,  # unnamed: of this recording alone
                 sentence=text,
                 split=split,
                 where=where,

@@ -12,7 +12,7 @@ SPLITS = {"train": "train", "dev": "validation", "test": "test"}
 
 
 def read(root: Path) -> Iterator[Item | Reject]:
-    """One item for each line of each `*.trans.txt`."""
+    """Yield one item for each line of each `*.trans.txt`."""
     for chapter in sorted(path for path in root.glob("*/*/*") if path.is_dir()):
         part, speaker, _ = chapter.parts[-3:]
         transcripts = chapter / f"{speaker}-{chapter.name}.trans.txt"

@@ -10,7 +10,7 @@ from .base import Fact, Item, Recording, Reject, Source
 
 
 def read(root: Path) -> Iterator[Item | Reject]:
-    """One item for each line of metadata.csv; the normalized text (numbers written out) is the transcript."""
+    """Yield one item for each line of metadata.csv; the normalized text (numbers written out) is the transcript."""
     metadata, known = root / "metadata.csv", set()
     for number, line in lines(metadata):
         where = f"{metadata}:{number}"

@@ -31,7 +31,7 @@ WINDOWS_1252 = {code: bytes([code]).decode("cp1252", "ignore") for code in range
 
 
 def read(root: Path) -> Iterator[Item | Reject]:
-    """One item a line; only the six main characters are asked for by name."""
+    """Yield one item a line; only the six main characters are asked for by name."""
     for part, (split, films) in PARTS.items():
         name = f"{part}_sent_emo.csv"
         csv = next((file for file in (root / name, root / part / name) if file.exists()), None)
@@ -63,7 +63,7 @@ def read(root: Path) -> Iterator[Item | Reject]:
 
 
 def _find(folders: list[Path], clip: str, suffixes: tuple[str, ...]) -> Path | None:
-    """The file of a clip; some of the test part have no name but a prefixed one."""
+    """Return the file of a clip; some of the test part have no name but a prefixed one."""
     names = [f"{prefix}{clip}{suffix}" for prefix in ("", "final_videos_test") for suffix in suffixes]
     return next((folder / name for name in names for folder in folders if (folder / name).exists()), None)
 

@@ -15,7 +15,7 @@ SPLITS = {"train": "train", "dev": "validation", "test": "test"}
 
 
 def read(root: Path, phoneme_share: float = 0.1) -> Iterator[Item | Reject]:
-    """One item for each line of each `transcripts.txt`; a share of them also has phonemes.
+    """Yield one item for each line of each `transcripts.txt`; a share of them also has phonemes.
 
     Args:
         root: the folder.
@@ -49,7 +49,7 @@ def read(root: Path, phoneme_share: float = 0.1) -> Iterator[Item | Reject]:
 
 
 def _parse(part: Path, line: str) -> tuple[str, str, Path]:
-    """Id, text and recording of a line of transcripts.txt; the text is "" where it is no such line."""
+    """Return id, text and recording of a line of transcripts.txt; the text is "" if it is no such line."""
     id, _, text = line.partition("\t")
     if id.count("_") != 2:
         return "", "", part
@@ -60,7 +60,7 @@ def _parse(part: Path, line: str) -> tuple[str, str, Path]:
 
 
 def _unused(part: Path, used: Counter[Path]) -> Iterator[Reject]:
-    """Recordings without a transcript. Ten million ids are not kept for it: only books with too many files are."""
+    """List recordings without a transcript; ids are kept only for books with too many files, not all ten million."""
     books = (book for book in (part / "audio").glob("*/*") if book.is_dir())
     left = {book: files for book in books if len(files := _recordings(book)) > used[book]}
     for _, line in lines(part / "transcripts.txt") if left else ():
@@ -73,7 +73,7 @@ def _unused(part: Path, used: Counter[Path]) -> Iterator[Reject]:
 
 
 def _recordings(book: Path) -> set[Path]:
-    """The recordings of a book, without suffix: there may be a .flac made of an .opus beside it."""
+    """Return the recordings of a book, without suffix: there may be a .flac made of an .opus beside it."""
     return {file.with_suffix("") for file in book.iterdir() if file.suffix in (".flac", ".opus")}
 
 

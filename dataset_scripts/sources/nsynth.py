@@ -15,7 +15,7 @@ SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 
 
 def read(root: Path) -> Iterator[Item | Reject]:
-    """One item a note; the parts share no instruments, which stand here for speakers."""
+    """Yield one item a note; the parts share no instruments, which stand here for speakers."""
     for part, split in SPLITS.items():
         file = root / f"nsynth-{part}" / "examples.json"
         if not file.exists():

@@ -10,7 +10,7 @@ from .base import Item, Reject, Source
 
 
 def read(root: Path) -> Iterator[Item | Reject]:
-    """One item a question; the system message is not asked, as in the released rows."""
+    """Return one item a question; the system message is not asked, as in the released rows."""
     return read_questions(root, "1M-GPT4-Augmented.parquet", instruction="question", output="response", id="id")
 
 

@@ -1,4 +1,4 @@
-"""A small spoken world made on the spot: what `llaso quickstart` trains on where no corpus is on disk.
+"""A small spoken world made on the spot: what `llaso quickstart` trains on if no corpus is on disk.
 
 People put things into rooms, give orders to a house and to a robot, read out digits; instruments play notes. Speech is
 synthesized in many voices, accents, rates, pitches, rooms and noises. Voices and sentences of training, validation and
@@ -51,7 +51,7 @@ AQA_FORMATS = ("text_audio", "audio_text", "audio")
 
 
 def voices() -> dict[str, list[str]]:
-    """The synthetic voices of each split: every variant of the split on every accent."""
+    """Return the synthetic voices of each split: every variant of the split on every accent."""
     held = {variant for variants in HELD_OUT_VOICES.values() for variant in variants}
     training = tuple(variant for variant in synthesize.FEMALE + synthesize.MALE if variant not in held)
     variants = {"train": training, **HELD_OUT_VOICES}
@@ -59,7 +59,7 @@ def voices() -> dict[str, list[str]]:
 
 
 def read(root: Path, *, utterances: int, notes: int, questions: int, seed: int, real: bool) -> Iterator[Item]:
-    """Items by the number: each is a function of the seed and its own number.
+    """Yield items by their number: each is a function of the seed and its own number.
 
     Args:
         root: not used; there is nothing on disk.
@@ -79,7 +79,7 @@ def read(root: Path, *, utterances: int, notes: int, questions: int, seed: int, 
 
 
 def _utterance(id: str, seed: int, real: bool, pools: dict[str, list[str]]) -> Item:
-    """A sentence in some voice, with its transcript and one more fact."""
+    """Return a sentence in some voice, with its transcript and one more fact."""
     kind = draw.weighted(seed, id, "kind", {"story": 4, "asked": 1, "order": 3, "robot": 2, "digits": 2})
     said, fact = "", None
     if kind in ("story", "asked"):
@@ -116,7 +116,7 @@ def _utterance(id: str, seed: int, real: bool, pools: dict[str, list[str]]) -> I
 
 
 def _story(seed: int, id: str) -> tuple[str, str, str]:
-    """A question, the story it is about, and the answer."""
+    """Return a question, the story it is about, and the answer."""
     person, deed = draw.pick(seed, id, "person", PEOPLE), draw.pick(seed, id, "deed", DEEDS)
     colour, thing = draw.pick(seed, id, "colour", COLOURS), draw.pick(seed, id, "thing", THINGS)
     place = draw.pick(seed, id, "place", PLACES)
@@ -127,7 +127,7 @@ def _story(seed: int, id: str) -> tuple[str, str, str]:
 
 
 def _order(seed: int, id: str) -> tuple[str, Fact]:
-    """Something asked of a house: its sentence, and its intent or the things it names."""
+    """Return an order to a smart home: its sentence, and its intent or the things it names."""
     thing, person = draw.pick(seed, id, "thing", THINGS), draw.pick(seed, id, "person", PEOPLE)
     device, place = draw.pick(seed, id, "device", DEVICES), draw.pick(seed, id, "place", PLACES)
     music, city = draw.pick(seed, id, "music", MUSIC), draw.pick(seed, id, "city", CITIES)
@@ -148,7 +148,7 @@ def _order(seed: int, id: str) -> tuple[str, Fact]:
 
 
 def _of_voice(task: str, voice: str, said: str) -> Fact:
-    """What can be asked of any utterance: who speaks, in which accent, in which sounds."""
+    """Return what can be asked of any utterance: who speaks, in which accent, in which sounds."""
     if task == "PR":
         return Fact("PR", synthesize.phonemes(said, voice), modality=WRITTEN)
     language, _, variant = voice.partition("+")
@@ -165,7 +165,7 @@ def _of_voice(task: str, voice: str, said: str) -> Fact:
 
 
 def _note(id: str, seed: int) -> Item:
-    """A note of some instrument: what plays it, and how high."""
+    """Return a note of some instrument: what plays it, and how high."""
     timbre = draw.pick(seed, id, "timbre", tuple(musical_notes.TIMBRES))
     pitch = PITCHES[0] + draw.integer(seed, id, "pitch") % (PITCHES[1] - PITCHES[0] + 1)
     velocity = draw.pick(seed, id, "velocity", NOTE_VELOCITIES)
@@ -178,7 +178,7 @@ def _note(id: str, seed: int) -> Item:
 
 
 def _question(id: str, seed: int) -> Item:
-    """A story and a question about it, in one of the three formats."""
+    """Return a story and a question about it, in one of the three formats."""
     question, story, answer = _story(seed, id)
     modality = draw.pick(seed, id, "modality", AQA_FORMATS)
     fact = Fact("AQA", answer, instruction=question, input=story, modality=modality)
@@ -186,7 +186,7 @@ def _question(id: str, seed: int) -> Item:
 
 
 def _split(sentence: str, seed: int) -> str:
-    """The split of a sentence, the same wherever it is said."""
+    """Return the split of a sentence, the same wherever it is said."""
     point = draw.unit(seed, sentence, "split")
     if point < SHARE["test"]:
         return "test"

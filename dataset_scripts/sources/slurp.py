@@ -13,7 +13,7 @@ SYNTHETIC = "train_synthetic"
 
 
 def read(root: Path, synthetic: bool = False) -> Iterator[Item | Reject]:
-    """One item a recording: a sentence was said by several people, most of them into two microphones.
+    """Yield one item a recording: a sentence was said by several people, most of them into two microphones.
 
     Nearly all of the 177 speakers are in each of SLURP's own parts. These are not kept, or no training row would be
     left beside the evaluation: what is held out is drawn by speaker, and takes its sentences out of training.

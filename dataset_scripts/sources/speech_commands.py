@@ -9,7 +9,7 @@ from .base import Fact, Item, Recording, Reject, Source
 
 
 def read(root: Path) -> Iterator[Item | Reject]:
-    """One item a file; `_background_noise_` holds no words."""
+    """Yield one item a file; `_background_noise_` holds no words."""
     lists = {"validation_list.txt": "validation", "testing_list.txt": "test"}
     splits = {name: split for file, split in lists.items() for name in (root / file).read_text("utf-8").split()}
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("_")):

@@ -11,7 +11,7 @@ from .base import Fact, Item, Recording, Reject, Source
 
 
 def read(root: Path) -> Iterator[Item | Reject]:
-    """One item for each line of train/wav.scp and test/wav.scp; speakers may be children."""
+    """Yield one item for each line of train/wav.scp and test/wav.scp; speakers may be children."""
     file = root / "resource" / "scores.json"
     scores = dict(stream_json_object(file))
     unread = set(scores)
@@ -39,7 +39,7 @@ def read(root: Path) -> Iterator[Item | Reject]:
 
 
 def sentence_scores(entry: Mapping[str, Any]) -> str:
-    """The answer of PSSL, in the words of the released rows."""
+    """Return the answer of PSSL, in the words of the released rows."""
     scores = (
         f"accuracy is {entry['accuracy']:.0f}, prosodic is {entry['prosodic']:.0f}, fluency is {entry['fluency']:.0f}"
     )
@@ -47,7 +47,7 @@ def sentence_scores(entry: Mapping[str, Any]) -> str:
 
 
 def word_scores(entry: Mapping[str, Any]) -> str:
-    """The answer of PSWL, in the words of the released rows."""
+    """Return the answer of PSWL, in the words of the released rows."""
     words = (
         f'For "{word["text"].lower()}", accuracy is {word["accuracy"]:.0f}, stress is {word["stress"]:.0f}, '
         f"and total score is {word['total']:.0f}."

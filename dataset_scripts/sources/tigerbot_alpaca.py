@@ -10,7 +10,7 @@ from .base import Item, Reject, Source
 
 
 def read(root: Path) -> Iterator[Item | Reject]:
-    """One item a question."""
+    """Return one item a question."""
     return distinct(read_questions(root, "tigerbot-alpaca-en-50k.json"))
 
 

@@ -13,7 +13,7 @@ from .base import Item, Reject, Source
 
 
 def read(root: Path) -> Iterator[Item | Reject]:
-    """One item for each instance and each paraphrase of an instruction; of two files, the full data is read.
+    """Return one item for each instance and each paraphrase of an instruction; of two files, the full data is read.
 
     An instance's constraints on the answer are not asked: the released rows have none.
     """
@@ -44,7 +44,7 @@ def _questions(root: Path) -> Iterator[Item | Reject]:
 
 
 def _instruction(entry: Mapping[str, Any]) -> str:
-    """What is asked; {INPUT} marks where the input goes."""
+    """Return what is asked; {INPUT} marks where the input goes."""
     return str(entry.get("instruction", "")).replace("{INPUT}", "").strip()
 
 

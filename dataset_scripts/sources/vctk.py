@@ -22,7 +22,7 @@ _NAME = re.compile(r"(.+)_mic[12]\.flac")
 
 
 def read(root: Path) -> Iterator[Item | Reject]:
-    """One item for each recording of microphone 1, or of microphone 2 where there is no other."""
+    """Yield one item for each recording of microphone 1, or of microphone 2 if there is no other."""
     info = root / "speaker-info.txt"
     speakers: dict[str, tuple[Fact, ...]] = {}
     for number, line in lines(info):

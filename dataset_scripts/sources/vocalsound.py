@@ -23,7 +23,7 @@ _NAME = re.compile(r"([fm]\d+)_\d+_([a-z]+)")
 
 
 def read(root: Path) -> Iterator[Item | Reject]:
-    """One item a file; of speakers below 18 or above 80 the age is not asked."""
+    """Yield one item a file; of speakers below 18 or above 80 the age is not asked."""
     people: dict[str, tuple[tuple[Fact, ...], str]] = {}
     for part, split in SPLITS.items():
         table = root / "meta" / f"{part}_meta.csv"  # no header: speaker, gender, age, country, language, health

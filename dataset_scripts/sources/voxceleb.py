@@ -14,7 +14,7 @@ CLIPS = ("wav", "aac", "*/wav", "*/aac", "*/*/wav", "*/*/aac")
 
 
 def read(root: Path) -> Iterator[Item | Reject]:
-    """One item for each clip of each speaker in the tables."""
+    """Yield one item for each clip of each speaker in the tables."""
     folders = sorted(folder for pattern in CLIPS for folder in root.glob(pattern))
     known = set()
     for table in sorted(root.glob("vox[12]_meta.csv")):

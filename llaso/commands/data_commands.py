@@ -177,7 +177,7 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _chosen(arguments: argparse.Namespace) -> SourcesFile:
-    """The sources file, and what the command says over it."""
+    """Read the sources file and lay the command's own options over it."""
     from dataset_scripts import sources_file
 
     chosen = sources_file.read(arguments.sources)
@@ -282,7 +282,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _size(count: float) -> str:
-    """Bytes as a person reads them."""
+    """Format bytes in units that people read."""
     units = ("B", "kB", "MB", "GB", "TB")
     power = min(int(math.log10(max(count, 1)) / 3), len(units) - 1)
     return f"{count / 1000**power:,.1f} {units[power]}"
@@ -297,7 +297,7 @@ class _Progress:
         self._found: int | None = None
 
     def __call__(self, done: int, total: int = 0) -> None:
-        """Tell of `done` rows of `total`; 0 where nobody knows how many there are."""
+        """Report `done` rows of `total`, which is 0 if their number is unknown."""
         if self._found is None:
             self._found = done  # the work of an earlier run, which took no time now
         now, over = time.monotonic(), done == total

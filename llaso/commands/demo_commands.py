@@ -26,7 +26,7 @@ def add_parser(commands) -> None:
         "--host", type=some_text, default=LOOPBACK, metavar="ADDRESS", help="0.0.0.0 lets the whole network in"
     )
     demo.add_argument("--max-new-tokens", type=at_least_1, default=256, metavar="N")
-    demo.add_argument("--device", type=device, help="cpu, cuda, …; by default the GPU where there is one")
+    demo.add_argument("--device", type=device, help="cpu, cuda, …; by default the GPU if there is one")
     demo.add_argument(
         "--export", metavar="DIR", type=some_text, help="write a Space into a new folder; a local model goes with it"
     )

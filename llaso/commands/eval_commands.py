@@ -315,7 +315,7 @@ def _add_generate(steps) -> None:
         "generate",
         help="ask a model every row of a corpus and write its answers",
         description="Ask a model every row of a corpus. Stop it at any moment and start it again, with any number of "
-        "processes (`accelerate launch -m llaso.cli eval generate ...`): it goes on where it was.",
+        "processes (`accelerate launch -m llaso.cli eval generate ...`): it continues where it stopped.",
     )
     _generation_options(parser)
     parser.add_argument("--out", type=path, required=True, help="the predictions folder to write")
@@ -390,7 +390,7 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 
 def _function(name: str):
-    """The function that MODULE:FUNCTION names."""
+    """Return the function that MODULE:FUNCTION names."""
     import importlib
 
     module, _, function = name.partition(":")

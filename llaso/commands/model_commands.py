@@ -23,7 +23,7 @@ def add_parser(commands) -> None:
         "--to-official", type=some_text, metavar="DIR", help="one of our checkpoints, to be written as released"
     )
     convert.add_argument(
-        "--encoder", type=some_text, metavar="DIR", help="the encoder's folder, where the checkpoint does not tell it"
+        "--encoder", type=some_text, metavar="DIR", help="the encoder's folder, if the checkpoint does not name it"
     )
     _add_out(convert)
     convert.set_defaults(run=run_convert)
@@ -100,7 +100,7 @@ def _refuse_to_lose(arguments: argparse.Namespace, *sources: str | None) -> None
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=some_text, metavar="ID_OR_DIR", required=True)
     parser.add_argument("--max-new-tokens", type=at_least_1, default=256, metavar="N")
-    parser.add_argument("--device", type=device, help="cpu, cuda, …; by default the GPU where there is one")
+    parser.add_argument("--device", type=device, help="cpu, cuda, …; by default the GPU if there is one")
 
 
 def _add_output(parser: argparse.ArgumentParser, *formats: str) -> None:

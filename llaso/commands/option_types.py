@@ -56,7 +56,7 @@ stride = _whole(1, MAX_STRIDE, f"a whole number from 1 to {MAX_STRIDE}")
 
 
 def device(text: str) -> str:
-    """A device of this machine, e.g. `cpu` or `cuda:1`."""
+    """Return a device of this machine, e.g. `cpu` or `cuda:1`."""
     import torch  # only if a device is named: help starts without it
 
     try:
@@ -72,7 +72,7 @@ def device(text: str) -> str:
 
 
 def some_text(text: str) -> str:
-    """A name that is not empty: `--out "$UNSET"` must not mean the current folder."""
+    """Return a name that is not empty: `--out "$UNSET"` must not mean the current folder."""
     if not text.strip():
         raise argparse.ArgumentTypeError("it is empty")
     if "\0" in text:
@@ -81,5 +81,5 @@ def some_text(text: str) -> str:
 
 
 def path(text: str) -> Path:
-    """A path that is not empty."""
+    """Return a path that is not empty."""
     return Path(some_text(text))

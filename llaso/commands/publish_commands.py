@@ -13,7 +13,7 @@ def add_parser(commands) -> None:
         "publish",
         help="a trained model to the Hub: weights, code, processor, card, results, recipes, data records",
         description="Everything goes in one commit; stopped on the way, the same command goes on without sending what "
-        "has arrived, and sends nothing where all is there. Files that a repository holds are not overwritten unless "
+        "has arrived, and sends nothing if all is there. Files that a repository holds are not overwritten unless "
         "--replace says so. Figures come from the run's report.json.",
     )
     publish.add_argument("run_dir", metavar="RUN_DIR", help="of `llaso quickstart`, or the `out` of `llaso train`")
@@ -31,7 +31,7 @@ def add_parser(commands) -> None:
 def _add_destination(parser: argparse.ArgumentParser, shape: str) -> None:
     parser.add_argument("repo_id", metavar="REPO_ID", help=shape)
     parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument("--revision", metavar="BRANCH", help="made where it does not exist; main by default")
+    parser.add_argument("--revision", metavar="BRANCH", help="created if it does not exist; main by default")
     parser.add_argument("--token", help="of an account that may write; better left to `hf auth login` or HF_TOKEN")
     parser.add_argument("--replace", action="store_true", help="overwrite files that differ, delete other weights")
 
@@ -45,7 +45,7 @@ def _destination(arguments: argparse.Namespace, repo_type: str) -> Destination:
 
 
 def run_publish(arguments: argparse.Namespace) -> None:
-    """`llaso publish`."""
+    """Run `llaso publish`."""
     from ..publishing.publish_run import publish
 
     _say(
@@ -60,7 +60,7 @@ def run_publish(arguments: argparse.Namespace) -> None:
 
 
 def run_publish_module(arguments: argparse.Namespace) -> None:
-    """`llaso publish-module`."""
+    """Run `llaso publish-module`."""
     from ..publishing.publish_run import publish_module
 
     _say(publish_module(_destination(arguments, "space")))

@@ -13,10 +13,10 @@ def add_parser(commands) -> None:
         "quickstart",
         help="corpora, both training stages, evaluation and report, at laptop scale",
         description="The whole journey on a machine without GPU or Hub. Stop it at any moment: the same command goes "
-        "on from there, and does nothing where all is done. Exit code 1: Stage 1 did not pass its gate.",
+        "on from there, and does nothing if all is done. Exit code 1: Stage 1 did not pass its gate.",
     )
     quickstart.add_argument(
-        "--out", type=some_text, default="runs/quickstart", metavar="DIR", help="where everything goes"
+        "--out", type=some_text, default="runs/quickstart", metavar="DIR", help="folder for everything that it makes"
     )
     quickstart.add_argument(
         "--speech",
@@ -39,7 +39,7 @@ def add_parser(commands) -> None:
 
 
 def run_quickstart(arguments: argparse.Namespace) -> int:
-    """`llaso quickstart`."""
+    """Run `llaso quickstart`."""
     from ..quickstart.pipeline import Options, quickstart
 
     options = Options(

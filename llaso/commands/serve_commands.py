@@ -24,7 +24,7 @@ def add_parser(commands) -> None:
         "--host", type=some_text, default="127.0.0.1", help="the address to listen at; by default this machine's own"
     )
     serve.add_argument("--port", type=port_or_0, default=8000, help="0 takes a free one")
-    serve.add_argument("--device", type=device, help="cpu, cuda, …; by default the GPU where there is one")
+    serve.add_argument("--device", type=device, help="cpu, cuda, …; by default the GPU if there is one")
     key = serve.add_mutually_exclusive_group()
     key.add_argument("--api-key-env", metavar="NAME", help="environment variable with the key that clients must send")
     key.add_argument("--api-key-file", metavar="FILE", help="file with that key")

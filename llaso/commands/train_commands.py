@@ -1,4 +1,4 @@
-"""Commands of this room, as `llaso` shows them."""
+"""The commands `llaso train` and `llaso experiment`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .option_types import at_least_0, path, seed
 
 
 def add_parser(commands) -> None:
-    """Add this room's commands to the `llaso` parser."""
+    """Add `train` and `experiment` to the `llaso` parser."""
     train = commands.add_parser(
         "train",
         help="train as a recipe says, resuming where an earlier run stopped",
-        description="Train as a recipe says. The same command goes on where a stopped or killed run was, and does "
-        "nothing where it is finished. Exit code 1: the gate's word error rate was not reached, or the loss diverged.",
+        description="Train as a recipe says. The same command resumes a stopped or killed run, and does nothing if the "
+        "run is finished. Exit code 1: the gate's word error rate was not reached, or the loss diverged.",
     )
     train.add_argument("recipe", help="a YAML file, or one of the package's own: stage1_align, stage2_instruct, …")
     _add_overrides(train, "change settings, e.g. --set batch.per_device=4 seed=1")
@@ -25,12 +25,12 @@ def add_parser(commands) -> None:
         nargs="+",
         default=[],
         metavar="KEY",
-        help="go on although these settings differ from those the run began with, e.g. optimizer.learning_rate",
+        help="resume although these settings have changed since the run began, e.g. optimizer.learning_rate",
     )
     train.add_argument(
         "--dry-run",
         action="store_true",
-        help="only show what the run would be: parameters, tokens, steps, memory, FLOPs; needs no weights or data",
+        help="only estimate the run: parameters, tokens, steps, memory, FLOPs; needs no weights or data",
     )
     train.set_defaults(run=run_train)
 
@@ -43,30 +43,46 @@ def add_parser(commands) -> None:
     experiment.add_argument("name", choices=("gate", "encoder", "unseen", "more-tasks"))
     experiment.add_argument("--quickstart", type=path, default=Path("runs/quickstart"), help="corpora and backbones")
     experiment.add_argument("--out", type=path, default=Path("runs/experiments"), help="models, tables and plots")
-    experiment.add_argument("--seeds", type=seed, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
+    experiment.add_argument(
+        "--seeds",
+        type=seed,
+        nargs="+",
+        default=[0, 1, 2],
+        help="each variation is trained with each of them (default: 0 1 2)",
+    )
     experiment.add_argument("--unseen", nargs="+", default=["IP", "SCR"], metavar="TASK", help="tasks to hold out")
-    _add_overrides(experiment, "of both recipes")
+    _add_overrides(experiment, "change settings of both recipes")
     experiment.add_argument("--stage1", type=path, metavar="MODEL", help="start every Stage 2 from this one")
     experiment.add_argument("--stage1-only", action="store_true", help="leave Stage 2 out")
     experiment.add_argument(
-        "--rows", type=at_least_0, default=0, metavar="N", help="of the evaluation corpus (default: all)"
+        "--rows",
+        type=at_least_0,
+        default=0,
+        metavar="N",
+        help="rows of the evaluation corpus to answer (default: all)",
     )
     experiment.add_argument(
-        "--stage2-steps", type=at_least_0, default=0, metavar="N", help="(default: as the recipe says)"
+        "--stage2-steps",
+        type=at_least_0,
+        default=0,
+        metavar="N",
+        help="steps of Stage 2 (default: as the recipe says)",
     )
-    experiment.add_argument("--page", type=path, help="a Markdown page whose table and figure of this are renewed")
+    experiment.add_argument(
+        "--page", type=path, help="a Markdown page in which this experiment's table and figure are replaced"
+    )
     experiment.set_defaults(run=run_experiment)
 
 
 def _add_overrides(parser: argparse.ArgumentParser, help: str) -> None:
-    """`--set KEY=VALUE …`, several at once or again and again."""
+    """Add `--set KEY=VALUE …`, which takes several settings and may be repeated."""
     parser.add_argument(
         "--set", dest="overrides", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help=help
     )
 
 
 def run_train(arguments: argparse.Namespace) -> int:
-    """`llaso train`."""
+    """Run `llaso train`."""
     from ..training.run.trainer import TrainingDiverged
 
     if arguments.dry_run:
@@ -84,7 +100,7 @@ def run_train(arguments: argparse.Namespace) -> int:
             change=arguments.change,
         )
     except TrainingDiverged as error:
-        if int(os.environ.get("RANK", 0)) == 0:  # every process says the same
+        if int(os.environ.get("RANK", 0)) == 0:  # every process has the same message
             print(f"llaso: training diverged: {error}", file=sys.stderr)
         return 1
     if result.wer is not None:
@@ -96,7 +112,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 
 
 def run_experiment(arguments: argparse.Namespace) -> None:
-    """`llaso experiment`."""
+    """Run `llaso experiment`."""
     from ..training.experiments.experiment_report import put_into_page, write_report
     from ..training.experiments.experiments import Inputs, run_experiment
 

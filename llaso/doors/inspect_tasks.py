@@ -65,7 +65,7 @@ def _sample(corpus: EvalCorpus, question: Question) -> Sample:
 
 @metric
 def strict_scores() -> Metric:
-    """The metrics of a task over all its rows; one that is undefined is left out."""
+    """Return the metrics of a task over all its rows; one that is undefined is left out."""
 
     def compute(scores: list[SampleScore]) -> Value:
         answers = [(one.sample_metadata or {}, (one.score.metadata or {})["answer"]) for one in scores]
@@ -77,7 +77,7 @@ def strict_scores() -> Metric:
 
 @scorer(metrics=[strict_scores()])
 def strict() -> Scorer:
-    """The outcome of each answer and what was read of it."""
+    """Return a scorer that gives the outcome of each answer and the value parsed from it."""
 
     async def score(state: TaskState, target: Target) -> Score:
         answer = state.output.completion

@@ -105,7 +105,7 @@ def upload(files: Mapping[str, Path | bytes], to: Destination, message: str) -> 
             operations=[*sent, *(CommitOperationDelete(name) for name in others)],
             commit_message=message,
             revision=to.revision,
-            parent_commit=head.commit,  # refuses to commit if someone else committed meanwhile
+            parent_commit=head.commit,  # refuses to commit if the branch has moved meanwhile
         )
     return UploadResult(address, committed.oid, tuple(one.path_in_repo for one in sent))
 

@@ -37,7 +37,7 @@ class Options:
         speech: folder of real recordings laid out like the Free Spoken Digit Dataset; "" for none.
         encoder, llm: Hub ids or folders of real backbones; "" for the stand-ins.
         seed: of every draw.
-        size: "standard", or "minimum" to see in a minute or two that all runs.
+        size: "standard", or "minimum", which only shows in a minute or two that every stage works.
     """
 
     speech: str = ""
@@ -163,7 +163,7 @@ class _Pipeline:
     # --- corpora ----------------------------------------------------------------------------------------------------
 
     def build_corpora(self) -> dict[str, Any]:
-        """LLaSO-Align, -Instruct and -Eval, small."""
+        """Build small versions of LLaSO-Align, -Instruct and -Eval."""
         from dataset_scripts.build import build
         from dataset_scripts.sources import fsdd
         from dataset_scripts.sources import quickstart as synthetic
@@ -194,7 +194,7 @@ class _Pipeline:
         return {"rows": rows}
 
     def corpus(self, name: str) -> Path:
-        """The folder of a corpus."""
+        """Return the folder of a corpus."""
         return self.out / f"llaso-{name}"
 
     # --- backbones --------------------------------------------------------------------------------------------------
@@ -236,7 +236,7 @@ class _Pipeline:
     # --- the two training stages ------------------------------------------------------------------------------------
 
     def align(self) -> dict[str, Any]:
-        """Stage 1: the projector, on ASR."""
+        """Train Stage 1: the projector, on ASR."""
         encoder = self.options.encoder or str(self.out / "backbones" / "encoder")
         llm = self.options.llm or str(self.out / "backbones" / "llm")
         return self.train(
@@ -248,7 +248,7 @@ class _Pipeline:
         )
 
     def instruct(self) -> dict[str, Any]:
-        """Stage 2: the projector and the language model, on all tasks."""
+        """Train Stage 2: the projector and the language model, on all tasks."""
         return self.train(
             "quickstart_stage2",
             f"model.checkpoint={self.out / 'stage1'}",
@@ -262,7 +262,7 @@ class _Pipeline:
         return self.out / "llaso-tiny"
 
     def train(self, recipe: str, *overrides: str) -> dict[str, Any]:
-        """One stage by its recipe."""
+        """Train one stage by its recipe."""
         from ..training.run.train import train
 
         seeded = (*overrides, f"seed={self.options.seed}", *self.size.overrides)
@@ -274,7 +274,7 @@ class _Pipeline:
         return result["wer"] is not None and result["wer"] < result["gate_wer"]
 
     def gate_message(self) -> str:
-        """Say what to do if it did not."""
+        """Return the message for a Stage 1 that did not pass its gate, with the remedy."""
         result = self.record["done"]["stage 1"]
         return (
             f"Stage 1 did not pass its gate: WER {result['wer']:.3f} on {result['wer_words']} held-out words, "
@@ -285,7 +285,7 @@ class _Pipeline:
     # --- evaluation -------------------------------------------------------------------------------------------------
 
     def evaluate(self) -> dict[str, Any]:
-        """Answers to LLaSO-Eval."""
+        """Generate the answers to LLaSO-Eval."""
         from eval_suite.generate import generate
 
         generate(
@@ -294,7 +294,7 @@ class _Pipeline:
         return {}
 
     def report(self) -> dict[str, Any]:
-        """Scores, the page, the model's card, and what the last lines quote."""
+        """Write the scores, the report and the model's card, and return what the last lines quote."""
         from eval_suite.report import write_report
         from eval_suite.score import score_rows
 
@@ -363,7 +363,7 @@ class _Pipeline:
 
 
 def _real_speech(scores: Mapping[str, Any]) -> list[str]:
-    """Word accuracy on the speaker kept from all training, where recordings of people were given.
+    """Return word accuracy on the speaker kept from all training, if recordings of people were given.
 
     Unnormalized: Whisper's normalizer writes "two five" as the one word "25", and would count strings for words.
     """
@@ -423,12 +423,12 @@ def _train_language_model(out: Path, size: Size, seed: int, reports: Any) -> Non
 
 
 def _written(row: dict[str, Any]) -> str:
-    """The text of a row's first message."""
+    """Return the text of a row's first message."""
     return " ".join(part["text"] for part in row["messages"][0]["content"] if part["type"] == "text")
 
 
 def _rows(corpus: Path, split: str, columns: tuple[str, ...] | None = None) -> list[dict[str, Any]]:
-    """The rows of a split, in the order of the files."""
+    """Return the rows of a split, in the order of the files."""
     import pyarrow.parquet as parquet
 
     files = sorted(corpus.glob(f"data/*/{split}-*.parquet"))

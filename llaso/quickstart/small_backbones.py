@@ -1,9 +1,9 @@
 """Trains a small Whisper encoder and a small Llama from scratch, in place of pretrained weights that need a download.
 
-The encoder has Whisper's architecture and learns to tell phonemes (CTC) and to keep what else is heard (it redraws the
-spectrogram it came from). The language model has Llama's and learns from text alone: to read a sentence spelled out in
-phonemes, unevenly and with slips, as an instruction asks. Neither sees the other; joining them is Stage 1's work. Each
-is saved as transformers saves a Whisper and a Llama.
+The encoder has Whisper's architecture. It learns to recognize phonemes (CTC) and to reconstruct its spectrogram, so
+that its output also holds what is not speech. The language model has Llama's architecture and learns from text alone:
+to read a sentence spelled out in phonemes, with repetitions, gaps and errors. The two are trained apart; Stage 1 joins
+them. Each is saved as transformers saves a Whisper and a Llama.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long one stand-in is trained.
+    """How one stand-in is trained.
 
     Args:
         steps: optimizer steps.
-        batch: of the encoder mel frames, of the language model rows.
+        batch: mel frames of a batch of the encoder, or rows of one of the language model.
         learning_rate: at the end of the warm-up; it falls to a twentieth along a cosine.
         warmup: steps.
         save_every: steps between two states on disk, from which an interrupted run goes on.
@@ -78,18 +78,18 @@ class Schedule:
 
 
 def encoder_schedule(steps: int) -> Schedule:
-    """For a small encoder on two cores."""
+    """Return the schedule of a small encoder on two cores."""
     return Schedule(steps, batch=1500, learning_rate=2.5e-3)
 
 
 def llm_schedule(steps: int) -> Schedule:
-    """For a small language model on two cores."""
+    """Return the schedule of a small language model on two cores."""
     return Schedule(steps, batch=12, learning_rate=3e-3)
 
 
 @dataclass(frozen=True)
 class HeardClip:
-    """What the encoder learns from: samples (float32, 16 kHz) and the phonemes spoken in them; none for music."""
+    """A training clip of the encoder: samples (float32, 16 kHz) and the phonemes spoken in them; none for music."""
 
     samples: np.ndarray
     phonemes: tuple[str, ...]
@@ -97,7 +97,7 @@ class HeardClip:
 
 @dataclass(frozen=True)
 class Line:
-    """What the language model learns from: an instruction, a sentence, and its phonemes."""
+    """A training row of the language model: an instruction, a sentence, and its phonemes."""
 
     instruction: str
     sentence: str
@@ -105,7 +105,7 @@ class Line:
 
 
 def split_phonemes(ipa: str) -> tuple[str, ...]:
-    """IPA text to symbols: marks of length and the like stay with the sound before them, blanks become word breaks."""
+    """Split IPA text into symbols: length marks and the like stay with the sound before, blanks become word breaks."""
     symbols: list[str] = []
     for char in ipa:
         if char.isspace():
@@ -131,11 +131,11 @@ class PhonemeEncoder(nn.Module):
         self.mel_head = nn.Linear(width, 2 * encoder.config.num_mel_bins)
 
     def forward(self, mels: Sequence[torch.Tensor], labels: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Loss of a batch.
+        """Compute the loss of a batch.
 
         Args:
             mels: log-mel of each clip, `(num_mel_bins, frames)`.
-            labels: phoneme numbers of each clip, from 1; empty where nothing is spoken.
+            labels: phoneme numbers of each clip, from 1; empty if nothing is spoken.
         """
         frames = torch.tensor([mel.shape[1] for mel in mels])
         features = pad_sequence([mel.T for mel in mels], batch_first=True)  # (clips, frames, bins)
@@ -167,11 +167,11 @@ RECONSTRUCTION_WEIGHT = 0.3
 
 
 def stretched(mel: torch.Tensor, factor: float) -> torch.Tensor:
-    """A clip as a longer or shorter vocal tract would have it.
+    """Stretch a clip's frequencies, as a longer or shorter vocal tract would.
 
     Args:
         mel: log-mel, `(num_mel_bins, frames)`.
-        factor: its mel scale is stretched by.
+        factor: by which its mel scale is stretched.
     """
     bins = len(mel)
     place = (torch.arange(bins) / factor).clamp(max=bins - 1)
@@ -188,8 +188,8 @@ def train_encoder(clips: Sequence[HeardClip], out: Path, report: Report, *, sche
     """Train a small Whisper encoder and save it in `out`, as a Whisper with a decoder of one untrained layer.
 
     Args:
-        clips: what it hears.
-        out: folder; an interrupted training there goes on, a finished one is left alone.
+        clips: to train on.
+        out: folder; an interrupted training there is resumed, a finished one is kept.
         report: takes progress, a line at a time.
         seed: of the weights and of the order.
         schedule: how long.
@@ -254,7 +254,7 @@ def train_encoder(clips: Sequence[HeardClip], out: Path, report: Report, *, sche
 
 
 def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE with Llama 3's special tokens and turn marks; digits stand alone.
+    """Train a byte-level BPE with Llama 3's special tokens and turn marks; each digit is a token of its own.
 
     LLaSO's system text, the same in every row, is one token: as words it would be two fifths of a row.
     """
@@ -277,7 +277,7 @@ def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def spell(phonemes: Sequence[str], inventory: Sequence[str], chance: random.Random) -> str:
-    """Phonemes written out as an encoder would hear them: drawn out, with gaps, and now and then a slip."""
+    """Write phonemes as an encoder would hear them: drawn out, with gaps, and sometimes wrong."""
     drawn_out, slips, lost = chance.uniform(0.7, 1.6), 0.05 * chance.random(), 0.03 * chance.random()
     written = [BLANK] * chance.randint(0, 2)
     for phoneme in phonemes:
@@ -303,8 +303,8 @@ def train_language_model(
 
     Args:
         lines: sentences with their phonemes.
-        texts: further text whose words the tokenizer shall know.
-        out: folder; an interrupted training there goes on, a finished one is left alone.
+        texts: more text for the tokenizer to learn from.
+        out: folder; an interrupted training there is resumed, a finished one is kept.
         report: takes progress, a line at a time.
         seed: of the weights and of the order.
         schedule: how long.
@@ -337,7 +337,7 @@ def train_language_model(
     )
 
     def batches(epoch: int) -> Iterator[list[tuple[list[int], int]]]:
-        """Token ids and the length of the prompt; rows of about one length together."""
+        """Yield batches of token ids with the length of the prompt; rows of about one length together."""
         chance = random.Random(f"{seed}/{epoch}")
         rows = sorted((_example(chance) for _ in range(schedule.batch * 24)), key=lambda row: len(row[0]))
         found = [rows[start : start + schedule.batch] for start in range(0, len(rows), schedule.batch)]
@@ -374,11 +374,11 @@ def train_language_model(
 
 
 RANDOM_WORDS = 0.3
-"""Part of the rows whose sentence is words in no order, so that reading is learned rather than sentences."""
+"""Share of the rows whose sentence is random words, so that the model learns to read, not the sentences."""
 
 
 def _words(lines: Sequence[Line]) -> list[tuple[str, tuple[str, ...]]]:
-    """Words with the phonemes they were spoken in, where a sentence has as many of one as of the other."""
+    """Return words with their phonemes, from sentences that have as many words as groups of phonemes."""
     found: set[tuple[str, tuple[str, ...]]] = set()
     for line in lines:
         written = line.sentence.split()
@@ -388,7 +388,7 @@ def _words(lines: Sequence[Line]) -> list[tuple[str, tuple[str, ...]]]:
     return sorted(found)
 
 
-# --- both -----------------------------------------------------------------------------------------------------------
+# --- training --------------------------------------------------------------------------------------------------------
 
 
 def _fit(

@@ -131,7 +131,7 @@ class Endpoints:
         self._top_p = (generation.top_p or 1.0) if generation.do_sample else 1.0
 
     async def chat(self, request: Request) -> Response:
-        """`POST /v1/chat/completions`."""
+        """Serve `POST /v1/chat/completions`."""
         if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
             raise ApiError(415, "the request's Content-Type must be application/json", code="unsupported_media_type")
         body = await request.body()
@@ -161,7 +161,7 @@ class Endpoints:
         return JSONResponse({**head, "object": "chat.completion", "choices": [choice], "usage": used})
 
     async def transcription(self, request: Request) -> Response:
-        """`POST /v1/audio/transcriptions`."""
+        """Serve `POST /v1/audio/transcriptions`."""
         async with request.form(max_files=1, max_fields=32, max_part_size=64 * 2**10) as form:
             fields: dict[str, Any] = {}
             for key in form.keys():
@@ -212,21 +212,21 @@ class Endpoints:
         return JSONResponse(verbose, headers=headers)
 
     async def models(self, request: Request) -> Response:
-        """`GET /v1/models`."""
+        """Serve `GET /v1/models`."""
         return JSONResponse({"object": "list", "data": [self._model_card()]})
 
     async def model(self, request: Request) -> Response:
-        """`GET /v1/models/NAME`."""
+        """Serve `GET /v1/models/NAME`."""
         self._check_name(request.path_params["model"])
         return JSONResponse(self._model_card())
 
     async def health(self, request: Request) -> Response:
-        """`GET /health`: 200 while the model thread runs."""
+        """Serve `GET /health`: 200 while the model thread runs."""
         alive = self.queue.engine.alive
         return JSONResponse({"status": "ok" if alive else "down"}, 200 if alive else 503)
 
     async def metrics_text(self, request: Request) -> Response:
-        """`GET /metrics`, in Prometheus's text format."""
+        """Serve `GET /metrics`, in Prometheus's text format."""
         self._metrics.running.set(self.queue.engine.running)
         self._metrics.waiting.set(self.queue.engine.waiting)
         return PlainTextResponse(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -270,5 +270,5 @@ async def _internal_error(request: Request, error: Exception) -> Response:
 
 
 async def _client_disconnected(request: Request, error: Exception) -> Response:
-    """Return a response that is sent to no one; the metrics count its status."""
+    """Return a response that is not sent, as the client has gone; the metrics count its status."""
     return Response(status_code=499)

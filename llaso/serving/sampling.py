@@ -58,7 +58,7 @@ def next_tokens(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int]:
 def _nucleus(
     logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, numbers: torch.Tensor
 ) -> torch.Tensor:
-    """Inverse-transform sampling from each row's nucleus (Holtzman et al. 2020); arguments are one value per row."""
+    """Draw from each row's nucleus by inverse transform (Holtzman et al. 2020); arguments are one value per row."""
     scores, order = logits.float().sort(-1, descending=True)
     # Relative to the best score, dividing by a tiny temperature cannot overflow to NaN.
     probabilities = ((scores - scores[:, :1]) / temperature[:, None]).softmax(-1)

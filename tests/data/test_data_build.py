@@ -387,7 +387,7 @@ def finished(out: Path, *arguments: str) -> dict[str, str]:
     """Digests of all that a build leaves, once it has run to its end."""
     done = run(*arguments, "--out", str(out))
     assert done.wait() == 0, done.stderr.read()
-    # A clip that was being stored may leave a part behind, which harms nobody.
+    # A clip that was being stored may leave a part behind, which does no harm.
     assert not [part for part in out.rglob(".*.part") if "clips" not in part.parts]
     files = [*out.glob("data/*/*"), *out.glob("*.jsonl"), *out.glob("*.md"), *out.glob("*.json")]
     return {str(file.relative_to(out)): sha256(file.read_bytes()).hexdigest() for file in files}
@@ -395,7 +395,7 @@ def finished(out: Path, *arguments: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, ...], dict[str, str]]:
-    """A build's arguments, and the digests of what it leaves where nothing disturbs it."""
+    """A build's arguments, and the digests of what an undisturbed one leaves."""
     root = tmp_path_factory.mktemp("uninterrupted")
     arguments = ("instruct", "--sources", str(write_public_corpora(root)))
     digests = finished(root / "out", *arguments, "--workers", "4")
@@ -544,7 +544,7 @@ cp -r "$2/out" "$6"
 def test_a_full_disk_ends_with_a_clear_line_and_the_build_resumes(size: str, uninterrupted, tmp_path: Path):
     """A disk really full, then made larger: a clear line, nothing half-written, and the same bytes in the end."""
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
-        pytest.skip("this system lets nobody mount a small disk")
+        pytest.skip("this system allows no mount of a small disk")
     arguments, expected = uninterrupted
     (tmp_path / "disk").mkdir()
     process = subprocess.run(

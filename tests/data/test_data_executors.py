@@ -126,7 +126,7 @@ def test_ray_on_two_nodes_builds_the_same_bytes(tmp_path: Path, monkeypatch: pyt
     assert digests(tmp_path / "there") == digests(tmp_path / "here")
 
 
-def test_shards_that_nobody_built_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_shards_that_were_not_built_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Ray's executor keeps its tasks' errors to its logs, as if all had gone well; the build says where."""
     monkeypatch.setattr("dataset_scripts.executors.run", lambda *_: None)
     source = SOURCE.at(write_recordings(tmp_path / "tiny", 1), recordings=0, notes=6, questions=0)

@@ -84,7 +84,7 @@ def python(hub: HubServer, tmp_path: Path, *arguments: str) -> subprocess.Comple
 
 
 class Hasty:
-    """The module `time` of someone who never waits."""
+    """Stands in for the module `time`, without waiting."""
 
     def sleep(self, seconds: float) -> None:
         pass
@@ -175,7 +175,7 @@ def test_the_card_is_what_was_built(built: Path, hub: HubServer, tmp_path: Path)
     assert (
         f"share no audio, speaker, synthetic voice, sentence or recording with the {apart['rows_checked']:,}" in text
     )
-    # Who downloads it can check it, too.
+    # A downloaded copy passes validation, too.
     checked = validate(downloaded(hub.files(REPO), tmp_path / "copy"))
     assert checked["found"] == 0 and "sentences and recordings of copy are not known here" in checked["notes"][0]
     tasks = Counter(row["task"] for row in rows_of(built))

@@ -672,7 +672,7 @@ def test_another_layout_is_named(name: str, tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["cremad", "dolly", "speechocean762"])
 def test_git_lfs_pointers_are_named(name: str, tmp_path: Path):
-    """Some corpora are handed out by Git, which leaves notes in place of large files where LFS is not installed."""
+    """Some corpora are distributed by Git, which leaves pointers in place of large files if LFS is not installed."""
     for file in (path for path in lay_out(name, tmp_path).rglob("*") if path.is_file()):
         text(file, "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
     with pytest.raises(ValueError, match=f"{name}: {tmp_path}/.* is a Git LFS pointer.*git lfs pull"):
@@ -686,7 +686,7 @@ def test_every_source_declares_licence_home_page_layout_and_tasks():
         assert source.needs or source.synthetic
         assert set(source.benchmark) <= set(source.tasks) and set(source.expected) <= set(source.tasks)
         assert source.homepage.startswith("https://") and source.title
-        # Common Voice grows with every release, nobody counts AlpacaDan's rows, and the last two are not the paper's.
+        # Common Voice grows with every release, AlpacaDan's size is unpublished, and the last two are not the paper's.
         assert source.expected or name in ("common_voice", "alpaca_dan", "fsdd", "quickstart")
     with pytest.raises(ValueError, match="no source 'timit'; there are accentdb"):
         base.load("timit")

@@ -268,7 +268,7 @@ def test_a_good_corpus_is_good(corpus: Path):
     pitches = Counter(int(row["target"]) // 10 for row in rows_of(corpus) if row["task"] == "PP")
     assert list(report["labels"]["PP"].items()) == [(f"{t}0 to {t}9", pitches[t]) for t in sorted(pitches)]
     assert {f: f.read_bytes() for f in before} == before
-    assert str(corpus.parent) not in json.dumps(report)  # it is published: nobody's folders stand in it
+    assert str(corpus.parent) not in json.dumps(report)  # it is published: no folder of this machine stands in it
 
 
 def test_bad_rows_are_set_aside_with_their_reasons(corpus: Path):
@@ -658,7 +658,7 @@ def ends_its_process(file: Path) -> dict[int, list[str]]:
 
 
 def test_a_second_validation_at_once_is_refused(corpus: Path, tmp_path: Path):
-    """The second says who is at work, and touches nothing."""
+    """The second names the process that is at work, and touches nothing."""
     wait = "import sys, time; from pathlib import Path; from llaso_common.folder_lock import alone_in\n" \
         "with alone_in(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"  # fmt: skip
     with subprocess.Popen([sys.executable, "-c", wait, str(corpus)], stdout=subprocess.PIPE, text=True) as other:

@@ -1,4 +1,4 @@
-"""Comparisons: the right verdict where there is a difference, none where there is none, and honest about pairing."""
+"""Comparisons: the right verdict if there is a difference, none if there is none, and honest about pairing."""
 
 from __future__ import annotations
 

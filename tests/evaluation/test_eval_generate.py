@@ -1,4 +1,4 @@
-"""Generation: whoever answers, however often it is killed, the predictions folder is the same."""
+"""Generation: whichever model or process answers, and however often it is killed, the predictions are the same."""
 
 from __future__ import annotations
 
@@ -300,7 +300,7 @@ def test_accelerate_launch_with_two_processes(corpus, tmp_path):
     """Of two processes one is killed; one process, or again two after a torn line, end where a calm run does."""
     (tmp_path / "suicidal.py").write_text(SUICIDAL)
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    # --multi_gpu is what makes this launcher start several processes, also where there is no GPU.
+    # --multi_gpu is what makes this launcher start several processes, also without a GPU.
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
 
     def run(out: Path, *launch: str, lives: int | None = None) -> subprocess.CompletedProcess:

@@ -1,4 +1,4 @@
-"""`llaso eval run`: from a model to a page in one command, with a judge, again, and where something is missing."""
+"""`llaso eval run`: from a model to a page in one command, with a judge, again, and with something missing."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def test_metrics_by_task(scores):
     assert tasks["PP"]["metrics"]["mae"]["value"] == (1 + 0 + 124 + 122 + 123 + 118) / 6
     assert tasks["AR_years"]["metrics"]["mae"]["value"] == (1 + 52) / 2
     assert tasks["EE"]["primary"]["metric"] == "slot_f1"
-    assert tasks["AQA"]["primary"]["metric"] == "exact_match"  # nobody judged
+    assert tasks["AQA"]["primary"]["metric"] == "exact_match"  # without judgements
     assert tasks["AQA"]["primary"]["value"] == 0.75  # mean of the files, not of the rows
     assert tasks["AQA"]["metrics"]["judge_score"] == {"value": None, "n": 0, "low": None, "high": None}
     judgements = scores["files"]["made_AQA_audio"]["judgements"]

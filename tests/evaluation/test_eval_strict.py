@@ -477,7 +477,7 @@ def test_open_answers_without_a_judge():
     assert result["exact_match"] == 0.5 and result["judge_score"] is None
 
 
-def test_labels_nobody_declared_are_compared_whole():
+def test_undeclared_labels_are_compared_whole():
     values = measured("IP", [("Play music.", "play music"), ("play music now", "play music"), ("", "x")])
     assert values["accuracy"] == 1 / 3 and values["coverage"] == 2 / 3
 

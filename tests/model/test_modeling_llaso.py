@@ -275,7 +275,7 @@ def test_the_cache_is_taken_under_its_new_and_its_old_name(trim):
 
 
 def no_cpp_compiler() -> str:
-    """Why inductor cannot build here; nothing where it can."""
+    """Say why inductor cannot build here; "" if it can."""
     from torch._inductor.cpp_builder import get_cpp_compiler
 
     try:
@@ -439,7 +439,7 @@ def test_a_frozen_encoder_records_no_graph(trim):
     features = inputs["input_features"].clone().requires_grad_()
     model.model.audio_tower.requires_grad_(False)
     model.get_audio_features(features, inputs["input_features_mask"]).pooler_output.sum().backward()
-    assert features.grad.abs().sum() > 0  # whoever asks for the input's gradient gets it
+    assert features.grad.abs().sum() > 0  # a caller that asks for the input's gradient gets it
 
 
 def test_gradient_checkpointing_changes_no_gradient(trim):

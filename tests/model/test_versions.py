@@ -74,7 +74,7 @@ VERSIONS = chosen()
 
 @cache
 def environment(version: str) -> Path:
-    """The Python of an environment with this transformers, made from the registry where it is not there yet."""
+    """The Python of an environment with this transformers, made from the registry if it is not there yet."""
     wanted = "\n".join((version, *PACKAGES, CONSTRAINTS.read_text(), (ROOT / "setup.cfg").read_text()))
     folder = HOME / f"{version}-{hashlib.sha256(wanted.encode()).hexdigest()[:12]}"
     python = folder / "bin" / "python"

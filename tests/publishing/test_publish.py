@@ -1,4 +1,4 @@
-"""From a finished run to strangers: published, opened where the package is absent, forked, opened again.
+"""From a finished run to strangers: published, opened without the package, forked, opened again.
 
 Every process is fresh and speaks to the loopback Hub alone; the forks belong to another account.
 """

@@ -1,4 +1,4 @@
-"""Continuous batching: whoever joins and leaves, every row's answer is the one it would have alone."""
+"""Continuous batching: whichever rows join and leave, every row's answer is the one it would have alone."""
 
 from __future__ import annotations
 

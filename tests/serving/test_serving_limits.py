@@ -1,4 +1,4 @@
-"""Limits, clients that misbehave, and a model that fails: each is answered, and nobody else notices."""
+"""Limits, clients that misbehave, and a model that fails: each is answered, and other requests are not affected."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def test_a_waiting_request_is_dropped_when_its_client_disconnects(tiny, server: 
 
 
 def test_a_client_that_does_not_read_holds_up_no_other(tiny):
-    """A stream nobody takes is written in full and its row freed; another's answer comes meanwhile."""
+    """A stream that no client reads is written in full and its row freed; another's answer comes meanwhile."""
     with served(*tiny, Limits(batch_rows=1)) as server, connected(server) as idle:
         idle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         idle.sendall(request({"messages": heard("?", CLIP), "max_tokens": 400, "stream": True}))

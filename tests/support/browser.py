@@ -1,4 +1,4 @@
-"""A headless Chromium for tests that look at pages, where this machine has one."""
+"""A headless Chromium for tests that look at pages, if this machine has one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PATIENCE_MS = 90_000
 
 @contextlib.contextmanager
 def chromium() -> Iterator[Browser]:
-    """The browser; skips the test, with the reason, where playwright or a Chromium is missing."""
+    """Return the browser; skips the test, with the reason, if playwright or a Chromium is missing."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install 'llaso[dev]'")
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
@@ -38,7 +38,7 @@ def chromium() -> Iterator[Browser]:
 
 @contextlib.contextmanager
 def open_page(browser: Browser, url: str, width: int, height: int = 900) -> Iterator[Page]:
-    """A page at a width.
+    """Return a page at a width.
 
     On leaving it, the test fails if the page has asked another host for anything, or said an error.
     """

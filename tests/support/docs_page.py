@@ -1,4 +1,4 @@
-"""A page of the documentation as a program: its fenced blocks, run in order as a reader would type them.
+"""Runs a page of the documentation: its fenced blocks, in order, as a reader would type them.
 
 Shell blocks share one shell, Python blocks one namespace. A block with a title is the file of that name. A
 `console` block shows commands after `$ ` and what they print; `…` stands for anything. A block under a line that
@@ -50,7 +50,7 @@ class Block:
 
 
 def blocks(page: Path) -> list[Block]:
-    """All fenced blocks of a page, in order.
+    """Return all fenced blocks of a page, in order.
 
     Raises:
         ValueError: a fence is never closed.
@@ -78,13 +78,13 @@ def blocks(page: Path) -> list[Block]:
 
 
 def commands(code: str) -> list[str]:
-    """The commands of a shell block: comments left out, continued lines joined."""
+    """Return the commands of a shell block: comments left out, continued lines joined."""
     joined = re.sub(r"\\\n\s*", " ", code)
     return [line for line in joined.split("\n") if line.strip() and not line.lstrip().startswith("#")]
 
 
 class Shell:
-    """One bash for the whole page, which stops at the first command that fails."""
+    """A bash process for the whole page, which stops at the first command that fails."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -92,7 +92,7 @@ class Shell:
         )
 
     def run(self, code: str, strict: bool = True) -> tuple[int, str]:
-        """Exit code and output of a block; where it is strict, its first failing command ends it."""
+        """Run a block and return its exit code and output; if it is strict, its first failing command ends it."""
         assert self.process.stdin is not None and self.process.stdout is not None
         guard = "set -euo pipefail" if strict else "set +eu"
         self.process.stdin.write(f"{guard}\n{{ {code}\n}} < /dev/null\nstatus=$?; echo; echo '{DONE}'$status\n")
@@ -155,7 +155,7 @@ def run_console(shell: Shell, code: str, place: str) -> None:
 
 
 def check(block: Block, code: str, place: str) -> None:
-    """What can be known of a block without running it."""
+    """Check what can be known of a block without running it."""
     if block.kind == "python":
         for node in ast.walk(ast.parse(code)):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -171,7 +171,7 @@ def check(block: Block, code: str, place: str) -> None:
 
 
 def check_command(words: list[str]) -> None:
-    """Parse a command that is not run; a training recipe is weighed by `--dry-run` too."""
+    """Parse a command that is not run; a training command runs with `--dry-run` too."""
     from llaso.cli import build_parser
 
     if words[0] == "llaso":

@@ -54,7 +54,7 @@ BATCH = ("text then audio", "audio then text")
 
 
 def _drawn(name: str, *shape: int) -> np.ndarray:
-    """Numbers between -1 and 1 that depend on their name and shape alone."""
+    """Return numbers between -1 and 1 that depend on their name and shape alone."""
     return np.random.RandomState(zlib.crc32(name.encode())).random_sample(shape) * 2 - 1
 
 
@@ -62,7 +62,7 @@ def _drawn(name: str, *shape: int) -> np.ndarray:
 
 
 def _shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the released format's tensors. The head is tied, so it is not among them."""
+    """Yield names and shapes of the released format's tensors. The head is tied, so it is not among them."""
     tower = "model.audio_tower.audio_tower"
     yield from {f"{tower}.conv1.weight": (WIDTH, MELS, 3), f"{tower}.conv1.bias": (WIDTH,)}.items()
     yield from {f"{tower}.conv2.weight": (WIDTH, WIDTH, 3), f"{tower}.conv2.bias": (WIDTH,)}.items()
@@ -96,7 +96,7 @@ def _shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def weights() -> dict[str, torch.Tensor]:
-    """The tensors of the checkpoint: matrices that keep the size of what passes them, norms around 1, small biases."""
+    """Return the checkpoint's tensors: matrices that keep the size of their inputs, norms around 1, small biases."""
     tensors = {}
     for name, shape in _shapes():
         numbers = _drawn(name, *shape)
@@ -113,7 +113,7 @@ def weights() -> dict[str, torch.Tensor]:
 
 
 def _tokenizer() -> Tokenizer:
-    """A byte-level tokenizer that prepends one begin of text, as Llama's does."""
+    """Return a byte-level tokenizer that prepends one begin of text, as Llama's does."""
     tokenizer = Tokenizer(models.BPE(vocab={letter: TOKENS[letter] for letter in ALPHABET}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -221,7 +221,7 @@ def write_recordings(folder: Path) -> Path:
 
 
 def conversation(case: str, answered: bool) -> list[dict[str, Any]]:
-    """A case as messages, with its answer or without."""
+    """Return a case as messages, with its answer or without."""
     question, _, answer = CASES[case]
     content: list[dict[str, str]] = []
     for number, text in enumerate(question.split("<audio>")):
@@ -231,16 +231,16 @@ def conversation(case: str, answered: bool) -> list[dict[str, Any]]:
     return messages + ([{"role": "assistant", "content": [{"type": "text", "text": answer}]}] if answered else [])
 
 
-# ---- What a model makes of them ----
+# ---- The model's outputs ----
 
 
 def read_recordings(folder: Path) -> dict[str, np.ndarray]:
-    """The recordings as the model's samples, by name."""
+    """Read the recordings as the model's samples, by name."""
     return {name: read_audio(folder / f"{name}.wav") for name in RECORDINGS}
 
 
 def measure_question(model, processor, clips, case: str) -> tuple[dict[str, torch.Tensor], Any]:
-    """What the model makes of a case's question, before it answers.
+    """Record the model's outputs for a case's question, before it answers.
 
     Args:
         model: a LLaSO in float32 on the CPU.
@@ -269,7 +269,7 @@ def measure_question(model, processor, clips, case: str) -> tuple[dict[str, torc
 
 
 def measure_answer(model, processor, clips, case: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """As `measure_question`, and the answer: its logits, its ids, and the texts and ids of the prompt."""
+    """Record what `measure_question` does, and the answer: its logits and ids, and the prompt's texts and ids."""
     tensors, inputs = measure_question(model, processor, clips, case)
     generated = model.generate(
         **inputs, max_new_tokens=NEW_TOKENS, do_sample=False, return_dict_in_generate=True, output_logits=True
@@ -285,7 +285,7 @@ def measure_answer(model, processor, clips, case: str) -> tuple[dict[str, torch.
 
 
 def measure_training(model, processor, clips) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """One batch of two rows: the logits that predict its labels; the labels, the losses and norms of gradients."""
+    """Record one batch of two rows: the logits that predict its labels, the labels, losses and gradient norms."""
     inputs = processor.apply_chat_template(
         [conversation(case, answered=True) for case in BATCH],
         audio=[clips[name] for case in BATCH for name in CASES[case][1]],
@@ -315,7 +315,7 @@ def measure_training(model, processor, clips) -> tuple[dict[str, torch.Tensor], 
 
 
 def _runs(ids: list[int]) -> list[list[int]]:
-    """Ids as [id, how often in a row], since audio tokens and ignored labels come by the thousand."""
+    """Return ids as [id, how often in a row], since audio tokens and ignored labels come by the thousand."""
     runs: list[list[int]] = []
     for number in ids:
         if runs and runs[-1][0] == number:

@@ -1,4 +1,4 @@
-"""A Hub on loopback: the part of its HTTP API that huggingface_hub uses to create, upload to and read repositories.
+"""Serves the part of the Hub's HTTP API that huggingface_hub uses to create, upload to and read repositories.
 
 Real sockets and the real client; only storage is a folder. Accounts have tokens, repositories are public or private,
 branches and commits are kept. Uploads go by Git LFS (the client speaks xet natively, so set HF_HUB_DISABLE_XET=1).
@@ -24,7 +24,7 @@ LARGE = (".parquet", ".safetensors", ".bin")
 
 
 class HubServer(ThreadingHTTPServer):
-    """The server and what it holds.
+    """The server and its repositories.
 
     Attributes:
         endpoint: its address, for HF_ENDPOINT.
@@ -60,7 +60,7 @@ class HubServer(ThreadingHTTPServer):
         self._left = uploads
 
     def broken(self) -> bool:
-        """Whether the upload that begins now is to be cut; those let through are counted as they begin."""
+        """Return whether the upload that begins now is to be cut; those let through are counted as they begin."""
         with self._counting:
             if self._left is None:
                 return False
@@ -68,18 +68,18 @@ class HubServer(ThreadingHTTPServer):
             return self._left < 0
 
     def files(self, repo: str, branch: str = "main") -> dict[str, bytes]:
-        """The files of a branch's newest commit, e.g. of "datasets/owner/name"."""
+        """Return the files of a branch's newest commit, e.g. of "datasets/owner/name"."""
         head = self.commits(repo, branch)[-1]["files"]
         return {path: (self.objects / oid).read_bytes() for path, oid in head.items()}
 
     def commits(self, repo: str, branch: str = "main") -> list[dict]:
-        """The commits of a branch, oldest first; the list itself."""
+        """Return the commits of a branch, oldest first; the list itself."""
         return self.repos[repo] if branch == "main" else self.branches[repo, branch]
 
 
 @contextmanager
 def serve(storage: Path):
-    """A running server; stopped on exit."""
+    """Run a server in the context; yield it."""
     server = HubServer(storage)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
@@ -140,7 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._missing("EntryNotFound")
 
     def do_PUT(self) -> None:
-        """A large file; cut in the middle where the test asks for it."""
+        """Receive a large file; cut it in the middle if the test asks for it."""
         path, _ = self._path()
         oid = path.rpartition("/")[2]
         length = int(self.headers["Content-Length"])
@@ -154,14 +154,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.uploads.append(oid)
         return self._json({})
 
-    # --- who may do what ---------------------------------------------------------------------------------------------
+    # --- permissions -------------------------------------------------------------------------------------------------
 
     def _account(self) -> str | None:
-        """The account of this request's token; None without one."""
+        """Return the account of this request's token; None without one."""
         return self.server.accounts.get(self.headers.get("Authorization", "").removeprefix("Bearer "))
 
     def _refuses_token(self) -> bool:
-        """Answer a request whose token nobody has."""
+        """Answer a request whose token belongs to no account."""
         if "Authorization" not in self.headers or self._account() is not None:
             return False
         message = "Invalid credentials in Authorization header"
@@ -169,7 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
         return True
 
     def _sees(self, match: re.Match) -> bool:
-        """Whether the repository is there for this account; answers where it is not."""
+        """Return whether this account sees the repository; send the refusal if it does not."""
         name, owner = self._name(match), match["repo"].split("/")[0]
         if name in self.server.repos and (name not in self.server.private or self._account() == owner):
             return True
@@ -177,7 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
         return False
 
     def _writes(self, match: re.Match) -> bool:
-        """Whether this account may write to the repository; answers where it may not."""
+        """Return whether this account may write to the repository; send the refusal if it may not."""
         if not self._sees(match):
             return False
         return self._owns(match["repo"].split("/")[0])
@@ -350,7 +350,7 @@ class _Handler(BaseHTTPRequestHandler):
         return list(entries.values())
 
     def _blob(self, oid: str) -> str:
-        """The name that git gives to a content."""
+        """Return the name that git gives to a content."""
         content = (self.server.objects / oid).read_bytes()
         return sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
@@ -358,7 +358,7 @@ class _Handler(BaseHTTPRequestHandler):
         return f"{match['kind'] or 'models'}/{match['repo']}"
 
     def _commit(self, match: re.Match) -> dict | None:
-        """The commit that a request names: a branch's newest, or the one of an oid."""
+        """Return the commit that a request names: a branch's newest, or the one of an oid."""
         name, revision = self._name(match), unquote(match.groupdict().get("rev") or "main")
         branches = {branch: commits for (repo, branch), commits in self.server.branches.items() if repo == name}
         branches |= dict.fromkeys(("main", "refs/convert/parquet"), self.server.repos[name])
@@ -403,7 +403,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def connected(server: HubServer, home: Path):
-    """This process's clients speak to the server, as its account "owner"; what they download lies in `home`."""
+    """Point this process's clients to the server, as its account "owner"; downloads lie in `home`."""
     import huggingface_hub.constants as constants
     import transformers.utils.hub as of_transformers
     from huggingface_hub.utils import close_session

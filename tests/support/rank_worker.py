@@ -1,10 +1,10 @@
 """One process of a training run, as `llaso train` is: `python rank_worker.py RECIPE.yaml`.
 
-The environment may ask for two things. `SHARD=1`, where a configuration shards: this process says that the CPU is an
-accelerator, since accelerate keeps FSDP for those. `FREEZE=POINT:RANK:NUMBER,…`: that process stops itself (SIGSTOP)
-the NUMBERth time it comes to a point, so that a test can do something to it just there: `step`, where a step is
-recorded but not yet taken; `save`, where a checkpoint's files are written but it does not count yet; `hear`, in the
-midst of an evaluation; `train`, where the last step is done and the model not yet written.
+Two environment variables change it. `SHARD=1`, for configurations that shard: the CPU is declared an accelerator, since
+accelerate allows FSDP on those only. `FREEZE=POINT:RANK:NUMBER,…`: the process of that rank stops itself (SIGSTOP) the
+NUMBERth time it comes to a point, so that a test can act on it there. Points are `step`, when a step is recorded but not
+yet taken; `save`, when a checkpoint's files are written but it is not marked complete; `hear`, during an evaluation;
+`train`, when the last step is done and the model not yet written.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ POINTS = {
 
 
 def after(kind: type, name: str, then) -> None:
-    """Call `then` with what a method was called with, each time it has returned."""
+    """Call `then` with a method's arguments, each time the method has returned."""
     method = getattr(kind, name)
 
     def called(self, *args, **kwargs):
@@ -42,13 +42,13 @@ def after(kind: type, name: str, then) -> None:
 
 
 def as_accelerator(state: PartialState, *args) -> None:
-    """Name this kind of run as it would be named on GPUs."""
+    """Give this run the distributed type that accelerate has for GPUs."""
     if state.distributed_type == DistributedType.MULTI_CPU:
         state.distributed_type = DistributedType.MULTI_GPU
 
 
 def freeze_at(point: str, rank: str, number: str) -> None:
-    """Stop this process at a point, if it is the one that is meant."""
+    """Stop this process at a point, if `FREEZE` names its rank and this point."""
     came = 0
 
     def freeze(self, *args) -> None:

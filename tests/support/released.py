@@ -23,13 +23,13 @@ PANEL_SYSTEMS = tuple(system for system in ALL_SYSTEMS if system != ABLATION)
 
 @cache
 def golden(name: str) -> dict[str, Any]:
-    """A golden file."""
+    """Return a golden file."""
     return json.loads((shared_fixture("golden") / f"{name}.json").read_text(encoding="utf-8"))
 
 
 @cache
 def answers(system: str) -> readers.SystemAnswers:
-    """The answers of one system."""
+    """Return the answers of one system."""
     return readers.read(shared_fixture("official_outputs") / system)
 
 
@@ -55,11 +55,11 @@ def table(rows: list[readers.AnsweredRow], protocol: str) -> Table:
 
 @cache
 def strict_table(system: str, file: str) -> Table:
-    """One file measured under strict."""
+    """Return one file measured under strict."""
     return table(answers(system).files[file], "strict")
 
 
 @cache
 def paper_table(system: str, file: str) -> Table:
-    """One file measured under paper."""
+    """Return one file measured under paper."""
     return table(answers(system).files[file], "paper")

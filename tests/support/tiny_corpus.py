@@ -32,7 +32,7 @@ def dying(original, after):
 
 
 def read(root: Path, recordings: int = 40, notes: int = 30, questions: int = 10) -> Iterator[Item | Reject]:
-    """Recordings of twenty speakers with a gender each, notes, and questions to be spoken."""
+    """Yield recordings of twenty speakers with a gender each, notes, and questions to be spoken."""
     for n in range(recordings):
         yield Item(
             f"rec-{n:03d}",
@@ -61,7 +61,7 @@ SOURCE = Source(
 
 
 def write_recordings(root: Path, count: int = 40) -> Path:
-    """The recordings of the tiny source: tones of different pitch at 8 kHz."""
+    """Write the recordings of the tiny source: tones of different pitch at 8 kHz."""
     root.mkdir(parents=True, exist_ok=True)
     for n in range(count):
         soundfile.write(root / f"{n:03d}.wav", 0.3 * np.sin(np.arange(1600) * (0.05 + 0.01 * n)), 8_000)
@@ -69,7 +69,7 @@ def write_recordings(root: Path, count: int = 40) -> Path:
 
 
 def write_public_corpora(root: Path, takes: int = 3) -> Path:
-    """Miniature trees of two public corpora (spoken digits, Dolly) and a sources file that names them."""
+    """Write miniature trees of two public corpora (spoken digits, Dolly) and a sources file that names them."""
     digits, dolly = root / "fsdd", root / "dolly"
     (digits / "recordings").mkdir(parents=True)
     dolly.mkdir()
@@ -89,7 +89,7 @@ def write_public_corpora(root: Path, takes: int = 3) -> Path:
 
 @contextlib.contextmanager
 def held_up(file: Path, *lines: str) -> Iterator[None]:
-    """Whoever reads the file gets some lines and then waits for more, for ever."""
+    """Give the reader of the file some lines, and then nothing more, for ever."""
     content = file.read_bytes()
     file.unlink()
     os.mkfifo(file)

@@ -34,7 +34,7 @@ configs:
 
 
 def tone(seconds: float, pitch: float = 220.0) -> bytes:
-    """A FLAC file with a sine."""
+    """Return a FLAC file with a sine."""
     time = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     buffer = io.BytesIO()
     soundfile.write(buffer, 0.3 * np.sin(2 * np.pi * pitch * time), SAMPLE_RATE, format="FLAC")
@@ -42,7 +42,7 @@ def tone(seconds: float, pitch: float = 220.0) -> bytes:
 
 
 def corpus_row(number: int, task: str, modality: str, target: str, choices: tuple[str, ...] = ()) -> dict:
-    """A row of the schema; its audio, length and wording depend on `number` alone."""
+    """Return a row of the schema; its audio, length and wording depend on `number` alone."""
     clip = tone(0.2 + 0.07 * number, 200 + 10 * number)
     audio = {"type": "audio", "text": None}
     text = {"type": "text", "text": f"Question {number} about this clip:"}
@@ -74,7 +74,7 @@ def corpus_row(number: int, task: str, modality: str, target: str, choices: tupl
 
 
 def default_rows(count: int = 12) -> list[dict]:
-    """Rows of three tasks in all three modality formats."""
+    """Return rows of three tasks in all three modality formats."""
     kinds = [
         ("ASR", "text_audio", "hello world", ()),
         ("SGC", "text_audio", "male", ("male", "female")),
@@ -85,7 +85,7 @@ def default_rows(count: int = 12) -> list[dict]:
 
 
 def write_corpus(folder: Path, rows: list[dict]) -> Path:
-    """A corpus folder as `dataset_scripts` lays it out."""
+    """Write a corpus folder as `dataset_scripts` lays it out."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "README.md").write_text(CARD)
     for modality in sorted({row["modality"] for row in rows}):
@@ -111,7 +111,7 @@ TEXT = {
 
 
 def _byte_tokenizer(special: list[str]):
-    """A byte-level tokenizer: 256 bytes and the named special tokens."""
+    """Return a byte-level tokenizer: 256 bytes and the named special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -169,7 +169,7 @@ def save_audioflamingo3(folder: Path) -> None:
 
 
 def save_qwen2_5_omni(folder: Path) -> None:
-    """Thinker only. The released processor's video half needs torchvision, so the audio half stands alone here."""
+    """Save the thinker only: the released processor's video half needs torchvision, so the audio half stands alone."""
     import torch
     from transformers import AutoProcessor, Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration
 
@@ -245,7 +245,7 @@ def save_voxtral(folder: Path) -> None:
 
 
 def _tekken() -> dict:
-    """mistral-common's tokenizer file with 256 bytes for a vocabulary and audio switched on."""
+    """Return mistral-common's tokenizer file with 256 bytes for a vocabulary and audio switched on."""
     import base64
 
     names = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]"]
@@ -300,7 +300,7 @@ FAMILIES: dict[str, Callable[[Path], None]] = {
 
 @contextmanager
 def chat_server(answer: Callable[[dict], tuple[int, object]]) -> Iterator[tuple[str, list[dict]]]:
-    """A loopback server that speaks the OpenAI chat interface.
+    """Serve the OpenAI chat interface on loopback.
 
     Args:
         answer: from a request's body to a status and either the answer's text or a whole body.
@@ -324,7 +324,7 @@ def chat_server(answer: Callable[[dict], tuple[int, object]]) -> Iterator[tuple[
             self.wfile.write(payload)
 
         def log_message(self, *arguments) -> None:
-            """Quiet."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)

@@ -33,14 +33,14 @@ FAMILIES = {
 
 
 def tone(seconds: float, pitch: float = 220.0, seed: int = 0) -> np.ndarray:
-    """A noisy tone at 16 kHz, mono."""
+    """Return a noisy tone at 16 kHz, mono."""
     samples = round(seconds * RATE)
     noise = np.random.default_rng(seed).normal(0, 0.02, samples)
     return (0.3 * np.sin(2 * np.pi * pitch * np.arange(samples) / RATE) + noise).astype(np.float32)
 
 
 def tiny_tokenizer(family: str = "llama") -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer with a family's special tokens; it prepends the family's begin of text, if any."""
+    """Return a byte-level tokenizer with a family's special tokens; it prepends the family's begin of text, if any."""
     begin, end, marks = FAMILIES[family]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     inner = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
@@ -101,7 +101,7 @@ def tiny_processor(family: str = "llama", **settings) -> LlasoProcessor:
 def tiny_llaso(
     audio_padding: str = "trim", family: str = "llama", seed: int = 0, **settings
 ) -> tuple[LlasoForConditionalGeneration, LlasoProcessor]:
-    """A model with weights large enough that differences show, and its processor."""
+    """Return a model with weights large enough that differences show, and its processor."""
     stride = settings.get("projector_stride", 1)
     processor = tiny_processor(family, audio_padding=audio_padding, projector_stride=stride)
     config = LlasoConfig(
@@ -123,7 +123,7 @@ def tiny_llaso(
 
 
 def save_parts(folder: Path, family: str = "llama", spare_rows: int = 0, **overrides) -> tuple[Path, Path]:
-    """A Whisper and a language model with its tokenizer, saved as their own folders."""
+    """Save a Whisper and a language model with its tokenizer as their own folders."""
     torch.manual_seed(0)
     encoder, llm = folder / "encoder", folder / family
     WhisperModel(whisper_config()).save_pretrained(encoder)
@@ -137,19 +137,19 @@ def save_parts(folder: Path, family: str = "llama", spare_rows: int = 0, **overr
 
 
 def question(text: str, clips: int = 1) -> list[dict]:
-    """One user message: text, then so many audios."""
+    """Return one user message: text, then so many audios."""
     return [{"role": "user", "content": [{"type": "text", "text": text}, *({"type": "audio"} for _ in range(clips))]}]
 
 
 def answer_only(labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Arguments of the forward pass that ask for the logits of the positions that predict a label, and no others."""
+    """Return arguments of the forward pass that ask for logits at the positions that predict a label only."""
     shift_labels = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
     is_answer = shift_labels != -100
     return {"logits_to_keep": is_answer, "shift_labels": shift_labels[is_answer]}
 
 
 def ask(processor: LlasoProcessor, conversations, audio, **kwargs):
-    """Generation inputs for a batch of conversations and the audio they ask about."""
+    """Return generation inputs for a batch of conversations and the audio they ask about."""
     return processor.apply_chat_template(
         conversations, audio=audio, tokenize=True, return_dict=True, add_generation_prompt=True, **kwargs
     )

@@ -15,11 +15,11 @@ from support.tiny_llaso import save_parts
 
 OUT = Path("runs/quickstart")
 COMMAND = "llaso quickstart --size minimum --ignore-gate"
-"""What finds everything done where this program has run."""
+"""Program of a second run, which finds everything done."""
 
 
 def main() -> None:
-    """Make it."""
+    """Make the quickstart."""
     from llaso.quickstart import pipeline
 
     def draw_backbones(run: pipeline._Pipeline) -> dict:

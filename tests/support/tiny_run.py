@@ -1,4 +1,4 @@
-"""A finished quickstart in small: real corpora, checkpoints, scores and report, of a model that learned nothing."""
+"""Writes a small finished quickstart: real corpora, checkpoints, scores and report, of an untrained model."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from support.tiny_llaso import save_parts
 
 
 def guess(requests) -> list[str]:
-    """What this system answers: its first choice, or a word; wrong as often as not."""
+    """Return this system's answer: its first choice, or a word; wrong as often as not."""
     return [request.row.choices[0] if request.row.choices else "sentence" for request in requests]
 
 
 def write_run(root: Path) -> Path:
-    """The folder of a quickstart as `llaso quickstart` leaves it, without the encoder's cache and clips.
+    """Write the folder of a quickstart as `llaso quickstart` leaves it, without the encoder's cache and clips.
 
     Args:
         root: an empty folder; the run is its `run`.
@@ -60,7 +60,7 @@ def write_run(root: Path) -> Path:
 
 
 def write_stage(folder: Path, model, processor, recipe: str, overrides: list[str], result: TrainResult) -> None:
-    """What `llaso train` leaves behind."""
+    """Write what `llaso train` leaves behind."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     settings = load_recipe(recipe, [*overrides, f"out={folder}"])

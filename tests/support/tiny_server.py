@@ -24,19 +24,19 @@ NAME = "llaso-tiny"
 
 
 def audio_file(samples: np.ndarray, kind: str = "WAV", rate: int = RATE) -> bytes:
-    """Samples as a file's bytes; WAV keeps them to the bit."""
+    """Return samples as a file's bytes; WAV is lossless."""
     file = io.BytesIO()
     soundfile.write(file, samples, rate, format=kind, subtype="FLOAT" if kind == "WAV" else None)
     return file.getvalue()
 
 
 def audio_part(file: bytes, kind: str = "wav") -> dict:
-    """A chat message's `input_audio` part."""
+    """Return a chat message's `input_audio` part."""
     return {"type": "input_audio", "input_audio": {"data": base64.b64encode(file).decode(), "format": kind}}
 
 
 def heard(text: str, *clips: np.ndarray) -> list[dict]:
-    """Messages: one user's, text and then clips."""
+    """Return one user's messages: text and then clips."""
     parts = [{"type": "text", "text": text}, *(audio_part(audio_file(clip)) for clip in clips)]
     return [{"role": "user", "content": parts}]
 
@@ -50,17 +50,17 @@ class Served:
         self.http = httpx.Client(base_url=url, timeout=300, headers={"Authorization": f"Bearer {api_key}"})
 
     def ask(self, messages: list[dict], **options):
-        """A chat completion."""
+        """Ask for a chat completion."""
         return self.client.chat.completions.create(model=NAME, messages=messages, **options)
 
     def metric(self, name: str) -> float:
-        """One value of `/metrics`, by its name with labels."""
+        """Return one value of `/metrics`, by its name with labels."""
         lines = self.http.get("/metrics").text.splitlines()
         found = (line for line in lines if line.startswith(f"{name} "))
         return float(next(found, "0 0").rsplit(" ", 1)[1])  # a series without a request yet is not listed
 
     def idle(self) -> bool:
-        """Whether no request is in the batch or waiting for it."""
+        """Return whether no request is in the batch or waiting for it."""
         return self.metric("llaso_running") == 0 and self.metric("llaso_waiting") == 0
 
 
@@ -92,7 +92,7 @@ def served(
 
 
 def until(condition: Callable[[], bool], seconds: float = 300) -> None:
-    """Wait for something to become true."""
+    """Wait until a condition is true."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come true"

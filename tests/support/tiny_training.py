@@ -50,7 +50,7 @@ FEATURES = Features(
 
 
 def save_backbones(folder: Path, hidden: int = 32, layers: int = 2) -> tuple[Path, Path]:
-    """A Whisper-architecture encoder and a Llama with Llama 3's turn marks, as folders."""
+    """Save a Whisper-architecture encoder and a Llama with Llama 3's turn marks, as folders."""
     torch.manual_seed(0)
     encoder, llm = folder / "encoder", folder / "llm"
     WhisperModel(
@@ -101,7 +101,7 @@ def save_backbones(folder: Path, hidden: int = 32, layers: int = 2) -> tuple[Pat
 
 
 def tones(words: list[str], random: np.random.Generator) -> bytes:
-    """A FLAC clip in which every word is a tone of its own pitch."""
+    """Return a FLAC clip in which every word is a tone of its own pitch."""
     pieces = []
     for word in words:
         seconds = np.arange(int(16_000 * random.uniform(0.10, 0.16))) / 16_000
@@ -113,7 +113,7 @@ def tones(words: list[str], random: np.random.Generator) -> bytes:
 
 
 def row(number: int, seed: int = 0, task: str = "ASR", clips: int = 1) -> dict[str, Any]:
-    """One row of the schema, a function of its number alone."""
+    """Return one row of the schema, a function of its number alone."""
     random = np.random.default_rng([seed, number])
     said = [[str(random.choice(WORDS)) for _ in range(int(random.integers(1, 9)))] for _ in range(clips)]
     contents = [tones(words, random) for words in said]
@@ -141,7 +141,7 @@ def row(number: int, seed: int = 0, task: str = "ASR", clips: int = 1) -> dict[s
 
 
 def save_corpus(folder: Path, rows: dict[str, list[dict[str, Any]]]) -> Path:
-    """Rows by split, as a corpus folder that `load_dataset` reads."""
+    """Save rows by split, as a corpus folder that `load_dataset` reads."""
     (folder / "data").mkdir(parents=True)
     lines = ["---", "configs:", "- config_name: default", "  data_files:"]
     for split, of_split in rows.items():
@@ -153,7 +153,7 @@ def save_corpus(folder: Path, rows: dict[str, list[dict[str, Any]]]) -> Path:
 
 
 def tiny_recipe(root: Path, out: str, **changes: Any) -> dict[str, Any]:
-    """A Stage-1 recipe over the tiny backbones and corpus below `root`; `changes` are dotted names with `__`."""
+    """Return a Stage-1 recipe over the tiny backbones and corpus below `root`; `changes` have `__` for dots."""
     recipe: dict[str, Any] = {
         "model": {"encoder": str(root / "encoder"), "llm": str(root / "llm"), "audio_padding": "trim"},
         "train": ["projector"],
@@ -175,11 +175,11 @@ def tiny_recipe(root: Path, out: str, **changes: Any) -> dict[str, Any]:
 
 
 def curve(out: Path) -> list[tuple[Any, ...]]:
-    """What a run's history says of every step that must not depend on kills or workers."""
+    """Return what a run's history says of every step that must not depend on kills or workers."""
     records = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     return [(r["step"], r["loss"], r["grad_norm"], r["rows"]) for r in records if r["kind"] == "step"]
 
 
 def weights_digest(out: Path) -> str:
-    """Digest of the finished model's weights."""
+    """Digest the finished model's weights."""
     return hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()

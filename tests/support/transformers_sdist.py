@@ -59,7 +59,7 @@ def install() -> Path:
         with tempfile.TemporaryDirectory(dir=cache.parent) as scratch:
             _fetch(installed, Path(scratch))
             try:
-                (Path(scratch) / "made").rename(cache)  # whole or not at all, whoever else is fetching it too
+                (Path(scratch) / "made").rename(cache)  # whole or not at all, even if another process fetches it too
             except OSError:
                 assert (cache / PACKAGE / "test_modeling_common.py").is_file()
     if str(cache) not in sys.path:

@@ -1,7 +1,7 @@
-"""A process of one version of transformers: it saves a tiny checkpoint with its answers, or checks another's.
+"""Saves a tiny checkpoint with its answers under one version of transformers, or checks that of another version.
 
 `save FOLDER` writes model, processor and `expected.pt`; `check FOLDER` opens them with the installed package,
-`check-own-code FOLDER` with the checkpoint's own files where the package cannot be imported.
+`check-own-code FOLDER` with the checkpoint's own files, without the package.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MODES = ("trim", "full")
 
 
 def answers(model: Any, processor: Any, clips: list[Any]) -> dict[str, torch.Tensor]:
-    """Everything that has to be equal: ids, mel, the mask of what is learned, logits, loss and generated ids."""
+    """Return what has to be equal: ids, mel, the mask of learned tokens, logits, loss and generated ids."""
     asked = [
         [{"role": "user", "content": [{"type": "text", "text": text}, {"type": "audio"}]}]
         for text in ("Who?", "Which word is said twice here?")

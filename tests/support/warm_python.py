@@ -1,4 +1,4 @@
-"""A Python that has imported the heavy libraries once: every program asked of it runs in a fork, a moment later.
+"""A Python that has imported the heavy libraries once and runs each requested program in a fork, without the wait.
 
 Tests of the documentation run dozens of commands; each would spend seconds importing torch and transformers. Programs
 see their own arguments, folder, environment, standard streams and exit code, as from a shell. `with warm(folder)`
@@ -37,7 +37,7 @@ sys.exit(int(replies.readline() or 1))
 
 @contextlib.contextmanager
 def warm(folder: Path, environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """A running server.
+    """Run a server in the context; yield it.
 
     Args:
         folder: gets `bin/llaso`, `bin/python` and `bin/activate`.
@@ -61,7 +61,7 @@ def warm(folder: Path, environment: Mapping[str, str]) -> Iterator[dict[str, str
         assert process.stdout is not None and process.stdout.readline() == "ready\n", "it could not import something"
         yield {**environment, "PATH": f"{folder / 'bin'}:{environment['PATH']}"}
     finally:
-        os.killpg(process.pid, signal.SIGKILL)  # and whatever still runs in its forks
+        os.killpg(process.pid, signal.SIGKILL)  # and its forks that still run
         process.wait()
 
 
@@ -77,7 +77,7 @@ def serve(address: str) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen(64)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the workers; the kernel buries them
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no code waits for the workers; the kernel removes them
     print("ready", flush=True)
     while True:
         client, _ = listener.accept()
@@ -94,7 +94,7 @@ def serve(address: str) -> None:
 
 
 def work(asked: dict, client: socket.socket, streams: list[int]) -> int:
-    """Be the program that was asked for, and say its exit code."""
+    """Run the program that was asked for, and send its exit code."""
     import atexit
     import runpy
 
@@ -136,13 +136,13 @@ def work(asked: dict, client: socket.socket, streams: list[int]) -> int:
     number = code if isinstance(code, int) else int(code is not None)
     atexit._run_exitfuncs()
     sys.stdout.flush()
-    with contextlib.suppress(OSError):  # nobody may be there any more
+    with contextlib.suppress(OSError):  # the other end may be closed
         client.sendall(f"{number}\n".encode())
     return number
 
 
 def _end_with(client: socket.socket) -> None:
-    """End this process when whoever asked is gone: nothing more comes, and writing fails."""
+    """End this process when the caller is gone: nothing more can be read, and writing fails."""
     poller = select.poll()
     poller.register(client, 0)  # only what is always reported: the other side hung up
     poller.poll()

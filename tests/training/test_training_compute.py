@@ -215,7 +215,7 @@ def test_a_teacher_in_bf16_teaches_what_one_in_float32_does(root, monkeypatch):
 
 
 def test_accumulated_micro_batches_are_one_large_batch(root, tmp_path):
-    """In token normalization, where rows of many answer tokens weigh as much as they would side by side."""
+    """In token normalization, in which rows of many answer tokens weigh as much as they would side by side."""
     outs = []
     for rows, micro_batches in ((2, 4), (8, 1)):
         recipe = stage_2(root, "unused", batch__group_by_length=False)

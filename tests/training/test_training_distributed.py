@@ -97,7 +97,7 @@ def launch(configuration: str, *arguments: str, **environment: str) -> subproces
 
 
 def frozen_worker(launched: list[subprocess.Popen[str]]) -> psutil.Process:
-    """The process that stands still where `rank_worker.py` was told to, once it does."""
+    """Wait for the process that `rank_worker.py` was told to freeze, and return its id."""
     while True:
         for launcher in launched:
             assert launcher.poll() is None, launcher.communicate()[0][-4000:]

@@ -32,7 +32,7 @@ def pair(root: Path):
 
 
 def test_watching_held_out_rows_changes_nothing_of_the_training(root):
-    """Dropout draws random numbers, which must be those of a run that nobody watches; what is frozen stays in eval."""
+    """Dropout draws random numbers, which must be those of a run without evaluation; what is frozen stays in eval."""
     changes = {"train": ["projector", "llm"], "lora": {"rank": 2, "dropout": 0.2}, "optimizer__max_steps": 5}
     unwatched = tiny_recipe(root, "unwatched", **changes, watch__final_rows=0)
     watched = tiny_recipe(root, "watched", **changes, watch__evaluate_every=1)

@@ -103,7 +103,7 @@ def test_waiting_processes_take_the_lock_one_at_a_time(tmp_path):
 
 
 def test_a_folder_that_goes_while_it_is_being_made(tmp_path, monkeypatch):
-    """What the system says where another process takes the folder back between two looks at it."""
+    """Raise what the system says if another process removes the folder between two looks at it."""
     make, answers = os.mkdir, [FileExistsError(17, "File exists")]
 
     def mkdir(*arguments):

@@ -433,7 +433,7 @@ def test_an_explosion_is_a_loss_far_above_the_recent_and_above_the_first(root, t
     for step in range(60):
         trainer.history.add({"kind": "step", "step": step + 1, "loss": 5.0 / (1 + step), "tasks": {}})
     part = {"row_losses": torch.tensor([8.0, 90.0]), "row_tokens": torch.tensor([4, 3]), "ids": ["fine", "wild"]}
-    trainer._check(4.9, 1.0, [part])  # far above the recent losses, but where the run began
+    trainer._check(4.9, 1.0, [part])  # far above the recent losses, but no higher than the first ones
     trainer._check(0.2, 1.0, [part])
     with pytest.raises(TrainingDiverged, match=r"jumped to 30.*worst first: wild, fine"):
         trainer._check(30.0, 1.0, [part])

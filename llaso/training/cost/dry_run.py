@@ -1,8 +1,8 @@
-"""What a recipe would cost, without weights, data or network: parameters, steps, tokens, memory, arithmetic.
+"""Estimates what a recipe would cost, without weights, data or network: parameters, steps, tokens, memory, FLOPs.
 
-The network has shapes and no numbers. One micro-batch of mean rows goes through it forward and backward, and every
-operator's products and every tensor's bytes are counted (`flops.py`); rows and lengths are read if the corpus is
-at hand and taken from the recipe if it is not.
+The network's tensors have shapes but no values. One micro-batch of mean rows goes through it forward and backward, and
+the FLOPs of every operator and the bytes of every tensor are counted (`flops.py`). Rows and lengths are read if the
+corpus is on this disk, and taken from the recipe if it is not.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from .flops import ENCODER, BatchShape, OperatorCounter, count_micro_batch
 
 KNOWN_ENCODERS = {"openai/whisper-large-v3": WHISPER_LARGE_V3}
 KNOWN_LLMS = {"meta-llama/Llama-3.2-3B-Instruct": LLAMA_3_2_3B}
-"""Backbones whose sizes are known here, so that the released recipes need no download to be weighed."""
+"""Backbones whose sizes are known here, so that a dry run of the released recipes needs no download."""
 
 ANSWER_SHARE = 0.4
-"""Of a row's text, the answer: it sizes the logits."""
+"""Share of a row's text that is the answer, for which logits are computed."""
 BYTES_GRADIENT, BYTES_ADAM = 4, 8
-"""Float32 gradients; Adam's two moments."""
+"""Bytes a parameter: of float32 gradients, and of Adam's two moments."""
 GIB = 2**30
 
 
@@ -99,7 +99,7 @@ class RunCost:
         return self.padding is not None
 
     def lines(self) -> list[str]:
-        """As `llaso train --dry-run` prints it."""
+        """Return the lines that `llaso train --dry-run` prints."""
         total = sum(part.parameters for part in self.parts)
         trainable = sum(part.trainable for part in self.parts)
         source = "read from the corpus" if self.measured else "as the recipe says; the corpus is not at hand"
@@ -170,11 +170,11 @@ def dry_run(recipe: str | Path | Recipe, overrides: Iterable[str] = ()) -> RunCo
 
 
 def weigh(recipe: Recipe, config: LlasoConfig, shape: BatchShape) -> tuple[list[PartReport], OperatorCounter]:
-    """The recipe's network made of shapes: what its parts do, and what one micro-batch costs."""
+    """Build the recipe's network from shapes, and count what its parts and one micro-batch cost."""
     with torch.device("meta"):
-        model = LlasoForConditionalGeneration(config).float()  # as it is trained, whatever its folder holds
+        model = LlasoForConditionalGeneration(config).float()  # as in training, whatever type its folder holds
         frozen = set_up_parts(model, recipe)
-    if recipe.compute.attention == "eager":  # the others keep as little as PyTorch's own
+    if recipe.compute.attention == "eager":  # the others need as little memory as PyTorch's own
         model.set_attn_implementation("eager")
     model.train()
     if recipe.compute.gradient_checkpointing:
@@ -231,7 +231,7 @@ def rows_of(recipe: Recipe, config: LlasoConfig, world: int) -> MeanRows:
 
 
 def config_of(recipe: Recipe) -> LlasoConfig:
-    """The network that a recipe trains, from files on this disk or from known sizes.
+    """Return the configuration of the network that a recipe trains, from files on this disk or from known sizes.
 
     Raises:
         ValueError: it is neither here nor known.
@@ -275,7 +275,7 @@ def _network(choice: ModelChoice) -> str:
 
 
 def _processor_at_hand(recipe: Recipe, config: LlasoConfig) -> LlasoProcessor | None:
-    """What counts the corpus's tokens, from folders on this disk; None if there are none."""
+    """Return the processor that counts the corpus's tokens, from folders on this disk; None if there are none."""
     choice = recipe.model
     if choice.checkpoint and (Path(choice.checkpoint) / "processor_config.json").exists():
         processor = LlasoProcessor.from_pretrained(choice.checkpoint)

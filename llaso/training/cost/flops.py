@@ -1,7 +1,7 @@
-"""One micro-batch's arithmetic and memory, counted operator by operator without any number being computed.
+"""Counts one micro-batch's FLOPs and memory, operator by operator, without computing any value.
 
-The network is made of fake tensors, which have shapes and types only; one forward and one backward pass over a
-micro-batch of mean shape then say what a GPU would be asked for.
+The network consists of fake tensors, which have shapes and types only. It runs one forward and one backward pass over
+a micro-batch of mean shape.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 
 ENCODER, LLM, LOGITS = "activations of the encoder", "activations of projector and LLM", "logits"
 BACKWARD, COPIES = "the backward pass's own", "weights copied to bf16 for the arithmetic"
-"""What arithmetic and memory are for."""
+"""Purposes by which FLOPs and memory are counted."""
 
 
 def _attention_flops(query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any) -> int:
-    """Queries by keys, and probabilities by values."""
+    """Count the products of queries and keys, and of probabilities and values."""
     return 4 * query.shape[:-1].numel() * key.shape[-2] * query.shape[-1]
 
 
 def _attention_backward_flops(_: torch.Tensor, query: torch.Tensor, key: torch.Tensor, *__: Any, **___: Any) -> int:
-    """The gradients of both products, without what a kernel may compute again."""
+    """Count the gradients of both products, without what a kernel may compute again."""
     return 2 * _attention_flops(query, key)
 
 
@@ -46,7 +46,7 @@ FLOPS: dict[Any, Callable[..., int]] = flop_registry | {
 
 @dataclass(frozen=True)
 class BatchShape:
-    """A micro-batch of like rows.
+    """The shape of a micro-batch whose rows are equally long.
 
     Attributes:
         rows: how many.
@@ -64,12 +64,12 @@ class BatchShape:
 
 
 class OperatorCounter(TorchDispatchMode):
-    """Counts products, and the bytes of every tensor that is alive, by what it was made for.
+    """Counts FLOPs, and the bytes of every tensor that is alive, by purpose.
 
     Attributes:
         flops: by purpose.
         live: bytes by purpose, now.
-        peak: bytes by purpose, when there were most.
+        peak: bytes by purpose, at the moment of most.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -83,7 +83,7 @@ class OperatorCounter(TorchDispatchMode):
 
     @contextmanager
     def on(self, purpose: str) -> Iterator[None]:
-        """Count what happens inside as done for `purpose`."""
+        """Count the operators within the block for `purpose`."""
         self.purpose = purpose
         with self:
             yield
@@ -122,12 +122,12 @@ def count_micro_batch(
 ) -> OperatorCounter:
     """Run one micro-batch of fake tensors forward and backward.
 
-    Gradients of earlier micro-batches are taken to be there; neither they nor the weights are counted.
+    Gradients of earlier micro-batches are assumed to exist; neither they nor the weights are counted.
 
     Args:
         model: made within the current `FakeTensorMode`, frozen and checkpointed as it is to train.
         shape: of the micro-batch.
-        bf16: multiply in bf16 where autocast does.
+        bf16: multiply in bf16 in the operators for which autocast does.
         answer_only_logits: run the head on answer tokens alone.
     """
     for parameter in model.parameters():

@@ -1,7 +1,7 @@
-"""An experiment's runs as a table and a plot, and their place in a page of words.
+"""Shows an experiment's runs as a table and a plot, and puts both into a page.
 
-Comes in: the `results.json` that `run_experiment` leaves. Goes out: Markdown with every score's mean and spread over
-the seeds, a PNG with every single run, and, where a page asks for it, both put between its marks.
+The input is the `results.json` that `run_experiment` writes. The output is Markdown with every score's mean and spread
+over the seeds, a PNG with every single run, and both in a page, between its marks.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def write_report(folder: Path) -> tuple[Path, Path]:
 
 
 def put_into_page(folder: Path, page: Path) -> None:
-    """Renew an experiment's table in a page, and its plot in the page's `images` folder.
+    """Replace an experiment's table in a page, and its plot in the page's `images` folder.
 
-    The page says where by the lines `<!-- NAME -->` and `<!-- end of NAME -->`; what stands between them is replaced.
+    The text between the lines `<!-- NAME -->` and `<!-- end of NAME -->` is replaced.
 
     Raises:
         ValueError: the page has no such lines.
@@ -63,7 +63,7 @@ def _renew(page: Path, name: str, table_file: Path, plot_file: Path) -> None:
 
 
 def table(results: Results) -> str:
-    """Markdown: the claim, then a line for each variation, mean ± standard deviation over the seeds."""
+    """Write Markdown: the claim, then a line for each variation, mean ± standard deviation over the seeds."""
     runs: list[Run] = results["runs"]
     columns = _columns(results)
     names = _variations(results)
@@ -90,7 +90,7 @@ def table(results: Results) -> str:
 
 
 def plot(results: Results, path: Path) -> None:
-    """A panel for each score, a column of dots for each variation, a dot for each seed, a bar at their mean."""
+    """Draw a panel for each score: a column of dots for each variation, a dot for each seed, a bar at their mean."""
     from matplotlib.figure import Figure
 
     runs: list[Run] = results["runs"]
@@ -117,13 +117,13 @@ def plot(results: Results, path: Path) -> None:
 
 
 def _variations(results: Results) -> list[str]:
-    """Those that have been run, in the experiment's order."""
+    """Return the names of the variations that have been run, in the experiment's order."""
     run = {one["variation"] for one in results["runs"]}
     return [name for name in results["variations"] if name in run]
 
 
 def _columns(results: Results) -> list[tuple[str, Any]]:
-    """Titles of what is shown, each with the function that finds it in a run."""
+    """Return the titles of the columns, each with the function that finds its value in a run."""
     runs = results["runs"]
     metric = {name: one["metric"] for run in runs for name, one in run["scores"].items()}
 
@@ -145,7 +145,7 @@ def _of(runs: Sequence[Run], variation: str, seed: int, values: Any) -> float | 
 
 
 def _direction(pairs: Sequence[tuple[float | None, float | None]]) -> str:
-    """A mark where every seed, of two at least, moved the same way from the reference."""
+    """Return a mark if every seed, of two at least, moved the same way from the reference."""
     differences = [value - reference for value, reference in pairs if value is not None and reference is not None]
     if len(differences) == len(pairs) > 1:
         if all(difference > 0 for difference in differences):

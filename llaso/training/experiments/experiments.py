@@ -1,9 +1,9 @@
-"""The paper's experiments at any scale: variations of the two stages, several seeds, scores, a table and a plot.
+"""Runs the paper's experiments at any scale: variations of the two stages, several seeds, scores.
 
-Input is the folder of a quickstart (corpora, backbones), or any of the same layout. Every run is an ordinary `train`,
-and `eval_suite` scores it in a process of its own. What is finished is skipped when the command is given again, and
-processes that are given it at once share the runs. Output are the models and a `results.json` for each experiment;
-`experiment_report` makes table and plot of it.
+The input is the folder of a quickstart (corpora, backbones), or one of the same layout. Every run is an ordinary
+`train`, and `eval_suite` scores it in a process of its own. Finished runs are skipped when the command is repeated,
+and several processes that run it at the same time share the runs. The output is the models and a `results.json` for
+each experiment, which `experiment_report` turns into a table and a plot.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from ..run.resume import RECIPE, decisive
 from ..run.train import RESULT, TrainResult, train
 
 UNSEEN_TASKS = ("IP", "SCR")
-"""Held out of training by default, where the corpus has them."""
+"""Held out of training by default, if the corpus has them."""
 GATE_SHARES = (0.1, 0.3, 1.0)
-"""Of Stage 1's usual length, tried against its gate."""
+"""Shares of Stage 1's usual length that the experiment `gate` tries."""
 FEW_TASKS = 3
 LOOK_AGAIN = 2.0
-"""Seconds between two looks at runs that other processes hold."""
+"""Seconds between two attempts at runs that other processes hold."""
 ROWS_AT_ONCE, ANSWER_TOKENS = 32, 64
 """Rows answered together, and tokens of an answer at most, as in the quickstart."""
 
@@ -69,7 +69,7 @@ class Inputs:
         return self.folder / "llaso-eval"
 
     def stage1(self) -> tuple[str, ...]:
-        """Overrides that point Stage 1's recipe here."""
+        """Return overrides that point Stage 1's recipe to this folder."""
         return (
             f"model.encoder={self.folder / 'backbones' / 'encoder'}",
             f"model.llm={self.folder / 'backbones' / 'llm'}",
@@ -77,7 +77,7 @@ class Inputs:
         )
 
     def tasks(self) -> list[str]:
-        """Tasks of the instruction corpus, most rows first."""
+        """Return the tasks of the instruction corpus, most rows first."""
         corpus = open_corpus(DataChoice(path=str(self.instruct)), seed=0)
         assert isinstance(corpus, NumberedCorpus)
         counts = Counter(corpus.table["task"])
@@ -106,9 +106,9 @@ class Experiment:
     Attributes:
         name: of the command and the folder.
         claim: what the paper says.
-        variations: makes them from the corpus's tasks and those to hold out; the first is the reference.
-        shows: whether a score is what the claim is about, from its name (`AQA`, or `AQA (audio)` of one format) and
-            the tasks held out.
+        variations: returns them, from the corpus's tasks and those to hold out; the first is the reference.
+        shows: returns whether to show a score, by its name (`AQA`, or `AQA (audio)` of one format) and the tasks
+            held out.
     """
 
     name: str
@@ -183,10 +183,10 @@ def run_experiment(
     """Train and score every variation with every seed.
 
     Every variation takes as many optimizer steps in Stage 2 as the reference does, however many rows it sees. Seeds
-    come one after the other, and each run is recorded when it is done: what an interruption leaves can be tabulated.
+    come one after the other, and each run is recorded when it is done, so that an interrupted experiment has results.
 
-    Several processes may work on one `out`: each takes runs that are free, waits at the end for those that others
-    hold, and takes over what a killed one left. All of them end with the same results.
+    Several processes may work on one `out`: each takes free runs, then waits for those of other processes, and takes
+    over the runs of a killed one. All of them end with the same results.
 
     Args:
         name: a key of `EXPERIMENTS`.
@@ -197,7 +197,7 @@ def run_experiment(
         recipes: of Stage 1 and Stage 2.
         overrides: of both recipes, for all variations.
         stage1: a finished Stage 1 that every whole Stage 2 starts from; by default each seed trains its own.
-        stage1_only: leave Stage 2 out: what Stage 1 came to is all that is recorded.
+        stage1_only: leave Stage 2 out, and record Stage 1 only.
         stage2_steps: optimizer steps of Stage 2; 0 takes as many as its recipe does.
         rows: of the evaluation corpus; 0 takes all.
         evaluate: scores a model; `evaluate_model` by default.
@@ -208,11 +208,11 @@ def run_experiment(
 
     Raises:
         ValueError: no such experiment, or the corpus has none of the tasks to hold out.
-        FileNotFoundError: there is no such corpus, or no finished Stage 1 where one is given.
+        FileNotFoundError: there is no such corpus, or no finished Stage 1 in the folder given for it.
     """
     if name not in EXPERIMENTS:
         raise ValueError(f"no experiment {name!r}; there are {', '.join(EXPERIMENTS)}")
-    if not inputs.instruct.is_dir():  # a name of no folder would be looked for on the Hub
+    if not inputs.instruct.is_dir():  # otherwise its name would be looked up on the Hub
         raise FileNotFoundError(
             f"no corpus at {inputs.instruct}; run `llaso quickstart` first, or name its folder with --quickstart"
         )
@@ -265,7 +265,7 @@ def run_experiment(
 
 
 def _titled(report: Report, title: str) -> Report:
-    """A report that says a title before its first line."""
+    """Return a report that writes a title before its first line."""
     titles = [title]
 
     def line(text: str) -> None:
@@ -278,7 +278,7 @@ def _titled(report: Report, title: str) -> Report:
 
 @dataclass(frozen=True)
 class _Runs:
-    """Trained and scored models, each made once."""
+    """Trains and scores models, each once."""
 
     inputs: Inputs
     folder: Path
@@ -290,7 +290,7 @@ class _Runs:
     report: Report
 
     def run(self, variation: Variation, seed: int, steps: int) -> dict[str, Any]:
-        """One variation with one seed: what its two stages and its scores came to."""
+        """Train one variation with one seed, and return the record of its two stages and its scores."""
         first = self._stage_1(variation, seed)
         equal = (f"optimizer.max_steps={steps}",) if steps else ()
         start = (f"model.checkpoint={first.out}", f"data.path={self.inputs.instruct}")
@@ -309,12 +309,12 @@ class _Runs:
         }
 
     def stage_2_steps(self, variation: Variation, seed: int) -> int:
-        """Optimizer steps of a variation's Stage 2, as its recipe and corpus have it."""
+        """Count the optimizer steps of a variation's Stage 2, by its recipe and corpus."""
         settings = ("model.checkpoint=not yet known", f"data.path={self.inputs.instruct}", *self._common(seed))
         return _steps_of(self.recipes[1], (*settings, *variation.stage2))
 
     def stage_1_alone(self, variation: Variation, seed: int) -> dict[str, Any]:
-        """The same record, of Stage 1 only."""
+        """Train Stage 1 only, and return its record."""
         wer = self._stage_1(variation, seed).wer
         nothing: dict[str, Any] = {"steps": 0, "stage2_wer": None, "skill": None, "answered": None, "scores": {}}
         return {"variation": variation.name, "seed": seed, "stage1_wer": wer} | nothing
@@ -330,13 +330,13 @@ class _Runs:
         return self._stage(0, (*settings, f"optimizer.max_steps={steps}"))
 
     def _stage(self, stage: int, overrides: tuple[str, ...]) -> TrainResult:
-        """A stage in the folder of its recipe, so that equal runs of several experiments are one."""
+        """Train a stage in the folder of its recipe, so that experiments share equal runs."""
         recipe = load_recipe(self.recipes[stage], (*overrides, "out=not yet known"))
         out = {"out": str(self._folder_of(recipe, f"stage{stage + 1}"))}
         return train(recipe, out, report=lambda line: self.report(f"    {line}"))
 
     def _folder_of(self, recipe: Recipe, stage: str) -> Path:
-        """Where a run lies that comes to what this recipe does, however it was watched; else the name of a new one."""
+        """Return the folder of a run with the same result, whatever it logs or saves; else the name of a new one."""
         settings = decisive(recipe.to_dict())
         for file in sorted(self.folder.glob(f"{stage}-*/{RECIPE}")):
             if decisive(yaml.safe_load(file.read_text(encoding="utf-8"))) == settings:
@@ -345,15 +345,15 @@ class _Runs:
         return self.folder / f"{stage}-{digest}"
 
 
-@functools.cache  # asked again and again while other processes are waited for
+@functools.cache  # called repeatedly while waiting for other processes
 def _steps_of(recipe: str, overrides: tuple[str, ...]) -> int:
-    """Optimizer steps that a recipe takes on its corpus."""
+    """Count the optimizer steps that a recipe takes on its corpus."""
     settings = load_recipe(recipe, (*overrides, "out=not yet known"))
     return count_steps(settings, open_corpus(settings.data, settings.seed), batch_rule(settings, 1))[1]
 
 
 def flat_scores(scores: Scores) -> dict[str, Any]:
-    """Metric, value, direction and coverage of every task, and of every format of a task that comes in several."""
+    """Return metric, value, direction and coverage of every task, and of each format if a task comes in several."""
     named = dict(scores["tasks"])
     for task in scores["tasks"]:
         formats = {form: part["tasks"][task] for form, part in scores["modalities"].items() if task in part["tasks"]}

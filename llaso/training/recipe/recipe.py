@@ -33,15 +33,15 @@ Attention = Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which networks are joined, or which LLaSO checkpoint goes on training."""
+    """The networks to join, or the LLaSO checkpoint to start from."""
 
     encoder: str | None = None  # Whisper folder or Hub id
     llm: str | None = None  # causal LM folder or Hub id
-    checkpoint: str | None = None  # LLaSO folder or Hub id; encoder and llm are then not read
-    revision: str | None = None  # of the checkpoint, where it lies on the Hub
+    checkpoint: str | None = None  # LLaSO folder or Hub id; encoder and llm are not read then
+    revision: str | None = None  # of the checkpoint, if it is read from the Hub
     audio_padding: Literal["full", "trim"] | None = None  # unset: the checkpoint's own; of a new model, full
-    projector_stride: Annotated[int, AT_LEAST_1] | None = None  # encoder vectors, of 20 ms, in a token; unset likewise
-    projector_pooling: Literal["average", "concatenate"] | None = None  # how they become one; unset likewise
+    projector_stride: Annotated[int, AT_LEAST_1] | None = None  # encoder vectors (20 ms) per token; unset: as above
+    projector_pooling: Literal["average", "concatenate"] | None = None  # unset: as above
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class LoraChoice:
 
 @dataclass(frozen=True)
 class DataChoice:
-    """Which rows are learned from."""
+    """The rows to train on."""
 
     path: str  # corpus folder or Hub id
     config: str = "default"  # default (all formats), text_audio, audio_text or audio
@@ -68,17 +68,17 @@ class DataChoice:
     without_modalities: tuple[Modality, ...] = ()  # no row of these formats
     streaming: bool = False  # read while training, never the whole corpus at once; needs optimizer.max_steps
     text_path: str | None = None  # a corpus of rows without audio, mixed in
-    text_share: Annotated[float, BELOW_1] = 0.1  # of the rows, where text_path is named
+    text_share: Annotated[float, BELOW_1] = 0.1  # of the rows, if text_path is named
     max_length: Annotated[int, AT_LEAST_1] = 2048  # tokens of text; a longer row is cut, its audio never is
     bad_rows: Literal["stop", "skip"] = "stop"  # an unreadable row ends the run, or is left out and counted
-    rows: Annotated[int, AT_LEAST_0] = 0  # what the corpus holds, for --dry-run where it is not at hand
+    rows: Annotated[int, AT_LEAST_0] = 0  # what the corpus holds, for --dry-run if it is not on this disk
     seconds_per_row: Annotated[float, AT_LEAST_0] = 0.0  # likewise, the mean of its audio
     text_tokens_per_row: Annotated[int, AT_LEAST_0] = 0  # likewise, the mean of what is not audio
 
 
 @dataclass(frozen=True)
 class BatchChoice:
-    """How rows come together."""
+    """How rows are put into batches."""
 
     per_device: Annotated[int, AT_LEAST_1] = 1  # rows of a micro-batch, at most
     accumulation: Annotated[int, AT_LEAST_1] = 1  # micro-batches of one step, on each device
@@ -89,7 +89,7 @@ class BatchChoice:
 
 @dataclass(frozen=True)
 class PartOptimizerChoice:
-    """What one part has of its own; unset: as the whole model."""
+    """Optimizer settings of one part; unset: those of the whole model."""
 
     learning_rate: Annotated[float, ABOVE_0] | None = None
     weight_decay: Annotated[float, AT_LEAST_0] | None = None
@@ -97,7 +97,7 @@ class PartOptimizerChoice:
 
 @dataclass(frozen=True)
 class OptimizerChoice:
-    """How far, and how fast."""
+    """Length of the training, learning rate and loss."""
 
     learning_rate: Annotated[float, ABOVE_0]
     epochs: Annotated[float, ABOVE_0] = 1.0
@@ -112,16 +112,16 @@ class OptimizerChoice:
     beta2: Annotated[float, BELOW_1] = 0.999
     clip: Annotated[float, AT_LEAST_0] = 1.0  # of the gradient's norm; 0 clips nothing
     normalization: Literal["token", "paper"] = "token"
-    distill_weight: Annotated[float, FRACTION] = 0.0  # of the text LLM's answers; the label has the rest
+    distill_weight: Annotated[float, FRACTION] = 0.0  # share of the text LLM's answers in the loss
     distill_temperature: Annotated[float, ABOVE_0] = 1.0
 
 
 @dataclass(frozen=True)
 class ComputeChoice:
-    """What the arithmetic runs on."""
+    """Precision, memory and data loading."""
 
     precision: Literal["bf16", "fp32"] = "bf16"
-    frozen_weights: Literal["bf16", "fp32"] = "fp32"  # how what does not learn is held; what learns is always fp32
+    frozen_weights: Literal["bf16", "fp32"] = "fp32"  # type of frozen weights; trainable ones are always fp32
     gradient_checkpointing: bool = False
     answer_only_logits: bool = True  # the LLM's head runs on answer tokens alone
     attention: Attention | None = None  # transformers' choice by default
@@ -133,10 +133,10 @@ class ComputeChoice:
 
 @dataclass(frozen=True)
 class WatchChoice:
-    """What is seen of the run, and what stops it."""
+    """What a run logs, saves and evaluates, and what stops it."""
 
     log_every: Annotated[int, AT_LEAST_1] = 10  # steps
-    show_seconds: bool = False  # say with every line where the time went; `history.jsonl` always does
+    show_seconds: bool = False  # add the seconds by purpose to progress lines; `history.jsonl` always has them
     save_every: Annotated[int, AT_LEAST_1] = 500  # steps
     save_whole: bool = False  # write frozen weights into every checkpoint, too; sharded runs always do
     keep: Annotated[int, AT_LEAST_1] = 2  # checkpoints
@@ -145,7 +145,7 @@ class WatchChoice:
     final_rows: Annotated[int, AT_LEAST_0] = 512  # and after the last step
     gate_wer: Annotated[float, AT_LEAST_0] | None = None  # the word error rate to come under
     max_loss_jump: Annotated[float, ABOVE_1] = 10.0  # times the recent median loss; above it the run stops
-    reporters: tuple[str, ...] = ("auto",)  # of transformers' Trainer; auto: trackio where installed
+    reporters: tuple[str, ...] = ("auto",)  # of transformers' Trainer; auto: trackio if installed
 
 
 @dataclass(frozen=True)
@@ -190,13 +190,13 @@ class Recipe:
 
     @property
     def encoder_cache_folder(self) -> Path | None:
-        """Where the frozen encoder's output is kept, or None."""
+        """The folder of the frozen encoder's output, or None if it is not kept."""
         if self.compute.encoder_cache_gb <= 0:
             return None
         return Path(self.compute.encoder_cache or Path(self.out).parent / "encoder-cache")
 
     def to_dict(self) -> dict[str, Any]:
-        """Every setting as plain values, ready for YAML or JSON."""
+        """Return every setting as plain values, ready for YAML or JSON."""
         return to_plain(dataclasses.asdict(self))
 
 

@@ -1,7 +1,8 @@
 """Reads frozen dataclasses from YAML files, mappings and `key=value` overrides, and checks every value.
 
-A file may name a `base` that its own keys are laid over. A key that does not exist, or that comes twice, is refused
-with the nearest one that does. A number's range stands beside it: `rows: Annotated[int, AT_LEAST_1] = 4`.
+A file may name a `base`, whose keys its own ones override. A key that does not exist is refused with the nearest one
+that does; a key that comes twice is refused, too. A number's range stands beside it: `rows: Annotated[int, AT_LEAST_1]
+= 4`.
 """
 
 from __future__ import annotations
@@ -51,12 +52,12 @@ def read_settings(kind: type[Settings], tree: Mapping[str, Any], overrides: Any 
 
 
 def read_yaml(path: Path, find: Callable[[str], Path], seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read a file's keys, laid over those of its `base`.
+    """Read a file's keys, which override those of its `base`.
 
     Args:
         path: a YAML file.
         find: finds a base that does not lie beside the file.
-        seen: files that led here through their `base`.
+        seen: files that name this one as their `base`, directly or not.
 
     Raises:
         ValueError: the file is not YAML, not a mapping, has a key twice, or its `base` leads back to itself.

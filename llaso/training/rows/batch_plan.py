@@ -1,8 +1,8 @@
 """Plans which rows form which micro-batch, for the whole run, before any audio is read.
 
-Input are the rows' expanded lengths (or a stream of rows with their lengths) and a seed. The order of micro-batches
+The input is the rows' expanded lengths (or a stream of rows with their lengths) and a seed. The order of micro-batches
 depends on the seed alone, not on workers, restarts or the number of processes: a killed run resumes by skipping
-micro-batches unread, and two processes train on what one would have.
+micro-batches without reading them, and two processes train on the same rows as one.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class BatchRule:
         return batches
 
     def epoch(self, windows: Iterable[list[tuple[Item, int]]], seed: int, epoch: int) -> Iterator[Batch[Item]]:
-        """One epoch's micro-batches of `(row, length)`, window by window."""
+        """Yield one epoch's micro-batches of `(row, length)`, window by window."""
         for number, window in enumerate(windows):
             for batch in self.cut([length for _, length in window], seeded(seed, epoch, number)):
                 yield [window[position] for position in batch]
@@ -83,7 +83,7 @@ class Plan(Sampler[list[Item]], Generic[Item]):
     """The micro-batches of this process, from `start_step` to the end of the run.
 
     Every optimizer step holds exactly `accumulation` micro-batches for each of `world` processes. Within a step the
-    micro-batches are ordered by length, so that processes work side by side on equals.
+    micro-batches are ordered by length, so that processes work at the same time on batches of similar size.
 
     Args:
         windows: called with an epoch; yields windows of `(row, length)` in that epoch's order.
@@ -110,7 +110,7 @@ class Plan(Sampler[list[Item]], Generic[Item]):
         self.rank, self.world, self.start_step = rank, world, start_step
 
     def __len__(self) -> int:
-        """Micro-batches of this process, `start_step`'s included."""
+        """Return the number of this process's micro-batches, those before `start_step` included."""
         return self.steps * self.rule.parallel // self.world
 
     def __iter__(self) -> Iterator[list[Item]]:
@@ -118,7 +118,7 @@ class Plan(Sampler[list[Item]], Generic[Item]):
             yield from ([row for row, _ in batch] for batch in step[self.rank :: self.world])
 
     def global_steps(self) -> Iterator[list[Batch[Item]]]:
-        """Every step's micro-batches for all processes together, epoch after epoch, without end.
+        """Yield every step's micro-batches for all processes together, epoch after epoch, without end.
 
         Raises:
             ValueError: an epoch has too few rows for a single step.
@@ -138,7 +138,7 @@ class Plan(Sampler[list[Item]], Generic[Item]):
 def epoch_steps(
     windows: Iterable[list[tuple[Item, int]]], rule: BatchRule, seed: int, epoch: int
 ) -> Iterator[list[Batch[Item]]]:
-    """One epoch's steps, each of `rule.parallel` micro-batches ordered by their size."""
+    """Yield one epoch's steps, each of `rule.parallel` micro-batches ordered by their size."""
     step: list[Batch[Item]] = []
     for batch in rule.epoch(windows, seed, epoch):
         step.append(batch)

@@ -1,4 +1,4 @@
-"""Rows in, one padded batch out.
+"""Turns rows into one padded batch.
 
 The processor writes the prompt, cuts and transforms the audio and counts its tokens; labels come from its chat
 template's assistant mask, so this module knows no prompt text and no audio formula. Rows without audio, with one clip
@@ -33,13 +33,13 @@ class Example:
     """One row, ready to be padded.
 
     Attributes:
-        id: the row's.
-        task: the row's.
+        id: of the row.
+        task: of the row.
         input_ids: `(tokens,)`, audio expanded.
         labels: `(tokens,)`, `IGNORED` outside the answers.
-        windows: the audio, window after window: log-mel `(mels, frames)`, or, where `encoded`, the encoder's output
+        windows: the audio, window after window: log-mel `(mels, frames)`, or, if `encoded`, the encoder's output
             `(positions, width)`.
-        encoded: which of the two.
+        encoded: whether `windows` hold the encoder's output.
     """
 
     id: str
@@ -51,19 +51,19 @@ class Example:
 
 
 class RowEncoder:
-    """One row at a time through the processor.
+    """Encodes one row at a time by the processor.
 
     Args:
-        processor: writes, cuts, transforms and counts.
+        processor: writes prompts, cuts and transforms audio, and counts tokens.
         max_length: tokens of text, counting each clip as one; what goes beyond is cut off the end.
-        cache: the frozen encoder's output, taken where every clip of a row is there.
+        cache: the frozen encoder's output, used for a row if it has every clip of it.
     """
 
     def __init__(self, processor: LlasoProcessor, max_length: int, cache: EncoderCache | None = None) -> None:
         self.processor, self.max_length, self.cache = processor, max_length, cache
 
     def __call__(self, row: Row) -> Example:
-        """Tokens, labels and audio of a row.
+        """Return tokens, labels and audio of a row.
 
         Raises:
             ValueError: the row cannot be learned from; the message names it.
@@ -111,7 +111,7 @@ class RowEncoder:
         )
 
     def tokenize(self, messages: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """A conversation's tokens, each clip as one placeholder, and which of them the assistant wrote.
+        """Return a conversation's tokens, each clip as one placeholder, and a mask of those that the assistant wrote.
 
         What `processor.apply_chat_template(…, return_assistant_tokens_mask=True)` gives, before audio is expanded: so
         a row whose encoder output is kept needs no audio at all.
@@ -136,7 +136,7 @@ class RowEncoder:
         return torch.tensor(tokens["input_ids"]), written
 
     def _encoded(self, clips: Sequence[Clip]) -> list[tuple[int, list[torch.Tensor]]]:
-        """Of every clip, its tokens and its windows of kept encoder output."""
+        """Return of every clip its number of tokens and its windows of kept encoder output."""
         assert self.cache is not None
         kept = [self.cache.get(clip_key(clip_bytes(clip))) for clip in clips]
         return [(audio_tokens_of(windows, self.processor.projector_stride), windows) for windows in kept]
@@ -144,16 +144,16 @@ class RowEncoder:
 
 @dataclass
 class Collator:
-    """Rows to a batch.
+    """Turns rows into a batch.
 
     The batch holds `input_ids`, `attention_mask`, `shift_labels` (the label of each token's successor), the rows'
     `ids` and `tasks`, and the audio of all rows, window after window. Rows whose encoder output is kept come first:
     theirs is in `mm_encoder_outputs`, that of the other rows in `input_features` with `input_features_mask`.
 
     Attributes:
-        encode: rows to examples.
+        encode: turns a row into an example.
         skip_bad_rows: leave a row that cannot be learned from out, with a warning, instead of raising.
-        also: adds to a batch what else its rows are needed for, e.g. a teacher's inputs.
+        also: returns more inputs for the batch's rows, e.g. a teacher's.
     """
 
     encode: RowEncoder
@@ -177,7 +177,7 @@ class Collator:
 
 
 def pad(examples: Sequence[Example], pad_token_id: int) -> dict[str, Any]:
-    """Examples to one batch, padded on the right; none at all give one row of padding that teaches nothing."""
+    """Pad examples on the right into one batch; no examples give one row of padding that teaches nothing."""
     if not examples:
         nothing = torch.full((2,), IGNORED)
         examples = [Example("", "", torch.full((2,), pad_token_id), nothing, windows=[])]

@@ -1,7 +1,7 @@
 """Opens, checks and filters the corpora that a recipe names, numbered or streamed.
 
-Input is the recipe's data section; output are rows of the one schema (`llaso_common/schema.py`), their audio still
-bytes, with the expanded length of each, so that batches are planned before anything is decoded.
+The input is the recipe's data section. The output is rows of the schema (`llaso_common/schema.py`), their audio still
+encoded, with the expanded length of each, so that batches are planned before any audio is decoded.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class NumberedCorpus:
         return self.table[number]
 
     def windows(self, rule: BatchRule, seed: int) -> Windows:
-        """Every epoch's rows, shuffled, a window at a time."""
+        """Return a function that yields an epoch's rows, shuffled, a window at a time."""
         return shuffled_windows(self.lengths, rule, seed, self.audio_rows, self.text_drawn)
 
 
@@ -66,11 +66,11 @@ class StreamedCorpus:
     rows: int = 0  # not known
 
     def __getitem__(self, row: Row) -> Row:
-        """The row itself: a stream has no numbers, so its batches carry the rows."""
+        """Return the row itself: a stream has no numbers, so its batches carry the rows."""
         return row
 
     def windows(self, rule: BatchRule, seed: int) -> Windows:
-        """The stream, a window at a time; each epoch shuffles its files and its buffer anew."""
+        """Return a function that yields the stream a window at a time; each epoch shuffles files and buffer again."""
 
         def stream(epoch: int) -> datasets.IterableDataset:
             shuffled = self.stream.shuffle(seed=seed, buffer_size=self.buffer)
@@ -89,8 +89,8 @@ def open_corpus(choice: DataChoice, seed: int, processor: LlasoProcessor | None 
     Args:
         choice: the recipe's data section.
         seed: of the run.
-        processor: of the model that is to read them: tells their lengths. Without one, `length` is believed, and
-            estimated if it is missing.
+        processor: of the model that is to read them; counts their lengths. Without one, the column `length` is
+            trusted, and estimated if it is missing.
         workers: processes that count lengths if the corpus does not have them.
 
     Raises:
@@ -140,7 +140,7 @@ def open_held_out(choice: DataChoice, task: str, rows: int) -> list[Row]:
 
 
 def decode_audio(row: Row, sampling_rate: int) -> list[np.ndarray]:
-    """A row's clips as mono float32 samples.
+    """Decode a row's clips to mono float32 samples.
 
     Raises:
         ValueError: a clip cannot be read or is silent; the message says which.
@@ -152,7 +152,7 @@ def decode_audio(row: Row, sampling_rate: int) -> list[np.ndarray]:
 
 
 def log_mels(row: Row, processor: LlasoProcessor) -> list[tuple[int, list[torch.Tensor]]]:
-    """Of each of a row's clips: its audio tokens, and its windows of log-mel, `(mels, frames)` each."""
+    """Return of each of a row's clips its audio tokens and its windows of log-mel, `(mels, frames)` each."""
     clips = []
     for samples in decode_audio(row, processor.feature_extractor.sampling_rate):
         cuts = processor.audio_windows(len(samples))
@@ -162,7 +162,7 @@ def log_mels(row: Row, processor: LlasoProcessor) -> list[tuple[int, list[torch.
 
 
 def _load(path: str, choice: DataChoice, split: str, streaming: bool = False, config: str | None = None) -> Any:
-    """One split with the columns that training reads."""
+    """Open one split with the columns that training reads."""
     table = open_split(path, split, config or choice.config, revision=choice.revision, streaming=streaming)
     table = table.select_columns(checked_columns(table.features or {}, f"{path}, split {split}"))
     clip = table.features["audio"].feature
@@ -180,7 +180,7 @@ def _filter(choice: DataChoice) -> Callable[[str, str], bool] | None:
 
 
 def _admitted(table: datasets.Dataset, choice: DataChoice) -> datasets.Dataset:
-    """The rows of the recipe's tasks and formats."""
+    """Select the rows of the recipe's tasks and formats."""
     if not len(table):
         raise ValueError(f"{choice.path}, split {choice.split}: no rows")
     if not (choice.tasks or choice.without_tasks or choice.without_modalities):

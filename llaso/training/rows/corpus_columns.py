@@ -1,4 +1,4 @@
-"""What the columns of a corpus must hold before a row of it is read: the part of the schema that training needs."""
+"""Checks the columns of a corpus before a row of it is read: those of the schema that training needs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ NEEDED = ("id", "task", "modality", "messages", "audio", "target")
 
 
 def checked_columns(features: Mapping[str, Feature], where: str) -> list[str]:
-    """The columns that training reads, of those a corpus has; the others stay on disk.
+    """Check a corpus's columns, and return those that training reads; the others stay on disk.
 
     Args:
         features: the corpus's.
@@ -78,5 +78,5 @@ def checked_columns(features: Mapping[str, Feature], where: str) -> list[str]:
 
 
 def column_of(table: datasets.Dataset, name: str) -> pa.ChunkedArray:
-    """One column whole; row by row, as datasets gives it, millions of rows take minutes."""
+    """Read one column whole; row by row, as datasets gives it, millions of rows take minutes."""
     return table.select_columns([name]).with_format("arrow")[:][name]

@@ -1,9 +1,9 @@
-"""The frozen encoder's output, kept on disk: computed once, read in every later epoch, stage and run.
+"""Keeps the frozen encoder's output on disk: computed once, read in every later epoch, stage and run.
 
-A clip is known by the digest of its bytes, a cache folder by the digest of the encoder's weights and of everything
-else that changes its output, so nothing stale is ever read. One file of float16 vectors grows to a stated size; an
-index beside it names what is whole, so that a killed run loses at most its last clips. Several runs may share a
-folder: one at a time adds to it, and what is there never changes under those that read.
+A clip is identified by the digest of its bytes, a cache folder by the digest of the encoder's weights and of
+everything else that changes its output, so no stale output is read. One file of float16 vectors grows to a stated
+size; an index beside it lists the complete clips, so that a killed run loses at most its last clips. Several runs may
+share a folder: one at a time adds to it, and written entries never change.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ WINDOWS_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one clip lies: its first vector in the file, and the vectors of each of its windows."""
+    """The place of one clip: its first vector in the file, and the number of vectors of each of its windows."""
 
     start: int
     windows: tuple[int, ...]
 
 
 class EncoderCache:
-    """Encoder output by clip, on disk. One process writes; others only read.
+    """Holds encoder output by clip, on disk. One process writes; others only read.
 
     Args:
-        folder: made where absent; the fingerprint becomes a sub-folder of it.
+        folder: created if absent; the fingerprint becomes a sub-folder of it.
         fingerprint: of the encoder and its settings, from `fingerprint`.
         width: of an encoder vector.
         limit: bytes that the vectors may take.
@@ -77,7 +77,7 @@ class EncoderCache:
         return self.used * self.width * DTYPE.itemsize
 
     def add(self, key: str, windows: Iterable[torch.Tensor]) -> bool:
-        """Keep one clip's windows, each `(positions, width)`; False where the limit or the disk is full."""
+        """Keep one clip's windows, each `(positions, width)`; return False if the limit or the disk is full."""
         arrays = [window.detach().to(torch.float16).cpu().numpy() for window in windows]
         if self.bytes_used + sum(array.nbytes for array in arrays) > self.limit:
             return False
@@ -103,7 +103,7 @@ class EncoderCache:
         return True
 
     def get(self, key: str) -> list[torch.Tensor]:
-        """One clip's windows, each `(positions, width)` float32."""
+        """Return one clip's windows, each `(positions, width)` float32."""
         if self._mapped is None:
             self._mapped = np.memmap(self.vectors_file, DTYPE, "r", shape=(self.used, self.width))
         entry = self.entries[key]
@@ -114,7 +114,7 @@ class EncoderCache:
         return windows
 
     def read_index(self) -> None:
-        """Take up what is whole on disk, and change nothing there, since another run may be writing its last line."""
+        """Read the complete entries on disk, without changing them: another run may be writing its last line."""
         self.entries, self.used, self.index_bytes, self._mapped = {}, 0, 0, None
         if not self.index_file.exists():
             return
@@ -133,12 +133,12 @@ class EncoderCache:
 
 
 def clip_key(content: bytes) -> str:
-    """How a clip is known: the digest of its bytes."""
+    """Digest a clip's bytes, which identifies the clip."""
     return hashlib.sha256(content).hexdigest()
 
 
 def fingerprint(model: LlasoForConditionalGeneration, processor: LlasoProcessor, precision: str) -> str:
-    """Digest of all that a clip's encoder output depends on: weights, padding, log-mel settings, precision."""
+    """Digest all that a clip's encoder output depends on: weights, padding, log-mel settings, precision."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.model.audio_tower.state_dict().items()):
         digest.update(name.encode())
@@ -165,17 +165,17 @@ def fill(
 ) -> None:
     """Encode the clips that are not kept yet, until no more fit. A row that cannot be read is left for training.
 
-    Where another run fills the same cache, this one waits for it and then adds what is missing.
+    If another run fills the same cache, this one waits for it and then adds what is missing.
 
     Args:
-        cache: grows.
-        model: whose encoder runs.
-        processor: cuts and transforms.
-        rows: best in the order of their length, so that windows encoded together are alike.
-        precision: the context that training runs under.
-        device: where the encoder runs; it goes back to where it was.
+        cache: takes the output.
+        model: its encoder runs.
+        processor: cuts and transforms the audio.
+        rows: best in the order of their length, so that windows encoded together are of similar length.
+        precision: returns the autocast context of the training.
+        device: the encoder is moved there, and back afterwards.
         progress: called with the rows done so far.
-        report: takes a line where another run is waited for.
+        report: takes a line if another run is waited for.
     """
     tower = model.model.audio_tower
     home = tower.conv1.weight.device
@@ -229,7 +229,7 @@ def _fill(
 def encode_windows(
     model: LlasoForConditionalGeneration, features: torch.Tensor, mask: torch.Tensor
 ) -> list[torch.Tensor]:
-    """The encoder's output for log-mel windows, padding left out: one `(positions, width)` tensor a window."""
+    """Encode log-mel windows; return one `(positions, width)` tensor for each, padding left out."""
     output = model.model.encode(features, mask)
     if output.vector_mask is None:
         return list(output.last_hidden_state)
@@ -237,13 +237,13 @@ def encode_windows(
 
 
 def kept_audio(windows: Sequence[torch.Tensor]) -> LlasoAudioOutput:
-    """Windows of kept encoder output, `(positions, width)` each, as the model takes them in `mm_encoder_outputs`."""
+    """Batch windows of kept encoder output, `(positions, width)` each, as `mm_encoder_outputs` takes them."""
     vectors, mask = stack_windows([window.T for window in windows])
     return LlasoAudioOutput(last_hidden_state=vectors.transpose(1, 2), vector_mask=mask.bool())
 
 
 def audio_tokens_of(windows: Sequence[torch.Tensor], stride: int) -> int:
-    """Audio tokens of a clip whose windows are kept; a vector is two frames.
+    """Count the audio tokens of a clip whose windows are kept; a vector is two frames.
 
     Args:
         windows: the encoder's output, `(positions, width)` each.

@@ -1,8 +1,8 @@
-"""Counts the tokens of every row after audio expansion, before anything is decoded.
+"""Counts the tokens of every row after audio expansion, before any audio is decoded.
 
-The rule is the processor's own `expanded_length`, so planned lengths are those of the batches. A corpus's `length`
-column is used if it agrees with that rule; otherwise rows are counted anew from their text and durations, once,
-and datasets' cache keeps the answer.
+Rows are counted by the processor's own `expanded_length`, so planned lengths are those of the batches. A corpus's
+`length` column is used if it agrees; otherwise rows are counted again from their text and durations, once, and
+datasets' cache keeps the result.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from .corpus_columns import column_of
 logger = logging.getLogger(__name__)
 
 COMPARED = 64
-"""Rows whose `length` is counted again before the others are believed."""
+"""Rows whose `length` is counted again before the column is trusted."""
 WORTH_TELLING = 100_000
-"""More rows than this take so long to count that a warning says why."""
+"""Number of rows above which counting takes so long that a warning says why."""
 CHARACTERS_PER_TOKEN = 4
 """Of a usual tokenizer: estimates a text's length if there is no processor to count with."""
 
 
 def lengths_of(table: datasets.Dataset, processor: LlasoProcessor | None, where: str, workers: int = 0) -> np.ndarray:
-    """Expanded length of every row, `(rows,)`.
+    """Return the expanded length of every row, `(rows,)`.
 
     Args:
         table: rows of the schema; `length` may be absent, 0, or of another processor.
-        processor: of the model that reads them; None believes the column and estimates what it lacks.
+        processor: of the model that reads them; None trusts the column and estimates missing values.
         where: the corpus's name, for messages.
-        workers: processes that count, where rows must be counted.
+        workers: processes that count, if rows must be counted.
     """
     column = np.zeros(len(table), dtype=np.int64)
     if "length" in table.column_names:
@@ -65,18 +65,18 @@ def lengths_of(table: datasets.Dataset, processor: LlasoProcessor | None, where:
             len(missing),
         )
     column[missing] = _counted(table.select(missing), processor, workers)
-    alone = [number for number in missing if not column[number]]  # several clips, or no duration: their headers say
+    alone = [number for number in missing if not column[number]]  # their headers have to be read
     for number in alone:
         column[number] = row_length(table[int(number)], processor)
     return column
 
 
 def length_rule(first_rows: Iterable[Row], processor: LlasoProcessor | None, where: str) -> Callable[[Row], int]:
-    """How long a streamed row is: its `length`, unless the corpus's first rows show that another processor counted.
+    """Return a streamed row's length rule: its `length`, unless the first rows were counted for another processor.
 
     Args:
         first_rows: the first few of the stream.
-        processor: of the model that reads them; None believes the column and estimates what it lacks.
+        processor: of the model that reads them; None trusts the column and estimates missing values.
         where: the corpus's name, for messages.
     """
     if processor is not None and (foreign := _foreign((r for r in first_rows if r.get("length")), processor)):
@@ -119,7 +119,7 @@ def _known_seconds(row: Row) -> float:
 
 
 def _counted(table: datasets.Dataset, processor: LlasoProcessor | None, workers: int) -> np.ndarray:
-    """Lengths from text and durations alone; 0 for rows that need their clips to be looked at."""
+    """Count lengths from text and durations alone; 0 for rows whose clips have to be read."""
     cheap = table.select_columns([name for name in ("id", "messages", "duration") if name in table.column_names])
 
     def count(row: Row) -> dict[str, int]:
@@ -135,7 +135,7 @@ def _counted(table: datasets.Dataset, processor: LlasoProcessor | None, workers:
     files = table.cache_files
     folder = Path(files[0]["filename"]).parent if files else Path(datasets.config.HF_DATASETS_CACHE)
     fingerprint = hashlib.sha256(f"{cheap._fingerprint} {_rule(processor)}".encode()).hexdigest()[:16]
-    with one_at_a_time(folder, logger.info):  # one process of a machine counts, the others read what it found
+    with one_at_a_time(folder, logger.info):  # one process of a machine counts, the others read its result
         counted = cheap.map(
             count,
             remove_columns=cheap.column_names,
@@ -146,7 +146,7 @@ def _counted(table: datasets.Dataset, processor: LlasoProcessor | None, workers:
 
 
 def _rule(processor: LlasoProcessor | None) -> str:
-    """All that a row's length depends on besides the row."""
+    """Return as text all that a row's length depends on besides the row."""
     if processor is None:
         return "estimate"
     settings = [processor.audio_padding, processor.projector_stride, processor.max_audio_len, processor.chat_template]
@@ -154,7 +154,7 @@ def _rule(processor: LlasoProcessor | None) -> str:
 
 
 def _foreign(rows: Iterable[Row], processor: LlasoProcessor) -> tuple[Row, int] | None:
-    """The first of the rows whose `length` is not this processor's, and what it should be; None where all agree."""
+    """Return the first row whose `length` is not this processor's, and the right length; None if all agree."""
     for row in rows:
         counted = row_length(row, processor)
         # Durations are kept to a tenth of a millisecond, which may move a clip's end by one token.

@@ -1,4 +1,4 @@
-"""Opens what a run reads, as its recipe says: corpus, steps, encoder cache and collator."""
+"""Opens the data of a run, as its recipe says: corpus, steps, encoder cache and collator."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ENCODER_REPORT_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """What a run reads.
+    """The data of a run.
 
     Attributes:
         corpus: rows to train on, numbered or streamed.
@@ -70,7 +70,7 @@ def set_up_rows(
 
 
 def batch_rule(recipe: Recipe, world: int) -> BatchRule:
-    """How this recipe's rows become micro-batches on `world` processes."""
+    """Return the rule by which this recipe's rows become micro-batches on `world` processes."""
     batch = recipe.batch
     return BatchRule(
         batch.per_device, batch.max_tokens, batch.group_by_length, batch.window, batch.accumulation * world
@@ -78,7 +78,7 @@ def batch_rule(recipe: Recipe, world: int) -> BatchRule:
 
 
 def count_steps(recipe: Recipe, corpus: Corpus, rule: BatchRule) -> tuple[int, int]:
-    """Optimizer steps of one epoch and of the run; a stream's epoch is unknown, so its run counts as one."""
+    """Count the optimizer steps of one epoch and of the run; a stream's run counts as one epoch."""
     if recipe.data.streaming:
         return recipe.optimizer.max_steps, recipe.optimizer.max_steps
     epoch_steps = steps_per_epoch(corpus.windows(rule, recipe.seed), rule, recipe.seed)
@@ -86,7 +86,7 @@ def count_steps(recipe: Recipe, corpus: Corpus, rule: BatchRule) -> tuple[int, i
 
 
 def open_cache(recipe: Recipe, model: LlasoForConditionalGeneration, processor: LlasoProcessor) -> EncoderCache | None:
-    """The kept output of this recipe's frozen encoder, or None where the recipe keeps none."""
+    """Return the cache of this recipe's frozen encoder, or None if the recipe keeps none."""
     if recipe.encoder_cache_folder is None:
         return None
     return EncoderCache(

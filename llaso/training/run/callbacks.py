@@ -26,7 +26,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 WAITING_SHARE = 0.2
-"""Of the time, that a GPU may wait for batches before a line says so."""
+"""Share of the time that a GPU may wait for batches before a line says so."""
 
 
 def time_shares(records: Sequence[Record]) -> dict[str, float]:
@@ -39,10 +39,10 @@ def time_shares(records: Sequence[Record]) -> dict[str, float]:
 
 
 class Progress(TrainerCallback):
-    """Every few steps one line: loss, rate, tokens a second, padding share, time left.
+    """Reports a line every few steps: loss, rate, tokens a second, padding share, time left.
 
     Args:
-        trainer: whose history is read; its `logging_steps` say how often.
+        trainer: its history is read, and its `logging_steps` say how often to report.
         report: takes the line.
         steps_per_epoch: optimizer steps of one epoch of the corpus.
         show_seconds: add a line that says where the time of the last steps went.
@@ -91,9 +91,9 @@ class HeldOutEvaluation(TrainerCallback):
     A run that is asked to stop leaves an evaluation unfinished; the resumed run does it.
 
     Args:
-        trainer: whose model transcribes.
-        held_out: the rows.
-        watch: how often, and on how many of them.
+        trainer: its model transcribes.
+        held_out: the rows to transcribe.
+        watch: how often to evaluate, and on how many rows.
         report: takes a line for each evaluation.
     """
 
@@ -147,10 +147,10 @@ class HeldOutEvaluation(TrainerCallback):
 class StopOnSignal(TrainerCallback):
     """Ends the run after the current step, with a checkpoint, on SIGTERM, Ctrl-C or a lost terminal.
 
-    Used as a context: handlers are set inside it and put back after it. Outside the main thread, where no handler can
-    be set, it does nothing; a signal that this process was started to ignore (`nohup`) stays ignored. Several
+    Used as a context: handlers are set inside it and put back after it. Outside the main thread no handler can be
+    set, and it does nothing; a signal that this process was started to ignore (`nohup`) stays ignored. Several
     processes stop at the same step, even if only one got the signal. More signals change nothing, since a launcher
-    sends its own after the terminal's: what must end at once takes SIGQUIT (Ctrl-\\) or SIGKILL.
+    sends its own after the terminal's; SIGQUIT (Ctrl-\\) and SIGKILL end the run at once.
 
     Args:
         trainer: the run to stop.

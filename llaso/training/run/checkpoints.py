@@ -1,11 +1,12 @@
 """Marks checkpoints as complete, finds complete ones, and removes old and broken ones.
 
-A checkpoint counts once its marker is written, which happens last, and as long as its files have the sizes that the
-marker states; older ones go only after that. So a run killed at any moment finds its newest whole checkpoint, a full
-disk costs at most the checkpoint being written, and one that lost part of a file gives way to the one before.
+A checkpoint is complete when its marker, written last, is there and its files have the sizes that the marker states.
+Older ones are deleted only after that. So a run killed at any moment finds its newest complete checkpoint, a full disk
+costs at most the checkpoint being written, and one that lost part of a file is passed over for the one before.
 
-A checkpoint holds what learns (`trainable_weights.py`), the optimizer, the schedule and the random states. With
-`watch.save_whole`, and in sharded runs, it holds the whole model, which `from_pretrained` then loads like any other.
+A checkpoint holds the trainable weights (`trainable_weights.py`), the optimizer, the schedule and the random states.
+With `watch.save_whole`, and in sharded runs, it holds the whole model, which `from_pretrained` then loads like any
+other.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def whole_checkpoints(out: Path) -> list[tuple[int, Path]]:
-    """Step and folder of every whole checkpoint, oldest first."""
+    """Return step and folder of every complete checkpoint, oldest first."""
     return sorted((step, folder) for step, folder in _all_checkpoints(out) if not what_lacks(folder))
 
 
@@ -60,7 +61,7 @@ def remove_broken_checkpoints(out: Path) -> None:
 
 
 def mark_whole(folder: Path, step: int, keep: int) -> None:
-    """Declare a checkpoint whole once it is on the disk itself, then delete all but the newest `keep`.
+    """Mark a checkpoint as complete once the disk itself holds it, then delete all but the newest `keep`.
 
     A folder about to be deleted loses its marker first, so that a kill in between leaves no false checkpoint.
     """

@@ -1,6 +1,6 @@
-"""The text LLM as a teacher: it reads the transcript where the student hears the speech, and both answer.
+"""Distillation from the text LLM: the teacher reads the transcript, the student hears the speech, and both answer.
 
-Only rows whose transcript is known can be taught so: those of `TRANSCRIBED` tasks, whose target is the transcript.
+Only rows whose transcript is known can be taught in this way: those of `TRANSCRIBED` tasks, whose target it is.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class TeacherCollator:
         self.encode = encode
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        """Tokens of the transcribed rows.
+        """Return the tokens of the transcribed rows.
 
         Returns:
             `teacher_rows`, their places in the batch; `teacher_ids` and `teacher_mask`, `(rows, tokens)`; and
-            `teacher_answers`, true where a token predicts one of the answer.
+            `teacher_answers`, true for tokens that predict one of the answer.
         """
         places, sequences, answers = [], [], []
         for place, row in enumerate(rows):
@@ -65,10 +65,10 @@ class Teacher:
     """The text LLM as it was before training.
 
     Args:
-        model: the student. Where its LLM is frozen, the LLM itself teaches; where it learns, a copy does.
+        model: the student. If its LLM is frozen, the LLM itself teaches; if it learns, a copy does.
         temperature: flattens both distributions; the gradient keeps its size.
-        copies: make a copy even of a frozen LLM, which teaches outside the model's forward pass: where the weights
-            are sharded, they are not whole there.
+        copies: make a copy even of a frozen LLM, which teaches outside the model's forward pass: sharded weights
+            are not whole there.
     """
 
     def __init__(self, model: LlasoForConditionalGeneration, temperature: float, copies: bool = False) -> None:
@@ -88,7 +88,7 @@ class Teacher:
     def divergence(
         self, student: torch.Tensor, is_answer: torch.Tensor, teacher_inputs: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """KL divergence of the student from the teacher at every answer token of the taught rows.
+        """Compute the KL divergence of the student from the teacher at every answer token of the taught rows.
 
         Args:
             student: `(answer tokens, vocabulary)` logits of the whole batch, row after row.
@@ -126,7 +126,7 @@ class Teacher:
 
 
 def transcribed(row: Row) -> list[dict[str, Any]]:
-    """A row's messages with its transcript in place of the audio."""
+    """Return a row's messages with its transcript in place of the audio."""
     return [
         {
             "role": message["role"],

@@ -1,4 +1,4 @@
-"""Talks to the other processes of a run, and turns their failures into plain errors."""
+"""Exchanges values with the other processes of a run, and turns their failures into plain errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 GO_ON = "earlier checkpoints are kept. Run the same command again"
 PEER_MARKS = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL", "remote process exited")
-"""Words of the messages in which torch's backends say that a process of the group has gone."""
+"""Words in the messages of torch's backends by which a lost process is recognized."""
 PATIENCE = timedelta(days=7)
 
 
@@ -22,12 +22,12 @@ class PeerLost(OSError):
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Give what goes wrong in another process its own words, without the trace of how it got here.
+    """Turn failures of other processes into errors with a plain message, without the traceback that leads here.
 
     Raises:
-        ValueError: what a reading process raised.
-        OSError: a reading process is gone.
-        PeerLost: a process that trains along is gone.
+        ValueError: a data loader's worker raised it.
+        OSError: a data loader's worker has ended.
+        PeerLost: another training process has ended.
     """
     try:
         yield
@@ -50,7 +50,7 @@ def plain_errors() -> Iterator[None]:
 
 
 def gathered(thing: Any) -> list[Any]:
-    """What every process of the run has to say, in the order of their ranks; a collective."""
+    """Gather one object of every process, in the order of their ranks; a collective."""
     if not torch.distributed.is_initialized():
         return [thing]
     things: list[Any] = [None] * torch.distributed.get_world_size()
@@ -59,10 +59,10 @@ def gathered(thing: Any) -> list[Any]:
 
 
 def check_same_start(start_step: int, out: Path) -> None:
-    """Make sure that every process goes on from the same checkpoint.
+    """Check that every process resumes from the same checkpoint.
 
     Raises:
-        ValueError: some see others, so that the folder is not one that all machines share.
+        ValueError: they see different ones, so `out` is not a folder that all machines share.
     """
     steps = gathered(start_step)
     if len(set(steps)) > 1:
@@ -74,7 +74,7 @@ def check_same_start(start_step: int, out: Path) -> None:
 
 @contextmanager
 def long_barrier() -> Iterator[Callable[[], None]]:
-    """A barrier for work that takes hours on one process, longer than a training backend waits before it gives up.
+    """Provide a barrier for work that takes one process longer than a training backend waits before it gives up.
 
     Yields:
         A function that waits for all processes; it does nothing in a run of one process.
@@ -90,7 +90,7 @@ def long_barrier() -> Iterator[Callable[[], None]]:
 
 
 def is_peer_lost(error: BaseException) -> bool:
-    """Whether an error says that a process of the group has gone, rather than that something failed here."""
+    """Return whether an error means that another process of the group has gone, rather than a failure here."""
     if isinstance(error, torch.distributed.DistError):
         return True
     return isinstance(error, RuntimeError) and any(mark in str(error) for mark in PEER_MARKS)

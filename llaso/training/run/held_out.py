@@ -21,18 +21,18 @@ logger = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 16
 SPARE_TOKENS = 16
-"""A transcription may be this much longer than twice its reference; what babbles on is wrong already."""
+"""Tokens that a transcription may have beyond twice its reference; a longer one counts as wrong anyway."""
 
 normalize = BasicTextNormalizer()
 """Lower case, no punctuation, single spaces: Whisper's language-free rule."""
 
 
 def word_errors(prediction: str, reference: str) -> tuple[int, int]:
-    """Substituted, inserted and deleted words after normalization, and the reference's words.
+    """Count the substituted, inserted and deleted words after normalization, and the reference's words.
 
     Args:
-        prediction: what the model wrote.
-        reference: what was said.
+        prediction: the model's transcript.
+        reference: the corpus's transcript.
     """
     heard, said = normalize(prediction).split(), normalize(reference).split()
     row = list(range(len(said) + 1))
@@ -50,7 +50,7 @@ class HeldOut:
         rows: of the validation split.
         processor: writes the prompts.
         cache: the frozen encoder's output, if it is kept.
-        sharded: the weights are split over processes, which then generate in step, encoding anew.
+        sharded: the weights are split over processes, which then generate in step, without the cache.
         skip_bad_rows: leave out rows that cannot be read as well, instead of raising.
 
     Raises:
@@ -95,21 +95,21 @@ class HeldOut:
         world: int = 1,
         stop: Callable[[], bool] = lambda: False,
     ) -> dict[str, Any] | None:
-        """Transcribe the first `rows` rows, or this process's share of them; training goes on as if nothing had been.
+        """Transcribe the first `rows` rows, or this process's share of them, without an effect on the training.
 
         If weights are sharded, all processes generate equally many batches in step; a process without rows repeats one
         that does not count.
 
         Args:
             model: transcribes.
-            rows: of all.
-            rank: this process.
-            world: processes.
-            stop: asked before every batch, by all processes alike, whether to leave the rest.
+            rows: number of rows, over all processes.
+            rank: of this process.
+            world: number of processes.
+            stop: called before every batch by all processes; True ends the evaluation.
 
         Returns:
-            `errors`, `words`, `rows`, `seconds`, and `samples`, a few (reference, transcription) pairs; None where it
-            was stopped.
+            `errors`, `words`, `rows`, `seconds`, and `samples`, a few (reference, transcription) pairs; None if it was
+            stopped.
         """
         start = time.perf_counter()
         chosen = sorted(self.rows[:rows], key=lambda row: row.get("duration") or 0.0)
@@ -142,7 +142,7 @@ class HeldOut:
         }
 
     def _transcribe(self, model: LlasoForConditionalGeneration, rows: Sequence[Row]) -> list[str]:
-        """The model's greedy answers, its windows taken from the cache where all are there."""
+        """Generate the rows' greedy answers; encoder output comes from the cache if it holds all their clips."""
         prompts = [clean_messages(row)[:-1] for row in rows]
         keys = [clip_key(clip_bytes(clip)) for row in rows for clip in row["audio"]]
         processor = self.processor

@@ -1,9 +1,9 @@
-"""Writes `history.jsonl`, one record a line while the run goes on, and draws the curve of it.
+"""Writes `history.jsonl`, one record a line while the run goes on, and draws its curve.
 
 A record of kind `step` holds loss, learning rate, tokens, the seconds since the record before and the digest of the
 rows it saw; one of kind `held_out` the word error rate; one of kind `change` the settings that a resumed run changed.
-A resumed run cuts the file back to its checkpoint, so that the file of a killed run ends up equal to that of an
-undisturbed one, wall times aside.
+A resumed run cuts the file back to its checkpoint, so that its file ends up equal to that of an undisturbed run,
+except for wall times.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from llaso_common.atomic_write import write_atomically
 
 Record = dict[str, Any]
 FIRST = 20
-"""Steps whose loss is where a run begins."""
+"""Steps whose losses count as the start of a run."""
 
 
 class History:
     """The records of one run: all of them on disk, the latest steps in memory.
 
     Args:
-        path: of the file; it is read where it exists.
+        path: of the file; it is read if it exists.
         start_step: records after this step are dropped, since the run goes on from there.
         write: whether this process writes; in a run of several, only the first does.
         recent: steps kept in memory.
@@ -62,15 +62,15 @@ class History:
                 raise OSError(f"{self.path} could not be written: {error}. Earlier checkpoints are kept") from error
 
     def steps(self, last: int) -> list[Record]:
-        """The records of the last few steps, oldest first."""
+        """Return the records of the last few steps, oldest first."""
         return list(self.recent)[-last:]
 
     def median_loss(self, last: int) -> float:
-        """Of the last steps."""
+        """Return the median loss of the last steps."""
         return statistics.median(record["loss"] for record in self.steps(last))
 
     def task_losses(self, last: int) -> dict[str, float]:
-        """Mean loss of an answer token by task, over the last steps."""
+        """Return the mean loss of an answer token by task, over the last steps."""
         sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         for record in self.steps(last):
             for task, (total, tokens) in record["tasks"].items():
@@ -80,7 +80,7 @@ class History:
 
 
 def read_history(path: Path) -> list[Record]:
-    """The records of a file; a last line cut short by a kill is left out."""
+    """Read the records of a file; a last line cut short by a kill is left out."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]

@@ -26,9 +26,9 @@ class PartReport:
 
     Attributes:
         name: encoder, projector or llm.
-        parameters: in all, tied ones once.
-        trainable: of them, those that learn.
-        weight_bytes: what all of them take, in the types they are held in.
+        parameters: number of parameters, tied ones once.
+        trainable: number of those that learn.
+        weight_bytes: memory of all of them, in the types they are held in.
         graph: whether gradients pass through the part, so that its activations are kept.
         adapted: names of its layers that have a low-rank adapter.
     """
@@ -42,7 +42,7 @@ class PartReport:
 
 
 def modules_of(model: LlasoForConditionalGeneration, part: Part) -> list[nn.Module]:
-    """The modules that make up a part; the LLM's head belongs to the LLM."""
+    """Return the modules that make up a part; the LLM's head belongs to the LLM."""
     return {
         "encoder": [model.model.audio_tower],
         "projector": [model.model.multi_modal_projector],
@@ -126,7 +126,7 @@ def report_parts(model: LlasoForConditionalGeneration) -> list[PartReport]:
 
 
 def describe_parts(reports: Iterable[PartReport]) -> list[str]:
-    """One line a part, as `llaso train` prints them."""
+    """Return one line for each part, as `llaso train` prints them."""
     lines = []
     for part in reports:
         if part.adapted:
@@ -170,7 +170,7 @@ def add_lora(model: LlasoForConditionalGeneration, choice: LoraChoice) -> None:
 def merge_lora(model: LlasoForConditionalGeneration) -> None:
     """Add the adapters into the weights they stand beside and take them out, in place.
 
-    A merged weight is a learned one, and becomes as wide as its adapters were.
+    A merged weight is a learned one, and takes the type of its adapters, float32.
     """
     from peft.tuners.lora import LoraLayer
 

@@ -32,7 +32,7 @@ def set_up_parts(model: LlasoForConditionalGeneration, recipe: Recipe) -> list[n
 
 @torch.no_grad()
 def vector_norms(model: LlasoForConditionalGeneration, batch: dict[str, torch.Tensor]) -> tuple[float, float]:
-    """Measure how large the vectors are that the LLM reads.
+    """Measure the norms of the vectors that the LLM reads.
 
     Args:
         model: in `eval()`.
@@ -52,7 +52,7 @@ def vector_norms(model: LlasoForConditionalGeneration, batch: dict[str, torch.Te
 
 
 def open_model(recipe: Recipe) -> tuple[LlasoForConditionalGeneration, LlasoProcessor]:
-    """The model and processor that a recipe starts from, in float32.
+    """Open the model and processor that a recipe starts from, in float32.
 
     Raises:
         ValueError: the checkpoint is of another architecture, or its attention is not installed.

@@ -41,7 +41,7 @@ def parameter_groups(model: nn.Module, choice: OptimizerChoice, decayed: Collect
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, scheduler: Any, rates: Sequence[float]) -> None:
-    """Go on with other learning rates from where a loaded scheduler stands.
+    """Continue a loaded schedule with other learning rates, from its present position.
 
     Args:
         optimizer: each of its groups takes one rate.

@@ -1,7 +1,7 @@
-"""Decides whether a run may go on from an earlier one in its folder: the recipe and the order of rows must agree.
+"""Decides whether a run may resume an earlier one in its folder: the recipe and the order of rows must agree.
 
-`recipe.yaml` keeps the one, `plan.json` the other: micro-batches of a step, processes, how they split the weights, and
-a digest of the rows. The number of processes may change as long as a step stays the same.
+`recipe.yaml` holds the recipe. `plan.json` holds the micro-batches of a step, the processes, how they split the
+weights, and a digest of the rows. The number of processes may change as long as a step stays the same.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ CHANGEABLE = (
 )
 """Settings that a resumed run may change if it is told to by name."""
 MEASURES = ("batch.accumulation", "watch.final_rows")
-"""Those of them that change what two runs come to: the rows of a step, and of the last word error rate."""
+"""Those of them that change a run's result: the rows of a step, and of the last word error rate."""
 ROWS_AT_ONCE = 100_000
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What decides which rows meet in which step, beyond the recipe; and which processes can read the checkpoints.
+    """What decides, beyond the recipe, which rows share a step, and which processes can read the checkpoints.
 
     Attributes:
-        micro_batches: of a step, all processes together.
-        processes: that train along.
+        micro_batches: number in a step, all processes together.
+        processes: number of training processes.
         sharding: of the weights: `none`, `fsdp` or `deepspeed`.
-        rows: of the corpus; 0 where it is streamed.
+        rows: of the corpus; 0 if it is streamed.
         data: a digest of what is read.
     """
 
@@ -68,13 +68,13 @@ class StepPlan:
 
 
 def step_plan(recipe: Recipe, world: int) -> StepPlan:
-    """The plan of this launch, its data not yet looked at."""
+    """Return the plan of this launch, without the digest of its data."""
     used = [kind for kind in ("fsdp", "deepspeed") if os.environ.get(f"ACCELERATE_USE_{kind.upper()}") == "true"]
     return StepPlan(recipe.batch.accumulation * world, world, used[0] if used else "none")
 
 
 def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, by dotted name, that decide what a run comes to: two runs that share them need not both be made.
+    """Return the settings, by dotted name, that decide a run's result: runs that share them are made once.
 
     Args:
         settings: of a whole recipe, as `Recipe.to_dict` and `recipe.yaml` have them.
@@ -99,13 +99,13 @@ def changed_settings(out: Path, recipe: Recipe) -> dict[str, tuple[Any, Any]]:
 def refuse_another_run(
     out: Path, recipe: Recipe, plan: StepPlan, finished: bool, change: Collection[str] = ()
 ) -> None:
-    """Compare a recipe, and how its steps are made, with those that a folder holds a run of, if it does.
+    """Compare a recipe, and how its steps are made, with those of the run that a folder holds, if it holds one.
 
     Args:
         out: the folder.
-        recipe: of now.
-        plan: of now; its data need not be looked at yet.
-        finished: whether the run is; the number of processes does not matter then.
+        recipe: of this launch.
+        plan: of this launch; its digest of the data is not read.
+        finished: whether the run in the folder is; the number of processes does not matter then.
         change: settings among `CHANGEABLE` that an unfinished run may change.
 
     Raises:
@@ -174,7 +174,7 @@ def record_run(out: Path, recipe: Recipe, plan: StepPlan) -> None:
 
 
 def digest_of(corpus: Corpus, choice: DataChoice) -> str:
-    """Digest of a corpus's rows: ids and lengths in their order, or the names and sizes of the files of a stream.
+    """Digest a corpus's rows: ids and lengths in their order, or the names and sizes of the files of a stream.
 
     A stream from the Hub has neither at hand: its `data.revision` is what the recipe says.
     """

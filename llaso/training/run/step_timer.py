@@ -1,4 +1,4 @@
-"""Measures where the seconds of a training step go, without making the GPU wait."""
+"""Measures how the seconds of a training step are spent, without making the GPU wait."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def train(
     report: Report = logger.info,
     change: Collection[str] = (),
 ) -> TrainResult:
-    """Train as a recipe says, from wherever an earlier run of it stopped.
+    """Train as a recipe says, resuming an earlier run of it.
 
     Args:
         recipe: a YAML file, the name of one of the package's own, a mapping, or a `Recipe`.
@@ -102,7 +102,7 @@ def train(
             `optimizer.learning_rate`; the history records the change.
 
     Returns:
-        The result; read from disk where the run was finished before.
+        The result; read from disk if the run was finished before.
 
     Raises:
         ValueError: a mistake in the recipe or the data, or `out` holds a run of another recipe.

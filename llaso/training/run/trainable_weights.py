@@ -1,7 +1,7 @@
 """Saves and loads the parameters of a model that learn, with a digest of each part's frozen ones.
 
-A checkpoint of these is small: the frozen parts are read again from where the recipe says they are, and their digests
-show whether they are still what the run began with.
+A checkpoint of these is small: the frozen parts are read again from the folders that the recipe names, and their
+digests show whether they have changed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def frozen_digests(model: LlasoForConditionalGeneration) -> dict[str, str]:
 
 
 def frozen_sources(choice: ModelChoice) -> dict[str, str]:
-    """Say where each part of a recipe's model is read from."""
+    """Name the folder or repository from which each part of a recipe's model is read."""
     if choice.checkpoint is not None:
         return dict.fromkeys(PARTS, choice.checkpoint + (f" at {choice.revision}" if choice.revision else ""))
     return {"encoder": str(choice.encoder), "projector": "the recipe's seed", "llm": str(choice.llm)}

@@ -54,7 +54,7 @@ NAMED_ROWS = 8
 SUMS = ("loss_sum", "answer_tokens", "micro_losses", "tokens", "padded", "skipped", "micro_batches")
 """Of a step, over its micro-batches and all processes."""
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
-"""What a full disk shows as: Python's own error, torch.save's, safetensors'."""
+"""Errors that a full disk causes: Python's own, torch.save's, safetensors'."""
 
 
 class TrainingDiverged(RuntimeError):
@@ -128,7 +128,7 @@ class LlasoTrainer(Trainer):
     # ---- Data ----
 
     def get_train_dataloader(self) -> DataLoader:
-        """This process's micro-batches; the loader draws nothing from the random state that training depends on."""
+        """Return the loader of this process's micro-batches; it draws nothing from the training's random state."""
         args = self.args
         plan: Plan = Plan(
             self.rows.corpus.windows(self.rows.rule, args.seed),
@@ -244,7 +244,7 @@ class LlasoTrainer(Trainer):
             return outputs, None, torch.cat([checkpoint(losses_of, *chunk, use_reentrant=False) for chunk in chunks])
 
     def _nothing_to_encode(self, kept: bool) -> dict[str, Any]:
-        """Inputs that give no audio tokens, for a batch that has nothing to encode.
+        """Return inputs that give no audio tokens, for a batch that has nothing to encode.
 
         Sharded layers are gathered by all processes together, so the encoder runs in all of them, here on a window
         without a real frame. Otherwise a batch of text alone projects no vectors, so that the projector's gradients
@@ -271,7 +271,7 @@ class LlasoTrainer(Trainer):
         count = torch.stack([(batch["shift_labels"] != IGNORED).sum() for batch in batch_samples]).sum()
         return self.accelerator.reduce(count.to(device), reduction="sum").clamp(min=1)
 
-    # ---- What a step leaves behind ----
+    # ---- The record of a step ----
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Runs after gradient accumulation and before the optimizer step; divergence is checked here."""
@@ -356,7 +356,7 @@ class LlasoTrainer(Trainer):
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Not counted while training: `--dry-run` and the benchmarks do it exactly."""
+        """Return 0: FLOPs are not counted while training; `--dry-run` and the benchmarks count them exactly."""
         return 0
 
     # ---- Optimizer ----
@@ -478,7 +478,7 @@ class OptimizerTime(TrainerCallback):
 
 
 def _summary(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """What one process adds to the record of a step, from its micro-batches, as plain numbers."""
+    """Return one process's part of the record of a step, from its micro-batches, as plain numbers."""
     on_device = ("row_losses", "row_tokens", "loss", "tokens")
     sums = torch.stack([torch.stack([part[name].sum().double() for part in parts]).sum() for name in on_device])
     return dict(zip(("loss_sum", "answer_tokens", "micro_losses", "tokens"), sums.tolist(), strict=True)) | {
@@ -499,7 +499,7 @@ def _digest(text: str) -> str:
 
 
 def leave_signals_to_main(worker: int) -> None:
-    """A reading process goes on when a signal reaches all of them, since the main process saves first.
+    """Keep a data loader's worker running when a signal reaches all processes, since the main process saves first.
 
     The main process alone ends it, by SIGTERM.
     """
@@ -517,7 +517,7 @@ def leave_signals_to_main(worker: int) -> None:
 
 
 def export(trainer: LlasoTrainer, folder: Path) -> None:
-    """Write model and processor as an ordinary checkpoint: whole where they were sharded, adapters merged.
+    """Write model and processor as an ordinary checkpoint: whole if they were sharded, adapters merged.
 
     Raises:
         OSError: they cannot be written; the last checkpoint is still there.
