@@ -1,7 +1,7 @@
-"""The `llaso` command: one door to every room.
+"""The `llaso` command.
 
-Each room describes its own commands in a `commands.py` (`add_parser(subparsers)`, whose parsers set `run=`), and
-imports its heavy libraries only inside `run`, so that help starts at once. Mistakes of the user (`ValueError`,
+Each file of `commands/` adds its own parsers (`add_parser(subparsers)`, whose parsers set `run=`), and imports heavy
+libraries only inside `run`, so that help starts at once. Mistakes of the user (`ValueError`,
 missing files or packages) end in one clear line and exit code 2; anything else is a fault of this program, in one line
 and with exit code 3. `--debug` shows the traceback of both.
 """
@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from llaso_common import __version__
 
-ROOMS = (
+COMMANDS = (
     "llaso.commands.quickstart_commands",
     "llaso.commands.model_commands",
     "llaso.commands.train_commands",
@@ -44,8 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("-v", "--verbose", action="store_true", help="log what happens inside")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for room in ROOMS:
-        importlib.import_module(room).add_parser(commands)
+    for file in COMMANDS:
+        importlib.import_module(file).add_parser(commands)
     return parser
 
 

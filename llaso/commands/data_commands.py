@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def add_parser(commands) -> None:
-    """Add this room's commands to the `llaso` parser."""
+    """Add these commands to the `llaso` parser."""
     data = commands.add_parser("data", help="build, check and publish the corpora")
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
 

@@ -19,7 +19,7 @@ from .option_types import DTYPES, at_least_1, device, path, resamples, seed, sha
 
 
 def add_parser(commands) -> None:
-    """Add this room's commands to the `llaso` parser."""
+    """Add these commands to the `llaso` parser."""
     room = commands.add_parser("eval", help="measure, score, compare and show any model on LLaSO-Eval")
     steps = room.add_subparsers(dest="step", metavar="STEP", required=True)
     for add in COMMANDS:

@@ -13,7 +13,7 @@ from .option_types import DTYPES, at_least_1, device, path, seed, some_text, str
 
 
 def add_parser(commands) -> None:
-    """Add this room's commands to the `llaso` parser."""
+    """Add these commands to the `llaso` parser."""
     convert = commands.add_parser("convert", help="turn a checkpoint of the released code into ours, or back")
     direction = convert.add_mutually_exclusive_group(required=True)
     direction.add_argument(

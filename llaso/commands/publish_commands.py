@@ -8,7 +8,7 @@ from ..publishing.hub_upload import Destination, UploadResult
 
 
 def add_parser(commands) -> None:
-    """Add this room's commands to the `llaso` parser."""
+    """Add these commands to the `llaso` parser."""
     publish = commands.add_parser(
         "publish",
         help="a trained model to the Hub: weights, code, processor, card, results, recipes, data records",

@@ -1,10 +1,10 @@
 """One process of a training run, as `llaso train` is: `python rank_worker.py RECIPE.yaml`.
 
-Two environment variables change it. `SHARD=1`, for configurations that shard: the CPU is declared an accelerator, since
-accelerate allows FSDP on those only. `FREEZE=POINT:RANK:NUMBER,…`: the process of that rank stops itself (SIGSTOP) the
-NUMBERth time it comes to a point, so that a test can act on it there. Points are `step`, when a step is recorded but not
-yet taken; `save`, when a checkpoint's files are written but it is not marked complete; `hear`, during an evaluation;
-`train`, when the last step is done and the model not yet written.
+Two environment variables change it. `SHARD=1`, for configurations that shard: the CPU is declared an accelerator,
+since accelerate allows FSDP on those only. `FREEZE=POINT:RANK:NUMBER,…`: the process of that rank stops itself
+(SIGSTOP) the NUMBERth time it comes to a point, so that a test can act on it there. Points are `step`, when a step is
+recorded but not yet taken; `save`, when a checkpoint's files are written but it is not marked complete; `hear`, during
+an evaluation; `train`, when the last step is done and the model not yet written.
 """
 
 from __future__ import annotations
