@@ -15,8 +15,8 @@ def add_parser(commands) -> None:
     train = commands.add_parser(
         "train",
         help="train as a recipe says, resuming where an earlier run stopped",
-        description="Train as a recipe says. The same command resumes a stopped or killed run, and does nothing if it is "
-        "finished. Exit code 1: the gate's word error rate was not reached, or the loss diverged.",
+        description="Train as a recipe says. The same command resumes a stopped or killed run, and does nothing if it "
+        "is finished. Exit code 1: the gate's word error rate was not reached, or the loss diverged.",
     )
     train.add_argument("recipe", help="a YAML file, or one of the package's own: stage1_align, stage2_instruct, …")
     _add_overrides(train, "change settings, e.g. --set batch.per_device=4 seed=1")
