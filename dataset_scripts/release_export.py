@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,17 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from llaso_common.atomic_write import write_atomically
+from llaso_common.output_folder import refuse_existing, replaced_folder
 
 from . import corpus_folder
 from .release import FOLDERS, OURS, ROWS_AT_ONCE, conversations_of, inside
 
 
-def export_release(folder: Path, out: Path) -> int:
+def export_release(folder: Path, out: Path, overwrite: bool = False) -> int:
     """Write a corpus as released files: one for each source, task and format, or those it was imported from.
 
     Audio goes to `out`/audio/ as FLAC, unless the rows were imported: then their own voice paths are written. The
-    folder appears when it is whole.
+    folder appears when it is whole. `overwrite` replaces an earlier export.
 
     Returns:
         The number of rows.
@@ -30,20 +30,12 @@ def export_release(folder: Path, out: Path) -> int:
         ValueError: the folder holds no corpus, `out` is not empty, or a row names a file outside of `out`.
     """
     shards = corpus_folder.shard_files(folder)
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty: choose another folder")
-    part = out.absolute().with_name(f".{out.absolute().name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    refuse_existing(out, overwrite)
+    if out.exists() and {entry.name for entry in out.iterdir()} - {*FOLDERS, "audio"}:
+        raise ValueError(f"{out} holds more than released files, so --overwrite does not replace it")
     imported = "release" in pq.read_schema(shards[0]).names
-    try:
+    with replaced_folder(out) as part:
         rows = _write_files(part, _released_rows(shards) if imported else _own_rows(shards, part / "audio"))
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    if out.exists():
-        out.rmdir()
-    part.replace(out)
     return rows
 
 

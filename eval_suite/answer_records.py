@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llaso_common.atomic_write import write_atomically
+from llaso_common.output_folder import refuse_existing
 
 from .corpus import Question
 
@@ -40,9 +41,15 @@ class Records:
     Args:
         out: the predictions folder.
         machine: what this process answers on, kept beside its records.
+        overwrite: begin in a folder that holds something else.
+
+    Raises:
+        ValueError: the folder holds something, and no records.
     """
 
-    def __init__(self, out: Path, machine: dict[str, Any] | None = None):
+    def __init__(self, out: Path, machine: dict[str, Any] | None = None, overwrite: bool = False):
+        if not (out / RECORDS).is_dir():
+            refuse_existing(out, overwrite)
         self.machine = machine
         self.folder = out / RECORDS
         self.folder.mkdir(parents=True, exist_ok=True)

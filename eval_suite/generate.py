@@ -85,7 +85,8 @@ def generate(
         trust_remote_code: run model code that travels with the checkpoint.
         attn_implementation: the model's own choice by default.
         retry_errors: ask rows again that failed in an earlier run.
-        overwrite: replace finished predictions of another model, or of this one with other settings.
+        overwrite: replace finished predictions of another model, settings or data; write to a folder that holds
+            something else.
         progress: show a bar with the time left.
 
     Returns:
@@ -120,10 +121,8 @@ def generate(
     else:
         backend = model
     run = GenerationRun(
-        backend, EvalCorpus(data, config, split, limit), Path(out), batch_size, progress, samples, wordings
+        backend, EvalCorpus(data, config, split, limit), Path(out), batch_size, progress, samples, wordings, overwrite
     )
-    if not overwrite:
-        run.refuse_answers_of_another()
     return run.complete(retry_errors)
 
 
@@ -139,6 +138,7 @@ class GenerationRun:
         progress: bool = True,
         samples: int = 1,
         wordings: int = 1,
+        overwrite: bool = False,
     ):
         self.backend, self.corpus, self.out, self.progress = backend, corpus, out, progress
         if not corpus.rows:
@@ -146,7 +146,7 @@ class GenerationRun:
         self.rank, self.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         self.batch_size, self.samples, self.wordings = batch_size, samples, wordings
         self.rows = corpus.asked(samples, wordings)
-        self.records = Records(out)
+        self.records = Records(out, overwrite=overwrite)
         self.revision = backend.revision()
         made_by = [backend.name, self.revision, dataclasses.asdict(backend.settings)]
         self.keys = {row.id: digest(row.id, row.digest, made_by) for row in self.rows}
@@ -154,6 +154,8 @@ class GenerationRun:
         self.batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
         self._failures: dict[str, int] = {}
         self._successes = 0
+        if not overwrite:
+            self.refuse_answers_of_another()
 
     def refuse_answers_of_another(self) -> None:
         """Raise ValueError if `out` holds finished predictions that this run would overwrite with others."""
@@ -161,17 +163,29 @@ class GenerationRun:
         if not file.exists():
             return
         was = json.loads(file.read_text(encoding="utf-8"))
-        now = {
+        now: dict[str, Any] = {
             "model": self.backend.name,
             "revision": self.revision,
             "settings": dataclasses.asdict(self.backend.settings),
+            "data": self._data(),
         }
+        if all(was["data"][name] == now["data"][name] for name in ("path", "config", "split")):
+            now["data"] = was["data"]  # more rows of it, or fewer, are no other data
         changed = [name for name, value in now.items() if was[name] != value]
         if changed:
             raise ValueError(
                 f"{self.out} holds the answers of {was['model']} with another {' and '.join(changed)}; choose another "
                 "folder, or replace them with --overwrite"
             )
+
+    def _data(self) -> dict[str, Any]:
+        return {
+            "path": self.corpus.data,
+            "config": self.corpus.config,
+            "split": self.corpus.split,
+            "limit": self.corpus.limit,
+            "digest": digest([[row.id, row.digest] for row in self.corpus.rows]),
+        }
 
     def complete(self, retry_errors: bool = False) -> Path:
         """Answer what is missing; write the predictions once nothing is."""
@@ -322,13 +336,7 @@ class GenerationRun:
             "model": self.backend.name,
             "revision": self.revision,
             "settings": dataclasses.asdict(self.backend.settings),
-            "data": {
-                "path": self.corpus.data,
-                "config": self.corpus.config,
-                "split": self.corpus.split,
-                "limit": self.corpus.limit,
-                "digest": digest([[row.id, row.digest] for row in self.corpus.rows]),
-            },
+            "data": self._data(),
             "samples": self.samples,
             "wordings": self.wordings,
             "rows": len(answers),

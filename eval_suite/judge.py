@@ -245,6 +245,7 @@ def judge(
     prompt: str = PROMPT,
     batch_size: int = 8,
     revision: str | None = None,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Judge the open answers of a folder; scoring reads the judgements from `<predictions>/judge`.
@@ -261,6 +262,7 @@ def judge(
         prompt: name of the prompt file.
         batch_size: answers asked about at once.
         revision: of the judge.
+        overwrite: write to a folder that holds something else.
         progress: show a bar with the time left.
 
     Returns:
@@ -278,7 +280,7 @@ def judge(
     made_by = [words.sha256, who.name, who.revision(), MAX_TOKENS]
     keys = {(row.file, row.id): digest(made_by, row.instruction, row.reference, row.prediction or "") for row in rows}
     folder = Path(out) if out else Path(predictions) / "judge"
-    records = Records(folder)
+    records = Records(folder, overwrite=overwrite)
     replies = records.read(keep_errors=False)
     pending: dict[str, readers.AnsweredRow] = {}
     for row in rows:

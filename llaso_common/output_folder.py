@@ -1,4 +1,4 @@
-"""Folders that commands write: work that is there is kept unless the user asks to overwrite it."""
+"""Folders and files that commands write: work that is there is kept unless the user asks to overwrite it."""
 
 from __future__ import annotations
 
@@ -36,6 +36,24 @@ def refuse_existing(path: str | Path, overwrite: bool = False) -> None:
             f"{path} is not empty: it holds {', '.join(names[:NAMED])}{more}. Choose another folder, or "
             "replace it with --overwrite"
         )
+
+
+def refuse_existing_file(path: str | Path | None, overwrite: bool = False) -> None:
+    """Refuse to write a file to a path that exists.
+
+    Args:
+        path: the file that a command is to write; None if it writes none.
+        overwrite: whether the user asked to replace it with `--overwrite`. Only a regular file is replaced.
+
+    Raises:
+        ValueError: the path exists and is not a file to be overwritten; the message names it, and the remedy.
+    """
+    if path is None or not os.path.lexists(path):
+        return
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{path} exists and is not a regular file; choose another path")
+    if not overwrite:
+        raise ValueError(f"{path} exists. Choose another file, or replace it with --overwrite")
 
 
 @contextmanager

@@ -86,6 +86,7 @@ def add_parser(commands) -> None:
     export = actions.add_parser("export-release", help="write a corpus as the authors' JSON files")
     export.add_argument("folder", type=path, metavar="DIR")
     export.add_argument("--out", type=path, required=True, metavar="DIR")
+    export.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     export.set_defaults(run=_export)
 
 
@@ -277,7 +278,8 @@ def _import(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from dataset_scripts.release_export import export_release
 
-    print(f"{arguments.out}: {export_release(arguments.folder, arguments.out):,} rows")
+    rows = export_release(arguments.folder, arguments.out, arguments.overwrite)
+    print(f"{arguments.out}: {rows:,} rows")
     return 0
 
 

@@ -13,9 +13,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from llaso_common.output_folder import refuse_existing
+from llaso_common.output_folder import refuse_existing, refuse_existing_file
 
-from .option_types import DTYPES, at_least_1, device, path, resamples, seed, share, some_text, temperature
+from .option_types import (
+    DTYPES,
+    add_output_file,
+    at_least_1,
+    device,
+    path,
+    resamples,
+    seed,
+    share,
+    some_text,
+    temperature,
+)
 
 
 def add_parser(commands) -> None:
@@ -44,7 +55,7 @@ def _add_score(steps) -> None:
     parser = steps.add_parser("score", help="score a folder of answers under a stated protocol")
     parser.add_argument("path", type=path, help="a folder of released outputs or of our own predictions")
     parser.add_argument("--protocol", choices=("strict", "paper"), default="strict")
-    parser.add_argument("--out", type=path, help="scores.json to write (default: print it)")
+    add_output_file(parser, "scores.json to write (default: print it)")
     parser.add_argument("--rows", type=path, help="file for what was read of every row (default: beside --out)")
     parser.add_argument("--system", help="the system's name; the folder's name by default")
     parser.add_argument("--panel", help="panel file, or name of a shipped panel; the current shipped one by default")
@@ -56,8 +67,11 @@ def _add_score(steps) -> None:
 
 def _score(arguments: argparse.Namespace) -> None:
     from eval_suite.score import score_rows
-    from eval_suite.scored_rows import rows_text, scores_text
+    from eval_suite.scored_rows import rows_path, rows_text, scores_text
 
+    rows = arguments.rows or (arguments.out and rows_path(arguments.out))
+    for file in (arguments.out, rows):
+        refuse_existing_file(file, arguments.overwrite)
     scored = score_rows(
         arguments.path,
         protocol=arguments.protocol,
@@ -87,7 +101,7 @@ def _add_panel(steps) -> None:
     build.add_argument("--values", type=path, help="a table of values for systems whose answers are not at hand")
     build.add_argument("--values-about", default="", help="what that table is, for the provenance")
     build.add_argument("--exclude", nargs="+", default=(), help="systems of the table to leave out")
-    build.add_argument("--out", type=path, required=True, help="panel file to write")
+    add_output_file(build, "panel file to write", required=True)
     build.set_defaults(run=_build_panel)
     show = actions.add_parser("show", help="print a panel's worst and best by task, and where its values came from")
     show.add_argument("--protocol", choices=("strict", "paper"), default="strict")
@@ -98,6 +112,7 @@ def _add_panel(steps) -> None:
 def _build_panel(arguments: argparse.Namespace) -> None:
     from eval_suite.panel_build import build_panel
 
+    refuse_existing_file(arguments.out, arguments.overwrite)
     panel = build_panel(
         arguments.folders,
         protocol=arguments.protocol,
@@ -133,13 +148,14 @@ def _add_compare(steps) -> None:
     )
     parser.add_argument("--seed", type=seed, default=0, help="of the bootstrap (default: %(default)s)")
     parser.add_argument("--panel", help="panel file, or name of a shipped panel, for the overall score under paper")
-    parser.add_argument("--out", type=path, help="also write the numbers as JSON")
+    add_output_file(parser, "also write the numbers as JSON")
     parser.set_defaults(run=_compare)
 
 
 def _compare(arguments: argparse.Namespace) -> None:
     from eval_suite.compare import compare
 
+    refuse_existing_file(arguments.out, arguments.overwrite)
     found = compare(
         arguments.paths,
         protocol=arguments.protocol,
@@ -172,7 +188,7 @@ def _add_power(steps) -> None:
     parser.add_argument("--power", type=share, default=0.8, help="chance to find it (default: %(default)s)")
     parser.add_argument("--level", type=share, default=0.05, help="of the test (default: %(default)s)")
     parser.add_argument("--errors", type=path, help="errors that an earlier --out wrote, in place of SYSTEMS")
-    parser.add_argument("--out", type=path, help="also write the errors of the differences as JSON")
+    add_output_file(parser, "also write the errors of the differences as JSON")
     parser.set_defaults(run=_power)
 
 
@@ -180,6 +196,7 @@ def _power(arguments: argparse.Namespace) -> None:
     from eval_suite import power
     from eval_suite.compare import scored_systems
 
+    refuse_existing_file(arguments.out, arguments.overwrite)
     if arguments.systems and arguments.errors:
         raise ValueError("give systems or --errors, not both")
     if len(arguments.systems) == 1:
@@ -226,7 +243,7 @@ def _add_groups(steps) -> None:
         "--resamples", type=resamples, default=10_000, help="bootstrap resamples (default: %(default)s)"
     )
     parser.add_argument("--seed", type=seed, default=0, help="of the bootstrap (default: %(default)s)")
-    parser.add_argument("--out", type=path, help="also write the numbers as JSON")
+    add_output_file(parser, "also write the numbers as JSON")
     parser.set_defaults(run=_groups)
 
 
@@ -235,6 +252,7 @@ def _groups(arguments: argparse.Namespace) -> None:
     from eval_suite.groups import group_scores, worst_groups
     from eval_suite.repeats import repeat_scores
 
+    refuse_existing_file(arguments.out, arguments.overwrite)
     (scored,) = scored_systems([arguments.system], protocol=arguments.protocol)
     groups = group_scores(scored, arguments.by, resamples=arguments.resamples, seed=arguments.seed)
     for attribute, one in groups.items():
@@ -294,7 +312,7 @@ def _board(arguments: argparse.Namespace) -> None:
 
 def _add_schema(steps) -> None:
     parser = steps.add_parser("schema", help="print the JSON schema of scores.json")
-    parser.add_argument("--out", type=path, help="file to write (default: print it)")
+    add_output_file(parser, "file to write (default: print it)")
     parser.set_defaults(run=_schema)
 
 
@@ -303,6 +321,7 @@ def _schema(arguments: argparse.Namespace) -> None:
 
     import eval_suite
 
+    refuse_existing_file(arguments.out, arguments.overwrite)
     schema = (files(eval_suite) / "data" / "scores.schema.json").read_text(encoding="utf-8")
     _write_json(json.loads(schema), arguments.out)
 
@@ -352,7 +371,7 @@ def _generation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that travels with the checkpoint")
     parser.add_argument("--retry-errors", action="store_true", help="ask rows again that failed before")
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace finished answers of another model or of other settings"
+        "--overwrite", action="store_true", help="replace answers of another model, settings or data, or what is there"
     )
 
 
@@ -411,6 +430,7 @@ def _add_judge(steps) -> None:
     parser.add_argument("predictions", type=path, help="a folder of answers, ours or released ones")
     _judge_options(parser, required=True)
     parser.add_argument("--out", type=path, help="the folder of the judgements (default: PREDICTIONS/judge)")
+    parser.add_argument("--overwrite", action="store_true", help="write to a folder that holds something else")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks to judge (default: those without a metric)")
     parser.add_argument("--limit", type=at_least_1, help="judge only so many answers, picked by a digest")
     parser.add_argument(
@@ -443,6 +463,7 @@ def _judge(arguments: argparse.Namespace) -> int:
         prompt=arguments.prompt,
         batch_size=arguments.batch_size,
         revision=arguments.revision,
+        overwrite=arguments.overwrite,
     )
     print(f"{made['judged']} of {made['rows']} answers judged by {made['judge']}, {made['missing']} missing")
     for reason, count in made["reasons"].items():
@@ -478,6 +499,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     out = arguments.out
     predictions = out / "predictions"
+    if not predictions.exists():
+        refuse_existing(out, arguments.overwrite)
     status = _generate(argparse.Namespace(**{**vars(arguments), "out": predictions}))
     if status or int(os.environ.get("RANK", "0")) != 0:
         return status
@@ -537,14 +560,16 @@ def _add_lmms_tasks(steps) -> None:
     parser.add_argument("data", type=some_text, help="corpus folder or Hub id, in the row schema")
     parser.add_argument("--config", help="config of the data; its default one by default")
     parser.add_argument("--split", default="test", help="split of the data (default: %(default)s)")
-    parser.add_argument("--out", type=path, required=True, help="the folder to write")
+    _add_page_folder(parser)
     parser.set_defaults(run=_lmms_tasks)
 
 
 def _lmms_tasks(arguments: argparse.Namespace) -> None:
     from llaso.doors.lmms_tasks import write_lmms_tasks
 
-    names = write_lmms_tasks(arguments.data, arguments.out, config=arguments.config, split=arguments.split)
+    names = write_lmms_tasks(
+        arguments.data, arguments.out, config=arguments.config, split=arguments.split, overwrite=arguments.overwrite
+    )
     print(f"{arguments.out}: {', '.join(names)}")
 
 
@@ -554,7 +579,7 @@ def _add_hub_yaml(steps) -> None:
     parser.add_argument("--name", default="LLaSO-Eval", help="of the benchmark (default: %(default)s)")
     parser.add_argument("--config", help="config of the data; its default one by default")
     parser.add_argument("--split", default="test", help="split of the data (default: %(default)s)")
-    parser.add_argument("--out", type=path, help="file to write; printed by default")
+    add_output_file(parser, "file to write; printed by default")
     parser.set_defaults(run=_hub_yaml)
 
 
@@ -563,6 +588,7 @@ def _hub_yaml(arguments: argparse.Namespace) -> None:
 
     from llaso.doors.hub_benchmark import hub_benchmark
 
+    refuse_existing_file(arguments.out, arguments.overwrite)
     content = hub_benchmark(arguments.data, arguments.name, config=arguments.config, split=arguments.split)
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
     if arguments.out is None:

@@ -9,7 +9,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
-from .option_types import DTYPES, at_least_1, device, path, seed, some_text, stride
+from llaso_common.output_folder import refuse_existing, refuse_existing_file, replaced_folder
+
+from .option_types import DTYPES, add_output_file, at_least_1, device, seed, some_text, stride
 
 
 def add_parser(commands) -> None:
@@ -86,8 +88,6 @@ def _refuse_to_lose(arguments: argparse.Namespace, *sources: str | None) -> None
         arguments: with `out` and `overwrite`.
         sources: what is read, None if not given. It may not lie in the output folder, which is replaced as a whole.
     """
-    from llaso_common.output_folder import refuse_existing
-
     out = Path(arguments.out)
     for source in filter(None, sources):
         if Path(source).exists() and Path(source).resolve().is_relative_to(out.resolve()):
@@ -105,21 +105,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def _add_output(parser: argparse.ArgumentParser, *formats: str) -> None:
     parser.add_argument("--format", choices=formats, default="text", help="json: one object a line")
-    parser.add_argument("--out", type=path, metavar="FILE", help="write the texts here; printed by default")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file that --out names")
-
-
-def _refuse_existing_file(arguments: argparse.Namespace) -> None:
-    """Refuse an `--out` that is there, unless `--overwrite` is to replace it."""
-    out = arguments.out
-    if out is not None and out.exists() and not (arguments.overwrite and out.is_file()):
-        raise ValueError(f"{out}: it is there already; name a new file, or add --overwrite")
+    add_output_file(parser, "write the texts here; printed by default")
 
 
 def run_convert(arguments: argparse.Namespace) -> None:
     """Convert a checkpoint and say where it lies."""
     _refuse_to_lose(arguments, arguments.from_official, arguments.to_official, arguments.encoder)
-    from llaso_common.output_folder import replaced_folder
     from modeling_llaso.conversion import from_official, to_official
     from modeling_llaso.loading import load
 
@@ -138,7 +129,6 @@ def run_convert(arguments: argparse.Namespace) -> None:
 def run_new(arguments: argparse.Namespace) -> None:
     """Make an untrained model and say where it lies."""
     _refuse_to_lose(arguments, arguments.encoder, arguments.llm, arguments.projector)
-    from llaso_common.output_folder import replaced_folder
     from modeling_llaso.conversion import new_model
 
     model, processor = new_model(
@@ -164,7 +154,7 @@ def run_transcribe(arguments: argparse.Namespace) -> int:
     from ..transcription.transcriber import Transcriber
     from .transcribe_files import transcribe_files
 
-    _refuse_existing_file(arguments)
+    refuse_existing_file(arguments.out, arguments.overwrite)
 
     def load_transcriber() -> Transcriber:
         return Transcriber(*load(arguments.model, arguments.device), max_new_tokens=arguments.max_new_tokens)
@@ -185,7 +175,7 @@ def run_ask(arguments: argparse.Namespace) -> int:
 
     if not arguments.question.strip():
         raise ValueError("the question is empty")
-    _refuse_existing_file(arguments)
+    refuse_existing_file(arguments.out, arguments.overwrite)
     message = {"role": "user", "content": [{"type": "text", "text": arguments.question}, {"type": "audio"}]}
     options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
     model: Any = None

@@ -83,3 +83,9 @@ def some_text(text: str) -> str:
 def path(text: str) -> Path:
     """Return a path that is not empty."""
     return Path(some_text(text))
+
+
+def add_output_file(parser: argparse.ArgumentParser, help: str, required: bool = False) -> None:
+    """Add `--out FILE` and `--overwrite`; the command calls `refuse_existing_file` with them before its work."""
+    parser.add_argument("--out", type=path, metavar="FILE", required=required, help=help)
+    parser.add_argument("--overwrite", action="store_true", help="replace the file that --out names")

@@ -15,13 +15,16 @@ from eval_suite.metrics import METRICS
 from eval_suite.readers import task_of
 from llaso_common.atomic_write import write_atomically
 from llaso_common.audio import SAMPLE_RATE, read_audio
+from llaso_common.output_folder import refuse_existing
 
 from .answers import facts_of, facts_of_record, strict_metrics
 
 MAX_TOKENS = 256
 
 
-def write_lmms_tasks(data: str, out: Path, *, config: str | None = None, split: str = "test") -> list[str]:
+def write_lmms_tasks(
+    data: str, out: Path, *, config: str | None = None, split: str = "test", overwrite: bool = False
+) -> list[str]:
     """Write a folder of lmms-eval tasks.
 
     Args:
@@ -29,22 +32,23 @@ def write_lmms_tasks(data: str, out: Path, *, config: str | None = None, split: 
         out: the folder to write; it must be absent or empty.
         config: of the data; its default one by default.
         split: of the data.
+        overwrite: write to a folder that is not empty. Tasks that an earlier call wrote there are removed.
 
     Returns:
         The names of the tasks.
 
     Raises:
-        ValueError: no such data.
-        FileExistsError: the folder holds something.
+        ValueError: no such data, or the folder holds something.
     """
     import yaml
 
-    if out.exists() and any(out.iterdir()):
-        raise FileExistsError(f"{out} is not empty; name a folder that is not there yet")
+    refuse_existing(out, overwrite)
     rows: dict[str, list[dict[str, Any]]] = {}
     for question in EvalCorpus(data, config, split).rows:
         facts = facts_of(question)
         rows.setdefault(facts["task"], []).append(facts)
+    for earlier in out.glob("llaso_*.yaml"):
+        earlier.unlink()
     path = str(Path(data).resolve()) if Path(data).is_dir() else data
     functions = ["from llaso.doors.lmms_tasks import aggregation, clips, instruction, of_task, results_for", ""]
     used: set[str] = set()

@@ -104,7 +104,7 @@ def test_settings_make_new_answers(corpus, tmp_path):
     backend = CallableBackend(first, GenerationSettings(system="Be brief."))
     seen: list[str] = []
     backend.function = lambda requests: [seen.append(r.messages[0]["content"][0]["text"]) or "two" for r in requests]
-    GenerationRun(backend, EvalCorpus(corpus), out, progress=False).complete()
+    GenerationRun(backend, EvalCorpus(corpus), out, progress=False, overwrite=True).complete()
     assert {record["prediction"] for record in predictions(out).values()} == {"two"}
     assert set(seen) == {"Be brief."}
 
@@ -490,8 +490,17 @@ def test_answers_of_another_model_are_kept_unless_asked_to_overwrite(corpus, tmp
         generate(other, corpus, out, progress=False)
     with pytest.raises(ValueError, match="with another settings"):
         generate(echo, corpus, out, temperature=0.5, progress=False)
+    with pytest.raises(ValueError, match="with another data"):
+        generate(echo, shutil.copytree(corpus, tmp_path / "copy"), out, limit=2, progress=False)
     assert finals(out) == kept
     generate(echo, corpus, out, progress=False)  # the same again changes nothing
     assert finals(out) == kept
     generate(other, corpus, out, overwrite=True, progress=False)
     assert finals(out) != kept
+
+    released = tmp_path / "released"
+    released.mkdir()
+    (released / "talk_AQA_text_audio.jsonl").write_text("their answers")
+    with pytest.raises(ValueError, match="it holds talk_AQA_text_audio.jsonl"):
+        generate(echo, corpus, released, progress=False)
+    assert (released / "talk_AQA_text_audio.jsonl").read_text() == "their answers"

@@ -179,7 +179,9 @@ def test_only_files_of_an_earlier_run_are_replaced(tmp_path):
     out.mkdir()
     (out / "mine.jsonl").write_text("{}\n")
     with chat_server(honest) as (url, _):
-        judge(folder, "j", endpoint=url, out=out, progress=False)
+        with pytest.raises(ValueError, match=r"it holds mine\.jsonl.*--overwrite"):
+            judge(folder, "j", endpoint=url, out=out, progress=False)
+        judge(folder, "j", endpoint=url, out=out, overwrite=True, progress=False)
         other = write_answers(tmp_path / "q", ["1"], task="SCR")
         judge(other, "j", endpoint=url, out=out, tasks=["SCR"], progress=False)
     assert sorted(path.name for path in out.glob("*.jsonl")) == ["mine.jsonl", "talk_SCR_text_audio.jsonl"]

@@ -77,7 +77,7 @@ def test_transcribe_and_ask(checkpoint, answers, tmp_path, capsys):
     assert main(["transcribe", files[0], "--format", "vtt", "--out", str(out), *model]) == 0
     assert out.read_text() == f"WEBVTT\n\n00:00:00.000 --> 00:00:00.400\n{' '.join(wanted['one.wav'].split())}\n"
     assert main(["transcribe", files[0], "--out", str(out), *model]) == 2
-    assert "it is there already; name a new file, or add --overwrite" in capsys.readouterr().err
+    assert "exists. Choose another file, or replace it with --overwrite" in capsys.readouterr().err
 
     assert main(["ask", files[1], "How many speak?", *model]) == 0
     inputs = ask(processor, [question("How many speak?")], [clips["three.wav"]])
@@ -220,7 +220,7 @@ def test_files_and_folders_that_are_there_are_kept(checkpoint, tmp_path, capsys,
         Path("mine.txt").write_text("mine")
         assert main([command, "clip.wav", *question, *options]) == 2
         assert capsys.readouterr().err == (
-            "llaso: error: mine.txt: it is there already; name a new file, or add --overwrite\n"
+            "llaso: error: mine.txt exists. Choose another file, or replace it with --overwrite\n"
         )
         assert main([command, "missing.wav", *question, *options, "--overwrite"]) == 2
         capsys.readouterr()

@@ -8,6 +8,7 @@ everything is, and one value at a time is wrong.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -198,3 +199,54 @@ def test_wrong_values_end_in_one_line_if_nothing_is_there(command, world, capsys
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command not in RUN_ON])
 def test_wrong_values_end_in_one_line_if_everything_else_is_right(command, world, capsys):
     try_all(command, world, there=True, capsys=capsys)
+
+
+# What is there ---------------------------------------------------------------------------------------------------
+
+GO_ON = {"data plan", "data build", "data import-release", "quickstart", "experiment"}
+"""Commands that continue in a folder of their own; the tests of each show what it refuses there."""
+WRITERS = {command: [a.dest for a in actions if a.dest in ("out", "export")] for command, actions in COMMANDS.items()}
+
+
+@pytest.mark.parametrize("command", [command for command in WRITERS if WRITERS[command] and command not in GO_ON])
+def test_what_is_there_is_kept_unless_asked(command, world, capsys):
+    """Every command with `--out` refuses a file and a folder that hold something, names them and the remedy."""
+    (option,) = WRITERS[command]
+    base = required(command, world, there=True)
+    if command == "demo":
+        base["model"] = [str(world.run / "llaso-tiny")]
+    if command == "eval judge":
+        base["tasks"] = ["ASR"]
+    Path("mine").mkdir()
+    Path("mine/work.txt").write_text("mine")
+    Path("mine.txt").write_text("mine")
+    remedies = []
+    for target in ("mine", "mine.txt"):
+        assert main(command_line(command, base | {option: [target]})) == 2, target
+        said = capsys.readouterr().err
+        assert f"error: {target} " in said, said
+        remedies.append("--overwrite" in said)
+        assert Path("mine.txt").read_text() == "mine"
+        assert [path.name for path in Path("mine").iterdir()] == ["work.txt"]
+    assert any(remedies) and "overwrite" in {action.dest for action in COMMANDS[command]}
+
+
+def test_scores_do_not_replace_the_rows_of_others(world, capsys):
+    """`eval score` writes two files, and looks at both before it begins."""
+    Path("scores.rows.jsonl").write_text("mine")
+    command = ["eval", "score", str(world.run / "predictions"), "--no-intervals", "--out", "scores.json"]
+    assert main(command) == 2
+    assert "scores.rows.jsonl exists. Choose another file, or replace it with --overwrite" in capsys.readouterr().err
+    assert not Path("scores.json").exists() and Path("scores.rows.jsonl").read_text() == "mine"
+    assert main([*command, "--overwrite"]) == 0
+    assert Path("scores.json").exists() and Path("scores.rows.jsonl").read_text() != "mine"
+
+
+@pytest.mark.parametrize("command", ["eval schema", "eval score", "eval hub-yaml"])
+def test_a_device_is_not_replaced_by_a_file(command, world, capsys):
+    """Writing in one step renames a file over its target, which would take a device or a pipe away."""
+    os.mkfifo("pipe")
+    values = required(command, world, there=True) | {"out": ["pipe"], "overwrite": []}
+    assert main(command_line(command, values)) == 2
+    assert "pipe exists and is not a regular file" in capsys.readouterr().err
+    assert Path("pipe").is_fifo()
