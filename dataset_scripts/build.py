@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from llaso_common.atomic_write import part_of, write_atomically
 from llaso_common.folder_lock import alone_in
-from llaso_common.schema import CORPORA, FEATURES
+from llaso_common.schema import CORPORA, FEATURES, FEATURES_WITH_OWN_TASKS
 
 from . import corpus_card, corpus_folder, draw, executors, leakage, token_counts
 from .clips import ClipStore, seconds
@@ -43,7 +43,7 @@ ROW_GROUP = 100
 """Rows a Parquet row group holds: what a reader takes into memory at once."""
 KEPT_OF_PLAN = (
     "fingerprint", "corpus", "seed", "limit", "speech", "processor", "sources", "labels", "offered", "evaluation",
-    "dropped", "beyond_limit", "without_facts", "found", "settings",
+    "dropped", "beyond_limit", "without_facts", "found", "settings", "tasks",
 )  # fmt: skip
 """What build.json says of the plan as it stands there."""
 KEYS = pa.schema(
@@ -82,7 +82,7 @@ def build(
         planning: called now and then with the items read, before anything is built.
         progress: called now and then with the rows done and the rows there are.
         **settings: further fields of `plan.Settings`: seed, eval_rows, validation_rows, limit, rows_per_shard,
-            speech, voices, max_seconds, processor.
+            speech, voices, max_seconds, processor, tasks.
 
     Returns:
         The folder `out`.
@@ -221,7 +221,7 @@ class ShardJob:
             return
         started, cpu = time.perf_counter(), time.process_time()
         rows, spares = self._planned(folder / "rows" / f"{shard['name']}.jsonl")
-        built = _Shard(Path(self.out), shard["name"], plan["roots"])
+        built = _Shard(Path(self.out), shard["name"], plan["roots"], own_tasks="tasks" in plan)
         try:
             while rows:
                 failed = self._build_group(rows[:ROW_GROUP], built)
@@ -293,7 +293,8 @@ def shard_file(out: Path, name: str) -> Path:
 class _Shard:
     """Writes one Parquet file and keeps its record."""
 
-    def __init__(self, out: Path, name: str, roots: Mapping[str, str]) -> None:
+    def __init__(self, out: Path, name: str, roots: Mapping[str, str], own_tasks: bool = False) -> None:
+        self._schema = (FEATURES_WITH_OWN_TASKS if own_tasks else FEATURES).arrow_schema
         self.file = shard_file(out, name)
         self.name = name
         self.seen: set[str] = set()
@@ -309,7 +310,7 @@ class _Shard:
         self._keys.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._writer = pq.ParquetWriter(
-                self._part, FEATURES.arrow_schema, compression="zstd", use_content_defined_chunking=True
+                self._part, self._schema, compression="zstd", use_content_defined_chunking=True
             )
         except OSError:
             self._part.unlink(missing_ok=True)
@@ -318,7 +319,7 @@ class _Shard:
     def write(self, rows: list[dict[str, Any]]) -> None:
         """Append one row group."""
         if rows:
-            self._writer.write_table(pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema))
+            self._writer.write_table(pa.Table.from_pylist(rows, schema=self._schema))
 
     def count(self, row: PlannedRow, content: Mapping[str, Any]) -> None:
         """Count a built row in the record."""
@@ -419,7 +420,7 @@ def _finish(out: Path, plan: Mapping[str, Any]) -> None:
     left_out = (held_back.values(), plan["dropped"].values(), reasons.values())
     assert plan["offered"] == rows.total() + plan["beyond_limit"] + sum(map(sum, left_out)), "a row is unaccounted for"
     summary = {
-        **{key: plan[key] for key in KEPT_OF_PLAN},
+        **{key: plan[key] for key in KEPT_OF_PLAN if key in plan},
         "held_out": {
             **plan["held_out"],
             "built": sum(count for name, count in rows.items() if not name.endswith("/train")),

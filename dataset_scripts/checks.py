@@ -16,7 +16,7 @@ import soundfile
 
 from llaso_common.audio import SAMPLE_RATE, SILENT_PEAK
 from llaso_common.schema import FEATURES, SPLITS
-from llaso_common.tasks import MODALITIES, TASKS
+from llaso_common.tasks import MODALITIES, task_of
 
 CLIPPED_SHARE = 0.001
 """A clip is clipped when more of its samples than this lie at full scale."""
@@ -75,11 +75,14 @@ def missing(row: Mapping[str, Any]) -> Iterator[str]:
 
 def _misplaced(row: Mapping[str, Any], shard: str, sources: Mapping[str, Mapping[str, Any]] | None) -> Iterator[str]:
     """Names that are unknown, and a row in a shard whose name promises something else."""
-    for name, known in (("task", TASKS), ("modality", MODALITIES), ("split", SPLITS)):
+    task = task_of(row)
+    if task is None:
+        yield f"unknown task: {row['task']!r}"
+    elif row["category"] != task.category:
+        yield f"category: {row['task']} is {task.category}, not {row['category']!r}"
+    for name, known in (("modality", MODALITIES), ("split", SPLITS)):
         if row[name] not in known:
             yield f"unknown {name}: {row[name]!r}"
-    if row["task"] in TASKS and row["category"] != TASKS[row["task"]].category:
-        yield f"category: {row['task']} is {TASKS[row['task']].category}, not {row['category']!r}"
     if sources is not None and row["source"] not in sources:
         yield f"unknown source: {row['source']!r}"
     elif sources is not None and row["license"] != sources[row["source"]]["license"]:
@@ -114,15 +117,17 @@ def _bad_answer(row: Mapping[str, Any]) -> Iterator[str]:
     last: Mapping[str, Any] = row["messages"][-1] if row["messages"] else {"role": "", "content": []}
     if last["role"] != "assistant" or [part["text"] for part in last["content"]] != [target]:
         yield "target is not the last answer"
+    task = task_of(row)
     if row["choices"]:
         if target not in row["choices"]:
             yield f"target not among choices: {target!r}"
-    elif row["template_id"] and row["task"] in TASKS:
-        task = TASKS[row["task"]]
+        if task and task.labels and sorted(row["choices"]) != sorted(task.labels):
+            yield f"choices: {', '.join(row['choices'])} are not the labels of {task.code}"
+    elif row["template_id"] and task:
         if task.numbers:
             low, high = task.numbers
-            if not (target.isascii() and target.isdecimal() and low <= int(target) <= high):
-                yield f"target not a number from {low} to {high}: {target!r}"
+            if not task.holds(target):
+                yield f"target not a number from {low:g} to {high:g}: {target!r}"
         elif task.answer == "closed":
             yield "no choices for a closed set"
 

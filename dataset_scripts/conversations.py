@@ -6,17 +6,19 @@ Takes an `Item` and one of its `Fact`s; gives the planned row, complete but for 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from llaso_common.tasks import TASKS
+from llaso_common.schema import TASK_DEFINITION
+from llaso_common.tasks import PAPER_TASKS, TASKS
 
 from . import draw
 from .instructions import Template, templates
 from .sources.base import Acoustics, Fact, Item, Note, Recording, Sound, Source, Speech
-from .task_forms import FORMAT_WEIGHTS
+from .task_forms import format_weights
 
 RATES, PITCHES = (145, 190), (35, 65)
 """Words a minute and pitches that spoken instructions are drawn from."""
@@ -50,7 +52,7 @@ def formats(item: Item, fact: Fact, max_seconds: float = MAX_SECONDS) -> dict[st
     sound has its own question (or, in `text_audio`, its input) spoken, if that can be done in `max_seconds`; choices
     are read out before a sound if they leave it half of the time.
     """
-    weights = dict(FORMAT_WEIGHTS[fact.task])
+    weights = format_weights(fact.task)
     if not fact.input:
         weights.pop("audio_text", None)
         if not item.sound:
@@ -58,7 +60,7 @@ def formats(item: Item, fact: Fact, max_seconds: float = MAX_SECONDS) -> dict[st
     possible = {name: weight for name, weight in weights.items() if fact.modality in ("", name)}
     letters = max_seconds * LETTERS_PER_SECOND
     if item.sound:
-        spoken = {"audio": 2 * sum(map(len, fact.choices))}
+        spoken = {"audio": 2 * sum(map(len, fact.offered))}
     else:
         spoken = {
             "text_audio": len(fact.input),
@@ -89,7 +91,8 @@ def write(
         max_seconds: the longest row; a format in which the question takes longer to say is not drawn.
 
     Returns:
-        The row's columns but `audio`, `duration`, `length` and `sha256`; and `clips`: for each audio part of the
+        The row's columns but `audio`, `duration`, `length` and `sha256`; the task's definition if it is not one of
+        the paper's; and `clips`: for each audio part of the
         messages, in order, the list of sounds to join, as JSON.
     """
     id = row_id(source, item, fact)
@@ -98,7 +101,7 @@ def write(
         possible = {"text_audio": 1.0}  # alignment is written instruction and speech, nothing else
     modality = draw.weighted(seed, id, "format", possible)
     template = _template(corpus, fact, seed, id)
-    choices = draw.shuffled(seed, id, "choices", fact.choices) if fact.choices else []
+    choices = draw.shuffled(seed, id, "choices", fact.offered) if fact.offered else []
     instruction = fact.instruction or template.text.replace("{choices}", enumerate_choices(choices))
     voice = draw.pick(seed, id, "voice", voices) if voices else ""
     sound = tuple(_voiced(part, voice) for part in item.sound)
@@ -122,11 +125,14 @@ def write(
         heard = (spoken(f"{fact.instruction} {fact.input}".strip()),)
         carried = draw.unit(seed, id, "carrier") < 0.5
         user = [_text(template.text), _AUDIO] if carried else [_AUDIO]
+    task = TASKS[fact.task]
+    own = task.code not in PAPER_TASKS
+    definition = {TASK_DEFINITION: json.dumps(task.record(), ensure_ascii=False)} if own else {}
     return {
         "id": id,
         "corpus": corpus,
         "task": fact.task,
-        "category": TASKS[fact.task].category,
+        "category": task.category,
         "modality": modality,
         "source": source.name,
         "split": split,
@@ -142,7 +148,7 @@ def write(
         "speaker": source.speaker_of(item) if set(sound) & set(heard) else "",
         "license": source.license,
         "clips": [[sound_to_json(part) for part in heard]],
-    }
+    } | definition
 
 
 def enumerate_choices(choices: Sequence[str]) -> str:

@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 
 from llaso_common.schema import SPLITS
-from llaso_common.tasks import MODALITIES, TASKS
+from llaso_common.tasks import MODALITIES, PAPER_TASKS, Task
 
 from .corpus_folder import content_of
+from .own_tasks import told_styles
 
 TITLES = {"align": "LLaSO-Align", "instruct": "LLaSO-Instruct", "eval": "LLaSO-Eval"}
 PURPOSE = {
@@ -55,12 +56,14 @@ def write(summary: Mapping[str, Any], address: str = "PATH", leaks: Mapping[str,
         address: what its readers give to `load_dataset`.
         leaks: content of leakage.json, which has to be clean; None leaves it out.
     """
+    own = {code: Task.from_record(record) for code, record in summary.get("tasks", {}).items()}
+    tasks = PAPER_TASKS | own
     counts = {tuple(name.rsplit("/", 3)): entry for name, entry in summary["counts"].items()}
     rows: dict[str, Counter[str]] = defaultdict(Counter)
     hours: Counter[str] = Counter()
     for (source, task, modality, split), entry in counts.items():
         rows[f"task {task}"][modality] += entry["rows"]
-        parts = [f"config {name}" for name in ("default", modality, TASKS[task].category)]
+        parts = [f"config {name}" for name in ("default", modality, tasks[task].category)]
         for part in (*parts, f"source {source}"):
             rows[part][split] += entry["rows"]
         for part in (*parts, f"source {source}", f"task {task}"):
@@ -100,12 +103,13 @@ def write(summary: Mapping[str, Any], address: str = "PATH", leaks: Mapping[str,
         _table(
             ["task", *MODALITIES, "hours"],
             [
-                [f"{task} ({TASKS[task].name})", *(f"{rows[f'task {task}'][m]:,}" for m in MODALITIES)]
+                [f"{task} ({tasks[task].name})", *(f"{rows[f'task {task}'][m]:,}" for m in MODALITIES)]
                 + [f"{hours[f'task {task}']:,.2f}"]
-                for task in TASKS
+                for task in tasks
                 if f"task {task}" in rows
             ],
         ),
+        *([_own_tasks(own, summary)] if own else []),
         "## Sources and licences",
         _table(
             ["source", *splits, "hours", "licence", "audio may be published again", "home"],
@@ -141,6 +145,25 @@ def _example(address: str, configs: Sequence[Mapping[str, Any]]) -> str:
         "A row carries its conversation (`messages`, ready for a chat template), its reference answer (`target`, "
         "`choices`) and its clips (`audio`: 16 kHz mono FLAC in a typed `Audio` column, not decoded on reading)."
     )
+
+
+def _own_tasks(own: Mapping[str, Task], summary: Mapping[str, Any]) -> str:
+    """Describe the tasks that the paper does not have."""
+    lines = [
+        "## Tasks of its own",
+        "The paper does not have these tasks. Each of their rows carries the definition (column `task_definition`), "
+        "and LLaSO scores the answers by it.",
+    ]
+    table = []
+    for code, task in own.items():
+        answer: str = task.answer
+        if task.labels:
+            answer = f"one of {', '.join(task.labels)}"
+        elif task.numbers:
+            answer = f"a number from {task.numbers[0]:g} to {task.numbers[1]:g}"
+        told = told_styles([style for style, _ in summary["tasks"][code]["instructions"]])
+        table.append([f"`{code}`", task.name, answer, told])
+    return "\n\n".join([*lines, _table(["task", "name", "answer", "instructions"], table)])
 
 
 def _left_out(summary: Mapping[str, Any]) -> str:
@@ -191,7 +214,7 @@ def _configs(rows: Mapping[str, Mapping[str, int]], shards: Mapping[str, Mapping
     content = content_of(shards)
     globs = {"default": "data/*/{split}-*.parquet"}
     globs |= {modality: f"data/{modality}/{{split}}-*.parquet" for modality in MODALITIES}
-    categories = sorted({task.category for task in TASKS.values()})
+    categories = sorted({task.category for task in PAPER_TASKS.values()})
     globs |= {category: f"data/*/{{split}}-{category}-*.parquet" for category in categories}
     configs = []
     for name, pattern in globs.items():

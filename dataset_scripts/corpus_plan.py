@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 
 from llaso_common.atomic_write import write_atomically
 from llaso_common.schema import SPLITS
+from llaso_common.tasks import TASKS, Task
 
 from . import conversations, draw
 from .quotas import allocate
@@ -62,6 +63,7 @@ class Settings:
         voices: synthetic voices by split; no voice may be in two of them.
         max_seconds: longest row; longer ones are set aside.
         processor: folder or Hub id of the checkpoint whose processor counts each row's `length`; "" leaves it at 0.
+        tasks: tasks beside the paper's, with all their instructions.
     """
 
     corpus: str
@@ -74,6 +76,7 @@ class Settings:
     voices: Mapping[str, Sequence[str]] = field(default_factory=dict)
     max_seconds: float = conversations.MAX_SECONDS
     processor: str = ""
+    tasks: Sequence[Task] = ()
 
     def __post_init__(self) -> None:
         lowest = {"eval_rows": 0, "validation_rows": 0, "rows_per_shard": 1, "limit": 1}
@@ -90,9 +93,15 @@ class Settings:
 
     def stated(self, sources: Sequence[Source]) -> dict[str, Any]:
         """Return the settings and the sources' names, folders and options, as plain JSON."""
-        kept = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        kept = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "tasks"}
+        if self.tasks:
+            kept["tasks"] = self.stated_tasks()
         read = {source.name: [str(source.root), dict(source.options)] for source in sources}
         return json.loads(json.dumps({**kept, "sources": read}, default=str))
+
+    def stated_tasks(self) -> dict[str, dict[str, Any]]:
+        """Return the tasks beside the paper's as plain JSON, by code, with their instructions."""
+        return {task.code: task.record() | {"instructions": list(map(list, task.instructions))} for task in self.tasks}
 
 
 def corpora_of(source: Source, item: Item, fact: Fact, seed: int) -> tuple[str, ...]:
@@ -142,8 +151,10 @@ def make_plan(
         bytes.
 
     Raises:
-        ValueError: the folder holds another plan, a source folder is laid out otherwise, or nothing is left to build.
+        ValueError: the folder holds another plan, a source folder is laid out otherwise, this process knows a task
+            with another definition, or nothing is left to build.
     """
+    TASKS.declare(settings.tasks, "the build's settings")
     fingerprint = settings.fingerprint(sources)
     done = folder / "plan.json"
     if done.exists():
@@ -442,7 +453,7 @@ class _Planner:
             "without_facts": dict(self.without_facts),
             "found": dict(sorted(self.found.items())),
             "rejects": dict(self.rejects.most_common()),
-        }
+        } | ({"tasks": settings.stated_tasks()} if settings.tasks else {})
 
     def _spool(self, split: str) -> Path:
         return self.folder / f"{split}.jsonl"

@@ -27,9 +27,15 @@ def export_release(folder: Path, out: Path, overwrite: bool = False) -> int:
         The number of rows.
 
     Raises:
-        ValueError: the folder holds no corpus, `out` is not empty, or a row names a file outside of `out`.
+        ValueError: the folder holds no corpus, or tasks that are not the paper's, `out` is not empty, or a row names
+            a file outside of `out`.
     """
     shards = corpus_folder.shard_files(folder)
+    if own := (corpus_folder.read_record(folder) or {}).get("tasks"):
+        raise ValueError(
+            f"{folder} has tasks of its own ({', '.join(own)}), which the authors' files cannot name: build it "
+            "without them to export it"
+        )
     refuse_existing(out, overwrite)
     if out.exists() and {entry.name for entry in out.iterdir()} - {*FOLDERS, "audio"}:
         raise ValueError(f"{out} holds more than released files, so --overwrite does not replace it")

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from llaso_common.atomic_write import write_atomically
 from llaso_common.folder_lock import alone_in
 from llaso_common.schema import CORPORA, SPLITS
-from llaso_common.tasks import TASKS
+from llaso_common.tasks import PAPER_TASKS
 
 from . import corpus_card, corpus_folder, token_counts
 from .clips import encode, read_recording, seconds
@@ -307,7 +307,7 @@ class _Reader:
             "release": release,
             **own,
             "task": task,
-            "category": TASKS[task].category,
+            "category": PAPER_TASKS[task].category,
         }
 
 
@@ -329,7 +329,7 @@ def _own(metadata: Any) -> dict[str, Any]:
     choices = metadata["choices"]
     if not isinstance(choices, list) or not all(isinstance(text, str) for text in (*texts, *choices)):
         return {}
-    if metadata["task"] not in TASKS or metadata["split"] not in SPLITS or "/" in metadata["source"]:
+    if metadata["task"] not in PAPER_TASKS or metadata["split"] not in SPLITS or "/" in metadata["source"]:
         return {}
     return {name: metadata[name] for name in OURS}
 

@@ -1,7 +1,8 @@
 """`sources.yaml`: which corpora lie where, and how to build from them.
 
 A source is a name and a folder, or a name and a mapping of its folder (`path`) and options. Paths are relative to the
-file. The other keys are those of `plan.Settings`, and `slurm` and `ray` for the executors.
+file. `tasks` defines tasks beside the paper's (`own_tasks`). The other keys are those of `plan.Settings`, and `slurm`
+and `ray` for the executors.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from typing import Any
 import yaml
 
 from llaso_common.schema import SPLITS
+from llaso_common.tasks import TASKS
 
 from .corpus_plan import Settings
+from .own_tasks import KINDS, read_tasks
 from .sources import base
 
-SETTINGS = {field.name for field in fields(Settings)} - {"corpus", "seed", "limit"}
+SETTINGS = {field.name for field in fields(Settings)} - {"corpus", "seed", "limit", "tasks"}
 EXECUTORS = {"slurm", "ray"}
 
 
@@ -55,7 +58,16 @@ def template() -> str:
             f"  #     {layout}",
             f"  # {name}: {_entry(source)}",
         ]
-    blocks += ["", "# Settings, with their defaults."]
+    blocks += [
+        "",
+        "# Tasks beside the paper's, which your sources have answers for; a text file holds one instruction a line.",
+        f"# Kinds: {', '.join(KINDS)}.",
+        "# tasks:",
+        "#   URGENCY: {kind: closed, name: urgency of a call, labels: [low, high], instructions: urgency.txt}",
+        "#   CALLER_AGE: {kind: number, bounds: [0, 110], instructions: age.txt}",
+        "",
+        "# Settings, with their defaults.",
+    ]
     for field in fields(Settings):
         if field.name in SETTINGS - {"voices"}:
             blocks.append(f"# {field.name}: {json.dumps(field.default)}")
@@ -104,7 +116,9 @@ def read(path: Path) -> SourcesFile:
             f"{path}: say which corpora to read, as\nsources:\n  librispeech: /data/LibriSpeech\n"
             "`llaso data sources` prints a file to fill in"
         )
-    _check_known(f"{path}: unknown key", content, {"sources"} | SETTINGS | EXECUTORS)
+    _check_known(f"{path}: unknown key", content, {"sources", "tasks"} | SETTINGS | EXECUTORS)
+    tasks = read_tasks(path, content["tasks"]) if "tasks" in content else ()
+    TASKS.declare(tasks, str(path))  # sources check their facts against them
     sources = [_source(path, str(name), entry) for name, entry in content["sources"].items()]
     if wrong := [fault for source in sources if (fault := source.layout_fault())]:
         raise ValueError(f"{path}: " + "\n\n".join(wrong))
@@ -124,7 +138,7 @@ def read(path: Path) -> SourcesFile:
     for name, said in (("processor", settings.get("processor", "")), ("speech", settings.get("speech", "espeak"))):
         if said not in ("", "espeak") and (checkpoint := path.parent / said).is_dir():
             settings[name] = str(checkpoint.absolute())
-    return SourcesFile(sources, settings, executors)
+    return SourcesFile(sources, settings | ({"tasks": tasks} if tasks else {}), executors)
 
 
 def _source(path: Path, name: str, entry: Any) -> base.Source:

@@ -10,16 +10,18 @@ _ABOUT_A_RECORDING = {"text_audio": 0.8, "audio": 0.2}
 _ABOUT_A_TEXT = {"text_audio": 0.7, "audio_text": 0.15, "audio": 0.15}
 _EVEN = {"text_audio": 1.0, "audio_text": 1.0, "audio": 1.0}
 
-FORMAT_WEIGHTS: Mapping[str, Mapping[str, float]] = {
-    code: _EVEN
-    if code == "AQA"
-    else _ABOUT_A_TEXT
-    if "audio_text" in task.formats
-    else {name: _ABOUT_A_RECORDING[name] for name in task.formats}
-    for code, task in TASKS.items()
-}
-"""How often a task takes each of its formats: mostly a written instruction, else a spoken one. Formats that an item
-cannot take are left out when one is drawn."""
+
+def format_weights(code: str) -> dict[str, float]:
+    """Return how often a task takes each of its formats: mostly a written instruction, else a spoken one.
+
+    Formats that an item cannot take are left out when one is drawn.
+    """
+    if code == "AQA":
+        return dict(_EVEN)
+    formats = TASKS[code].formats
+    weights = _ABOUT_A_TEXT if "audio_text" in formats else _ABOUT_A_RECORDING
+    return {name: weights[name] for name in formats}
+
 
 GRANULARITIES: Mapping[str, tuple[str, ...]] = {
     "AC": ("coarse", "fine"),

@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 
 from llaso_common.atomic_write import write_atomically
 from llaso_common.folder_lock import alone_in
-from llaso_common.schema import FEATURES
-from llaso_common.tasks import TASKS
+from llaso_common.schema import FEATURES, TASK_DEFINITION
+from llaso_common.tasks import Task, task_of
 
 from . import checks, corpus_card, corpus_folder, draw, leakage, separation, validation_page
 from .files import json_lines
@@ -142,7 +142,7 @@ def _validate(
         moves.write("README.md", corpus_card.write(corrected))
         moves.write("build.json", json.dumps(corrected, indent=1, ensure_ascii=False))
     moves.write("validation.json", json.dumps(report, indent=1, ensure_ascii=False))
-    page = validation_page.write(folder.resolve().name, report, tally.examples(), listing.first)
+    page = validation_page.write(folder.resolve().name, report, tally.examples(), listing.first, tally.names)
     moves.write("validation.html", page)
     moves.decide()
     moves.finish()
@@ -271,6 +271,7 @@ class _Tally:
         self._hours: Counter[str] = Counter()
         self._bins: Counter[int] = Counter()
         self._labels: dict[str, Counter[str]] = defaultdict(Counter)
+        self.names: dict[str, str] = {}
         self._wanted, self._seed = examples, seed
         self._examples: list[tuple[int, str, Path, int]] = []
 
@@ -285,7 +286,10 @@ class _Tally:
         self.seconds[group] += row["duration"]
         self._hours[row["source"]] += row["duration"] / 3600
         self._bins[int(min(row["duration"], LONGEST_BIN))] += 1
-        labels, label = self._labels[row["task"]], _label(row)
+        task = task_of(row)
+        assert task is not None, "a row of an unknown task is bad"
+        self.names[task.code] = task.name
+        labels, label = self._labels[task.code], _label(row, task)
         labels[label if label in labels or len(labels) < MOST_LABELS else "(further labels)"] += 1
         drawn = draw.integer(self._seed, row["id"], "example")
         if len(self._examples) < self._wanted or self._wanted and drawn < self._examples[-1][0]:
@@ -309,11 +313,10 @@ class _Tally:
         }
 
 
-def _label(row: Mapping[str, Any]) -> str:
+def _label(row: Mapping[str, Any], task: Task) -> str:
     """Return what an answer counts as: a label of a closed set, the ten that a number lies in, or a free answer."""
-    task = TASKS[row["task"]]
-    if not row["choices"] and task.numbers and row["target"].isdecimal():
-        ten = int(row["target"]) // 10 * 10
+    if not row["choices"] and task.numbers and task.holds(row["target"]):
+        ten = int(float(row["target"]) // 10) * 10
         return f"{ten} to {ten + 9}"
     return row["target"] if row["choices"] or task.answer == "closed" else validation_page.OPEN
 
@@ -350,7 +353,8 @@ def _rows(file: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[in
                     f"{file} is no shard of this schema: column {field.name} is {there}, not {field.type}"
                 )
         index = 0
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=ROWS_AT_ONCE, columns=columns and list(columns)):
+        read = [*columns, *([TASK_DEFINITION] if TASK_DEFINITION in found.names else [])] if columns else None
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=ROWS_AT_ONCE, columns=read):
             yield from enumerate(_decoded(batch), start=index)
             index += batch.num_rows
     except (pa.ArrowException, OSError) as error:

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from llaso_common.tasks import TASKS
-
 OPEN = "(open)"
 """The label of free answers in the report."""
 MOST_BARS = 61
@@ -31,7 +29,11 @@ small { opacity: .7; } h2.apart { margin-top: 2.5rem; } .listed td { vertical-al
 
 
 def write(
-    title: str, report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], bad: Sequence[Mapping[str, Any]] = ()
+    title: str,
+    report: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    bad: Sequence[Mapping[str, Any]],
+    names: Mapping[str, str],
 ) -> str:
     """Write one self-contained HTML page.
 
@@ -40,6 +42,7 @@ def write(
         report: content of validation.json.
         rows: rows to show with a player each.
         bad: some entries of bad_rows.jsonl.
+        names: of the tasks, by code.
     """
     hours = sum(report["hours"].values())
     good = report["rows"] - report["bad"]
@@ -50,7 +53,7 @@ def write(
         verdict += f'<p class="bad">{report["set_aside"]:,} bad rows were set aside: bad_rows.jsonl lists them.</p>'
     if report["against"]:
         verdict += f"<p>Compared with {escape(', '.join(report['against']))}.</p>"
-    tasks = {f"{task} ({TASKS[task].name})": sum(labels.values()) for task, labels in report["labels"].items()}
+    tasks = {f"{task} ({names[task]})": sum(labels.values()) for task, labels in report["labels"].items()}
     charts = [
         _bars("Why rows are bad", report["reasons"]),
         _bars("Hours per source", report["hours"]),

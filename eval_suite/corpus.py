@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from llaso_common import tasks
 from llaso_common.open_corpus import open_split
-from llaso_common.schema import clean_messages, clip_bytes
+from llaso_common.schema import TASK_DEFINITION, clean_messages, clip_bytes
 
 from .task_metrics import TASKS
 
@@ -104,6 +105,10 @@ class EvalCorpus:
                 f"{self.data}: column(s) {', '.join(missing)} missing; generation reads corpora in the row schema of "
                 "llaso_common/schema.py (`llaso data build` writes them)"
             )
+        defined = self._table.unique(TASK_DEFINITION) if TASK_DEFINITION in self._table.column_names else []
+        own = tasks.defined_tasks(defined, self.data)
+        tasks.TASKS.declare(own, self.data)
+        self.own_tasks = {task.code: task.record() for task in own}
         self.rows = self._read_rows()
 
     def _read_rows(self) -> list[Question]:

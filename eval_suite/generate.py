@@ -341,7 +341,7 @@ class GenerationRun:
             "wordings": self.wordings,
             "rows": len(answers),
             "errors": errors,
-        }
+        } | ({"tasks": self.corpus.own_tasks} if self.corpus.own_tasks else {})
         write_predictions(self.out, self.rows, answers, generation)
         times = {
             row.id: answer.time

@@ -17,10 +17,13 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
+from llaso_common import tasks
+
 from .answer_records import GENERATION
 from .parsing import LabelSet
 from .speed import read_speed
-from .task_metrics import MODALITIES, TASKS
+from .task_metrics import MODALITIES, TASKS, declare
+from .text_normalization import fold
 
 logger = logging.getLogger(__name__)
 
@@ -91,10 +94,15 @@ def released_files() -> dict[str, dict[str, Any]]:
     return _data("released_files.json")["files"]
 
 
-@cache
 def label_set(task: str, choices: tuple[str, ...]) -> LabelSet:
     """Return the labels of a row with the declared aliases of its task."""
-    return LabelSet(choices, _data("aliases.json")["tasks"].get(task))
+    own = tasks.TASKS[task].aliases if task in tasks.TASKS else {}
+    return _label_set(task, choices, tuple((fold(label), tuple(words)) for label, words in own.items()))
+
+
+@cache
+def _label_set(task: str, choices: tuple[str, ...], own: tuple[tuple[str, tuple[str, ...]], ...]) -> LabelSet:
+    return LabelSet(choices, dict(own) or _data("aliases.json")["tasks"].get(task))
 
 
 # Files ---------------------------------------------------------------------------------------------------------
@@ -227,7 +235,10 @@ def _own_row(where: str, record: dict[str, Any]) -> AnsweredRow:
         raise ValueError(f"{where}: 'choices' must be a list of texts")
     task = task_of(task, choices)
     if task not in TASKS:
-        raise ValueError(f"{where}: unknown task {task!r}; tasks are {', '.join(TASKS)}")
+        raise ValueError(
+            f"{where}: unknown task {task!r}; tasks are {', '.join(TASKS)}. The definition of a corpus's own task is "
+            f"in the {GENERATION} that `llaso eval generate` writes beside the answers: copy it here as well"
+        )
     modality = _text(record, "modality", where)
     if modality not in MODALITIES:
         raise ValueError(f"{where}: unknown modality {modality!r}; modalities are {', '.join(MODALITIES)}")
@@ -360,6 +371,9 @@ def read(path: Path | str, system: str | None = None) -> SystemAnswers:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder of answers")
     answers = SystemAnswers(system=system or folder.resolve().name, files={})
+    if (folder / GENERATION).is_file():
+        answers.generation = json.loads((folder / GENERATION).read_text(encoding="utf-8")) or None
+        declare((answers.generation or {}).get("tasks", {}), str(folder / GENERATION))
     known = released_files()
     seen: dict[tuple[str, str], str] = {}
     for source in _answer_files(folder):
@@ -391,8 +405,6 @@ def read(path: Path | str, system: str | None = None) -> SystemAnswers:
         if (folder / name).is_dir():
             _attach_judgements(answers, folder / name)
     answers.published_abstention = _published_abstention(folder)
-    if (folder / GENERATION).is_file():
-        answers.generation = json.loads((folder / GENERATION).read_text(encoding="utf-8")) or None
     timed = read_speed(folder)
     answers.speed = timed["runs"]
     for rows in answers.files.values() if timed["rows"] else ():

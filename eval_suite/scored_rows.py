@@ -18,6 +18,7 @@ from llaso_common.atomic_write import write_atomically
 
 from .readers import AnsweredRow
 from .strict import Reading
+from .task_metrics import declare
 
 SCHEMA = 2
 """Version of scores.json and of its rows."""
@@ -114,6 +115,7 @@ class Scored:
                 f"{path}:{error.lineno}: {error.msg}; `llaso eval score --out` writes such files"
             ) from None
         check_scores(content, str(path))
+        declare((content["generation"] or {}).get("tasks", {}), str(path))
         return cls(content, _read_rows(path, content) if with_rows else {}, path)
 
 

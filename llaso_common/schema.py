@@ -21,7 +21,7 @@ FEATURES = Features(
     {
         "id": Value("string"),  # unique in the corpus, stable over rebuilds
         "corpus": Value("string"),  # one of CORPORA
-        "task": Value("string"),  # code of llaso_common.tasks.TASKS, e.g. "ASR"
+        "task": Value("string"),  # code of a task (llaso_common/tasks.py), e.g. "ASR"
         "category": Value("string"),  # linguistic | semantic | paralinguistic
         "modality": Value("string"),  # one of MODALITIES
         "source": Value("string"),  # the corpus it came from, e.g. "vctk"
@@ -47,6 +47,16 @@ FEATURES = Features(
         "sha256": Value("string"),  # of the clips' bytes, joined; "" without audio
     }
 )
+
+TASK_DEFINITION = "task_definition"
+"""The further column of a corpus with tasks of its own: the definition of the row's task as JSON; null for the
+paper's.
+
+It is a column because rows are all that `load_dataset`, a stream, a filtered or concatenated table, a copy on the Hub
+and a single shard have in common: Parquet's own metadata and files beside the shards are lost on the first of these
+ways. Parquet stores the repeated text once a column chunk.
+"""
+FEATURES_WITH_OWN_TASKS = Features({**FEATURES, TASK_DEFINITION: Value("string")})
 
 
 class Part(TypedDict):

@@ -6,10 +6,13 @@ import os
 import random
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.paths import shared_fixture
+
+from llaso_common.tasks import TASKS
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -41,6 +44,13 @@ def _seeded() -> None:
     for library, seed in (("numpy.random", "seed"), ("torch", "manual_seed")):
         if library in sys.modules:  # importing torch for a test without it would cost seconds
             getattr(sys.modules[library], seed)(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_tasks_forgotten() -> Iterator[None]:
+    """Tasks that a test declares are unknown to the others."""
+    with TASKS.scope():
+        yield
 
 
 @pytest.fixture

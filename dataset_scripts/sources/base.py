@@ -11,7 +11,6 @@ import difflib
 import importlib
 import itertools
 import pkgutil
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -99,7 +98,8 @@ class Fact:
     Args:
         task: code of `tasks.TASKS`.
         target: the reference answer; for a closed set, one of `choices`.
-        choices: the closed set, in its natural order; empty for open answers.
+        choices: the closed set, in its natural order; empty for open answers, and for the labels of the task itself
+            if it has any.
         granularity: which variant of the task, e.g. "coarse", "fine", "number"; also picks the instruction file
             `TASK.granularity.txt` if there is one.
         instruction: what is asked, if the item brings its own question (AQA); "" draws a template.
@@ -118,6 +118,11 @@ class Fact:
     modality: str = ""
     corpora: tuple[str, ...] = ()
 
+    @property
+    def offered(self) -> tuple[str, ...]:
+        """The labels to choose from: those of the fact, else those of its task."""
+        return self.choices or TASKS[self.task].labels
+
     def fault(self) -> str:
         """Say what is wrong with the fact by itself, or ""; the target is not quoted."""
         if self.task not in TASKS:
@@ -125,14 +130,14 @@ class Fact:
         task = TASKS[self.task]
         if not self.target.strip():
             return f"{self.task}: empty target"
-        if self.choices and self.target not in self.choices:
-            return f"{self.task}: label is not among {', '.join(self.choices)}"
+        if self.offered and self.target not in self.offered:
+            return f"{self.task}: label is not among {', '.join(self.offered)}"
         number = task.answer == "number" or self.granularity == "number"
-        low, high = task.numbers or (0, 0)
-        if task.answer == "closed" and not number and not self.choices:
+        if task.answer == "closed" and not number and not self.offered:
             return f"{self.task}: no choices for a closed set"
-        if number and not (re.fullmatch(r"\d+", self.target) and low <= int(self.target) <= high):
-            return f"{self.task}: not a number from {low} to {high}"
+        if number and not task.holds(self.target):
+            low, high = task.numbers or (0, 0)
+            return f"{self.task}: not a number from {low:g} to {high:g}"
         return ""
 
 

@@ -20,7 +20,8 @@ from dataset_scripts.instructions import templates
 from dataset_scripts.sources import cremad, fake_or_real, meld, nsynth, quickstart, vctk, vocalsound
 from dataset_scripts.synthesize import backend
 from dataset_scripts.task_forms import GRANULARITIES
-from llaso_common.tasks import TASKS
+from llaso_common.schema import TASK_DEFINITION
+from llaso_common.tasks import PAPER_TASKS, TASKS, defined_tasks
 
 from .menu import Menu, MenuExample, MenuTask
 
@@ -52,6 +53,7 @@ def build_menu(model: str, folder: Path) -> Menu:
     corpus = Path(model).expanduser().resolve().parent / "llaso-eval"
     if corpus.is_dir():
         rows = list(_rows(corpus, ("id", "task", "modality", "messages", "choices", "target", "speaker")))
+        TASKS.declare(defined_tasks((row.get(TASK_DEFINITION) for row in rows), str(corpus)), str(corpus))
         tasks = _tasks_of(rows)
         chosen = _select_examples(rows)
         sounds = {row["id"]: row["audio"][0]["bytes"] for row in _rows(corpus, ("id", "audio"), set(chosen))}
@@ -69,7 +71,8 @@ def _rows(corpus: Path, columns: tuple[str, ...], ids: set[str] | None = None) -
     wanted = [("id", "in", ids)] if ids is not None else None
     try:
         for file in sorted(corpus.glob("data/*/test-*.parquet")):
-            yield from parquet.read_table(file, columns=list(columns), filters=wanted).to_pylist()
+            own = [TASK_DEFINITION] if TASK_DEFINITION in parquet.read_schema(file).names else []
+            yield from parquet.read_table(file, columns=[*columns, *own], filters=wanted).to_pylist()
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{file}: {error}") from None
 
@@ -108,7 +111,7 @@ def _all_tasks() -> tuple[MenuTask, ...]:
     }
     return tuple(
         _task(task.code, granularity, choices.get((task.code, granularity), ()))
-        for task in TASKS.values()
+        for task in PAPER_TASKS.values()
         for granularity in GRANULARITIES.get(task.code, ("",))
         if task.code != "AQA"  # its instruction is the visitor's own question
     )

@@ -9,6 +9,8 @@ from eval_suite.corpus import Question, file_name
 from eval_suite.readers import AnsweredRow, task_of
 from eval_suite.score import group_tasks, measure, read_rows
 from eval_suite.scored_rows import ScoredRow
+from llaso_common.schema import TASK_DEFINITION
+from llaso_common.tasks import TASKS, defined_tasks
 
 FACTS = ("file", "id", "task", "modality", "source", "reference", "choices", "cluster", "instruction")
 """What scoring needs to know of a row beside its answer."""
@@ -26,6 +28,7 @@ def facts_of_record(record: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         record: with the columns of the row schema.
     """
+    TASKS.declare(defined_tasks([record.get(TASK_DEFINITION)], record["id"]), record["id"])
     said = [message for message in record["messages"] if message["role"] == "user"]
     texts = [part["text"] for message in said for part in message["content"] if part["type"] == "text"]
     return {
