@@ -32,12 +32,16 @@ class RequestRefusedError(Exception):
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer, the seconds from asking to its end and to its first piece, and the tokens that the server counted."""
+    """An answer, the seconds from asking to its end and to its first piece, and the tokens that the server counted.
+
+    `tokens` were generated, `prompt_tokens` read; None if the server did not say.
+    """
 
     text: str
     seconds: float
     first_token: float | None
     tokens: int | None
+    prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -65,10 +69,6 @@ class ChatEndpoint:
             raise ValueError(
                 f"{self.url!r} is no http(s) address; give the server's base, e.g. http://localhost:8000/v1"
             )
-
-    def complete(self, messages: list[dict[str, Any]], **parameters: Any) -> str:
-        """Return the text of the answer to a conversation; see `ask`."""
-        return self.ask(messages, **parameters).text
 
     def ask(self, messages: list[dict[str, Any]], *, stream: bool = False, **parameters: Any) -> Completion:
         """Return the answer to a conversation, and what it took.
@@ -133,13 +133,14 @@ class ChatEndpoint:
             raise RequestRefusedError(f"not a chat completion: {body[:200].decode('utf-8', 'replace')}") from None
         if not isinstance(text, str):
             raise RequestRefusedError("the answer holds no text")
-        return Completion(text, time.perf_counter() - started, None, _tokens(content.get("usage")))
+        tokens, read = _tokens(content.get("usage"))
+        return Completion(text, time.perf_counter() - started, None, tokens, read)
 
 
 def _streamed(lines: Iterable[bytes], started: float) -> Completion:
     """Read an answer sent as server-sent events."""
     pieces: list[str] = []
-    first, tokens, ended = None, None, False
+    first, tokens, read, ended = None, None, None, False
     for line in lines:
         name, _, data = line.decode("utf-8", "replace").strip().partition(":")
         if name != "data" or not data.strip():
@@ -159,16 +160,18 @@ def _streamed(lines: Iterable[bytes], started: float) -> Completion:
             first = time.perf_counter() - started if first is None else first
             pieces.append(piece)
         ended = ended or bool(choices and choices[0].get("finish_reason"))
-        tokens = _tokens(event.get("usage")) or tokens
+        if event.get("usage"):
+            tokens, read = _tokens(event["usage"])
     if not ended:
         raise http.client.IncompleteRead("".join(pieces).encode("utf-8", "replace"))
-    return Completion("".join(pieces), time.perf_counter() - started, first, tokens)
+    return Completion("".join(pieces), time.perf_counter() - started, first, tokens, read)
 
 
-def _tokens(usage: Any) -> int | None:
-    """Return the generated tokens that a server counted."""
-    counted = usage.get("completion_tokens") if isinstance(usage, dict) else None
-    return counted if isinstance(counted, int) else None
+def _tokens(usage: Any) -> tuple[int | None, int | None]:
+    """Return the tokens that a server counted: generated, and of the prompt."""
+    counted = usage if isinstance(usage, dict) else {}
+    tokens, read = counted.get("completion_tokens"), counted.get("prompt_tokens")
+    return tokens if isinstance(tokens, int) else None, read if isinstance(read, int) else None
 
 
 def _excerpt(error: urllib.error.HTTPError) -> str:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import random
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.tiny_eval import chat_server
 
 from eval_suite import readers
-from eval_suite.judge import Judgement, JudgePrompt, agreement, judge, parse_reply, reply_schema
+from eval_suite.judge import SCORE, Judgement, JudgePrompt, judge, parse_reply
+from eval_suite.judge_agreement import agreement, compare_ratings, read_ratings
+from eval_suite.judge_models import reply_schema
 from llaso.cli import main
 
 TICKET = "0123456789ab"
@@ -114,7 +120,7 @@ def test_every_valid_reply_is_read(score, explanation):
 def test_the_schema_admits_what_the_parser_reads():
     import jsonschema
 
-    schema = reply_schema(TICKET)
+    schema = reply_schema(TICKET, SCORE)
     jsonschema.validate(json.loads(reply(3)), schema)
     for wrong in (reply(6), reply(3, ticket="x"), json.dumps({"score": 3})):
         with pytest.raises(jsonschema.ValidationError):
@@ -255,7 +261,7 @@ def test_a_local_model_that_writes_nonsense_gives_no_judgement(tmp_path, monkeyp
     from support.tiny_eval import _byte_tokenizer
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    monkeypatch.setattr("eval_suite.judge.MAX_TOKENS", 8)
+    monkeypatch.setattr("eval_suite.judge_models.MAX_TOKENS", 8)
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     LlamaForCausalLM(LlamaConfig(vocab_size=260, **sizes)).save_pretrained(tmp_path / "m")
@@ -275,21 +281,130 @@ def test_a_local_model_that_writes_nonsense_gives_no_judgement(tmp_path, monkeyp
     assert len(list((folder / "judge" / "records").glob("*"))) == 1
 
 
+# Budget and resuming -------------------------------------------------------------------------------------------
+
+
+def counting(body: dict) -> tuple[int, object]:
+    """An honest judge whose server counts tokens: 100 read and 10 written a reply."""
+    status, text = honest(body)
+    usage = {"prompt_tokens": 100, "completion_tokens": 10}
+    return status, {"choices": [{"message": {"role": "assistant", "content": text}}], "usage": usage}
+
+
+def test_a_budget_ends_the_asking_and_the_next_run_goes_on(tmp_path, capsys):
+    folder = write_answers(tmp_path / "p", [str(number) for number in range(1, 11)])
+    with chat_server(counting) as (url, received):
+        command = ["eval", "judge", str(folder), "--judge-model", "j", "--judge-endpoint", url, "--max-calls", "4"]
+        for asked, judged in ((4, 4), (8, 8), (10, 10), (10, 10)):
+            assert main(command) == 0
+            said = capsys.readouterr().out
+            assert len(received) == asked
+            assert f"{judged} of 10 answers judged by j, {10 - judged} missing" in said
+            assert f"{judged} replies in all: {100 * judged} tokens read and {10 * judged} written" in said.replace(
+                ",", ""
+            )
+            assert ("not asked: the budget of calls is spent; run again to go on" in said) == (judged < 10)
+    kept = json.loads((folder / "judge" / "judge.json").read_text())
+    assert kept["usage"] == {"replies": 10, "prompt_tokens": 1000, "tokens": 100, "uncounted": 0}
+    assert len({case_of(request["body"])[1]["answer"] for request in received}) == 10
+
+
+def test_a_killed_run_goes_on_without_asking_again(tmp_path):
+    """The server kills the judging process at its sixth question; the five replies before are not asked for again."""
+    folder = write_answers(tmp_path / "p", [str(number) for number in range(1, 11)])
+    processes: list[subprocess.Popen] = []
+
+    def deadly(body: dict) -> tuple[int, object]:
+        if len(received) == 6:
+            processes[0].kill()
+            processes[0].wait()
+        return honest(body)
+
+    with chat_server(deadly) as (url, received):
+        command = ["eval", "judge", str(folder), "--judge-model", "j", "--judge-endpoint", url, "--batch-size", "1"]
+        processes.append(subprocess.Popen([sys.executable, "-m", "llaso.cli", *command]))
+        assert processes[0].wait() == -9
+        assert main(command) == 0
+    asked = [case_of(request["body"])[1]["answer"] for request in received]
+    assert len(asked) == 11 and len(set(asked)) == 10 and set(asked[:5]).isdisjoint(asked[5:])
+    assert json.loads((folder / "judge" / "judge.json").read_text())["judged"] == 10
+
+
+def test_replies_of_a_batch_are_kept_if_the_server_stops_within_it(tmp_path, monkeypatch):
+    folder = write_answers(tmp_path / "p", ["1", "2", "3", "4"])
+    closed = True
+
+    def half(body: dict) -> tuple[int, object]:
+        refused = closed and "What is 2 plus" in body["messages"][1]["content"]
+        return (401, "no permission") if refused else honest(body)
+
+    with chat_server(half) as (url, received):
+        with pytest.raises(ConnectionError, match="HTTP 401"):
+            judge(folder, "j", endpoint=url, progress=False)
+        closed = False
+        made = judge(folder, "j", endpoint=url, progress=False)
+    assert (made["asked"], made["judged"], len(received)) == (1, 4, 5)
+
+
 # Agreement -----------------------------------------------------------------------------------------------------
 
 
+def rated(scores: list[int]) -> dict[tuple[str, str], int]:
+    return {("f", str(number)): score for number, score in enumerate(scores)}
+
+
+def alone(count: int) -> dict[tuple[str, str], str]:
+    """Every answer its own recording."""
+    return {("f", str(number)): f"clip {number}" for number in range(count)}
+
+
+def values(found: dict) -> dict:
+    return {name: one["value"] for name, one in found.items() if isinstance(one, dict)}
+
+
 def test_agreement_of_two_judges():
-    perfect = agreement([(1, 1), (3, 3), (5, 5)])
-    assert (perfect["n"], perfect["equal"], perfect["within_one"]) == (3, 1.0, 1.0)
+    perfect = values(agreement(rated([1, 3, 5]), rated([1, 3, 5]), alone(3)))
+    assert (perfect["equal"], perfect["within_one"]) == (1.0, 1.0)
     assert perfect["kappa_quadratic"] == pytest.approx(1) and perfect["pearson"] == pytest.approx(1)
-    opposite = agreement([(1, 5), (5, 1)])
+    opposite = values(agreement(rated([1, 5]), rated([5, 1]), alone(2)))
     assert opposite["kappa_quadratic"] == pytest.approx(-1) and opposite["equal"] == 0
     # By hand: observed 1 + 0 + 1 = 2; expected, from margins (1: 1, 3: 2) and (2: 2, 3: 1), (2 + 4 + 4) / 3.
-    mixed = agreement([(1, 2), (3, 3), (3, 2)])
+    mixed = values(agreement(rated([1, 3, 3]), rated([2, 3, 2]), alone(3)))
     assert mixed["kappa_quadratic"] == pytest.approx(1 - 2 / (10 / 3))
     assert mixed["mean_difference"] == pytest.approx(0.0)
-    assert agreement([(2, 2), (2, 2)])["kappa_quadratic"] is None
-    assert agreement([])["n"] == 0
+    assert values(agreement(rated([2, 2]), rated([2, 2]), alone(2)))["kappa_quadratic"] is None
+    assert agreement({}, {}, {})["n"] == 0
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=2, max_size=40))
+def test_agreement_against_its_definition(pairs):
+    """Kappa over all pairs of answers, correlation by numpy."""
+    one, two = [first for first, _ in pairs], [second for _, second in pairs]
+    found = values(agreement(rated(one), rated(two), alone(len(pairs)), resamples=0))
+    observed = sum((a - b) ** 2 for a, b in pairs) / len(pairs)
+    chance = sum((a - b) ** 2 for a in one for b in two) / len(pairs) ** 2
+    assert found["kappa_quadratic"] == (pytest.approx(1 - observed / chance) if chance else None)
+    if len(set(one)) > 1 and len(set(two)) > 1:
+        assert found["pearson"] == pytest.approx(np.corrcoef(one, two)[0, 1])
+    assert found["mean_difference"] == pytest.approx(np.mean(two) - np.mean(one))
+    assert found["equal"] == pytest.approx(np.mean([a == b for a, b in pairs]))
+
+
+def test_the_interval_of_kappa_is_wider_if_answers_share_recordings():
+    """Each answer four times: the recording is drawn, so that copies add no certainty."""
+    luck = random.Random(1)
+    one = [luck.randint(1, 5) for _ in range(60)]
+    two = [min(5, max(1, score + luck.choice([-1, 0, 0, 1]))) for score in one]
+    single = agreement(rated(one), rated(two), alone(60))["kappa_quadratic"]
+    copies = {key: f"clip {number % 60}" for number, key in enumerate(rated(one * 4))}
+    shared = agreement(rated(one * 4), rated(two * 4), copies)["kappa_quadratic"]
+    apart = agreement(rated(one * 4), rated(two * 4), alone(240))["kappa_quadratic"]
+    assert single["low"] < single["value"] < single["high"] and shared["value"] == pytest.approx(single["value"])
+    width = {
+        name: one["high"] - one["low"] for name, one in (("single", single), ("shared", shared), ("apart", apart))
+    }
+    assert width["shared"] == pytest.approx(width["single"], rel=0.25)
+    assert width["apart"] < 0.75 * width["shared"]
 
 
 def test_agreement_by_command(tmp_path, capsys):
@@ -303,7 +418,49 @@ def test_agreement_by_command(tmp_path, capsys):
         assert main([*command, "--agree-with", str(earlier)]) == 0
     said = capsys.readouterr().out
     assert "3 of 3 answers judged by j, 0 missing" in said
-    assert "agreement: n 3, equal 0.667, within_one 1.000" in said
+    assert "agreement: n 3, equal 0.667 [" in said and "within_one 1.000 [" in said
+
+
+def test_people_and_a_judge_agree_by_command(tmp_path, capsys):
+    folder = write_answers(tmp_path / "p", ["1", "2", "4", "9"])
+    with chat_server(honest) as (url, _):
+        judge(folder, "j", endpoint=url, progress=False)  # 5, 5, 1, 1
+    people = tmp_path / "people.csv"
+    people.write_text("file,id,score,remark\n" + "".join(
+        f"talk_AQA_text_audio,q{number},{score},\n" for number, score in enumerate([5, 4, 1])
+    ) + "talk_AQA_text_audio,elsewhere,3,\n")  # fmt: skip
+    assert (
+        main(["eval", "agreement", str(folder), str(people), str(folder / "judge"), "--out", str(tmp_path / "a.json")])
+        == 0
+    )
+    said = capsys.readouterr().out
+    assert "agreement: n 3, equal 0.667 [" in said
+    assert "rated by one of the two only: 1 and 1; ratings of no answer here: 1" in said
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert found["mean_difference"]["value"] == pytest.approx(1 / 3) and found["counts"][3][4] == 1
+    lines = [json.dumps({"file": "talk_AQA_text_audio", "id": f"q{n}", "score": s}) for n, s in enumerate([5, 4, 1])]
+    (tmp_path / "more.jsonl").write_text("\n".join(lines))
+    again = compare_ratings(folder, people, tmp_path / "more.jsonl")
+    assert again["n"] == 3 and again["equal"]["value"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "file,id\nf,1\n", "a.csv:2: no score"),
+        ("a.csv", "file,id,score\nf,1,6\n", "a.csv:2: the score '6' is no whole number from 1 to 5"),
+        ("a.csv", "file,id,score\nf,1,good\n", "a.csv:2: the score 'good' is no whole number"),
+        ("a.csv", "file,id,score\nf,1,3\nf,1,4\n", "a.csv:3: 1 of f is rated twice"),
+        ("a.csv", "", "no rating here"),
+        ("a.jsonl", '{"file": "f"', "a.jsonl:1: not JSON"),
+        ("a.jsonl", "[3]\n", "a.jsonl:1: expected an object"),
+        ("a.txt", "file,id,score\n", "neither a folder of judgements nor a .csv or .jsonl"),
+    ],
+)
+def test_ratings_that_cannot_be_used_are_named(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_ratings(tmp_path / name)
 
 
 def test_agreement_with_released_judge_texts(official_outputs, tmp_path):
@@ -322,8 +479,8 @@ def test_agreement_with_released_judge_texts(official_outputs, tmp_path):
     assert len(received) <= 40
     found = made["agreement"]
     assert found["n"] == 40 and sum(map(sum, found["counts"])) == 40
-    assert found["equal"] == pytest.approx(sum(row[4] for row in found["counts"][4:]) / 40)
-    assert found["mean_difference"] > 0 and found["kappa_quadratic"] is not None
+    assert found["equal"]["value"] == pytest.approx(sum(row[4] for row in found["counts"][4:]) / 40)
+    assert found["mean_difference"]["low"] > 0 and found["kappa_quadratic"]["value"] is not None
     assert all(row[:4] == [0, 0, 0, 0] for row in found["counts"])
     with pytest.raises(ValueError, match="no judgement here"):
         judge(system, "five", endpoint="http://localhost:9", agree_with=tmp_path, progress=False)

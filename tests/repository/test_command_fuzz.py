@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -60,6 +61,10 @@ def world(run, tmp_path, monkeypatch) -> SimpleNamespace:
     Path("empty").touch()
     Path("random").write_bytes(bytes(range(256)) * 20)
     Path("text.txt").write_text("neither audio nor YAML: [nor {JSON\n", encoding="utf-8")
+    answers = next((run / "predictions").glob("*.jsonl"))
+    rows = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
+    ratings = "".join(f"{row['file']},{row['id']},{1 + number % 5}\n" for number, row in enumerate(rows))
+    Path("ratings.csv").write_text(f"file,id,score\n{ratings}", encoding="utf-8")
     Path("holds").mkdir()
     Path("holds/something.txt").touch()
     Path("broken").mkdir()
@@ -93,10 +98,17 @@ def required(command: str, world, there: bool) -> dict[str, list[str]]:
         "data": run / "llaso-eval",
         "run_dir": run,
         "judge_model": run / "backbones" / "llama",
+        "first": "ratings.csv",
+        "second": "ratings.csv",
     }
     constant = {"question": ["Who?"], "corpus": ["align"], "name": ["gate"], "repo_id": ["nobody/nothing"]}
     values: dict[str, list[str]] = {}
-    small = {"max_new_tokens": ["1"], "limit": ["2"], "resamples": ["20"]}  # right values are carried out
+    small = {
+        "max_new_tokens": ["1"],
+        "limit": ["2"],
+        "max_calls": ["2"],
+        "resamples": ["20"],
+    }  # right values are carried out
     for action in COMMANDS[command]:
         if there and action.dest in small:
             values[action.dest] = small[action.dest]
