@@ -8,8 +8,8 @@ everything is, and one value at a time is wrong.
 from __future__ import annotations
 
 import argparse
-import os
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
