@@ -27,6 +27,7 @@ COMMANDS = (
     "llaso.commands.publish_commands",
     "llaso.commands.demo_commands",
     "llaso.commands.serve_commands",
+    "llaso.commands.export_commands",
 )
 
 

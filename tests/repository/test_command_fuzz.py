@@ -80,6 +80,7 @@ def required(command: str, world, there: bool) -> dict[str, list[str]]:
     run = world.run
     files = {
         "files": world.good,
+        "clips": world.good,
         "question": "Who speaks?",
         "model": run / "llaso-tiny",
         "encoder": run / "backbones" / "encoder",

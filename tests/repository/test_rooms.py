@@ -84,7 +84,7 @@ def test_the_command_line_imports_no_heavy_library():
 
 @pytest.mark.parametrize(
     "command",
-    ["quickstart", "transcribe", "ask", "new", "convert", "train", "data", "eval", "publish", "demo", "serve"],
+    "quickstart transcribe ask new convert train data eval publish demo serve export".split(),
 )
 def test_every_command_has_help(command):
     shown = subprocess.run(

@@ -1,0 +1,94 @@
+"""`llaso export`: a model as files that other programs run, and what those programs make of them."""
+
+from __future__ import annotations
+
+import argparse
+
+from .option_types import at_least_1, some_text
+
+
+def add_parser(commands) -> None:
+    """Add `export` to the `llaso` parser."""
+    export = commands.add_parser("export", help="write a model for llama.cpp, and check its answers there")
+    actions = export.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    gguf = actions.add_parser(
+        "gguf",
+        help="write two GGUF files for llama.cpp",
+        description="Write a model as GGUF files for llama.cpp: model.gguf, the language model, and mmproj.gguf, the "
+        'encoder and the projector. The model must have been made with audio_padding="full".',
+    )
+    gguf.add_argument("model", type=some_text, metavar="ID_OR_DIR")
+    gguf.add_argument("out", type=some_text, metavar="OUT", help="the folder to write")
+    gguf.add_argument(
+        "--type",
+        choices=("f16", "f32", "q8_0"),
+        default="f16",
+        help="of the weights; q8_0 quantizes the language model to 8 bits and keeps the encoder in half precision",
+    )
+    gguf.add_argument("--overwrite", action="store_true", help="replace the files that OUT holds")
+    gguf.set_defaults(run=run_gguf)
+
+    check = actions.add_parser(
+        "check",
+        help="compare answers in llama.cpp with the model's own",
+        description="Ask the installed llama.cpp (pip install xllamacpp) and the model itself about clips, greedily, "
+        "and compare tokens and log-probabilities. Exit code 1: they differ.",
+    )
+    check.add_argument("folder", type=some_text, metavar="OUT", help="what `llaso export gguf` wrote")
+    check.add_argument("clips", nargs="+", metavar="CLIP", help="audio files shorter than 30 s")
+    check.add_argument(
+        "--model", type=some_text, metavar="ID_OR_DIR", help="the model that was exported; by default as it was named"
+    )
+    check.add_argument("--question", type=some_text, help="asked about each clip; by default for a transcription")
+    check.add_argument("--max-new-tokens", type=at_least_1, default=32, metavar="N")
+    check.set_defaults(run=run_check)
+
+
+def run_gguf(arguments: argparse.Namespace) -> None:
+    """Write the files and say how large they are."""
+    from llaso_common.output_folder import refuse_existing
+    from modeling_llaso.loading import load
+
+    from ..exporting.export_folder import refuse_other_folder
+
+    refuse_existing(arguments.out, arguments.overwrite)
+    refuse_other_folder(arguments.out)
+    try:
+        from ..exporting.gguf_files import export_gguf
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{error.name} is not installed; exporting needs the extra: pip install 'llaso[export]'"
+        ) from None
+    model, processor = load(arguments.model, device="cpu")
+    for file in export_gguf(model, processor, arguments.out, arguments.type, name=arguments.model):
+        print(f"{file}: {file.stat().st_size / 1e6:,.1f} MB")
+
+
+def run_check(arguments: argparse.Namespace) -> int:
+    """Compare answers, a line for each clip; return exit code 1 if any differs."""
+    from modeling_llaso.loading import load
+
+    from ..exporting.export_folder import exported_model
+    from ..exporting.llama_cpp_check import LlamaCppServer, compare_clip, compare_prompts, context_for, read_clips
+
+    name = arguments.model or exported_model(arguments.folder)
+    clips = read_clips(arguments.clips)
+    model, processor = load(name, device="cpu")
+    question = arguments.question or processor.default_transcription_prompt
+    server = LlamaCppServer(arguments.folder, context_for(processor, question, arguments.max_new_tokens))
+    prompts = compare_prompts(server, processor, question)
+    for form, same in prompts.items():
+        print(f"prompt of {form}: {'equal' if same else 'DIFFERENT'} token ids")
+    compared = []
+    for file, clip in zip(arguments.clips, clips, strict=True):
+        one = compare_clip(server, model, processor, clip, question, arguments.max_new_tokens)
+        compared.append(one)
+        ours, theirs = one.prompt_tokens
+        tokens = f"{ours} prompt tokens" if ours == theirs else f"{ours} prompt tokens, {theirs} in llama.cpp"
+        answer = f"equal ids, {len(one.ours)}" if one.equal else f"DIFFERENT ids, {one.ours} and {one.theirs}"
+        print(f"{file}: {tokens}; {answer}; log-probabilities within {max(one.gaps, default=0.0):.4f}")
+    equal = sum(one.equal for one in compared)
+    widest = max((gap for one in compared for gap in one.gaps), default=0.0)
+    print(f"{equal} of {len(compared)} clips with equal ids; log-probabilities within {widest:.4f}")
+    return 0 if equal == len(compared) and all(prompts.values()) else 1

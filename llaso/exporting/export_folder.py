@@ -1,0 +1,43 @@
+"""The folder of an export: its two GGUF files, and `export.json`, which says what they were made of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from llaso_common import __version__
+
+RECORD_FILE = "export.json"
+
+
+def write_record(folder: Path, model: str, weights: str) -> None:
+    """Write what an export was made of: the model as it was named, the type of the weights, and this version."""
+    record = {"model": model, "type": weights, "llaso": __version__}
+    (folder / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def refuse_other_folder(out: str | Path) -> None:
+    """Refuse to overwrite a folder that holds something else than an export.
+
+    Raises:
+        ValueError: the folder is not empty, and export.json is missing.
+    """
+    folder = Path(out)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / RECORD_FILE).is_file():
+        raise ValueError(f"{folder} holds no export ({RECORD_FILE} is missing), so --overwrite does not replace it")
+
+
+def exported_model(folder: str | Path) -> str:
+    """The model that an export was made of, as it was named then.
+
+    Raises:
+        ValueError: the folder holds no record, or one that names no model.
+    """
+    record = Path(folder, RECORD_FILE)
+    try:
+        model = json.loads(record.read_text(encoding="utf-8"))["model"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{record}: it does not say which model was exported ({type(error).__name__}); name it with --model"
+        ) from error
+    return str(model)

@@ -1,0 +1,280 @@
+"""Runs exported files in the installed llama.cpp and compares its answers with the model's own.
+
+`xllamacpp` holds llama.cpp with its HTTP server, which runs in this process and listens to this machine alone. The
+server is asked as any client asks it, so that its reading of audio, its tokenizer and the chat template are compared
+along with the weights.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+
+from llaso_common.audio import read_audio
+from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
+from modeling_llaso.processing_llaso import AUDIO_TAGS, LlasoProcessor
+
+from .gguf_files import MMPROJ_FILE, RATE, TEXT_FILE, WINDOW_SECONDS
+
+LIKELIEST = 20
+"""Number of tokens of which the server is asked the log-probability, at each place of an answer."""
+FORMS = ("text, audio", "audio, text", "audio", "text, audio, audio")
+"""Orders of parts in which prompts are compared."""
+SPARE_TOKENS = 64
+"""Places of the context beyond the longest prompt and answer."""
+
+
+@dataclass(frozen=True)
+class ClipComparison:
+    """One clip's answer, by the model and by llama.cpp.
+
+    Attributes:
+        prompt_tokens: tokens of the prompt with its audio, ours and theirs.
+        ours: ids of the answer, without the token that ends it.
+        theirs: the same, by llama.cpp.
+        ended: whether the answer ended by itself, ours and theirs.
+        gaps: absolute differences in log-probability of our ids, as long as the ids before were equal; infinite for
+            an id that is not among llama.cpp's likeliest.
+    """
+
+    prompt_tokens: tuple[int, int]
+    ours: list[int]
+    theirs: list[int]
+    ended: tuple[bool, bool]
+    gaps: list[float]
+
+    @property
+    def equal(self) -> bool:
+        """Whether prompt lengths and answers are the same."""
+        lengths, ends = self.prompt_tokens, self.ended
+        return lengths[0] == lengths[1] and self.ours == self.theirs and ends[0] == ends[1]
+
+
+class LlamaCppServer:
+    """llama.cpp's server for exported files.
+
+    Args:
+        folder: what `llaso export gguf` wrote.
+        context: tokens that a prompt and its answer may have together.
+
+    Raises:
+        ValueError: xllamacpp is not installed, a file is missing, or llama.cpp does not load them.
+    """
+
+    def __init__(self, folder: str | Path, context: int):
+        try:
+            import xllamacpp
+        except ImportError:
+            raise ValueError("xllamacpp, which holds llama.cpp, is not installed: pip install xllamacpp") from None
+        folder = Path(folder)
+        for name in (TEXT_FILE, MMPROJ_FILE):
+            if not (folder / name).is_file():
+                raise ValueError(f"{folder}: {name} is missing; `llaso export gguf` writes it")
+        parameters = xllamacpp.CommonParams()
+        parameters.model.path = str(folder / TEXT_FILE)
+        parameters.mmproj.path = str(folder / MMPROJ_FILE)
+        parameters.hostnames = ["127.0.0.1"]
+        parameters.port = 0
+        parameters.n_ctx = context
+        parameters.n_parallel = 1
+        parameters.warmup = False
+        parameters.verbosity = 0
+        # Half precision in the cache would be a difference that is not the files'.
+        parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        try:
+            self.server = xllamacpp.Server(parameters)
+        except RuntimeError as error:
+            raise ValueError(f"{folder}: llama.cpp does not load these files: {error}") from error
+
+    def ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """POST a JSON body, or GET without one, and return the answer.
+
+        Raises:
+            ValueError: the server refused; its message is in the error.
+        """
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            self.server.listening_address + path, data, {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise ValueError(f"llama.cpp answered {error.code} to {path}: {error.read().decode()[:500]}") from error
+
+    def prompt(self, messages: list[dict[str, Any]], clips: Sequence[np.ndarray]) -> dict[str, Any]:
+        """The prompt that the server makes of messages, with the audio that belongs to it."""
+        text = self.ask("/apply-template", {"messages": messages})["prompt"]
+        return {"prompt_string": text, "multimodal_data": [_base64_wav(clip) for clip in clips]}
+
+    def prompt_ids(self, messages: list[dict[str, Any]]) -> list[int | None]:
+        """Token ids of the prompt that the server makes of messages, None in the place of each audio."""
+        prompt = self.ask("/apply-template", {"messages": messages})["prompt"]
+        ids: list[int | None] = []
+        for number, text in enumerate(re.split(r"<__media\w*__>", prompt)):
+            body = {"content": text, "add_special": number == 0, "parse_special": True}
+            ids += [None] * bool(number) + self.ask("/tokenize", body)["tokens"]
+        return ids
+
+
+def compare_prompts(server: LlamaCppServer, processor: LlasoProcessor, question: str) -> dict[str, bool]:
+    """Tell for each of `FORMS` whether the server's prompt has the processor's token ids around its audio."""
+    clip = np.sin(np.arange(RATE, dtype=np.float32))
+    start, end = processor.tokenizer.convert_tokens_to_ids(list(AUDIO_TAGS[2:]))
+    equal = {}
+    for form in FORMS:
+        kinds = form.split(", ")
+        clips = [clip] * kinds.count("audio")
+        inputs = _our_inputs(processor, question, kinds, clips)
+        ours: list[int | None] = []
+        inside = False
+        for number in inputs["input_ids"][0].tolist():
+            if number == start:
+                ours.append(None)
+                inside = True
+            if not inside:
+                ours.append(number)
+            inside = inside and number != end
+        equal[form] = ours == server.prompt_ids(_their_messages(question, kinds, clips))
+    return equal
+
+
+def compare_clip(
+    server: LlamaCppServer,
+    model: LlasoForConditionalGeneration,
+    processor: LlasoProcessor,
+    clip: np.ndarray,
+    question: str,
+    max_new_tokens: int,
+) -> ClipComparison:
+    """Ask both about a clip, greedily.
+
+    Args:
+        server: with the exported files.
+        model: what they were exported from.
+        processor: the model's.
+        clip: mono samples at 16 kHz, shorter than a window.
+        question: the text before the audio.
+        max_new_tokens: length of an answer at most.
+    """
+    kinds = ["text", "audio"]
+    inputs = _our_inputs(processor, question, kinds, [clip]).to(model.device)
+    length = inputs["input_ids"].shape[1]
+    generated: Any = model.generate(
+        **inputs,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    ours = generated.sequences[0, length:].tolist()
+    logits = torch.stack(generated.logits)[:, 0].float().log_softmax(-1)
+    ends = model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    ended = bool(ours) and ours[-1] in ends
+
+    # Not /v1/chat/completions, which this is in two steps: it does not tell the ids of tokens that are half a letter.
+    answer = server.ask(
+        "/completion",
+        {
+            "prompt": server.prompt(_their_messages(question, kinds, [clip]), [clip]),
+            "temperature": 0,
+            "n_predict": max_new_tokens,
+            "return_tokens": True,
+            "n_probs": LIKELIEST,
+            "cache_prompt": False,
+        },
+    )
+    theirs, places = answer["tokens"], answer.get("completion_probabilities", [])
+    their_end = answer["stop_type"] == "eos"
+    if their_end and theirs and theirs[-1] in ends:
+        theirs = theirs[:-1]
+    gaps = []
+    remaining = iter(places)
+    place = next(remaining, None)
+    for step, number in enumerate(ours):
+        if ours[:step] != theirs[:step] or place is None:
+            break
+        if step < len(theirs) and place["id"] != theirs[step]:
+            continue  # the server tells no log-probabilities of a token that is half a letter
+        likely = {one["id"]: one["logprob"] for one in place["top_logprobs"]}
+        gaps.append(abs(logits[step, number].item() - likely[number]) if number in likely else float("inf"))
+        place = next(remaining, None)
+    return ClipComparison(
+        prompt_tokens=(length, answer["tokens_evaluated"]),
+        ours=ours[:-1] if ended else ours,
+        theirs=theirs,
+        ended=(ended, their_end),
+        gaps=gaps,
+    )
+
+
+def read_clips(files: Sequence[str | Path]) -> list[np.ndarray]:
+    """Read the clips to be compared.
+
+    Raises:
+        ValueError: one cannot be read, or is as long as a window or longer.
+    """
+    clips = []
+    for file in files:
+        clip = read_audio(file)
+        if len(clip) >= WINDOW_SECONDS * RATE:
+            raise ValueError(
+                f"{file}: it lasts {len(clip) / RATE:.1f} s; llama.cpp cuts audio of {WINDOW_SECONDS} s and more in "
+                "its own way, so compare shorter clips"
+            )
+        clips.append(clip)
+    return clips
+
+
+def context_for(processor: LlasoProcessor, question: str, max_new_tokens: int) -> int:
+    """Count the tokens of the longest prompt that is compared, with its answer."""
+    kinds = FORMS[-1].split(", ")
+    messages = [{"role": "user", "content": _parts(question, kinds)}]
+    return processor.expanded_length(messages, [1.0] * kinds.count("audio")) + max_new_tokens + SPARE_TOKENS
+
+
+def _parts(question: str, kinds: Sequence[str]) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": question} if kind == "text" else {"type": "audio"} for kind in kinds]
+
+
+def _our_inputs(processor: LlasoProcessor, question: str, kinds: Sequence[str], clips: list[np.ndarray]) -> Any:
+    return processor.apply_chat_template(
+        [{"role": "user", "content": _parts(question, kinds)}],
+        audio=clips,
+        tokenize=True,
+        return_dict=True,
+        add_generation_prompt=True,
+    )
+
+
+def _their_messages(question: str, kinds: Sequence[str], clips: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    """Messages as an OpenAI client sends them: each clip a WAV file in base64."""
+    remaining = iter(clips)
+    content: list[dict[str, Any]] = []
+    for kind in kinds:
+        if kind == "text":
+            content.append({"type": "text", "text": question})
+            continue
+        audio = {"data": _base64_wav(next(remaining)), "format": "wav"}
+        content.append({"type": "input_audio", "input_audio": audio})
+    return [{"role": "user", "content": content}]
+
+
+def _base64_wav(clip: np.ndarray) -> str:
+    file = io.BytesIO()
+    soundfile.write(file, clip, RATE, format="WAV", subtype="FLOAT")
+    return base64.b64encode(file.getvalue()).decode()

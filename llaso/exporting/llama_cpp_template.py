@@ -1,0 +1,49 @@
+"""The chat template of a GGUF file, which llama.cpp's server renders to the prompt that the processor writes.
+
+The server joins a message's parts into one text before the template sees it, with a marker `<__media…__>` in the
+place of each audio. The template finds the markers, and writes the tags and line breaks around them. The vectors of
+`<audio_start>` and `<audio_end>` are in the mmproj file, so their texts are not in the prompt.
+"""
+
+from __future__ import annotations
+
+import re
+
+from modeling_llaso.processing_llaso import AUDIO_TAGS, LlasoProcessor, default_chat_template
+
+WRITE = r"""
+{%- macro write(content) -%}
+    {%- set pieces = content.split('<__media') -%}
+    {%- set text_first = pieces[0].strip() != '' -%}
+    {%- for piece in pieces -%}
+        {%- set text = piece -%}
+        {%- if not loop.first -%}
+            {%- set marker = piece.split('__>')[0] ~ '__>' -%}
+            {%- set text = piece[marker|length:] -%}
+            {{- '\n' if text_first -}}
+            {{- '@OPEN@<__media' ~ marker ~ '@CLOSE@' -}}
+            {{- '\n\n' if text_first else '\n' -}}
+        {%- endif -%}
+        {%- set text = text.lstrip() if loop.first else text -%}
+        {{- text.rstrip() if loop.last else text -}}
+    {%- endfor -%}
+{%- endmacro -%}
+""".strip()
+
+
+def llama_cpp_template(processor: LlasoProcessor) -> str:
+    """Write a processor's chat template for llama.cpp.
+
+    Raises:
+        ValueError: the processor's template is not the one that llaso writes for its tokenizer.
+    """
+    ours = default_chat_template(processor.tokenizer, processor.audio_token)
+    if processor.chat_template != ours:
+        raise ValueError(
+            "the processor has a chat template of its own, which the export cannot translate for llama.cpp; save the "
+            "processor with chat_template=None, if the model was trained with llaso's template"
+        )
+    _, turns = ours.split("{%- endmacro -%}", 1)
+    turns = re.sub(r"\n *\{%- (end)?generation -%\}", "", turns)
+    opening, closing, _, _ = AUDIO_TAGS
+    return WRITE.replace("@OPEN@", opening).replace("@CLOSE@", closing) + turns
