@@ -14,17 +14,18 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from llaso_common.audio import SAMPLE_RATE, SILENT_PEAK
+from llaso_common.audio import SAMPLE_RATE, AudioError, SilentAudio, audio_blocks
 from llaso_common.schema import FEATURES, SPLITS
 from llaso_common.tasks import MODALITIES, task_of
 
 CLIPPED_SHARE = 0.001
 """A clip is clipped when more of its samples than this lie at full scale."""
+FULL_SCALE = 1 - 2 / 32768
+"""Amplitude from which a sample is at full scale."""
 LENGTH_TOLERANCE = 0.01
 """Seconds by which a row's stated duration may differ from its audio."""
 PLACEHOLDER = "<audio>"
 """What stands for a clip in a prompt; as text it would break the prompt."""
-_BLOCK = 1 << 16
 
 
 def faults_of(
@@ -140,36 +141,26 @@ def _bad_audio(row: Mapping[str, Any]) -> Iterator[str]:
             yield f"no audio: {clip['path']}"
             whole = False
             continue
+        samples = full = 0
         try:
-            rate, channels, samples, peak, full = _listen(clip["bytes"])
-        except soundfile.LibsndfileError as error:
-            yield f"undecodable audio: {error.error_string}"
+            with soundfile.SoundFile(io.BytesIO(clip["bytes"])) as file:
+                rate, channels = file.samplerate, file.channels
+            if rate != SAMPLE_RATE or channels != 1:
+                yield f"audio format: {rate} Hz, {channels} channels"
+            for block in audio_blocks(clip["bytes"], rate):
+                samples += len(block)
+                full += int((np.abs(block) >= FULL_SCALE).sum())
+            if full > CLIPPED_SHARE * samples:
+                yield "clipped audio"
+        except SilentAudio:
+            yield "silent audio"
+        except (AudioError, soundfile.LibsndfileError) as error:
+            yield f"undecodable audio: {error.reason if isinstance(error, AudioError) else error.error_string}"
             whole = False
             continue
         heard += samples / rate
-        if rate != SAMPLE_RATE or channels != 1:
-            yield f"audio format: {rate} Hz, {channels} channels"
-        if peak < SILENT_PEAK:
-            yield "silent audio"
-        elif full > CLIPPED_SHARE:
-            yield "clipped audio"
     if row["audio"] and whole:
         if not abs(heard - row["duration"]) <= LENGTH_TOLERANCE:
             yield f"duration: {row['duration']} s stated, {heard:.3f} s heard"
         if row["sha256"] != sha256(b"".join(clip["bytes"] for clip in row["audio"])).hexdigest():
             yield "sha256: not that of the audio"
-
-
-def _listen(data: bytes) -> tuple[int, int, int, float, float]:
-    """Return rate, channels, samples, peak, and the share at full scale.
-
-    A block at a time: a header may promise more samples than any memory holds.
-    """
-    samples, full, peak = 0, 0, 0.0
-    with soundfile.SoundFile(io.BytesIO(data)) as file:
-        while (block := file.read(_BLOCK, dtype="float32", always_2d=True)).size:
-            level = np.abs(block)
-            peak = max(peak, float(level.max()))
-            full += int((level >= 1 - 2 / 32768).sum())
-            samples += block.shape[0]
-        return file.samplerate, file.channels, samples, peak, full / max(samples * file.channels, 1)

@@ -57,6 +57,10 @@ class AudioError(ValueError):
         return type(self), (self.name, self.reason)
 
 
+class SilentAudio(AudioError):
+    """A recording in which nothing can be heard."""
+
+
 def read_audio(
     source: Any,
     sampling_rate: int = SAMPLE_RATE,
@@ -168,7 +172,7 @@ def check_heard(samples: np.ndarray, name: str) -> None:
     if not np.isfinite(samples).all():
         raise AudioError(name, "the recording holds NaN or infinite samples")
     if np.abs(samples).max() < SILENT_PEAK:
-        raise AudioError(name, "the recording is silent")
+        raise SilentAudio(name, "the recording is silent")
 
 
 def join_clips(clips: Sequence[np.ndarray], sampling_rate: int = SAMPLE_RATE) -> np.ndarray:

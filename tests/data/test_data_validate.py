@@ -42,10 +42,14 @@ def validate(folder: Path, *, set_aside: bool = True, **options: Any) -> dict[st
     return validation.validate(folder, set_aside=set_aside, **options)
 
 
-def flac(samples: np.ndarray, rate: int = 16_000) -> bytes:
+def encoded(samples: np.ndarray, form: str, rate: int = 16_000) -> bytes:
     buffer = io.BytesIO()
-    soundfile.write(buffer, samples, rate, format="FLAC")
+    soundfile.write(buffer, samples, rate, format=form)
     return buffer.getvalue()
+
+
+def flac(samples: np.ndarray, rate: int = 16_000) -> bytes:
+    return encoded(samples, "FLAC", rate)
 
 
 TONE = 0.3 * np.sin(np.arange(16_000) * 0.1)
@@ -136,8 +140,9 @@ BREAKS = {
     "target not a number from 18 to 80: 'old'": {"task": "AR", "choices": [], **answered("old")},
     "no audio: a.flac": {"audio": [{"bytes": None, "path": "a.flac"}]},
     "undecodable audio: ": with_clip(b"fLaC broken"),
-    "undecodable audio: Error : flac decoder lost sync": with_clip(flac(TONE)[:-6000]),
-    "undecodable audio: Internal psf_fseek() failed": with_clip(promising(flac(TONE), 32_000)),
+    "undecodable audio: not readable as audio: Error : flac decoder lost sync": with_clip(flac(TONE)[:-6000]),
+    "undecodable audio: not readable as audio: Internal psf_fseek() failed": with_clip(promising(flac(TONE), 32_000)),
+    "undecodable audio: the file is cut off": with_clip(encoded(TONE, "WAV")[:-6000]),
     "audio format: 8000 Hz, 1 channels": with_clip(flac(TONE, 8_000), 2.0),
     "audio format: 16000 Hz, 2 channels": with_clip(flac(np.stack([TONE, TONE], axis=1))),
     "silent audio": with_clip(flac(0 * TONE)),

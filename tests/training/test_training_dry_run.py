@@ -81,6 +81,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "stage 2, checkpointed": {"train": ["projector", "llm"], "compute__gradient_checkpointing": True},
     "stage 2, all logits": {"train": ["projector", "llm"], "compute__answer_only_logits": False},
     "encoder, too": {"train": ["encoder", "projector", "llm"]},
+    "stage 2, loss in chunks": {"train": ["projector", "llm"], "compute__loss_chunk": 5},
     "lora": {"train": ["projector", "llm"], "lora": {"rank": 2}},
 }
 
@@ -96,7 +97,9 @@ def test_arithmetic_is_what_torch_counts_in_a_real_step(root, tmp_path, name):
     assert weigh(fused, config_of(fused), shape)[1].flops.total() == pytest.approx(counted.flops.total(), rel=0.02)
 
 
-@pytest.mark.parametrize("name", ["stage 1", "stage 2", "stage 2, checkpointed", "stage 2, all logits", "lora"])
+@pytest.mark.parametrize(
+    "name", [name for name in CHANGES if name.startswith("stage 2") or name in ("stage 1", "lora")]
+)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_memory_is_what_a_real_step_holds(root, tmp_path, name, precision):
     recipe = load_recipe(tiny_recipe(root, "unused", **CHANGES[name]))
@@ -131,6 +134,11 @@ def test_the_dry_run_counts_what_each_setting_saves_in_memory(root):
     few, all_of_them = peak(), peak("compute.answer_only_logits=false")
     assert all_of_them.flops[LOGITS] == (60 + 1500) / 12 * few.flops[LOGITS]
     assert all_of_them.peak[LOGITS] >= 4 * (60 + 1500) * 30_000 * 4 and few.peak.total() < all_of_them.peak.total() / 4
+    assert few.peak[LOGITS] >= 4 * 12 * 30_000 * 4 and few.flops == peak("compute.loss_chunk=48").flops
+    chunks = peak("compute.loss_chunk=12")
+    assert chunks.peak.total() < few.peak.total() and chunks.peak[LOGITS] < few.peak[LOGITS] / 2
+    teacher = ("compute.loss_chunk=12", "optimizer.distill_weight=0.5")
+    assert peak(*teacher).peak == few.peak  # it needs all logits
     config.audio_padding = "trim"
     short = weigh(recipe, config, BatchShape(4, 60, 12, 4, 300))[1]
     assert short.flops[ENCODER] < 0.1 * plain.flops[ENCODER]

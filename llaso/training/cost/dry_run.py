@@ -181,10 +181,16 @@ def weigh(recipe: Recipe, config: LlasoConfig, shape: BatchShape) -> tuple[list[
         checkpoint_activations(model)
     keep_frozen(frozen, model)
     parts = report_parts(model)
+    compute = recipe.compute
+    chunked = compute.answer_only_logits and recipe.optimizer.distill_weight == 0  # a teacher needs all logits
     with FakeTensorMode():
         _onto_fake_cpu(model)
         counter = count_micro_batch(
-            model, shape, recipe.compute.precision == "bf16", recipe.compute.answer_only_logits
+            model,
+            shape,
+            compute.precision == "bf16",
+            compute.answer_only_logits,
+            compute.loss_chunk if chunked else 0,
         )
     return parts, counter
 

@@ -22,6 +22,8 @@ from torch.utils.flop_counter import flop_registry
 from modeling_llaso.configuration_llaso import count_audio_tokens
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 
+from ..run.answer_loss import chunked_losses
+
 ENCODER, LLM, LOGITS = "activations of the encoder", "activations of projector and LLM", "logits"
 BACKWARD, COPIES = "the backward pass's own", "weights copied to bf16 for the arithmetic"
 """Purposes by which FLOPs and memory are counted."""
@@ -118,7 +120,7 @@ class OperatorCounter(TorchDispatchMode):
 
 
 def count_micro_batch(
-    model: LlasoForConditionalGeneration, shape: BatchShape, bf16: bool, answer_only_logits: bool
+    model: LlasoForConditionalGeneration, shape: BatchShape, bf16: bool, answer_only_logits: bool, loss_chunk: int = 0
 ) -> OperatorCounter:
     """Run one micro-batch of fake tensors forward and backward.
 
@@ -129,6 +131,7 @@ def count_micro_batch(
         shape: of the micro-batch.
         bf16: multiply in bf16 in the operators for which autocast does.
         answer_only_logits: run the head on answer tokens alone.
+        loss_chunk: answer tokens that go through the head together, if there are more; 0 means all of them.
     """
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -152,14 +155,17 @@ def count_micro_batch(
             embeddings = text.masked_scatter(places, audio.to(text.dtype))
             hidden = inner.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
         with counter.on(LOGITS):
-            logits = model.compute_logits(hidden[:, -shape.answers :] if answer_only_logits else hidden)
-    with counter.on(LOGITS):
-        logits = logits.float()
-        if not answer_only_logits:
-            logits = logits[:, -shape.answers :].clone()
-        labels = torch.empty(logits.shape[:-1].numel(), dtype=torch.long)
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels)
-    del features, vectors, audio, text, places, embeddings, hidden, logits, labels
+            answers = hidden[:, -shape.answers :] if answer_only_logits else hidden
+            labels = torch.empty(shape.rows * shape.answers, dtype=torch.long)
+            if 0 < loss_chunk < len(labels):
+                loss = chunked_losses(model.compute_logits, answers.flatten(0, 1), labels, loss_chunk).mean()
+            else:
+                logits = model.compute_logits(answers).float()
+                if not answer_only_logits:
+                    logits = logits[:, -shape.answers :].clone()
+                loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels)
+                del logits
+    del features, vectors, audio, text, places, embeddings, hidden, answers, labels
     with counter.on(BACKWARD):
         loss.backward()
     return counter

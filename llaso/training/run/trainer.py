@@ -23,7 +23,6 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -36,6 +35,7 @@ from ..recipe.recipe import Recipe
 from ..rows.batch_plan import Plan
 from ..rows.collator import IGNORED
 from ..rows.training_rows import TrainingRows
+from .answer_loss import chunked_losses
 from .checkpoints import mark_whole
 from .distillation import Teacher
 from .distributed import gathered, is_peer_lost
@@ -233,15 +233,10 @@ class LlasoTrainer(Trainer):
             logits = outputs.logits if self.answer_only_logits else outputs.logits[is_answer]
             return outputs, logits, nn.functional.cross_entropy(logits.float(), targets, reduction="none")
 
-        def losses_of(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-            logits = self.unwrapped.compute_logits(hidden)
-            return nn.functional.cross_entropy(logits.float(), targets, reduction="none")
-
         outputs = model(**inputs, logits_to_keep=1, output_hidden_states=True, use_cache=False)
         hidden = outputs.hidden_states[-1][is_answer]
-        chunks = zip(hidden.split(self.loss_chunk), targets.split(self.loss_chunk), strict=True)
         with self.accelerator.autocast():
-            return outputs, None, torch.cat([checkpoint(losses_of, *chunk, use_reentrant=False) for chunk in chunks])
+            return outputs, None, chunked_losses(self.unwrapped.compute_logits, hidden, targets, self.loss_chunk)
 
     def _nothing_to_encode(self, kept: bool) -> dict[str, Any]:
         """Return inputs that give no audio tokens, for a batch that has nothing to encode.
