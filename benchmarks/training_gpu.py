@@ -21,7 +21,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from llaso.training.recipe.recipe import Recipe, load_recipe
-from llaso.training.run.model_parts import freeze_all_but, hold_frozen_in, keep_frozen
+from llaso.training.run.model_setup import freeze_all_but, hold_frozen_in, keep_frozen
 from llaso_common.audio import MEL_FRAMES_PER_SECOND
 from modeling_llaso import LlasoConfig, LlasoForConditionalGeneration, count_audio_tokens, preset
 from modeling_llaso.compatibility_llaso import checkpoint_activations

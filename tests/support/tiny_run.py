@@ -13,7 +13,7 @@ from eval_suite.generate import generate
 from eval_suite.report import write_report
 from eval_suite.score import score_rows
 from llaso.training.recipe.recipe import load_recipe
-from llaso.training.run.train import TrainResult
+from llaso.training.run.history import TrainResult
 from modeling_llaso.conversion import new_model
 from support.tiny_corpus import SOURCE, VOICES, write_recordings
 from support.tiny_llaso import save_parts

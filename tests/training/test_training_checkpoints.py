@@ -20,10 +20,10 @@ from llaso.training.cost.flops import OperatorCounter
 from llaso.training.recipe.recipe import load_recipe
 from llaso.training.rows.training_rows import set_up_rows
 from llaso.training.run.callbacks import time_shares
+from llaso.training.run.checkpoints import FROZEN, WEIGHTS
 from llaso.training.run.history import History, read_history
 from llaso.training.run.model_setup import open_model, set_up_parts
 from llaso.training.run.train import train
-from llaso.training.run.trainable_weights import FROZEN, WEIGHTS
 from llaso.training.run.trainer import LlasoTrainer
 from modeling_llaso import LlasoForConditionalGeneration
 

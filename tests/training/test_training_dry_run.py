@@ -19,8 +19,7 @@ from llaso.training.rows.collator import IGNORED, Collator, RowEncoder
 from llaso.training.rows.corpora import open_corpus
 from llaso.training.rows.training_rows import TrainingRows, batch_rule
 from llaso.training.run.history import History, read_history
-from llaso.training.run.model_parts import freeze_all_but
-from llaso.training.run.model_setup import open_model, set_up_parts
+from llaso.training.run.model_setup import freeze_all_but, open_model, set_up_parts
 from llaso.training.run.train import train
 from llaso.training.run.trainer import LlasoTrainer
 from modeling_llaso.compatibility_llaso import checkpoint_activations

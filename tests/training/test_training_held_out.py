@@ -12,8 +12,7 @@ from support.tiny_training import curve, row, save_backbones, save_corpus, tiny_
 from llaso.training.recipe.recipe import load_recipe
 from llaso.training.run.held_out import HeldOut, normalize
 from llaso.training.run.history import read_history
-from llaso.training.run.model_parts import freeze_all_but, keep_frozen
-from llaso.training.run.model_setup import open_model
+from llaso.training.run.model_setup import freeze_all_but, keep_frozen, open_model
 from llaso.training.run.train import train
 
 

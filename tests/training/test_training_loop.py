@@ -15,22 +15,22 @@ from hypothesis import strategies as st
 from support.tiny_training import WORDS, row, save_backbones, save_corpus, tiny_recipe
 
 from llaso.training.recipe.recipe import load_recipe
-from llaso.training.rows.collator import IGNORED, Collator, RowEncoder
+from llaso.training.rows.collator import IGNORED, Collator, RowEncoder, TeacherCollator
 from llaso.training.rows.corpora import decode_audio, open_corpus
 from llaso.training.rows.encoder_cache import EncoderCache, clip_key, encode_windows, kept_audio
 from llaso.training.rows.training_rows import TrainingRows, batch_rule
-from llaso.training.run.distillation import Teacher, TeacherCollator
+from llaso.training.run.distillation import Teacher
 from llaso.training.run.held_out import HeldOut, normalize, word_errors
 from llaso.training.run.history import History, read_history
-from llaso.training.run.model_parts import (
+from llaso.training.run.model_setup import (
     add_lora,
     describe_parts,
     freeze_all_but,
     hold_frozen_in,
     merge_lora,
+    open_model,
     report_parts,
 )
-from llaso.training.run.model_setup import open_model
 from llaso.training.run.train import train
 from llaso.training.run.trainer import LlasoTrainer, TrainingDiverged
 

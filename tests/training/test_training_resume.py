@@ -24,7 +24,14 @@ from support.tiny_training import curve, row, save_backbones, save_corpus, tiny_
 from llaso.training.recipe.recipe import Recipe, load_recipe
 from llaso.training.recipe.yaml_loader import names_and_ranges
 from llaso.training.rows.corpora import open_corpus
-from llaso.training.run.checkpoints import MARKER, mark_whole, remove_broken_checkpoints, whole_checkpoints
+from llaso.training.run.checkpoints import (
+    FROZEN,
+    MARKER,
+    WEIGHTS,
+    mark_whole,
+    remove_broken_checkpoints,
+    whole_checkpoints,
+)
 from llaso.training.run.history import History, read_history
 from llaso.training.run.resume import (
     MAY_CHANGE,
@@ -36,7 +43,6 @@ from llaso.training.run.resume import (
     refuse_another_run,
 )
 from llaso.training.run.train import train
-from llaso.training.run.trainable_weights import FROZEN, WEIGHTS
 from llaso_common.folder_lock import FolderBusy
 
 STEPS = 14

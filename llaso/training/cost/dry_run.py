@@ -31,8 +31,7 @@ from ..rows.batch_plan import padding_share, steps_per_epoch
 from ..rows.corpora import NumberedCorpus, open_corpus
 from ..rows.corpus_columns import column_of
 from ..rows.training_rows import batch_rule
-from ..run.model_parts import PartReport, describe_parts, keep_frozen, report_parts
-from ..run.model_setup import set_up_parts
+from ..run.model_setup import PartReport, describe_parts, keep_frozen, report_parts, set_up_parts
 from .flops import ENCODER, BatchShape, OperatorCounter, count_micro_batch
 
 KNOWN_ENCODERS = {"openai/whisper-large-v3": WHISPER_LARGE_V3}

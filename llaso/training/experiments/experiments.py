@@ -32,8 +32,9 @@ from llaso_common.folder_lock import FolderBusy, alone_in, one_at_a_time
 from ..recipe.recipe import DataChoice, Recipe, load_recipe
 from ..rows.corpora import NumberedCorpus, open_corpus
 from ..rows.training_rows import batch_rule, count_steps
+from ..run.history import RESULT, TrainResult
 from ..run.resume import RECIPE, decisive
-from ..run.train import RESULT, TrainResult, train
+from ..run.train import train
 
 UNSEEN_TASKS = ("IP", "SCR")
 """Held out of training by default, if the corpus has them."""
@@ -415,6 +416,6 @@ def _generate_and_score(
             raise RuntimeError(f"no row could be answered; {predictions} says why")
         scores = score(predictions, intervals=False)
         write_atomically(file, json.dumps(scores, indent=2, ensure_ascii=False, allow_nan=False) + "\n", durable=True)
-    except Exception:
+    except Exception:  # of any kind: the parent process has no other way to learn why this one failed
         failure.put(traceback.format_exc())
         raise

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 IGNORED = -100
 """Label of tokens that are not learned."""
+TRANSCRIBED = ("ASR",)
+"""Tasks whose target is the transcript, which a teacher can read in place of the audio."""
 
 
 @dataclass(frozen=True)
@@ -196,3 +198,56 @@ def pad(examples: Sequence[Example], pad_token_id: int) -> dict[str, Any]:
     if mels := [window for e in examples if not e.encoded for window in e.windows]:
         batch["input_features"], batch["input_features_mask"] = stack_windows(mels)
     return batch
+
+
+class TeacherCollator:
+    """The transcribed rows of a batch as the teacher reads them.
+
+    Args:
+        encode: the student's encoder of rows, whose template and length limit it shares.
+    """
+
+    def __init__(self, encode: RowEncoder) -> None:
+        self.encode = encode
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        """Return the tokens of the transcribed rows.
+
+        Returns:
+            `teacher_rows`, their places in the batch; `teacher_ids` and `teacher_mask`, `(rows, tokens)`; and
+            `teacher_answers`, true for tokens that predict one of the answer.
+        """
+        places, sequences, answers = [], [], []
+        for place, row in enumerate(rows):
+            if row["task"] not in TRANSCRIBED or not row["audio"] or not row["target"]:
+                continue
+            input_ids, answer = self.encode.tokenize(transcribed(row))
+            if len(input_ids) <= self.encode.max_length:
+                places.append(place)
+                sequences.append(input_ids)
+                answers.append(torch.nn.functional.pad(answer[1:], (0, 1), value=False))
+        if not places:
+            return {}
+        pad_id = self.encode.processor.tokenizer.pad_token_id
+        ids = pad_sequence(sequences, batch_first=True, padding_value=pad_id)
+        sizes = torch.tensor([len(sequence) for sequence in sequences])
+        return {
+            "teacher_rows": torch.tensor(places),
+            "teacher_ids": ids,
+            "teacher_mask": (torch.arange(ids.shape[1]) < sizes[:, None]).long(),
+            "teacher_answers": pad_sequence(answers, batch_first=True, padding_value=False),
+        }
+
+
+def transcribed(row: Row) -> list[dict[str, Any]]:
+    """Return a row's messages with its transcript in place of the audio."""
+    return [
+        {
+            "role": message["role"],
+            "content": [
+                {"type": "text", "text": f"\n{row['target']}\n"} if part["type"] == "audio" else part
+                for part in message["content"]
+            ],
+        }
+        for message in clean_messages(row)
+    ]

@@ -179,51 +179,37 @@ def fill(
     """
     tower = model.model.audio_tower
     home = tower.conv1.weight.device
-    with one_at_a_time(cache.folder, report):
-        cache.read_index()
-        try:
-            tower.to(device)
-            _fill(cache, model, processor, rows, precision, progress)
-        finally:
-            tower.to(home)
-
-
-def _fill(
-    cache: EncoderCache,
-    model: LlasoForConditionalGeneration,
-    processor: LlasoProcessor,
-    rows: Iterable[Row],
-    precision: Callable[[], AbstractContextManager],
-    progress: Callable[[int], None],
-) -> None:
-    device = model.model.audio_tower.conv1.weight.device
     waiting: dict[str, list[torch.Tensor]] = {}
-    done = 0
 
     def keep() -> bool:
-        windows = [window for clip in waiting.values() for window in clip]
-        features, mask = stack_windows(windows)
+        features, mask = stack_windows([window for clip in waiting.values() for window in clip])
         with precision():
             vectors = iter(encode_windows(model, features.to(device), mask.to(device)))
         fits = [cache.add(key, [next(vectors) for _ in clip]) for key, clip in waiting.items()]
         waiting.clear()
         return all(fits)
 
-    for row in rows:
+    with one_at_a_time(cache.folder, report):
+        cache.read_index()
         try:
-            keys = [clip_key(clip_bytes(clip)) for clip in row["audio"] or []]
-            if any(key not in cache and key not in waiting for key in keys):
-                waiting |= dict(zip(keys, (windows for _, windows in log_mels(row, processor)), strict=True))
-        except ValueError as error:
-            logger.debug("row %s not kept: %s", row["id"], error)
-        done += 1
-        if sum(map(len, waiting.values())) >= WINDOWS_AT_ONCE:
-            if not keep():
-                break
+            tower.to(device)
+            done = 0
+            for done, row in enumerate(rows, 1):
+                try:
+                    keys = [clip_key(clip_bytes(clip)) for clip in row["audio"] or []]
+                    if any(key not in cache and key not in waiting for key in keys):
+                        waiting |= dict(zip(keys, (windows for _, windows in log_mels(row, processor)), strict=True))
+                except ValueError as error:
+                    logger.debug("row %s not kept: %s", row["id"], error)
+                if sum(map(len, waiting.values())) >= WINDOWS_AT_ONCE:
+                    if not keep():
+                        break
+                    progress(done)
+            if waiting:
+                keep()
             progress(done)
-    if waiting:
-        keep()
-    progress(done)
+        finally:
+            tower.to(home)
 
 
 def encode_windows(

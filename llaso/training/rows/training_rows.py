@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,9 +14,8 @@ from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor
 
 from ..recipe.recipe import Recipe
-from ..run.distillation import TeacherCollator
 from .batch_plan import BatchRule, steps_per_epoch
-from .collator import Collator, RowEncoder
+from .collator import Collator, RowEncoder, TeacherCollator
 from .corpora import Corpus, NumberedCorpus, open_corpus, open_held_out
 from .encoder_cache import GIGABYTE, EncoderCache, fill, fingerprint
 from .row_lengths import Row
@@ -45,6 +45,26 @@ class TrainingRows:
     steps: int
     collator: Collator
     cache: EncoderCache | None
+
+    def fill_cache(
+        self,
+        held_out: Sequence[Row],
+        model: LlasoForConditionalGeneration,
+        precision: Callable[[], AbstractContextManager],
+        device: torch.device,
+        report: Report,
+    ) -> None:
+        """Encode every clip of training and of `held_out` that the cache does not hold; see `encoder_cache.fill`."""
+        if self.cache is None or not isinstance(self.corpus, NumberedCorpus):
+            return
+        order = self.corpus.lengths.argsort(kind="stable").tolist()
+        total = len(held_out) + len(order)
+        show = progress_report("encoding rows", report, ENCODER_REPORT_SECONDS)
+        rows = itertools.chain(held_out, map(self.corpus.__getitem__, order))
+        processor = self.collator.encode.processor
+        model.eval()
+        fill(self.cache, model, processor, rows, precision, device, lambda done: show(done, total), report)
+        report(f"encoder output of {len(self.cache.entries):,} clips kept: {self.cache.bytes_used / 1e6:,.0f} MB")
 
 
 def set_up_rows(
@@ -87,33 +107,11 @@ def count_steps(recipe: Recipe, corpus: Corpus, rule: BatchRule) -> tuple[int, i
 
 def open_cache(recipe: Recipe, model: LlasoForConditionalGeneration, processor: LlasoProcessor) -> EncoderCache | None:
     """Return the cache of this recipe's frozen encoder, or None if the recipe keeps none."""
-    if recipe.encoder_cache_folder is None:
+    if (folder := recipe.encoder_cache_folder) is None:
         return None
     return EncoderCache(
-        recipe.encoder_cache_folder,
+        folder,
         fingerprint(model, processor, recipe.compute.precision),
         model.config.audio_config.d_model,
         int(recipe.compute.encoder_cache_gb * GIGABYTE),
     )
-
-
-def fill_cache(
-    cache: EncoderCache,
-    corpus: Corpus,
-    held_out: Sequence[Row],
-    model: LlasoForConditionalGeneration,
-    processor: LlasoProcessor,
-    autocast: Callable[[], AbstractContextManager],
-    device: torch.device,
-    report: Report,
-) -> None:
-    """Encode every clip of training and validation that the cache does not hold yet."""
-    if not isinstance(corpus, NumberedCorpus):
-        return
-    order = corpus.lengths.argsort(kind="stable").tolist()
-    total = len(held_out) + len(order)
-    show = progress_report("encoding rows", report, ENCODER_REPORT_SECONDS)
-    rows = (row for part in (held_out, map(corpus.__getitem__, order)) for row in part)
-    model.eval()
-    fill(cache, model, processor, rows, autocast, device, lambda done: show(done, total), report)
-    report(f"encoder output of {len(cache.entries):,} clips kept: {cache.bytes_used / 1e6:,.0f} MB")

@@ -175,6 +175,18 @@ class StopOnSignal(TrainerCallback):
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
+    def end_run(self, report: Report) -> None:
+        """Leave the program if the run was stopped.
+
+        Raises:
+            SystemExit: it was; the code is 128 and the signal's number.
+        """
+        if self.trainer.all_stop:
+            step = self.trainer.state.global_step
+            report(f"stopped after step {step:,}, which is saved; the same command goes on from there")
+            self.trainer.accelerator.wait_for_everyone()  # once one process is gone, a launcher ends the others
+            raise SystemExit(128 + (self.received or signal.SIGTERM))
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = self.received or number
 

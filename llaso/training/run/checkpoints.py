@@ -1,34 +1,52 @@
-"""Marks checkpoints as complete, finds complete ones, and removes old and broken ones.
+"""Saves and loads trainable weights, marks and finds complete checkpoints, and removes old and broken ones.
 
 A checkpoint is complete when its marker, written last, is there and its files have the sizes that the marker states.
 Older ones are deleted only after that. So a run killed at any moment finds its newest complete checkpoint, a full disk
 costs at most the checkpoint being written, and one that lost part of a file is passed over for the one before.
 
-A checkpoint holds the trainable weights (`trainable_weights.py`), the optimizer, the schedule and the random states.
-With `watch.save_whole`, and in sharded runs, it holds the whole model, which `from_pretrained` then loads like any
-other.
+A checkpoint holds the trainable weights, the optimizer, the schedule and the random states. The frozen parts are read
+again from the folders that the recipe names, and digests show whether they have changed. With `watch.save_whole`, and
+in sharded runs, it holds the whole model, which `from_pretrained` then loads like any other.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file, save_file
+
 from llaso_common.atomic_write import write_atomically
+from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
+
+from ..recipe.recipe import ModelChoice
+from .model_setup import PARTS, part_of
 
 logger = logging.getLogger(__name__)
 
 MARKER = "complete.json"
 NAME = re.compile(r"checkpoint-(\d+)")
+WEIGHTS, FROZEN = "trainable.safetensors", "frozen.json"
 
 
 def whole_checkpoints(out: Path) -> list[tuple[int, Path]]:
     """Return step and folder of every complete checkpoint, oldest first."""
     return sorted((step, folder) for step, folder in _all_checkpoints(out) if not what_lacks(folder))
+
+
+def last_checkpoint(out: Path, main_process: bool) -> tuple[int, Path | None]:
+    """Return step and folder of the newest complete checkpoint, or (0, None); the main process removes broken ones."""
+    if main_process:
+        remove_broken_checkpoints(out)
+    checkpoints = whole_checkpoints(out)
+    return checkpoints[-1] if checkpoints else (0, None)
 
 
 def what_lacks(folder: Path) -> str:
@@ -85,3 +103,56 @@ def discard_all(out: Path) -> None:
 
 def _all_checkpoints(out: Path) -> list[tuple[int, Path]]:
     return [(int(match[1]), path) for path in out.glob("checkpoint-*") if (match := NAME.fullmatch(path.name))]
+
+
+# ---- Trainable weights ----
+
+
+def frozen_digests(model: LlasoForConditionalGeneration) -> dict[str, str]:
+    """Digest the frozen parameters of each part: their names, types and values."""
+    digests = {part: hashlib.sha256() for part in PARTS}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            digest = digests[part_of(name)]
+            digest.update(f"{name} {parameter.dtype}".encode())
+            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return {part: digest.hexdigest() for part, digest in digests.items()}
+
+
+def frozen_sources(choice: ModelChoice) -> dict[str, str]:
+    """Name the folder or repository from which each part of a recipe's model is read."""
+    if choice.checkpoint is not None:
+        return dict.fromkeys(PARTS, choice.checkpoint + (f" at {choice.revision}" if choice.revision else ""))
+    return {"encoder": str(choice.encoder), "projector": "the recipe's seed", "llm": str(choice.llm)}
+
+
+def save_trainable(
+    model: LlasoForConditionalGeneration, folder: Path, digests: Mapping[str, str], sources: Mapping[str, str]
+) -> None:
+    """Write the parameters that learn, and what the frozen ones are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    learned = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    save_file(learned, folder / WEIGHTS)
+    frozen = {part: {"source": sources[part], "sha256": digests[part]} for part in PARTS}
+    (folder / FROZEN).write_text(json.dumps(frozen, indent=1) + "\n", encoding="utf-8")
+
+
+def load_trainable(model: LlasoForConditionalGeneration, folder: Path, digests: Mapping[str, str]) -> None:
+    """Load the parameters that learn into a model whose frozen parts are in place.
+
+    Raises:
+        ValueError: a frozen part is not the one that the checkpoint was made with.
+    """
+    frozen = json.loads((folder / FROZEN).read_text(encoding="utf-8"))
+    for part, expected in frozen.items():
+        if digests[part] != expected["sha256"]:
+            raise ValueError(
+                f"{folder}: the frozen weights of the {part}, read from {expected['source']}, have changed since this "
+                "run began; put them back as they were, or name another folder with --set out=…"
+            )
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    learned = load_file(folder / WEIGHTS)
+    assert learned.keys() == parameters.keys(), learned.keys() ^ parameters.keys()
+    with torch.no_grad():
+        for name, tensor in learned.items():
+            parameters[name].copy_(tensor)

@@ -1,64 +1,15 @@
-"""Distillation from the text LLM: the teacher reads the transcript, the student hears the speech, and both answer.
-
-Only rows whose transcript is known can be taught in this way: those of `TRANSCRIBED` tasks, whose target it is.
-"""
+"""Distillation from the text LLM: the teacher reads the transcript, the student hears the speech, and both answer."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 
-from llaso_common.schema import Row, clean_messages
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 
-from ..rows.collator import RowEncoder
-from .model_parts import cast_frozen
-
-TRANSCRIBED = ("ASR",)
-
-
-class TeacherCollator:
-    """The transcribed rows of a batch as the teacher reads them.
-
-    Args:
-        encode: the student's encoder of rows, whose template and length limit it shares.
-    """
-
-    def __init__(self, encode: RowEncoder) -> None:
-        self.encode = encode
-
-    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        """Return the tokens of the transcribed rows.
-
-        Returns:
-            `teacher_rows`, their places in the batch; `teacher_ids` and `teacher_mask`, `(rows, tokens)`; and
-            `teacher_answers`, true for tokens that predict one of the answer.
-        """
-        places, sequences, answers = [], [], []
-        for place, row in enumerate(rows):
-            if row["task"] not in TRANSCRIBED or not row["audio"] or not row["target"]:
-                continue
-            input_ids, answer = self.encode.tokenize(transcribed(row))
-            if len(input_ids) <= self.encode.max_length:
-                places.append(place)
-                sequences.append(input_ids)
-                answers.append(nn.functional.pad(answer[1:], (0, 1), value=False))
-        if not places:
-            return {}
-        pad_id = self.encode.processor.tokenizer.pad_token_id
-        ids = pad_sequence(sequences, batch_first=True, padding_value=pad_id)
-        sizes = torch.tensor([len(sequence) for sequence in sequences])
-        return {
-            "teacher_rows": torch.tensor(places),
-            "teacher_ids": ids,
-            "teacher_mask": (torch.arange(ids.shape[1]) < sizes[:, None]).long(),
-            "teacher_answers": pad_sequence(answers, batch_first=True, padding_value=False),
-        }
+from .model_setup import cast_frozen
 
 
 class Teacher:
@@ -123,17 +74,3 @@ class Teacher:
             heard.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="none"
         )
         return divergence.sum(-1) * self.temperature**2, taught
-
-
-def transcribed(row: Row) -> list[dict[str, Any]]:
-    """Return a row's messages with its transcript in place of the audio."""
-    return [
-        {
-            "role": message["role"],
-            "content": [
-                {"type": "text", "text": f"\n{row['target']}\n"} if part["type"] == "audio" else part
-                for part in message["content"]
-            ],
-        }
-        for message in clean_messages(row)
-    ]

@@ -1,4 +1,4 @@
-"""Writes `history.jsonl`, one record a line while the run goes on, and draws its curve.
+"""Writes `history.jsonl`, one record a line while the run goes on, draws its curve, and sums up its result.
 
 A record of kind `step` holds loss, learning rate, tokens, the seconds since the record before and the digest of the
 rows it saw; one of kind `held_out` the word error rate; one of kind `change` the settings that a resumed run changed.
@@ -9,16 +9,53 @@ except for wall times.
 from __future__ import annotations
 
 import json
+import logging
 import statistics
 from collections import defaultdict, deque
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llaso_common.atomic_write import write_atomically
 
+logger = logging.getLogger(__name__)
+
 Record = dict[str, Any]
+HISTORY, CURVE, RESULT = "history.jsonl", "loss.png", "training.json"
 FIRST = 20
 """Steps whose losses count as the start of a run."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The result of a finished run.
+
+    Attributes:
+        out: the model and its processor.
+        steps: optimizer steps.
+        loss: mean loss of an answer token over the last tenth of the run.
+        wer: word error rate on held-out rows after the last step; None if no row was held out.
+        wer_words: reference words it was counted on.
+        gate_wer: the rate to come under, as the recipe has it.
+        seconds: wall time of the last process that trained it; resumed runs do not add up.
+        skipped: rows left out because they could not be read, counted each time they came up.
+    """
+
+    out: str
+    steps: int
+    loss: float
+    wer: float | None
+    wer_words: int
+    gate_wer: float | None
+    seconds: float
+    skipped: int
+
+    @property
+    def gate_passed(self) -> bool | None:
+        """Whether the word error rate is below the gate; None without a gate or held-out rows."""
+        if self.gate_wer is None or self.wer is None:
+            return None
+        return self.wer < self.gate_wer
 
 
 class History:
@@ -110,3 +147,30 @@ def plot_history(records: list[Record], path: Path, title: str) -> None:
         right.set_ylim(0, max(1.0, *(r["wer"] for r in held_out)))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
+
+
+def draw_curve(out: Path, title: str) -> None:
+    """Draw the history's curve; a failure is only logged, so that it does not hide how the run ended."""
+    try:
+        plot_history(read_history(out / HISTORY), out / CURVE, title)
+    except OSError as error:
+        logger.warning("%s could not be drawn: %s", out / CURVE, error)
+
+
+def result_of(out: str, steps: int, gate_wer: float | None, seconds: float) -> TrainResult:
+    """Sum a finished run up from the history in its folder."""
+    history = read_history(Path(out) / HISTORY)
+    trained = [record for record in history if record["kind"] == "step"]
+    held_out = [record for record in history if record["kind"] == "held_out"]
+    last = trained[-max(1, steps // 10) :]
+    tokens = sum(record["answer_tokens"] for record in last)
+    return TrainResult(
+        out=out,
+        steps=steps,
+        loss=sum(record["loss"] * record["answer_tokens"] for record in last) / max(1, tokens),
+        wer=held_out[-1]["wer"] if held_out else None,
+        wer_words=held_out[-1]["words"] if held_out else 0,
+        gate_wer=gate_wer,
+        seconds=seconds,
+        skipped=sum(record["skipped"] for record in trained),
+    )

@@ -1,54 +1,64 @@
-"""Opens the model that a run starts from, and freezes, adapts and casts its parts as the recipe says."""
+"""Opens the model that a run starts from, and freezes, casts, adapts and describes its three parts.
+
+A frozen part stays in `eval()` while the rest trains. If no gradient passes through it (the encoder), no graph is
+recorded. Adapters (LoRA) are injected into the LLM and merged back when the model is exported.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import transformers
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from llaso.progress import Report
 from modeling_llaso.conversion import new_model
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor
 
-from ..recipe.recipe import Recipe
-from .model_parts import add_lora, freeze_all_but, hold_frozen_in
+from ..recipe.recipe import LoraChoice, Part, Recipe
+
+PARTS: tuple[Part, ...] = ("encoder", "projector", "llm")
 
 
-def set_up_parts(model: LlasoForConditionalGeneration, recipe: Recipe) -> list[nn.Module]:
-    """Freeze what the recipe does not train, add its adapters, and cast what is frozen, in place.
+@dataclass(frozen=True)
+class PartReport:
+    """The size of one part, and whether it learns.
+
+    Attributes:
+        name: encoder, projector or llm.
+        parameters: number of parameters, tied ones once.
+        trainable: number of those that learn.
+        weight_bytes: memory of all of them, in the types they are held in.
+        graph: whether gradients pass through the part, so that its activations are kept.
+        adapted: names of its layers that have a low-rank adapter.
+    """
+
+    name: Part
+    parameters: int
+    trainable: int
+    weight_bytes: int
+    graph: bool
+    adapted: tuple[str, ...] = ()
+
+
+def set_up_model(
+    recipe: Recipe, report: Report
+) -> tuple[LlasoForConditionalGeneration, LlasoProcessor, list[nn.Module]]:
+    """Open the model and processor that a recipe starts from, set up the model's parts and report them.
 
     Returns:
-        The frozen modules, to be kept in `eval()`.
+        Model, processor, and the frozen modules, to be kept in `eval()`.
     """
-    frozen = freeze_all_but(model, recipe.train)
-    if recipe.lora.rank:
-        add_lora(model, recipe.lora)
-    if recipe.compute.frozen_weights == "bf16":
-        hold_frozen_in(model, torch.bfloat16)
-    return frozen
-
-
-@torch.no_grad()
-def vector_norms(model: LlasoForConditionalGeneration, batch: dict[str, torch.Tensor]) -> tuple[float, float]:
-    """Measure the norms of the vectors that the LLM reads.
-
-    Args:
-        model: in `eval()`.
-        batch: `input_ids`, `attention_mask`, `input_features` and `input_features_mask` of some rows.
-
-    Returns:
-        The mean norm of the projected audio vectors, and that of the text's embeddings.
-    """
-    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    audio = model.get_audio_features(
-        batch["input_features"], batch["input_features_mask"], return_dict=True
-    ).pooler_output
-    ids = batch["input_ids"]
-    is_text = batch["attention_mask"].bool() & (ids != model.config.audio_token_id)
-    text = model.get_input_embeddings()(ids[is_text])
-    return audio.float().norm(dim=-1).mean().item(), text.float().norm(dim=-1).mean().item()
+    model, processor = open_model(recipe)
+    frozen = set_up_parts(model, recipe)
+    for line in describe_parts(report_parts(model)):
+        report(line)
+    return model, processor, frozen
 
 
 def open_model(recipe: Recipe) -> tuple[LlasoForConditionalGeneration, LlasoProcessor]:
@@ -101,3 +111,179 @@ def open_model(recipe: Recipe) -> tuple[LlasoForConditionalGeneration, LlasoProc
     if choice.audio_padding is not None:
         model.config.audio_padding = processor.audio_padding = choice.audio_padding
     return model, processor
+
+
+def set_up_parts(model: LlasoForConditionalGeneration, recipe: Recipe) -> list[nn.Module]:
+    """Freeze what the recipe does not train, add its adapters, and cast what is frozen, in place.
+
+    Returns:
+        The frozen modules, to be kept in `eval()`.
+    """
+    frozen = freeze_all_but(model, recipe.train)
+    if recipe.lora.rank:
+        add_lora(model, recipe.lora)
+    if recipe.compute.frozen_weights == "bf16":
+        hold_frozen_in(model, torch.bfloat16)
+    return frozen
+
+
+def modules_of(model: LlasoForConditionalGeneration, part: Part) -> list[nn.Module]:
+    """Return the modules that make up a part; the LLM's head belongs to the LLM."""
+    return {
+        "encoder": [model.model.audio_tower],
+        "projector": [model.model.multi_modal_projector],
+        "llm": [model.model.language_model, model.lm_head],
+    }[part]
+
+
+def part_of(name: str) -> Part:
+    """Return the part that a parameter of the model belongs to, by its name."""
+    if name.startswith("model.audio_tower."):
+        return "encoder"
+    return "projector" if name.startswith("model.multi_modal_projector.") else "llm"
+
+
+def freeze_all_but(model: LlasoForConditionalGeneration, train: Iterable[Part]) -> list[nn.Module]:
+    """Let the named parts learn and nothing else.
+
+    Whisper's positions are a fixed table of sines: they stay frozen even if the encoder learns.
+
+    Returns:
+        The frozen modules, to be kept in `eval()`.
+    """
+    train = set(train)
+    frozen = []
+    for part in PARTS:
+        for module in modules_of(model, part):
+            module.requires_grad_(part in train)
+            if part not in train:
+                frozen.append(module)
+    model.model.audio_tower.embed_positions.requires_grad_(False)
+    return frozen
+
+
+def hold_frozen_in(model: LlasoForConditionalGeneration, dtype: torch.dtype) -> None:
+    """Hold the weights that do not learn in another type, in place: bf16 halves them.
+
+    Weights that learn stay as they are, since small updates would be lost in rounding; so does the encoder's table of
+    positions if the encoder learns. Buffers, rotary frequencies among them, stay as well.
+    """
+    encoder_learns = any(parameter.requires_grad for parameter in model.model.audio_tower.parameters())
+    for part in PARTS:
+        for module in modules_of(model, part):
+            if not (part == "encoder" and encoder_learns):
+                cast_frozen(module, dtype)
+
+
+def cast_frozen(module: nn.Module, dtype: torch.dtype) -> None:
+    """Change the type of a module's weights that do not learn, in place; tied ones stay tied."""
+    for parameter in module.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+
+
+def keep_frozen(frozen: Iterable[nn.Module], model: LlasoForConditionalGeneration) -> None:
+    """Put the frozen modules back into `eval()` after the Trainer has put the whole model into `train()`.
+
+    An LLM's layer computes its activations again in the backward pass only while it is in `train()`, learning or not.
+    With gradient checkpointing the layer itself therefore stays in `train()`, but not the modules inside it (dropout).
+    """
+    for module in frozen:
+        module.eval()
+    for layer in model.model.language_model.modules():
+        if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing:
+            layer.training = True
+
+
+def report_parts(model: LlasoForConditionalGeneration) -> list[PartReport]:
+    """Count the parameters of each part, and those that learn."""
+    reports = []
+    learns_before = False
+    for part in PARTS:
+        parameters = {id(p): p for module in modules_of(model, part) for p in module.parameters()}.values()
+        trainable = sum(p.numel() for p in parameters if p.requires_grad)
+        learns_before = learns_before or trainable > 0
+        held = sum(p.numel() * p.element_size() for p in parameters)
+        weights = [name for module in modules_of(model, part) for name, _ in module.named_parameters()]
+        adapted = tuple(name.split(".lora_A.")[0] for name in weights if ".lora_A." in name)
+        count = sum(p.numel() for p in parameters)
+        reports.append(PartReport(part, count, trainable, held, learns_before, adapted))
+    return reports
+
+
+def describe_parts(reports: Iterable[PartReport]) -> list[str]:
+    """Return one line for each part, as `llaso train` prints them."""
+    lines = []
+    for part in reports:
+        if part.adapted:
+            kinds = sorted({name.rpartition(".")[2] for name in part.adapted})
+            state = f"trains {part.trainable:,} in adapters of {len(part.adapted):,} layers: {', '.join(kinds)}"
+        elif part.trainable:
+            state = f"trains {part.trainable:,}"
+        elif part.graph:
+            state = "frozen, in eval(); gradients pass through"
+        else:
+            state = "frozen, in eval() and no_grad()"
+        size = part.weight_bytes / 1e9
+        lines.append(f"{part.name:<10}{part.parameters:>15,} parameters {size:>7.2f} GB   {state}")
+    return lines
+
+
+def add_lora(model: LlasoForConditionalGeneration, choice: LoraChoice) -> None:
+    """Freeze the LLM's weights and put low-rank adapters beside its linear layers, in place.
+
+    Raises:
+        ValueError: peft is not installed, or the LLM has no linear layer of one of the names.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ValueError("lora.rank needs peft: pip install 'llaso[train]'") from error
+    layers = model.model.language_model.named_modules()
+    names = {name.rpartition(".")[2] for name, module in layers if isinstance(module, nn.Linear)}
+    if missing := [target for target in choice.targets if target not in names]:
+        raise ValueError(
+            f"lora.targets: the LLM has no linear layer named {', '.join(missing)}; it has {', '.join(sorted(names))}"
+        )
+    for module in modules_of(model, "llm"):
+        module.requires_grad_(False)
+    config = LoraConfig(
+        r=choice.rank, lora_alpha=choice.alpha, lora_dropout=choice.dropout, target_modules=list(choice.targets)
+    )
+    inject_adapter_in_model(config, model.model.language_model)
+
+
+def merge_lora(model: LlasoForConditionalGeneration) -> None:
+    """Add the adapters into the weights they stand beside and take them out, in place.
+
+    A merged weight is a learned one, and takes the type of its adapters, float32.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLayer):
+            cast_frozen(module.get_base_layer(), torch.float32)
+            module.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.get_base_layer())
+
+
+@torch.no_grad()
+def vector_norms(model: LlasoForConditionalGeneration, batch: dict[str, torch.Tensor]) -> tuple[float, float]:
+    """Measure the norms of the vectors that the LLM reads.
+
+    Args:
+        model: in `eval()`.
+        batch: `input_ids`, `attention_mask`, `input_features` and `input_features_mask` of some rows.
+
+    Returns:
+        The mean norm of the projected audio vectors, and that of the text's embeddings.
+    """
+    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    audio = model.get_audio_features(
+        batch["input_features"], batch["input_features_mask"], return_dict=True
+    ).pooler_output
+    ids = batch["input_ids"]
+    is_text = batch["attention_mask"].bool() & (ids != model.config.audio_token_id)
+    text = model.get_input_embeddings()(ids[is_text])
+    return audio.float().norm(dim=-1).mean().item(), text.float().norm(dim=-1).mean().item()

@@ -10,7 +10,7 @@ from accelerate.scheduler import AcceleratedScheduler
 from torch import nn
 
 from ..recipe.recipe import OptimizerChoice, PartOptimizerChoice
-from .model_parts import part_of
+from .model_setup import part_of
 
 
 def has_own_rates(choice: OptimizerChoice) -> bool:

@@ -10,18 +10,20 @@ import hashlib
 import json
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from llaso.progress import Report
 from llaso_common.atomic_write import write_atomically
 
 from ..recipe.recipe import DataChoice, Recipe, load_recipe
 from ..recipe.yaml_loader import flatten
 from ..rows.corpora import Corpus, NumberedCorpus
 from ..rows.corpus_columns import column_of
+from .history import HISTORY, RESULT, History, TrainResult
 
 RECIPE, PLAN = "recipe.yaml", "plan.json"
 MAY_CHANGE = (
@@ -167,10 +169,47 @@ def refuse_other_rows(out: Path, plan: StepPlan) -> None:
         )
 
 
+def begin_run(
+    out: Path, recipe: Recipe, plan: StepPlan, corpus: Corpus, start_step: int, main_process: bool, report: Report
+) -> History:
+    """Open the history of a run that begins or is resumed; the main process records recipe, plan and changed settings.
+
+    Raises:
+        ValueError: the run is resumed, and the corpus has changed since it began.
+    """
+    if main_process:
+        plan = replace(plan, rows=corpus.rows, data=digest_of(corpus, recipe.data))
+        if start_step:
+            refuse_other_rows(out, plan)
+    history = History(out / HISTORY, start_step, main_process, recent=max(1000, 6 * recipe.watch.log_every))
+    if main_process:
+        changes = {name: values for name, values in changed_settings(out, recipe).items() if name in CHANGEABLE}
+        if changes:
+            history.add({"kind": "change", "step": start_step, "settings": changes})
+        for name, (was, now) in changes.items():
+            report(f"from step {start_step:,} on, {name} is {now}, not {was}")
+        record_run(out, recipe, plan)
+    return history
+
+
 def record_run(out: Path, recipe: Recipe, plan: StepPlan) -> None:
     """Write the recipe and the plan that a resumed run must share."""
     write_atomically(out / RECIPE, yaml.safe_dump(recipe.to_dict(), sort_keys=False), durable=True)
     write_atomically(out / PLAN, json.dumps(asdict(plan)) + "\n", durable=True)
+
+
+def finished_result(out: Path, recipe: Recipe, plan: StepPlan, change: Collection[str]) -> TrainResult | None:
+    """Return the result in `out` if a run of this recipe has finished there.
+
+    Raises:
+        ValueError: `out` holds a run, finished or not, of another recipe.
+    """
+    finished = (out / RESULT).exists()
+    refuse_another_run(out, recipe, plan, finished, change)
+    if not finished:
+        return None
+    result = TrainResult(**json.loads((out / RESULT).read_text(encoding="utf-8")))
+    return replace(result, out=recipe.out)  # the folder may have moved since
 
 
 def digest_of(corpus: Corpus, choice: DataChoice) -> str:

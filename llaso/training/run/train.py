@@ -9,10 +9,9 @@ import contextlib
 import json
 import logging
 import os
-import signal
 import time
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,65 +24,20 @@ from llaso_common.folder_lock import alone_in
 from ..recipe.recipe import Recipe, load_recipe
 from ..rows.collator import RowEncoder, pad
 from ..rows.corpora import NumberedCorpus
-from ..rows.training_rows import TrainingRows, fill_cache, set_up_rows
+from ..rows.training_rows import TrainingRows, set_up_rows
 from .callbacks import HeldOutEvaluation, Progress, StopOnSignal
-from .checkpoints import discard_all, remove_broken_checkpoints, whole_checkpoints
+from .checkpoints import discard_all, last_checkpoint
 from .distributed import check_same_start, long_barrier, plain_errors
 from .held_out import HeldOut
-from .history import History, plot_history, read_history
-from .model_parts import describe_parts, report_parts
-from .model_setup import open_model, set_up_parts, vector_norms
-from .resume import (
-    CHANGEABLE,
-    StepPlan,
-    changed_settings,
-    digest_of,
-    record_run,
-    refuse_another_run,
-    refuse_other_rows,
-    step_plan,
-)
+from .history import RESULT, TrainResult, draw_curve, result_of
+from .model_setup import set_up_model, vector_norms
+from .resume import StepPlan, begin_run, finished_result, step_plan
 from .trainer import LlasoTrainer, export
 
 logger = logging.getLogger(__name__)
 
-RESULT = "training.json"
-HISTORY = "history.jsonl"
-CURVE = "loss.png"
 NORM_ROWS = 8
 """Rows whose vectors are measured at the start."""
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """The result of a finished run.
-
-    Attributes:
-        out: the model and its processor.
-        steps: optimizer steps.
-        loss: mean loss of an answer token over the last tenth of the run.
-        wer: word error rate on held-out rows after the last step; None if no row was held out.
-        wer_words: reference words it was counted on.
-        gate_wer: the rate to come under, as the recipe has it.
-        seconds: wall time of the last process that trained it; resumed runs do not add up.
-        skipped: rows left out because they could not be read, counted each time they came up.
-    """
-
-    out: str
-    steps: int
-    loss: float
-    wer: float | None
-    wer_words: int
-    gate_wer: float | None
-    seconds: float
-    skipped: int
-
-    @property
-    def gate_passed(self) -> bool | None:
-        """Whether the word error rate is below the gate; None without a gate or held-out rows."""
-        if self.gate_wer is None or self.wer is None:
-            return None
-        return self.wer < self.gate_wer
 
 
 def train(
@@ -115,11 +69,11 @@ def train(
     out = Path(settings.out)
     main_process, world = int(os.environ.get("RANK", 0)) == 0, int(os.environ.get("WORLD_SIZE", 1))
     plan = step_plan(settings, world)
-    if finished := _finished(out, settings, plan, change):
+    if finished := finished_result(out, settings, plan, change):
         return finished
     with plain_errors(), alone_in(out) if main_process else contextlib.nullcontext():
         # Another process may have finished the run just before the lock was taken.
-        return _finished(out, settings, plan, change) or _train(
+        return finished_result(out, settings, plan, change) or _train(
             settings, out, plan, main_process, report if main_process else logger.debug
         )
 
@@ -127,26 +81,11 @@ def train(
 def _train(recipe: Recipe, out: Path, plan: StepPlan, main_process: bool, report: Report) -> TrainResult:
     """Train, with the folder's lock held."""
     start = time.perf_counter()
-    if main_process:
-        remove_broken_checkpoints(out)
-    checkpoints = whole_checkpoints(out)
-    start_step, checkpoint = checkpoints[-1] if checkpoints else (0, None)
-
+    start_step, checkpoint = last_checkpoint(out, main_process)
     set_seed(recipe.seed)
-    model, processor = open_model(recipe)
-    frozen = set_up_parts(model, recipe)
-    for line in describe_parts(report_parts(model)):
-        report(line)
-
+    model, processor, frozen = set_up_model(recipe, report)
     rows = set_up_rows(recipe, model, processor, plan.processes)
-    if main_process:
-        plan = replace(plan, rows=rows.corpus.rows, data=digest_of(rows.corpus, recipe.data))
-        if start_step:
-            refuse_other_rows(out, plan)
-    history = History(out / HISTORY, start_step, main_process, recent=max(1000, 6 * recipe.watch.log_every))
-    if main_process:
-        _record_changes(out, recipe, history, start_step, report)
-        record_run(out, recipe, plan)
+    history = begin_run(out, recipe, plan, rows.corpus, start_step, main_process, report)
     trainer = LlasoTrainer(model, recipe, processor, rows, frozen, history, start_step)
     check_same_start(start_step, out)
     held_out = HeldOut(rows.held_out, processor, rows.cache, trainer.shards, rows.collator.skip_bad_rows)
@@ -165,31 +104,18 @@ def _train(recipe: Recipe, out: Path, plan: StepPlan, main_process: bool, report
     try:
         with stop:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            if trainer.all_stop:
-                step = trainer.state.global_step
-                report(f"stopped after step {step:,}, which is saved; the same command goes on from there")
-                trainer.accelerator.wait_for_everyone()  # once one process is gone, a launcher ends the others
-                raise SystemExit(128 + (stop.received or signal.SIGTERM))
+            stop.end_run(report)
     finally:
         if main_process:
-            draw_curve(out, recipe)
+            draw_curve(out, f"{out.name}: {', '.join(recipe.train)}")
 
     export(trainer, out)
-    result = _result(read_history(out / HISTORY), recipe, rows.steps, time.perf_counter() - start)
+    result = result_of(recipe.out, rows.steps, recipe.watch.gate_wer, time.perf_counter() - start)
     if main_process:
         write_atomically(out / RESULT, json.dumps(asdict(result), indent=2) + "\n", durable=True)
         discard_all(out)
     report(f"done in {time_in_words(result.seconds)}: {out}")
     return result
-
-
-def _record_changes(out: Path, recipe: Recipe, history: History, start_step: int, report: Report) -> None:
-    """Keep in the history which settings a resumed run has changed."""
-    changes = {name: values for name, values in changed_settings(out, recipe).items() if name in CHANGEABLE}
-    if changes:
-        history.add({"kind": "change", "step": start_step, "settings": changes})
-        for name, (was, now) in changes.items():
-            report(f"from step {start_step:,} on, {name} is {now}, not {was}")
 
 
 def _report_norms(trainer: LlasoTrainer, rows: TrainingRows, report: Report) -> None:
@@ -216,47 +142,7 @@ def _fill_cache(trainer: LlasoTrainer, rows: TrainingRows, held_out: HeldOut, re
         return
     with long_barrier() as wait_for_main:
         if trainer.is_world_process_zero():
-            model, processor = trainer.unwrapped, trainer.processor
             autocast, device = trainer.accelerator.autocast, trainer.args.device
-            fill_cache(rows.cache, rows.corpus, held_out.rows, model, processor, autocast, device, report)
+            rows.fill_cache(held_out.rows, trainer.unwrapped, autocast, device, report)
         wait_for_main()
     rows.cache.read_index()
-
-
-def draw_curve(out: Path, recipe: Recipe) -> None:
-    """Draw the history's curve; a failure is only logged, so that it does not hide how the run ended."""
-    try:
-        plot_history(read_history(out / HISTORY), out / CURVE, f"{out.name}: {', '.join(recipe.train)}")
-    except OSError as error:
-        logger.warning("%s could not be drawn: %s", out / CURVE, error)
-
-
-def _result(history: list[dict[str, Any]], recipe: Recipe, steps: int, seconds: float) -> TrainResult:
-    trained = [record for record in history if record["kind"] == "step"]
-    held_out = [record for record in history if record["kind"] == "held_out"]
-    last = trained[-max(1, steps // 10) :]
-    tokens = sum(record["answer_tokens"] for record in last)
-    return TrainResult(
-        out=recipe.out,
-        steps=steps,
-        loss=sum(record["loss"] * record["answer_tokens"] for record in last) / max(1, tokens),
-        wer=held_out[-1]["wer"] if held_out else None,
-        wer_words=held_out[-1]["words"] if held_out else 0,
-        gate_wer=recipe.watch.gate_wer,
-        seconds=seconds,
-        skipped=sum(record["skipped"] for record in trained),
-    )
-
-
-def _finished(out: Path, recipe: Recipe, plan: StepPlan, change: Collection[str]) -> TrainResult | None:
-    """Return the result in `out` if a run of this recipe has finished there.
-
-    Raises:
-        ValueError: `out` holds a run, finished or not, of another recipe.
-    """
-    finished = (out / RESULT).exists()
-    refuse_another_run(out, recipe, plan, finished, change)
-    if not finished:
-        return None
-    result = TrainResult(**json.loads((out / RESULT).read_text(encoding="utf-8")))
-    return replace(result, out=recipe.out)  # the folder may have moved since

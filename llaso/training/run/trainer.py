@@ -36,14 +36,13 @@ from ..rows.batch_plan import Plan
 from ..rows.collator import IGNORED
 from ..rows.training_rows import TrainingRows
 from .answer_loss import chunked_losses
-from .checkpoints import mark_whole
+from .checkpoints import WEIGHTS, frozen_digests, frozen_sources, load_trainable, mark_whole, save_trainable
 from .distillation import Teacher
 from .distributed import gathered, is_peer_lost
 from .history import History
-from .model_parts import add_lora, keep_frozen, merge_lora
+from .model_setup import add_lora, keep_frozen, merge_lora
 from .optimizer_groups import has_own_rates, parameter_groups, set_learning_rates
 from .step_timer import BACKWARD, ENCODER, LLM, OPTIMIZER, READING, SAVING, Mark, StepTimer
-from .trainable_weights import WEIGHTS, frozen_digests, frozen_sources, load_trainable, save_trainable
 
 logger = logging.getLogger(__name__)
 
