@@ -1,4 +1,4 @@
-"""The rule of the repository: which package may import which. Strings and subprocess calls count as imports."""
+"""The rule of the repository: which package may import which. A module's name in a string counts as an import."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "llaso": {"llaso_common", "modeling_llaso", "dataset_scripts", "eval_suite"},
 }
 """Each package, and the other packages of ours that it may import. CONTRIBUTING.md and docs/design.md say the same."""
+TRAINING = ("recipe", "rows", "run", "cost", "experiments")
+"""Folders of llaso/training; each may import those before it. docs/design.md says the same."""
 TRAVELLERS = {"compatibility_llaso", "configuration_llaso", "modeling_llaso", "processing_llaso"}
 """Files of modeling_llaso that are saved with checkpoints: they import one another, and nothing else of ours."""
 NAMED_IN_TEXT = re.compile(rf"^(?:{'|'.join(MAY_IMPORT)})\.[a-z_.]+$")
@@ -60,6 +62,42 @@ def test_packages_import_only_what_the_rule_allows(package):
         not in ("modeling_llaso.py", "modeling_llaso.LlasoModel", "modeling_llaso.LlasoForConditionalGeneration")
     ]
     assert not crossed
+
+
+def test_folders_of_training_import_those_before_them_only():
+    assert {folder.name for folder in (ROOT / "llaso/training").iterdir() if (folder / "__init__.py").exists()} == {
+        *TRAINING
+    }
+    crossed = [
+        f"{file.relative_to(ROOT)}:{line} imports {name}"
+        for place, folder in enumerate(TRAINING)
+        for file in modules(f"llaso/training/{folder}")
+        for name, line in imports(file)
+        if name.split(".")[:2] == ["llaso", "training"] and {*name.split(".")[2:3]} & {*TRAINING[place + 1 :]}
+    ]
+    assert not crossed
+
+
+@pytest.mark.parametrize("page", ["docs/design.md", "CONTRIBUTING.md"])
+def test_pages_state_the_rule_that_is_held(page):
+    rows = re.findall(r"^\| `(\w+)` \|(.*)\|(.*)\|$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+    stated = {name: (holds, allowed) for name, holds, allowed in rows if name in MAY_IMPORT}
+    assert stated.keys() == MAY_IMPORT.keys()
+    for name, (_, allowed) in stated.items():
+        expected = {"none of ours"} if not MAY_IMPORT[name] else {"all of the above"} if name == "llaso" else None
+        assert {allowed.strip()} == (expected or {", ".join(f"`{one}`" for one in sorted(MAY_IMPORT[name]))})
+    assert set(re.findall(r"`(\w+)/`", stated["llaso"][0])) == parts_of_llaso()
+
+
+def test_the_readme_names_the_packages_and_the_parts_of_llaso():
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("```text\n")[1].split("```")[0]
+    assert MAY_IMPORT.keys() <= set(re.findall(r"^(\w+)/", tree, re.MULTILINE))
+    of_llaso = tree.partition("modeling_llaso/")[0].partition(":")[2]
+    assert parts_of_llaso() <= set(re.findall(r"\w+", of_llaso))
+
+
+def parts_of_llaso() -> set[str]:
+    return {folder.name for folder in (ROOT / "llaso").iterdir() if (folder / "__init__.py").exists()}
 
 
 def test_files_that_travel_stand_alone():
