@@ -36,6 +36,8 @@ def row_id(source: Source, item: Item, fact: Fact) -> str:
 
 def fault(item: Item, fact: Fact, max_seconds: float = MAX_SECONDS) -> str:
     """Say why a fact cannot be asked of its item, or "" (`Source.items` has checked the fact itself)."""
+    if fact.messages and not item.sound:
+        return f"{fact.task}: a conversation without audio"
     if not item.sound and not fact.instruction:
         return f"{fact.task}: neither a sound nor an instruction to speak"
     if formats(item, fact, max_seconds):
@@ -48,10 +50,14 @@ def fault(item: Item, fact: Fact, max_seconds: float = MAX_SECONDS) -> str:
 def formats(item: Item, fact: Fact, max_seconds: float = MAX_SECONDS) -> dict[str, float]:
     """Return the formats that a fact can take, with their weights.
 
-    A sound can follow a written or a spoken instruction; a written input can follow a spoken one. An item without a
-    sound has its own question (or, in `text_audio`, its input) spoken, if that can be done in `max_seconds`; choices
-    are read out before a sound if they leave it half of the time.
+    A whole conversation has the format that it is written in. A sound can follow a written or a spoken instruction; a
+    written input can follow a spoken one. An item without a sound has its own question (or, in `text_audio`, its
+    input) spoken, if that can be done in `max_seconds`; choices are read out before a sound if they leave it half
+    of the time.
     """
+    if fact.messages:
+        written = any(part for role, parts in fact.messages if role != "assistant" for part in parts)
+        return {"text_audio" if written else "audio": 1.0}
     weights = format_weights(fact.task)
     if not fact.input:
         weights.pop("audio_text", None)
@@ -112,7 +118,9 @@ def write(
 
     user: list[dict[str, str | None]]
     heard: tuple[Sound, ...]
-    if modality == "text_audio":
+    if fact.messages:
+        heard, user = sound, []
+    elif modality == "text_audio":
         heard = sound or (spoken(fact.input),)
         user = [_text(instruction), _AUDIO]
     elif modality == "audio_text":
@@ -125,6 +133,9 @@ def write(
         heard = (spoken(f"{fact.instruction} {fact.input}".strip()),)
         carried = draw.unit(seed, id, "carrier") < 0.5
         user = [_text(template.text), _AUDIO] if carried else [_AUDIO]
+    clips = [[part] for part in heard] if item.apart else [list(heard)]
+    user += [_AUDIO] * (len(clips) - 1)
+    worded = bool(fact.instruction or fact.messages)
     task = TASKS[fact.task]
     own = task.code not in PAPER_TASKS
     definition = {TASK_DEFINITION: json.dumps(task.record(), ensure_ascii=False)} if own else {}
@@ -137,17 +148,18 @@ def write(
         "source": source.name,
         "split": split,
         "messages": [
-            {"role": "user", "content": user},
-            {"role": "assistant", "content": [_text(fact.target)]},
-        ],
+            {"role": role, "content": [_AUDIO if part is None else _text(part) for part in parts]}
+            for role, parts in fact.messages
+        ]
+        or [{"role": "user", "content": user}, {"role": "assistant", "content": [_text(fact.target)]}],
         "target": fact.target,
         "choices": choices,
-        "template_id": "" if fact.instruction else template.id,
-        "style": "" if fact.instruction else template.style,
+        "template_id": "" if worded else template.id,
+        "style": "" if worded else template.style,
         "voice": " ".join(dict.fromkeys(part.voice for part in heard if isinstance(part, Speech))),
         "speaker": source.speaker_of(item) if set(sound) & set(heard) else "",
         "license": source.license,
-        "clips": [[sound_to_json(part) for part in heard]],
+        "clips": [[sound_to_json(part) for part in clip] for clip in clips],
     } | definition
 
 
@@ -165,6 +177,8 @@ def sound_to_json(sound: Sound) -> dict[str, Any]:
         fields["acoustics"] = asdict(sound.acoustics)
     else:
         del fields["acoustics"]
+    if not fields.get("name", True):
+        del fields["name"]
     return fields
 
 

@@ -674,7 +674,7 @@ def keys_of(source: Source, item: Item, voices: str) -> dict[str, list[str]]:
     if item.speaker and "speaker" not in source.shared:
         speakers.append(source.speaker_of(item))
     sentences = [sentence_key(item.sentence)] if item.sentence and "sentence" not in source.shared else []
-    recordings = [f"{part.path}@{part.start}" for part in item.sound if isinstance(part, Recording)]
+    recordings = [f"{part.name or part.path}@{part.start}" for part in item.sound if isinstance(part, Recording)]
     return {"speaker": speakers, "sentence": sentences, "recording": recordings}
 
 

@@ -6,12 +6,14 @@ What cannot be read of a file comes as a `Reject` with its line; a file that is 
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import re
+import zlib
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from .sources.base import Reject
 
@@ -20,13 +22,25 @@ _BROKEN = re.compile("[\udc80-\udcff]")
 
 
 def lines(path: Path) -> Iterator[tuple[int, str | Reject]]:
-    """Yield numbered lines (from 1) of a text file, without line ends; a line that is not UTF-8 is a `Reject`."""
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError:
-                yield number, Reject(f"{path}:{number}", "text is not UTF-8")
+    """Yield numbered lines (from 1) of a text file, without line ends; a line that is not UTF-8 is a `Reject`.
+
+    Raises:
+        ValueError: a file `.gz` is not compressed by gzip, or ends too early.
+    """
+    try:
+        with _opened(path) as file:
+            for number, raw in enumerate(file, start=1):
+                try:
+                    yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                except UnicodeDecodeError:
+                    yield number, Reject(f"{path}:{number}", "text is not UTF-8")
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} is not a whole gzip file: {error}; copy it again") from error
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Open a file, decompressed if its name ends in `.gz`."""
+    return cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
 
 
 def table(
@@ -47,6 +61,8 @@ def table(
             header = next(reader, [])
             if absent := [column for column in columns if column not in header]:
                 raise ValueError(f"{path}: no column {', '.join(absent)}; its header is {', '.join(header)}")
+            if twice := sorted({column for column in header if header.count(column) > 1}):
+                raise ValueError(f"{path}: its header names {', '.join(twice)} twice")
             for cells in reader:
                 where = f"{path}:{reader.line_num}"
                 if not cells:
@@ -72,7 +88,31 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict | Reject]]:
             except json.JSONDecodeError as error:
                 yield number, Reject(f"{path}:{number}", f"not JSON: {error.msg}")
                 continue
+            except (ValueError, RecursionError):  # a number of thousands of digits, brackets a thousand deep
+                yield number, Reject(f"{path}:{number}", "JSON that is too large to read")
+                continue
             yield number, value if isinstance(value, dict) else Reject(f"{path}:{number}", "not a JSON object")
+
+
+def records(file: Path) -> Iterator[tuple[int, dict[str, Any] | Reject]]:
+    """Yield numbered rows of a Parquet, JSON-lines or JSON-list file; JSON is told apart by its first bytes."""
+    if file.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            batches = pq.ParquetFile(file).iter_batches(batch_size=1_000)
+            yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
+        except pa.ArrowException as error:
+            raise ValueError(f"{file}: {error}") from error
+        return
+    with _opened(file) as opened:
+        first = opened.read(64).lstrip(b"\xef\xbb\xbf \r\n\t")[:1]
+    if first != b"[":
+        yield from json_lines(file)
+        return
+    for number, row in enumerate(stream_json(file, "item"), start=1):
+        yield number, row if isinstance(row, dict) else Reject(f"{file}:{number}", "not a JSON object")
 
 
 def stream_json(path: Path, prefix: str) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import draw
-from .files import json_lines, stream_json
+from .files import records
 from .sources.base import Fact, Item, Reject
 
 
@@ -36,7 +36,7 @@ def read_questions(
     files = sorted(file for file in root.glob(pattern) if file.suffix in (".json", ".jsonl", ".parquet"))
     for file in files:
         numbered, checked = f"{file.stem}-" * (len(files) > 1), False
-        for number, row in _rows(file):
+        for number, row in records(file):
             if isinstance(row, Reject):
                 yield row
                 continue
@@ -82,24 +82,3 @@ def question(id: str, where: str, instruction: Any, input: Any, output: Any) -> 
         return Reject(where, "no question" if not asked else "no answer")
     fact = Fact("AQA", answer, instruction=asked, input=given)
     return Item(id.replace(" ", "_"), (fact,), sentence=f"{asked} {given}".strip(), where=where)
-
-
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | Reject]]:
-    """Yield numbered rows of a Parquet, JSON-lines or JSON-list file, told apart by their first bytes."""
-    if file.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            batches = pq.ParquetFile(file).iter_batches(batch_size=1_000)
-            yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
-        except pa.ArrowException as error:
-            raise ValueError(f"{file}: {error}") from error
-        return
-    with file.open("rb") as opened:
-        first = opened.read(64).lstrip(b"\xef\xbb\xbf \r\n\t")[:1]
-    if first != b"[":
-        yield from json_lines(file)
-        return
-    for number, row in enumerate(stream_json(file, "item"), start=1):
-        yield number, row if isinstance(row, dict) else Reject(f"{file}:{number}", "not a JSON object")

@@ -1,8 +1,8 @@
 """`sources.yaml`: which corpora lie where, and how to build from them.
 
-A source is a name and a folder, or a name and a mapping of its folder (`path`) and options. Paths are relative to the
-file. `tasks` defines tasks beside the paper's (`own_tasks`). The other keys are those of `plan.Settings`, and `slurm`
-and `ray` for the executors.
+A source is a name and a folder, or a name and a mapping of its folder (`path`) and options, or a name and a block that
+says where rows of one's own lie (`source_blocks`). Paths are relative to the file. `tasks` defines tasks beside the
+paper's (`own_tasks`). The other keys are those of `plan.Settings`, and `slurm` and `ray` for the executors.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import yaml
 from llaso_common.schema import SPLITS
 from llaso_common.tasks import TASKS
 
+from . import source_blocks
 from .corpus_plan import Settings
 from .own_tasks import KINDS, read_tasks
 from .sources import base
@@ -142,11 +143,14 @@ def read(path: Path) -> SourcesFile:
 
 
 def _source(path: Path, name: str, entry: Any) -> base.Source:
-    """Return a source with its folder."""
+    """Return a source with its folder, or with the data that a block of its own names."""
     try:
+        if source_blocks.is_block(entry):
+            return source_blocks.source_of(name, entry, path.parent.absolute())
         source = base.load(name)
     except ValueError as error:
-        raise ValueError(f"{path}: sources: {error}") from error
+        of_block = f"{name}: " * source_blocks.is_block(entry)
+        raise ValueError(f"{path}: sources: {of_block}{error}") from error
     options = dict(entry) if isinstance(entry, dict) else {"path": entry}
     folder, known = options.pop("path", None), _options(source)
     if not isinstance(folder, str):

@@ -48,12 +48,16 @@ class Acoustics:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """Names a stretch of an audio file: seconds `start` to `end` (None: to its end)."""
+    """Names a stretch of an audio file: seconds `start` to `end` (None: to its end).
+
+    `name` is what the leakage proof calls the file; "" stands for its path.
+    """
 
     path: str
     start: float = 0.0
     end: float | None = None
     acoustics: Acoustics | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,8 @@ class Fact:
             the task can also be asked of text. It makes the format `audio_text` possible.
         modality: the only format this fact may take; "" draws one of those possible.
         corpora: the corpora it goes into; empty follows the rule in `plan.corpora_of`.
+        messages: a whole conversation, as (role, parts), each part a text or None for the item's next sound; its last
+            part is `target`. Empty asks one question.
     """
 
     task: str
@@ -117,6 +123,7 @@ class Fact:
     input: str = ""
     modality: str = ""
     corpora: tuple[str, ...] = ()
+    messages: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
 
     @property
     def offered(self) -> tuple[str, ...]:
@@ -150,6 +157,7 @@ class Item:
         facts: the tasks it can serve.
         sound: what is heard; several sounds are joined with a short pause. Empty for text-only items, whose
             instruction and input are spoken by the build.
+        apart: keep several sounds as clips of their own instead.
         speaker: who speaks, unique within the source; for a synthetic voice leave it empty.
         sentence: what is said, or asked; items with equal sentences never stand in both training and evaluation
             (unless the source declares sentences as `shared`).
@@ -165,6 +173,7 @@ class Item:
     sentence: str = ""
     split: str = ""
     where: str = ""
+    apart: bool = False
 
 
 @dataclass(frozen=True, slots=True)

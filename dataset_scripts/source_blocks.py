@@ -1,0 +1,222 @@
+"""A block of `sources.yaml` that needs no code: a manifest, a data set or a folder, its columns and its tasks.
+
+Takes the block as YAML gives it; gives a `Source` like those of the named corpora, whose items come from the rows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from llaso_common.schema import SPLITS
+
+from .own_rows import FoundRow, folder_rows, manifest_fault, manifest_rows
+from .row_items import USUAL, RowMapping, task_of
+from .sources.base import OPEN_LICENSES, Item, Reject, Source, nearest
+
+KINDS = ("manifest", "folder")
+"""What a block can read; it names one of them."""
+OPTIONS = {
+    "columns": dict, "tasks": dict, "values": dict, "license": str, "title": str, "homepage": str, "shared": list,
+    "eval_share": float, "audio_root": str,
+}  # fmt: skip
+"""What else a block may say, and as what."""
+UNKNOWN_LICENSE = "unknown"
+_LICENSES = {license.casefold(): license for license in OPEN_LICENSES}
+
+
+def is_block(entry: Any) -> bool:
+    """Tell whether an entry of `sources:` is such a block."""
+    return isinstance(entry, Mapping) and any(kind in entry for kind in KINDS)
+
+
+def source_of(name: str, block: Mapping[str, Any], base: Path) -> Source:
+    """Return the source that a block describes.
+
+    Args:
+        name: of the source.
+        block: the entry of the sources file.
+        base: folder that the block's paths are relative to.
+
+    Raises:
+        ValueError: the block says something that it cannot, its data is missing, or has not the columns it names.
+    """
+    if not re.fullmatch(r"[A-Za-z][\w.\-]*", name, flags=re.ASCII):
+        raise ValueError("a source's name has letters, digits and ._- only, and begins with a letter")
+    _check_options(block)
+    mapping = _mapping_of(block, base)
+    source = Source(
+        name=name,
+        title=str(block.get("title", name)),
+        license=_license(block.get("license", UNKNOWN_LICENSE)),
+        homepage=str(block.get("homepage", "")),
+        tasks=tuple(dict.fromkeys(task_of(code)[0].code for code in mapping.tasks)),
+        layout="the columns that the sources file names",
+        needs=(),
+        read=_read,
+        shared=tuple(block.get("shared", ())),
+        eval_share=float(block.get("eval_share", Source.eval_share)),
+        root=base.absolute(),
+        options=_plain(block),
+    )
+    for path in _paths(block, base):
+        fault = manifest_fault(path) if "manifest" in block else "" if path.is_dir() else f"no such folder: {path}"
+        if fault:
+            raise ValueError(fault)
+    if fault := mapping.missing(row.values for row in _rows(block, base) if isinstance(row, FoundRow)):
+        raise ValueError(f"columns: {fault}")
+    return source
+
+
+def _read(root: Path, **block: Any) -> Iterator[Item | Reject]:
+    """Yield the items of a block's rows."""
+    mapping = _mapping_of(block, root)
+    for row in _rows(block, root):
+        if isinstance(row, Reject):
+            yield row
+        else:
+            yield from mapping.items(row)
+
+
+def _rows(block: Mapping[str, Any], base: Path) -> Iterator[FoundRow | Reject]:
+    """Yield the rows that a block names."""
+    kind, texts = _kind(block), "text" in _tasks_of(block).values()
+    for split, paths in _by_split(block[kind]).items():
+        for path in paths:
+            if kind == "folder":
+                yield from folder_rows(base / Path(path).expanduser(), split, texts)
+            else:
+                yield from manifest_rows(base / Path(path).expanduser(), split)
+
+
+def _by_split(said: Any) -> dict[str, list[str]]:
+    """Return paths by split: of a path, of a list, or of either by split."""
+    named = said if isinstance(said, Mapping) else {"": said}
+    return {split: list(paths) if isinstance(paths, list) else [paths] for split, paths in named.items()}
+
+
+def _paths(block: Mapping[str, Any], base: Path) -> list[Path]:
+    """Return all paths that a block names."""
+    return [base / Path(path).expanduser() for paths in _by_split(block[_kind(block)]).values() for path in paths]
+
+
+def _kind(block: Mapping[str, Any]) -> str:
+    return next(kind for kind in KINDS if kind in block)
+
+
+def _mapping_of(block: Mapping[str, Any], base: Path) -> RowMapping:
+    """Return what a block says of its columns."""
+    values = {
+        name: {str(key): str(label) for key, label in found.items()}
+        if isinstance(found, Mapping)
+        else [*map(str, found)]
+        for name, found in block.get("values", {}).items()
+    }
+    root = base / Path(block["audio_root"]).expanduser() if block.get("audio_root") else None
+    return RowMapping(dict(block.get("columns", {})), _tasks_of(block), values, root)
+
+
+def _tasks_of(block: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tasks of a block: those it names, or speech recognition."""
+    return dict(block.get("tasks") or {"ASR": "text"})
+
+
+# --- what a block may say ------------------------------------------------------------------------------------------
+
+
+def _check_options(block: Mapping[str, Any]) -> None:
+    """Raise ValueError for an option that is unknown, of another type, or does not fit the others."""
+    kinds = [kind for kind in KINDS if kind in block]
+    if len(kinds) > 1:
+        raise ValueError(f"{' and '.join(kinds)}: a block reads one of them; make two blocks")
+    known = {*kinds, *OPTIONS}
+    for option, value in block.items():
+        if option not in known:
+            raise ValueError(
+                f"unknown option {option}; {nearest(str(option), known)}there are {', '.join(sorted(known))}"
+            )
+        wanted = OPTIONS.get(option)
+        if wanted and not isinstance(value, (float, int) if wanted is float else wanted):
+            what = {dict: "a mapping, as `{name: value}`", list: "a list", str: "text", float: "a number"}[wanted]
+            raise ValueError(f"{option}: {value!r} is not {what}")
+    _check_paths(kinds[0], block[kinds[0]])
+    for option in ("columns", "tasks", "values"):
+        if wrong := next((word for word in block.get(option, {}) if not isinstance(word, str)), None):
+            raise ValueError(f"{option}: {wrong!r} is not text: put it in quotes")
+    for option in ("columns", "tasks"):
+        if wrong := next((item for item in block.get(option, {}).items() if not isinstance(item[1], str)), None):
+            raise ValueError(f"{option}: {wrong[0]}: {wrong[1]!r} is not the name of a column")
+    for shared in block.get("shared", ()):
+        if shared not in ("sentence", "speaker"):
+            raise ValueError(f"shared: {shared!r} is neither sentence nor speaker")
+    if not 0 < float(block.get("eval_share", Source.eval_share)) < 1:
+        raise ValueError(f"eval_share: {block['eval_share']} is not between 0 and 1")
+    _check_tasks(block)
+
+
+def _check_paths(kind: str, said: Any) -> None:
+    """Raise ValueError unless paths are a text, a list of texts, or either by split."""
+    for split, paths in _by_split(said).items():
+        if not paths or not all(isinstance(path, str) and path for path in paths):
+            raise ValueError(
+                f"{kind}: say a path, a list of paths, or paths by split, as `{{train: a.jsonl, test: b.jsonl}}`"
+            )
+        if split and split not in SPLITS:
+            raise ValueError(f"{kind}: no split {split!r}; {nearest(split, SPLITS)}there are {', '.join(SPLITS)}")
+
+
+def _check_tasks(block: Mapping[str, Any]) -> None:
+    """Raise ValueError for tasks that do not exist or whose labels are not known, and for values of no column."""
+    tasks, values = _tasks_of(block), block.get("values", {})
+    for code, name in tasks.items():
+        try:
+            task, granularity = task_of(code)
+        except ValueError as error:
+            raise ValueError(f"tasks: {error}") from error
+        free = (
+            task.code == "SGC"
+            or task.labels
+            or (task.numbers and granularity in ("", "number"))
+            or name in USUAL["messages"]
+        )
+        if task.answer == "closed" and not free and name not in values:
+            raise ValueError(
+                f"tasks: {code}: say its labels, as `values: {{{name}: [first, second]}}`, or a label for each value "
+                f"of the column, as `values: {{{name}: {{a: first, b: second}}}}`"
+            )
+    usable = {*USUAL, *tasks.values()}
+    if unused := sorted(set(block.get("columns", {})) - usable):
+        raise ValueError(
+            f"columns: no task asks for {unused[0]}; {nearest(unused[0], usable)}a column is one of "
+            f"{', '.join(USUAL)}, or what `tasks` names"
+        )
+    known = {*block.get("columns", {}), *tasks.values(), "split"}
+    for name, said in values.items():
+        if name not in known:
+            raise ValueError(
+                f"values: {name} is no column of `columns` or `tasks`; {nearest(name, known)}there are "
+                + ", ".join(sorted(known))
+            )
+        words = [*said, *said.values()] if isinstance(said, Mapping) else said
+        if not isinstance(words, list) or not words:
+            raise ValueError(
+                f"values: {name}: say a list of labels, or a label for each value, as `{{m: male, f: female}}`"
+            )
+        if (
+            wrong := next((word for word in words if isinstance(word, bool) or not isinstance(word, str | int)), None)
+        ) is not None:
+            raise ValueError(f"values: {name}: {wrong!r} is not text: put it in quotes")
+
+
+def _license(said: str) -> str:
+    """Return a licence in the spelling of `OPEN_LICENSES`, as the Hub's cards and people write it."""
+    return _LICENSES.get(said.strip().casefold().replace(" ", "-"), said.strip() or UNKNOWN_LICENSE)
+
+
+def _plain(value: Any) -> Any:
+    """Return a block as JSON would give it back: keys and labels are text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list) else value
