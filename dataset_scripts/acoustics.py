@@ -1,4 +1,4 @@
-"""Rooms and noise: what turns one clean signal into a recording somewhere.
+"""Adds a room's echo and noise to a clean signal, as in a real recording.
 
 Takes float32 mono samples and an `Acoustics`, gives float32 mono samples of the same length. The same numbers give the
 same samples; nothing depends on what was done before.

@@ -1,4 +1,4 @@
-"""From a plan to a corpus folder: typed Parquet shards, their record, and a dataset card.
+"""Builds a corpus folder from a plan: typed Parquet shards, their record, and a dataset card.
 
 One shard is one task of a datatrove executor: on this machine, a Slurm cluster or Ray. A shard is written beside its
 place and renamed into it with its record (digest, counts, what was set aside), so that a run may be killed anywhere
@@ -144,7 +144,7 @@ def _build_shards(
     else:
         _sweep(Path(job.out), anybodys=False)
         for rank, name in enumerate(names):
-            # A shard's own record says that it is done; datatrove's mark has to follow it.
+            # A shard's own record decides whether it is done; datatrove's mark has to agree with it.
             if not job.done(name):
                 (logs / "completions" / f"{rank:05d}").unlink(missing_ok=True)
         executors.run(job, len(names), executor, workers, logs, options)

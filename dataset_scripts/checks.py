@@ -1,4 +1,4 @@
-"""What can be wrong with a row by itself: its text, its labels, its place and its audio.
+"""Checks a single row: its text, its labels, its shard and its audio.
 
 Takes a row with its audio undecoded; gives faults as "kind: detail". Nothing in a row, however broken, raises.
 """

@@ -1,4 +1,4 @@
-"""The store of made clips: each is synthesized once, kept under the hash of what it says, and found again.
+"""Stores synthesized clips: each is made once and kept under the hash of its content.
 
 A clip's address is the SHA-256 of its sound (text, voice, rate, pitch, room and noise) and of what made it.
 Files are written beside their place and renamed into it, so that a killed worker leaves no half clip and two workers

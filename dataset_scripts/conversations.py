@@ -1,4 +1,4 @@
-"""From a fact to a conversation: which format, which instruction, whose voice, and what is heard.
+"""Makes a conversation from a fact: draws its format, instruction and voice, and decides what is spoken.
 
 Takes an `Item` and one of its `Fact`s; gives the planned row, complete but for its audio, whose recipe it carries in
 `clips`. Every choice is drawn by hash of the seed and the row's id.

@@ -1,4 +1,4 @@
-"""The dataset card of a built corpus: what a person reads on the Hub, and what `load_dataset` reads in its head."""
+"""Writes the dataset card of a built corpus: the text for the Hub, and the metadata that `load_dataset` reads."""
 
 from __future__ import annotations
 

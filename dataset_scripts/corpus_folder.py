@@ -1,4 +1,4 @@
-"""A finished corpus on disk: its shards, its record `build.json`, and what may be published of it.
+"""Describes a finished corpus on disk: its shards, its record `build.json`, and what of it may be published.
 
 A shard is named twice: `text_audio.train-linguistic-00000-of-00001` in records is the file
 `data/text_audio/train-linguistic-00000-of-00001.parquet`.

@@ -1,4 +1,4 @@
-"""What will be built, before any audio is touched: which rows, in which corpus, split and shard.
+"""Plans a build before any audio is read: which rows, in which corpus, split and shard.
 
 One walk over the sources' metadata draws the evaluation rows by quota and writes validation and training rows to
 spools on disk. Then the validation rows are drawn from those that share nothing with the evaluation, and training gets

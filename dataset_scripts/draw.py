@@ -1,4 +1,4 @@
-"""Chance without order: every draw is a function of the seed, an id and what is drawn, and of nothing else.
+"""Draws at random without a state: a draw depends on the seed, an id and the name of the draw only.
 
 So a row comes out the same whatever was built before it, in whichever process, and however often.
 """

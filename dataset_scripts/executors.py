@@ -1,4 +1,4 @@
-"""Where the shards are built: datatrove's executors, on this machine, a Slurm cluster or Ray.
+"""Runs the building of shards by datatrove's executors, on this machine, a Slurm cluster or Ray.
 
 Tried, with the same bytes each time: four processes here; Slurm's array jobs, through a stand-in for `sbatch`; and Ray
 2.60 on two nodes of one machine, both at work at once. Seen: Slurm's executor returns as soon as the jobs are handed
@@ -148,7 +148,7 @@ def _begin(pickled: bytes) -> None:
 
     global _executor
     _executor = dill.loads(pickled)
-    logger.disable("datatrove")  # what goes wrong is told by the build's own process
+    logger.disable("datatrove")  # errors are reported by the build's own process
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

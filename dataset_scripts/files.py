@@ -1,4 +1,4 @@
-"""The usual kinds of files that corpora come in, read a line, a row or an object at a time.
+"""Reads the usual file formats of corpora, a line, a row or an object at a time.
 
 What cannot be read of a file comes as a `Reject` with its line; a file that is no such file at all is a ValueError.
 """

@@ -1,4 +1,4 @@
-"""The proof that evaluation and training share nothing: every built row's keys, compared with the held-out ones.
+"""Checks that evaluation and training share nothing: compares every row's keys with the held-out ones.
 
 Reads the key files that `build` writes beside each shard (audio digest, speakers and voices, sentences, recordings);
 gives the content of `leakage.json`.

@@ -1,4 +1,4 @@
-"""A validated corpus to the Hub: its Parquet files, card and records, in one upload that goes on where it broke off.
+"""Publishes a validated corpus on the Hub: its Parquet files, card and records, in one upload that can be resumed.
 
 The client sends large files by xet if hf-xet is installed, in chunks whose borders follow the content as those of
 the shards' Parquet pages do, and by Git LFS if HF_HUB_DISABLE_XET=1. The tests' Hub on loopback speaks LFS only:

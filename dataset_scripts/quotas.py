@@ -1,4 +1,4 @@
-"""Sharing out a total: quotas by weight, never above what there is, always adding up."""
+"""Divides a total into quotas by weight; no quota exceeds what is available, and the quotas add up to the total."""
 
 from __future__ import annotations
 

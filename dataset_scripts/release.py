@@ -1,4 +1,4 @@
-"""The authors' released JSON beside this schema: how a row of one is said in the other.
+"""Maps rows of the authors' released JSON to this schema and back.
 
 A released row is `{"id", "voice": path or [path], "conversations": [{"from": "human"|"gpt", "value": "…<audio>…"}],
 "metadata": …, …}` in one list (or one object) a file, in the folders text_audio/, audio_text/ and pure_audio/. Fields

@@ -1,4 +1,4 @@
-"""What rows may not share: an id, a clip asked twice, and between splits audio, speaker, voice, sentence, recording.
+"""Finds ids and questions on a clip that rows share, and audio, speakers, voices and sentences that splits share.
 
 Looks through a corpus, and others beside it, once; then says of each row what it shares. Ids and clips are kept as
 8 bytes a row; whole keys are kept of held-out rows only, so that memory does not grow with the training rows.

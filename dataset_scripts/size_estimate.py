@@ -1,4 +1,4 @@
-"""Hours and bytes of a corpus before it is built, from a sample of its rows.
+"""Estimates hours and bytes of a corpus before it is built, from a sample of its rows.
 
 Speech still to be made is estimated from its letters, recordings from their headers: sixteen rows for each source,
 task, format and split, those whose hash is lowest.

@@ -1,4 +1,4 @@
-"""Speech from text: espeak-ng by default, any transformers text-to-audio model for quality.
+"""Synthesizes speech from text: by espeak-ng, or by any text-to-audio model of transformers for better quality.
 
 A backend takes `Speech` and gives float32 mono at 16 kHz. Every clip is a pure function of its text, voice, rate and
 pitch, so that clips can be stored under a hash of these and made in any order by any process.

@@ -1,4 +1,4 @@
-"""Tokens of a row after its audio is expanded, counted by the processor of the model that is to read it.
+"""Counts the tokens of a row after audio expansion, by the processor of the model that is to read it.
 
 Batches by length are planned from this column alone. It is 0 if no processor was named; the reader of the row then
 estimates.

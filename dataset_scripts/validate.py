@@ -1,4 +1,4 @@
-"""Whether a corpus may be used: every row's audio, text, labels and separation are checked.
+"""Validates a corpus: checks every row's audio, text, labels and separation of splits.
 
 Reads a corpus folder row by row; writes `validation.json`, `validation.html` and `bad_rows.jsonl`, and, if asked to,
 takes bad rows out of their shards into `.build/set_aside/`. A run never dies of one bad row. Everything is made beside

@@ -1,4 +1,4 @@
-"""The page of a validation: what was checked, hours and lengths and labels as bars, and rows to listen to."""
+"""Writes the page of a validation: the checks, bars of hours, lengths and labels, and rows to listen to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers on disk while they are being made: append-only, keyed by content, safe to kill.
+"""Keeps answers on disk during generation: append-only, keyed by content, safe to kill.
 
 Each process appends to a file of its own, one JSON object a line, a batch in one write. A process that starts later
 reads all of them; a line torn by a kill is ignored. When every row has a record, the predictions folder is written

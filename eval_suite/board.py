@@ -1,4 +1,4 @@
-"""The board: many systems on one page, ranked with the uncertainty of ranks, by task and modality format.
+"""Makes the board: many systems on one page, ranked with the uncertainty of ranks, by task and modality format.
 
 In come scores with their rows, under strict and, beside it, under paper. Ranks are bootstrapped on common draws of
 source recordings: in every draw all systems are measured on the same recordings and ranked anew. A mean over tasks

@@ -1,4 +1,4 @@
-"""Drawings of the report: inline SVG that follows the page's colours, and the radar as a picture file.
+"""Draws the report's charts: inline SVG in the page's colours, and the radar as a picture file.
 
 All take plain numbers and return text; `None` stands for a missing value. Colours are CSS classes
 (`s0`, `s1`, …, one a system), so that one drawing serves the light and the dark page.

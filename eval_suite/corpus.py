@@ -1,4 +1,4 @@
-"""The rows to be answered: a corpus folder or Hub data set in, questions without audio and clips on demand out.
+"""Reads the rows to be answered from a corpus folder or Hub data set; clips are decoded on demand.
 
 Everything but the audio is read at once, so that rows can be ordered by length; a clip is read and decoded only
 when its batch comes up (`llaso_common.audio`; torchcodec is never needed).

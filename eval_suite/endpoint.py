@@ -1,4 +1,4 @@
-"""One client for OpenAI-compatible chat servers, used to answer rows and to judge answers.
+"""A client for OpenAI-compatible chat servers, used to answer rows and to judge answers.
 
 It tells apart failures that pass (busy, restarting: tried again, with growing pauses), failures of one request
 (refused input) and failures of every request (no server, no permission, no such model).

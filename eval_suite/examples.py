@@ -1,4 +1,4 @@
-"""Single rows for the report: the worst answers of every task and some drawn at random, with their sound.
+"""Chooses single rows for the report: the worst answers of every task and some at random, with their audio.
 
 Clips are cut short and re-encoded as MP3, and stop altogether when a budget of bytes is spent, so that the page stays
 one file of moderate size. The draw depends on the seed and the rows alone.

@@ -1,4 +1,4 @@
-"""Ask a model every row of a corpus and write the predictions folder that scoring reads.
+"""Asks a model every row of a corpus and writes the predictions folder that scoring reads.
 
 Rows are ordered by length and cut into batches once, by content alone; a batch is the unit of work, of recording
 and of recovery. Killed at any moment and started again, with any number of processes, the command asks only for what

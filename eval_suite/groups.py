@@ -1,4 +1,4 @@
-"""Scores by group of speakers or recordings, and by the wording of the instruction: the gaps, and how sure they are.
+"""Scores groups of speakers or recordings, and wordings of the instruction: the gaps and their intervals.
 
 A group is a value of an attribute: those that the data records (style and wording of the instruction, voice, and
 gender, age, accent, language or noise if the corpus has such columns), and those that the reference labels of the same

@@ -1,4 +1,4 @@
-"""The bootstrap: clusters of rows drawn with replacement, and estimates that carry their resampled values.
+"""Computes bootstrap intervals: clusters of rows are drawn with replacement, and estimates hold the resampled values.
 
 Every metric is a function of column sums over rows, so that a resample is one row of a matrix product. Rows that
 share a source recording are drawn together, in all files where the recording occurs.

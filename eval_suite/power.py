@@ -1,4 +1,4 @@
-"""How small a difference between two systems a benchmark can show, and how many rows a given difference needs.
+"""Computes the smallest difference that a benchmark can show, and the number of rows that a difference needs.
 
 The variance of a difference is a delete-one jackknife over source recordings, of both systems on the same rows: what
 is hard for both cancels out, and repeats of a recording are no new evidence. Source: Efron & Stein 1981 for the

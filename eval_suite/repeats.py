@@ -1,4 +1,4 @@
-"""What several answers to one question say: how far they spread, how often they agree, and what the majority says.
+"""Summarizes several answers to each question: their spread, their agreement and the majority's answer.
 
 Answers belong together if they were sampled for one row (`generate --samples`), or if they answer one recording, task
 and reference under differently worded instructions.

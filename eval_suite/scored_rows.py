@@ -1,4 +1,4 @@
-"""What was read of every row, and scores.json with it: the files that scoring leaves and everything later reads.
+"""Writes and reads the files of scoring: scores.json, and the values that were parsed from every row.
 
 Beside `scores.json` lies `scores.rows.jsonl`, one row a line: what was asked, answered and expected, the outcome, the
 value read, the texts as they were compared, and the quantities that the metrics add up. The report, `compare` and the

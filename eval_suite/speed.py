@@ -1,4 +1,4 @@
-"""How fast a system answered: what each row took, and the sums over a run, warm-up apart.
+"""Measures how fast a system answered: seconds of each row, and sums over a run without the warm-up.
 
 `generate` times every batch. A row's `seconds` is its share of the time between two batches, so that the shares of a
 run add up to its wall time, preparation of inputs included and loading of weights not. The first batch of a process

@@ -1,4 +1,4 @@
-"""What a report says, as plain data: from one or several scores.json to the content of report.json.
+"""Computes the content of report.json from one or several scores.json.
 
 Nothing here knows a metric by name: a task's ranking metric, its direction, its baseline and its interval come with
 the scores. The page, the Markdown and report.json are three forms of this one content.

@@ -1,4 +1,4 @@
-"""Says how far something is and how long it will take: for training, the encoder cache and the quickstart."""
+"""Reports progress and the time left: of training, the encoder cache and the quickstart."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 Report = Callable[[str], None]
-"""Takes one line for the person watching."""
+"""Takes one line of progress."""
 
 
 def time_in_words(seconds: float) -> str:

@@ -1,3 +1,3 @@
-"""The ground floor: what the other packages share. It imports none of them."""
+"""What the other packages share. It imports none of them."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The tasks: code, names, category, kind of answer and formats, said once.
+"""The tasks: code, names, category, kind of answer and formats.
 
 The twenty of LLaSO follow the paper's Table 2 (arXiv 2508.15418). A corpus can define further ones; each row of such a
 task carries the definition (column `task_definition`), and whatever reads the corpus declares it in `TASKS`. How rows
@@ -237,7 +237,7 @@ PAPER_TASKS: dict[str, Task] = {
         Task("AR", "age recognition", "age group", _PARA, "closed", numbers=(18, 80)),
         Task("EIE", "emotion intensity estimation", "emotion intensity", _PARA, "closed"),
         Task("ER", "emotion recognition", "emotion", _PARA, "closed"),
-        # A synthetic voice that asks would give the answer away, or drown it.
+        # A spoken question in a synthetic voice would reveal the answer, or hide it.
         Task("SSD", "synthetic speech detection", "synthetic speech detection", _PARA, "closed", ("text_audio",)),
         Task("SV", "speaker identification", "speaker identification", _PARA, "closed"),
         Task("PSWL", "pronunciation scoring, word level", "pronunciation, word level", _PARA, "pronunciation"),

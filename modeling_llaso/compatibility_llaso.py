@@ -1,4 +1,4 @@
-"""The one place that knows versions of transformers: which were tried, which is refused, and what one of them renames.
+"""Handles versions of transformers: which were tried, which are refused, and names that changed between them.
 
 Everything else is written so that it runs on all of them. This file travels with checkpoints and imports nothing
 heavy, so that `import modeling_llaso` can ask it.

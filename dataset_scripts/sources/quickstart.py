@@ -103,7 +103,7 @@ def _utterance(id: str, seed: int, real: bool, pools: dict[str, list[str]]) -> I
         fact = _of_voice(draw.weighted(seed, id, "task", VOICE_TASKS), voice, said)
     again = draw.unit(seed, id, "again") < ASR_AGAIN
     transcript = Fact("ASR", said, modality=WRITTEN, corpora=("align", "instruct", "eval")[:: 1 if again else 2])
-    # All that a person's recordings could be told from is that a person speaks: same rate, same level, same noise.
+    # Real recordings must differ in the voice alone, not in rate, level or noise.
     telephone = 1.0 if kind == "digits" else 0.2
     speech = Speech(
         said,

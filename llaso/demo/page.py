@@ -104,7 +104,7 @@ def build_page(demo_model: DemoModel, menu: Menu, name: str) -> gr.Blocks:
         )
         task.input(lambda name: _task_updates(tasks.get(name)), task, for_task, **_IMMEDIATE)
         gr.on(
-            [choices.input, choices.blur],  # gradio 6.31 tells of no first paste by `input`
+            [choices.input, choices.blur],  # gradio 6.31 sends no `input` event for the first paste
             lambda name, written: tasks[name].with_choices(_split_choices(written)) if name in tasks else gr.skip(),
             [task, choices],
             instruction,

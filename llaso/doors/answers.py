@@ -1,4 +1,4 @@
-"""What the doors share: a row's facts as plain data, and the strict metrics of rows with their answers."""
+"""Shared by the doors: a row's facts as plain data, and the strict metrics of answered rows."""
 
 from __future__ import annotations
 

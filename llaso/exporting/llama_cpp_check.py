@@ -209,7 +209,7 @@ def compare_clip(
         if ours[:step] != theirs[:step] or place is None:
             break
         if step < len(theirs) and place["id"] != theirs[step]:
-            continue  # the server tells no log-probabilities of a token that is half a letter
+            continue  # the server gives no log-probabilities of a token that is part of a character
         likely = {one["id"]: one["logprob"] for one in place["top_logprobs"]}
         gaps.append(abs(logits[step, number].item() - likely[number]) if number in likely else float("inf"))
         place = next(remaining, None)

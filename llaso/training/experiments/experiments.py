@@ -385,7 +385,7 @@ def evaluate_model(model: Path, corpus: Path, out: Path, rows: int) -> Scores:
             failure = spawn.SimpleQueue()
             arguments = (DupFd(lock), failure, model, corpus, out / "predictions", rows, file)
             child = spawn.Process(target=_generate_and_score, args=arguments)
-            with contextlib.suppress(BrokenPipeError):  # it died while it started: its exit code says so
+            with contextlib.suppress(BrokenPipeError):  # it ended during its start, which its exit code shows
                 child.start()
             child.join()
             if child.exitcode:
