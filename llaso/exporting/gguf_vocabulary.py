@@ -40,6 +40,8 @@ PRE_TOKENIZERS: dict[tuple[tuple, ...], tuple[str, bool]] = {
     (WORDS,): ("gpt-2", False),
 }
 """The steps of a pre-tokenizer; llama.cpp's name for it; whether llama.cpp then ignores merges for whole words."""
+NO_MERGE = "<none> <none>"
+"""The merge of a tokenizer that has none, since llama.cpp wants one. It never applies: nothing makes its parts."""
 MOST_ENDS = 3
 """Number of keys in a GGUF file that name a token which ends an answer: eos, eot and eom."""
 
@@ -121,7 +123,7 @@ def gguf_vocabulary(processor: LlasoProcessor, rows: int, ends: list[int]) -> Gg
         pre=pre,
         tokens=tokens,
         types=[int(kind) for kind in types],
-        merges=[merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]],
+        merges=[merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]] or [NO_MERGE],
         begin=_begin(tokenizer),
         ends=[end_of_turn, *(end for end in ends if end != end_of_turn)],
         suppressed=[placeholder] if placeholder < rows else [],

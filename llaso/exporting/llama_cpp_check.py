@@ -90,14 +90,16 @@ class LlamaCppServer:
         parameters.n_ctx = context
         parameters.n_parallel = 1
         parameters.warmup = False
-        parameters.verbosity = 0
+        parameters.verbosity = 1  # errors, on stderr: the exception tells no reason
         # Half precision in the cache would be a difference that is not the files'.
         parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         try:
             self.server = xllamacpp.Server(parameters)
         except RuntimeError as error:
-            raise ValueError(f"{folder}: llama.cpp does not load these files: {error}") from error
+            raise ValueError(
+                f"{folder}: llama.cpp does not load these files ({error}); its reason is above"
+            ) from error
 
     def ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """POST a JSON body, or GET without one, and return the answer.

@@ -16,8 +16,8 @@ WRITE = r"""
     {%- set pieces = content.split('<__media') -%}
     {%- set text_first = pieces[0].strip() != '' -%}
     {%- for piece in pieces -%}
-        {%- set text = piece -%}
-        {%- if not loop.first -%}
+        {%- set text = piece if loop.first else '<__media' ~ piece -%}
+        {%- if not loop.first and '__>' in piece -%}
             {%- set marker = piece.split('__>')[0] ~ '__>' -%}
             {%- set text = piece[marker|length:] -%}
             {{- '\n' if text_first -}}

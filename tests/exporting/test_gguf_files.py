@@ -176,6 +176,7 @@ CONVERSATIONS = {
     "two audios": [{"role": "user", "content": [TEXT, AUDIO, AUDIO]}],
     "text between audios": [{"role": "user", "content": [AUDIO, TEXT, AUDIO]}],
     "text alone": [{"role": "user", "content": "Hello <b>there</b>."}],
+    "half a marker typed": [{"role": "user", "content": "x <__media y"}],
     "turns": [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [TEXT, AUDIO]},

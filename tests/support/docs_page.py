@@ -200,6 +200,8 @@ def check_command(words: list[str]) -> None:
 
         named = [re.sub(r"^llaso[/_]", "", word) for word in words if re.match(r"llaso[/_]", word)]
         assert named and {name.upper() for name in named} <= {code.upper() for code in TASKS}, words
+    elif words[0] == "llama-server":
+        assert all(Path(words[words.index(option) + 1]).is_file() for option in ("--model", "--mmproj")), words
     elif words[0] == "make":
         subprocess.run(["make", "--dry-run", *words[1:]], check=True, stdout=subprocess.DEVNULL)
     elif words[:2] == ["pip", "install"]:
