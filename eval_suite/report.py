@@ -1,7 +1,8 @@
 """Shows scores: one self-contained page, the same in Markdown, its numbers as report.json, and the radar as a picture.
 
-In come one or several scores.json with what was read of every row, and the corpus if its sound is wanted. Nothing is
-measured here. Whatever a model said is data: it reaches the page escaped.
+In come one or several scores.json with what was read of every row, and the corpus if its sound is wanted. The page's
+numbers lead to the pages of `evidence`, which show the rows. No answer is read or scored again here. Whatever a model
+said is data: it reaches the page escaped.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from llaso_common.atomic_write import write_atomically
 
 from . import score
 from .charts import bar_svg, radar_svg, scatter_svg, write_radar_png
+from .corpus import EvalCorpus
+from .evidence import AUDIO_BYTES, EvidenceLinks, write_evidence
 from .examples import Sounds, choose_examples, find_corpus
 from .metrics import METRICS, PROTOCOLS
 from .power import forecast, task_errors
@@ -37,17 +40,19 @@ def write_report(
     examples: bool = True,
     title: str = "LLaSO-Eval",
     seed: int = 0,
+    audio_bytes: int = AUDIO_BYTES,
 ) -> Path:
-    """Write `index.html`, `report.md`, `report.json` and `radar.png`.
+    """Write `index.html`, `report.md`, `report.json` and `radar.png`, and the pages of single rows in `evidence/`.
 
     Args:
         scores: scores with their rows, paths of scores.json, or contents of scores.json (then without examples); one
             or several systems, one or both protocols.
         out: the folder to write.
-        data: corpus folder or Hub id for the examples' sound; by default the folder that the answers were made from.
-        examples: show single rows of systems whose rows are at hand.
+        data: corpus folder or Hub id for the rows' sound; by default the folder that the answers were made from.
+        examples: show single rows of systems whose rows are at hand: a few on the page, all in `evidence/`.
         title: heading of the page.
         seed: of the examples drawn at random.
+        audio_bytes: of recordings to copy beside the pages of single rows.
 
     Returns:
         `out`.
@@ -58,10 +63,22 @@ def write_report(
     scored = [_scored(one) for one in scores]
     content = {"title": title, **summarize([one.content for one in scored])}
     content["detectable"] = _detectable(scored, content["protocol"])
-    content["examples"] = _examples(content, scored, data, seed) if examples else []
+    with_rows = [one for one in scored if one.rows] if examples else []
+    corpus = find_corpus(data, with_rows) if with_rows else None
+    content["examples"] = _examples(content, with_rows, corpus, seed)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "index.html", render("report.html", content))
+    if with_rows:
+        write_evidence(
+            with_rows,
+            content["protocol"],
+            out,
+            _render_rows,
+            title=title,
+            corpus=corpus,
+            audio_bytes=audio_bytes,
+        )
+    write_atomically(out / "index.html", render("report.html", content, EvidenceLinks(with_rows)))
     write_atomically(out / "report.md", render("report.md", content))
     without_sound = [{key: example[key] for key in example if key != "audio"} for example in content["examples"]]
     plain = json.dumps({**content, "examples": without_sound}, indent=1, ensure_ascii=False, allow_nan=False)
@@ -115,13 +132,10 @@ def answer_folders(path: Path) -> list[Path]:
 
 
 def _examples(
-    content: Mapping[str, Any], scored: Sequence[Scored], data: str | Path | None, seed: int
+    content: Mapping[str, Any], scored: Sequence[Scored], corpus: EvalCorpus | None, seed: int
 ) -> list[dict[str, Any]]:
     """Choose rows of every system whose rows are at hand, with their sound."""
-    by_system = {one.system: one for one in scored if one.protocol == content["protocol"] and one.rows}
-    if not by_system:
-        return []
-    corpus = find_corpus(data, list(by_system.values()))
+    by_system = {one.system: one for one in scored if one.protocol == content["protocol"]}
     sounds = Sounds(corpus) if corpus else None
     examples = []
     for number, system in enumerate(content["systems"]):
@@ -200,8 +214,20 @@ def environment(template: str) -> Any:
     return made
 
 
-def render(template: str, content: Mapping[str, Any]) -> str:
-    """Return a template filled with a report's content. HTML is escaped, and Markdown stays in its table cell."""
+def _render_rows(template: str, content: Mapping[str, Any]) -> str:
+    """Return a page of single rows."""
+    css, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "evidence.js"))
+    return environment(template).get_template(template).render(**content, css=css, script=script)
+
+
+def render(template: str, content: Mapping[str, Any], links: EvidenceLinks | None = None) -> str:
+    """Return a template filled with a report's content. HTML is escaped, and Markdown stays in its table cell.
+
+    Args:
+        template: its file name.
+        content: of the report.
+        links: to the rows behind the numbers; without it, numbers lead nowhere.
+    """
     axes, series = radar_values(content)
     page = environment(template).get_template(template)
     return page.render(
@@ -217,6 +243,7 @@ def render(template: str, content: Mapping[str, Any]) -> str:
         speed_picture=_speed_picture(content),
         heat=_heat,
         scale_of=_scale_of,
+        rows_of=links or EvidenceLinks([]),
     )
 
 

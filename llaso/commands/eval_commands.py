@@ -18,6 +18,7 @@ from llaso_common.output_folder import refuse_existing, refuse_existing_file
 from .option_types import (
     DTYPES,
     add_output_file,
+    at_least_0,
     at_least_1,
     device,
     path,
@@ -634,8 +635,17 @@ def _add_report(steps) -> None:
     )
     parser.add_argument("scores", type=path, nargs="+", help="scores.json files, or folders of answers")
     _add_page_folder(parser)
-    parser.add_argument("--no-examples", action="store_true", help="show no single rows")
-    parser.add_argument("--data", help="corpus folder or Hub id for the examples' sound")
+    parser.add_argument(
+        "--no-examples", action="store_true", help="show no single rows, neither on the page nor in evidence/"
+    )
+    parser.add_argument("--data", help="corpus folder or Hub id for the rows' sound")
+    parser.add_argument(
+        "--audio-limit",
+        type=at_least_0,
+        default=1000,
+        metavar="MB",
+        help="megabytes of recordings to copy into evidence/ (default: %(default)s)",
+    )
     parser.add_argument("--title", default="LLaSO-Eval", help="heading of the page (default: %(default)s)")
     parser.add_argument(
         "--resamples", type=resamples, default=1000, help="bootstrap, for folders (default: %(default)s)"
@@ -655,6 +665,7 @@ def _report(arguments: argparse.Namespace) -> None:
         examples=not arguments.no_examples,
         title=arguments.title,
         seed=arguments.seed,
+        audio_bytes=arguments.audio_limit * 1_000_000,
     )
     print(f"report: {out / 'index.html'}")
 
