@@ -43,13 +43,7 @@ def add_parser(commands) -> None:
     experiment.add_argument("name", choices=("gate", "encoder", "unseen", "more-tasks"))
     experiment.add_argument("--quickstart", type=path, default=Path("runs/quickstart"), help="corpora and backbones")
     experiment.add_argument("--out", type=path, default=Path("runs/experiments"), help="models, tables and plots")
-    experiment.add_argument(
-        "--seeds",
-        type=seed,
-        nargs="+",
-        default=[0, 1, 2],
-        help="of the runs (default: 0 1 2)",
-    )
+    experiment.add_argument("--seeds", type=seed, nargs="+", default=[0, 1, 2], help="of the runs (default: 0 1 2)")
     experiment.add_argument("--unseen", nargs="+", default=["IP", "SCR"], metavar="TASK", help="tasks to hold out")
     _add_overrides(experiment, "change settings of both recipes")
     experiment.add_argument("--stage1", type=path, metavar="MODEL", help="start every Stage 2 from this one")
@@ -94,10 +88,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 
     try:
         result = train(
-            arguments.recipe,
-            arguments.overrides,
-            report=lambda line: print(line, flush=True),
-            change=arguments.change,
+            arguments.recipe, arguments.overrides, report=lambda line: print(line, flush=True), change=arguments.change
         )
     except TrainingDiverged as error:
         if int(os.environ.get("RANK", 0)) == 0:  # every process has the same message

@@ -303,11 +303,7 @@ class _Pipeline:
         scored = score_rows(self.out / "predictions", protocol="strict", system="llaso-tiny")
         scored.write(self.out / "scores.json")
         write_report(
-            [scored],
-            self.out / "report",
-            data=self.corpus("eval"),
-            title="LLaSO quickstart",
-            seed=self.options.seed,
+            [scored], self.out / "report", data=self.corpus("eval"), title="LLaSO quickstart", seed=self.options.seed
         )
         (self.model / "README.md").write_text(write_card(self.out), encoding="utf-8")
         return {"held_out": self.held_out_recording(), "real_speech": _real_speech(scored.content)}

@@ -291,13 +291,7 @@ def spell(phonemes: Sequence[str], inventory: Sequence[str], chance: random.Rand
 
 
 def train_language_model(
-    lines: Sequence[Line],
-    texts: Sequence[str],
-    out: Path,
-    report: Report,
-    *,
-    schedule: Schedule,
-    seed: int = 0,
+    lines: Sequence[Line], texts: Sequence[str], out: Path, report: Report, *, schedule: Schedule, seed: int = 0
 ) -> None:
     """Train a small Llama on text alone and save it, with its tokenizer, in `out`.
 

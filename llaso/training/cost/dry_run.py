@@ -185,11 +185,7 @@ def weigh(recipe: Recipe, config: LlasoConfig, shape: BatchShape) -> tuple[list[
     with FakeTensorMode():
         _onto_fake_cpu(model)
         counter = count_micro_batch(
-            model,
-            shape,
-            compute.precision == "bf16",
-            compute.answer_only_logits,
-            compute.loss_chunk if chunked else 0,
+            model, shape, compute.precision == "bf16", compute.answer_only_logits, compute.loss_chunk if chunked else 0
         )
     return parts, counter
 
@@ -288,10 +284,7 @@ def _processor_at_hand(recipe: Recipe, config: LlasoConfig) -> LlasoProcessor | 
         return processor
     if choice.encoder and choice.llm and Path(choice.encoder).is_dir() and Path(choice.llm).is_dir():
         return new_processor(
-            choice.encoder,
-            choice.llm,
-            audio_padding=config.audio_padding,
-            projector_stride=config.projector_stride,
+            choice.encoder, choice.llm, audio_padding=config.audio_padding, projector_stride=config.projector_stride
         )
     return None
 

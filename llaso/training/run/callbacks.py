@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from llaso.progress import Report, time_in_words
 
@@ -59,9 +59,7 @@ class Progress(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self.marks = [(state.global_step, time.perf_counter())]
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args, state, control, **kwargs) -> None:
         state.epoch = state.global_step / self.steps_per_epoch  # the Trainer takes the whole run for one epoch
         if state.global_step % self.every and state.global_step != state.max_steps:
             return
@@ -101,15 +99,11 @@ class HeldOutEvaluation(TrainerCallback):
         self.trainer, self.held_out, self.report = trainer, held_out, report
         self.every, self.rows, self.final_rows = watch.evaluate_every, watch.evaluate_rows, watch.final_rows
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
         if self.trainer.history.evaluated < state.global_step:
             self._evaluate_if_due(args, state)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args, state, control, **kwargs) -> None:
         if not self.trainer.all_stop:  # a stopping run only writes its checkpoint
             self._evaluate_if_due(args, state)
 
@@ -190,8 +184,6 @@ class StopOnSignal(TrainerCallback):
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = self.received or number
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args, state, control, **kwargs) -> None:
         if self.trainer.all_stop:
             control.should_save = control.should_training_stop = True

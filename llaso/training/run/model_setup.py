@@ -98,9 +98,7 @@ def open_model(recipe: Recipe) -> tuple[LlasoForConditionalGeneration, LlasoProc
                     f"{getattr(config, name)}; leave it out, or start from an encoder and an LLM"
                 )
         model = LlasoForConditionalGeneration.from_pretrained(
-            choice.checkpoint,
-            revision=choice.revision or "main",
-            dtype=torch.float32,
+            choice.checkpoint, revision=choice.revision or "main", dtype=torch.float32
         )
         processor = LlasoProcessor.from_pretrained(choice.checkpoint, revision=choice.revision or "main")
     if recipe.compute.attention:

@@ -83,15 +83,10 @@ class LlasoTrainer(Trainer):
         history: History,
         start_step: int = 0,
     ) -> None:
-        self.out = Path(recipe.out)
+        self.recipe, self.out = recipe, Path(recipe.out)
         self.processor, self.rows, self.frozen = processor, rows, frozen
         self.history, self.start_step = history, start_step
-        self.answer_only_logits = recipe.compute.answer_only_logits
-        self.max_loss_jump, self.keep_checkpoints = recipe.watch.max_loss_jump, recipe.watch.keep
         self.per_token = recipe.optimizer.normalization == "token"
-        self.lora, self.optimizer_choice = recipe.lora, recipe.optimizer
-        self.save_whole, self.sources = recipe.watch.save_whole, frozen_sources(recipe.model)
-        self.loss_chunk = recipe.compute.loss_chunk
         self.asked_to_stop: Callable[[], bool] = lambda: False
         self.all_stop = False  # whether any process was asked to stop: they all learn of it at the same step
         self.step_parts: list[dict[str, Any]] = []  # what each micro-batch of the step under way adds to its record
@@ -225,17 +220,19 @@ class LlasoTrainer(Trainer):
         Returns:
             The model's outputs, the answer tokens' logits unless they were made in chunks, and the losses.
         """
-        together = not self.answer_only_logits or self.teacher is not None or self.shards
-        if together or len(targets) <= self.loss_chunk:
-            keep = {"logits_to_keep": is_answer} if self.answer_only_logits else {}
+        compute = self.recipe.compute
+        together = not compute.answer_only_logits or self.teacher is not None or self.shards
+        if together or len(targets) <= compute.loss_chunk:
+            keep = {"logits_to_keep": is_answer} if compute.answer_only_logits else {}
             outputs = model(**inputs, **keep, use_cache=False)
-            logits = outputs.logits if self.answer_only_logits else outputs.logits[is_answer]
+            logits = outputs.logits if compute.answer_only_logits else outputs.logits[is_answer]
             return outputs, logits, nn.functional.cross_entropy(logits.float(), targets, reduction="none")
 
         outputs = model(**inputs, logits_to_keep=1, output_hidden_states=True, use_cache=False)
         hidden = outputs.hidden_states[-1][is_answer]
         with self.accelerator.autocast():
-            return outputs, None, chunked_losses(self.unwrapped.compute_logits, hidden, targets, self.loss_chunk)
+            losses = chunked_losses(self.unwrapped.compute_logits, hidden, targets, compute.loss_chunk)
+        return outputs, None, losses
 
     def _nothing_to_encode(self, kept: bool) -> dict[str, Any]:
         """Return inputs that give no audio tokens, for a batch that has nothing to encode.
@@ -316,7 +313,7 @@ class LlasoTrainer(Trainer):
             if len(self.history.recent) < 2 * CALM_STEPS:
                 return
             usual, first = self.history.median_loss(CALM_STEPS), max(self.history.first_losses)
-            if loss <= self.max_loss_jump * usual or loss <= first:
+            if loss <= self.recipe.watch.max_loss_jump * usual or loss <= first:
                 return
             what = f"the loss jumped to {loss:.3g}, from {usual:.3g}"
         else:
@@ -357,10 +354,10 @@ class LlasoTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create AdamW, with a group for each part if a part has a learning rate or weight decay of its own."""
-        if self.optimizer is None and has_own_rates(self.optimizer_choice):
+        if self.optimizer is None and has_own_rates(self.recipe.optimizer):
             decayed = self.get_decay_parameter_names(self.unwrapped)
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.unwrapped)
-            self.optimizer = kind(parameter_groups(self.unwrapped, self.optimizer_choice, decayed), **settings)
+            self.optimizer = kind(parameter_groups(self.unwrapped, self.recipe.optimizer, decayed), **settings)
         return super().create_optimizer(model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -379,11 +376,11 @@ class LlasoTrainer(Trainer):
         return frozen_digests(self.unwrapped)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if self.save_whole or self.shards:
+        if self.recipe.watch.save_whole or self.shards:
             super()._save(output_dir, state_dict)
         elif self.args.should_save:
             assert output_dir is not None
-            save_trainable(self.unwrapped, Path(output_dir), self.frozen_digests, self.sources)
+            save_trainable(self.unwrapped, Path(output_dir), self.frozen_digests, frozen_sources(self.recipe.model))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
@@ -404,7 +401,7 @@ class LlasoTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
-                mark_whole(folder, self.state.global_step, self.keep_checkpoints)
+                mark_whole(folder, self.state.global_step, self.recipe.watch.keep)
         except WRITE_ERRORS as error:
             if is_peer_lost(error):
                 raise
@@ -524,8 +521,8 @@ def export(trainer: LlasoTrainer, folder: Path) -> None:
             generation_config = model.generation_config
             with torch.device("meta"):
                 model = LlasoForConditionalGeneration(model.config)
-                if trainer.lora.rank:
-                    add_lora(model, trainer.lora)
+                if trainer.recipe.lora.rank:
+                    add_lora(model, trainer.recipe.lora)
             missing, unexpected = model.load_state_dict(
                 state, strict=False, assign=True
             )  # in the types it was held in
@@ -533,7 +530,7 @@ def export(trainer: LlasoTrainer, folder: Path) -> None:
             model.tie_weights()
             model.generation_config = generation_config
     if trainer.is_world_process_zero():
-        if trainer.lora.rank:
+        if trainer.recipe.lora.rank:
             merge_lora(model)
         try:
             model.save_pretrained(folder)
