@@ -12,6 +12,8 @@ import io
 import itertools
 import math
 import os
+import re
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +21,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import soundfile
 import soxr
+
+from .mp3_frames import unstated_frames
 
 SAMPLE_RATE = 16_000
 """Hz: what Whisper's encoder hears, and how every corpus stores its clips."""
@@ -35,6 +39,10 @@ PAUSE_S = 0.35
 
 BLOCK_FRAMES = 1 << 20
 """Frames decoded at once: a header may promise more than any memory holds."""
+_MP3_RESERVOIR_FRAMES = 9 * 1152
+"""Frames to decode and drop before a stretch of an MP3: after a seek, what earlier frames hold of it is lacking."""
+_STATING = {"WAV", "WAVEX", "RF64", "AIFF", "FLAC", "OGG", "MP3", "CAF", "AU", "NIST"}
+"""libsndfile's names of the formats that state their length, so that a file which is cut off is noticed."""
 _OGG_PAGE = 65_307
 """Bytes of the largest page of an Ogg file."""
 _UNKNOWN_SIZE = 0x7FFF0000
@@ -281,17 +289,21 @@ def _file_blocks(
             with _av_stream(stream, container, name) as (opened, track):
                 yield int(track.rate), _av_blocks(opened, track, name, start, end, max_seconds)
             return
+        if end is None and _is_chained(stream):
+            raise AudioError(name, "the file holds several recordings, one after the other; give each as a file")
         whole = _share_present(stream)
         if end is None and _ends_within_a_page(stream):
             raise AudioError(name, "the file is cut off: its last page is incomplete; copy or record it again")
-        with _sndfile(stream, name) as file:
+        with _sndfile(stream, name, to_the_end=end is None) as file:
             first, last = _stretch(file.frames, file.samplerate, start, end, name) if file.frames else (0, 0)
             # A stretch that ends where its file does is held to what the header promised.
             promised = round(file.frames / whole) - first if end is None else last - first
             if min(last - first, promised) > max_seconds * file.samplerate:
                 raise AudioError(name, f"longer than {max_seconds:g} s")
             if first:
-                file.seek(first)
+                before = min(first, _MP3_RESERVOIR_FRAMES if file.format == "MP3" else 0)
+                file.seek(first - before)
+                file.read(before)
             yield file.samplerate, _sndfile_blocks(file, last - first, promised, name)
 
 
@@ -321,11 +333,31 @@ def _check_arrived(arrived: float, promised: float, rate: float, name: str) -> N
 # libsndfile --------------------------------------------------------------------------------------------------------
 
 
+class _SequentialFile(soundfile.SoundFile):
+    """A file that is read on without the seek that soundfile adds to each read, after which MP3 decodes wrongly."""
+
+    def seekable(self) -> bool:
+        return False
+
+
 @contextlib.contextmanager
-def _sndfile(stream: BinaryIO, name: str) -> Iterator[soundfile.SoundFile]:
+def _sndfile(stream: BinaryIO, name: str, to_the_end: bool = False) -> Iterator[soundfile.SoundFile]:
+    """Open a file, an MP3 with its true length; if it is to be read to its end, its last frame must be whole."""
     stream.seek(0)
     try:
-        with soundfile.SoundFile(stream) as file:
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(_SequentialFile(stream))
+            if file.format not in _STATING:
+                raise AudioError(name, f"{file.format_info} files may be cut off without a sign; convert it to WAV")
+            place = stream.tell()
+            if file.format == "MP3" and (frames := unstated_frames(stream)):
+                if frames.incomplete and to_the_end:
+                    raise AudioError(
+                        name, "the file is cut off: its last frame is incomplete; copy or record it again"
+                    )
+                file = stack.enter_context(_SequentialFile(frames.with_length(stream)))
+            else:
+                stream.seek(place)
             yield file
     except soundfile.LibsndfileError as error:
         raise AudioError(name, f"not readable as audio: {error.error_string.rstrip('.')}; give another file") from None
@@ -340,29 +372,66 @@ def _sndfile_blocks(file: soundfile.SoundFile, frames: int, promised: int, name:
     _check_arrived(arrived, promised, file.samplerate, name)
 
 
-def _share_present(stream: BinaryIO) -> float:
-    """Return the share of a WAV's or AIFF's samples that is in the file; 1.0 for other formats.
+def _is_chained(stream: BinaryIO) -> bool:
+    """Return whether FLAC or Ogg files were appended to one another; libsndfile decodes the first only."""
+    stream.seek(0)
+    kind = stream.read(4)
+    if kind == b"fLaC":
+        return _find(stream, b"fLaC\0\0\0\x22", 4) >= 0
+    if kind != b"OggS":
+        return False
+    later = _find(stream, b"OggS\0\0", 4)  # streams that sound together begin before this page
+    return later >= 0 and _find(stream, b"OggS\0\2", later) >= 0
 
-    Source: Multimedia Programming Interface and Data Specifications 1.0 (RIFF), EBU Tech 3306 (RF64), AIFF-1.3.
+
+def _find(stream: BinaryIO, signature: bytes, place: int) -> int:
+    """Return where a file holds a signature, from a byte on; -1 if it does not."""
+    stream.seek(place)
+    held = b""
+    while block := stream.read(BLOCK_FRAMES):
+        if (found := (held + block).find(signature)) >= 0:
+            return place - len(held) + found
+        place += len(block)
+        held = (held + block)[1 - len(signature) :]
+    return -1
+
+
+def _share_present(stream: BinaryIO) -> float:
+    """Return the share of the samples of a WAV, AIFF, AU or NIST file that is in the file; 1.0 for other formats.
+
+    Source: Multimedia Programming Interface and Data Specifications 1.0 (RIFF), EBU Tech 3306 (RF64), AIFF-1.3, the
+    descriptions of Sun's AU and NIST's SPHERE headers.
     """
     stream.seek(0)
-    head = stream.read(12)
-    order = {b"RIFF": "little", b"RF64": "little", b"RIFX": "big", b"FORM": "big"}.get(head[:4])
+    head = stream.read(1024)
+    if head[:4] in (b".snd", b"dns."):
+        begin, promised = struct.unpack(">II" if head[:1] == b"." else "<II", head[4:12])
+        return _present(stream, begin, promised, promised != 0xFFFFFFFF)
+    if head.startswith(b"NIST_1A"):
+        sizes = re.findall(rb"^(?:sample_count|channel_count|sample_n_bytes) -i (\d{1,18})", head, re.MULTILINE)
+        begin = re.match(rb"NIST_1A\s+(\d{1,9})\s", head)
+        return _present(stream, int(begin[1]), math.prod(map(int, sizes))) if begin and len(sizes) == 3 else 1.0
+    order: Any = {b"RIFF": "little", b"RF64": "little", b"RIFX": "big", b"FORM": "big"}.get(head[:4])
     if order is None or head[8:12] not in (b"WAVE", b"AIFF", b"AIFC"):
         return 1.0
     large = None
+    stream.seek(12)
     while len(chunk := stream.read(8)) == 8:
-        kind, size = chunk[:4], int.from_bytes(chunk[4:], order)  # type: ignore[arg-type]
+        kind, size = chunk[:4], int.from_bytes(chunk[4:], order)
         place = stream.tell()
         if kind == b"ds64":
             large = int.from_bytes(stream.read(16)[8:], "little")
         if kind in (b"data", b"SSND"):
             promised = large if large and size == 0xFFFFFFFF else size
-            present = stream.seek(0, io.SEEK_END) - place
-            known = 0 < promised and (promised < _UNKNOWN_SIZE or promised == large)
-            return min(1.0, present / promised) if known and present else 1.0
+            return _present(stream, place, promised, promised < _UNKNOWN_SIZE or promised == large)
         stream.seek(place + size + size % 2)
     return 1.0
+
+
+def _present(stream: BinaryIO, begin: int, promised: int, known: bool = True) -> float:
+    """Return the share of the promised bytes that a file holds from a byte on; 1.0 if the promise is not known."""
+    present = stream.seek(0, io.SEEK_END) - begin
+    return min(1.0, present / promised) if known and promised > 0 and present > 0 else 1.0
 
 
 def _ends_within_a_page(stream: BinaryIO) -> bool:
@@ -393,6 +462,8 @@ def _container(stream: BinaryIO) -> str | None:
         return "mpegts"
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         return "avi"
+    if head[:4] == b"fLaC" and len(head) > 26 and not int.from_bytes(head[21:26], "big") & (1 << 36) - 1:
+        return "flac"  # its length is not stated, as in a stream
     if head[:1] == b"\xff" and len(head) > 1 and head[1] & 0xF6 == 0xF0:  # an ADTS frame; MP3's has a layer
         return "aac"
     signatures = {b"\x1aE\xdf\xa3": "matroska", b"0&\xb2u": "asf", b"FLV\x01": "flv", b"#!AM": "amr"}

@@ -244,6 +244,12 @@ class LlasoModel(LlasoPreTrainedModel):
                 f"a window of {frames} frames is longer than the encoder's {whole}; the processor cuts long audio "
                 "into windows"
             )
+        if input_features_mask is not None and len(input_features_mask) != len(input_features):
+            raise ValueError(
+                f"{len(input_features)} windows of audio came with a mask for {len(input_features_mask)}. A pipeline "
+                "keeps only the first window of each recording in a batch: use batch_size=1, or pass the "
+                "conversations to apply_chat_template together"
+            )
         if self.config.audio_padding == "full":
             if frames == whole:
                 input_features_mask = None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
 import os
 import pickle
 import struct
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,10 @@ import pytest
 import soundfile
 import soxr
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.paths import ROOT, SHARED
+from support.phone_files import FILES, film_or_recording
 
 from llaso_common.audio import SAMPLE_RATE, AudioError, audio_blocks, audio_seconds, join_clips, read_audio
 
@@ -226,40 +230,7 @@ def test_empty_and_broken_files_are_named(tmp_path: Path):
 
 
 def recorded(container: str, codec: str, rate: int, picture: bool = False, **options: str) -> bytes:
-    """`NOISE` in a container, as telephones and browsers write it."""
-    av = pytest.importorskip("av", reason="the extra formats is not installed")
-    file = tempfile.NamedTemporaryFile()
-    with file, av.open(file.name, "w", format=container, options=options) as out:
-        film = out.add_stream("mpeg4", rate=25) if picture else None
-        track = out.add_stream(codec, rate=rate, layout="stereo")
-        if film is not None:
-            film.width = film.height = 64
-            for number in range(50):
-                image = av.VideoFrame.from_ndarray(np.full((64, 64, 3), number, np.uint8), format="rgb24")
-                out.mux(film.encode(image))
-            out.mux(film.encode(None))
-        samples = np.ascontiguousarray(soxr.resample(NOISE, RATE, rate).T.astype(np.float32))
-        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="stereo")
-        frame.rate, frame.pts = rate, 0
-        fitting = av.AudioResampler(track.codec_context.format, "stereo", rate, FRAMES_AT_ONCE[codec])
-        for piece in fitting.resample(frame) + fitting.resample(None):
-            out.mux(track.encode(piece))
-        out.mux(track.encode(None))
-        out.close()
-        return Path(file.name).read_bytes()
-
-
-FRAMES_AT_ONCE = {"aac": 1024, "libopus": 960, "flac": 4608}
-"""What each encoder takes."""
-FILES = {
-    "m4a": ("ipod", "aac", 44_100),
-    "mp4 to be read at once": ("mp4", "aac", 48_000, False),
-    "aac": ("adts", "aac", 44_100),
-    "webm": ("webm", "libopus", 48_000),
-    "mkv": ("matroska", "flac", 48_000),
-    "film": ("mp4", "aac", 44_100, True),
-    "ts": ("mpegts", "aac", 48_000, True),
-}
+    return film_or_recording(NOISE.T, RATE, container, codec, rate, picture, **options)
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -365,3 +336,113 @@ def test_shared_cases(name: str, said: str | None):
     short = min(len(heard), len(spoken))
     assert abs(len(heard) - len(spoken)) < 0.01 * SAMPLE_RATE
     assert np.corrcoef(heard[:short], spoken[:short])[0, 1] > 0.9
+
+
+# MP3 -------------------------------------------------------------------------------------------------------------
+
+TWO_HALVES = np.concatenate(
+    [np.full(10 * SAMPLE_RATE, 1e-3), np.random.default_rng(1).normal(0, 0.2, 10 * SAMPLE_RATE)]
+)
+"""Twenty seconds, of which a variable bit rate spends little on the first half."""
+
+
+@functools.cache
+def mp3(bitrate_mode: str) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, TWO_HALVES, SAMPLE_RATE, format="MP3", bitrate_mode=bitrate_mode, compression_level=0.5)
+    return buffer.getvalue()
+
+
+def without_header(file: bytes) -> bytes:
+    """Leave out the first frame, which states the length."""
+    tag = max(file.find(b"Xing"), file.find(b"Info"))
+    return file[file.index(file[:2], tag) :]
+
+
+@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE", "AVERAGE"])
+def test_an_mp3_without_a_length_header_is_read_whole(mode: str):
+    """libsndfile alone takes the first frame's bit rate for that of all: 5.5 s of 20."""
+    whole, bare = read_audio(mp3(mode)), without_header(mp3(mode))
+    tagged = b"ID3\x04\0\0\0\0\x10\0" + bytes(2048) + bare + b"TAG" + b"x" * 125
+    for file in (bare, tagged, bare + bytes(3000)):
+        heard = read_audio(file)
+        assert len(heard) == pytest.approx(20 * SAMPLE_RATE, abs=0.1 * SAMPLE_RATE)
+        assert audio_seconds(file) == len(heard) / SAMPLE_RATE
+        middle = slice(len(whole) // 2, len(whole) - 5000)
+        assert np.abs(heard[576:][middle] - whole[middle]).max() < 1e-5  # the delay that the header states
+
+
+@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
+def test_an_mp3_that_ends_within_a_frame_is_cut_off(mode: str):
+    bare = without_header(mp3(mode))
+    for file in (bare[:-1], bare[:-50], bare + bare[:2], bare + bare[:40]):
+        assert reason(file) == "the file is cut off: its last frame is incomplete; copy or record it again"
+    assert len(read_audio(bare[:-50], start=1, end=2)) == SAMPLE_RATE  # the stretch is whole
+
+
+@settings(max_examples=30, deadline=None)
+@given(end=st.integers(min_value=3000))
+def test_a_bare_mp3_that_is_cut_anywhere_is_refused_or_read_as_far_as_it_goes(end: int):
+    """Cut between two frames it is a shorter MP3 like any other; no test can tell."""
+    bare = without_header(mp3("CONSTANT"))[:30_000]
+    file = bare[: 3000 + end % 27_000]
+    try:
+        heard = read_audio(file)
+    except AudioError as error:
+        assert "its last frame is incomplete" in error.reason
+    else:
+        assert len(heard) / SAMPLE_RATE == pytest.approx(20 * len(file) / len(mp3("CONSTANT")), abs=0.1)
+
+
+@pytest.mark.parametrize("between", [b"", b"TAG" + bytes(125), b"ID3\x04\0\0\0\0\x02\0" + bytes(256)])
+def test_mp3_files_appended_to_one_another_are_read_to_the_end(between: bytes):
+    """The header of the first states its own length only."""
+    file = mp3("VARIABLE")
+    heard = read_audio(file + between + file)
+    assert len(heard) == pytest.approx(40 * SAMPLE_RATE, abs=0.3 * SAMPLE_RATE)
+    assert np.abs(heard[-5 * SAMPLE_RATE :]).max() > 0.3
+
+
+def test_an_mp3_is_the_same_in_blocks_and_in_stretches(monkeypatch: pytest.MonkeyPatch):
+    """soundfile seeks after every read, and decodes wrongly what a frame before the seek holds."""
+    file = mp3("VARIABLE")
+    whole = read_audio(file)
+    for start in (11, 12, 12.3, 15):
+        first = round(start * SAMPLE_RATE)
+        assert np.abs(read_audio(file, start=start, end=start + 1) - whole[first : first + SAMPLE_RATE]).max() < 1e-5
+    monkeypatch.setattr("llaso_common.audio.BLOCK_FRAMES", 7000)
+    assert np.abs(np.concatenate(list(audio_blocks(file))) - whole).max() < 1e-5
+
+
+# Other formats -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["OGG", "FLAC"])
+def test_files_of_which_only_the_first_would_be_heard_are_refused(kind: str):
+    for file in (encoded(kind), encoded(kind, NOISE[:100])):
+        assert reason(file + encoded(kind)).startswith("the file holds several recordings, one after the other")
+
+
+@pytest.mark.parametrize("kind", ["AU", "NIST"])
+def test_telephone_and_laboratory_files_are_held_to_their_headers(kind: str):
+    file = encoded(kind)
+    assert len(read_audio(file)) == len(HEARD)
+    assert reason(file[: len(file) // 2]).startswith("the file is cut off: the last 1.0")
+    for broken in (b"banana", b"-1", b"9" * 40):
+        odd = file.replace(b"sample_count -i", b"sample_count -i " + broken)
+        with contextlib.suppress(AudioError):
+            read_audio(odd)
+
+
+@pytest.mark.parametrize("kind", ["VOC", "IRCAM", "W64", "PAF"])
+def test_formats_whose_loss_would_not_be_noticed_are_refused(kind: str):
+    subtype = {"subtype": "PCM_16"}
+    assert reason(encoded(kind, NOISE[:, :1], **subtype)).endswith("may be cut off without a sign; convert it to WAV")
+
+
+def test_a_flac_that_was_streamed_does_not_know_its_length():
+    pytest.importorskip("av", reason="the extra `formats` is not installed")
+    file = bytearray(encoded("FLAC"))
+    stated = int.from_bytes(file[18:26], "big")
+    file[18:26] = (stated >> 36 << 36).to_bytes(8, "big")
+    assert len(read_audio(bytes(file))) == pytest.approx(len(HEARD), abs=100)

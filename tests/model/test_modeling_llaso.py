@@ -602,6 +602,29 @@ def test_the_any_to_any_pipeline(trim, tmp_path):
         answer([message], max_new_tokens=4)
 
 
+@pytest.mark.skipif(not LOADS_AUDIO_SINCE_5_23, reason="before transformers 5.23 its pipelines for audio need librosa")
+def test_a_pipeline_in_batches_loses_no_window(tmp_path):
+    """transformers refuses such batches; made to form them, it keeps first windows only, and the model refuses."""
+    model, processor = tiny_llaso("full")
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    answer = pipeline("any-to-any", model=str(tmp_path))
+
+    def answers(*seconds, **options):
+        parts = [[{"type": "text", "text": "Who?"}, {"type": "audio", "audio": tone(length)}] for length in seconds]
+        asked = [[{"role": "user", "content": content}] for content in parts]
+        given = answer(asked, max_new_tokens=3, return_full_text=False, **options)
+        return [one[0]["generated_text"] for one in given]
+
+    with pytest.raises(ValueError, match="don't agree on padding side"):
+        answers(1, 2, batch_size=2)
+    answer.feature_extractor.padding_side = "left"
+    assert answers(1, 2, batch_size=2) == answers(1, 2)
+    for seconds in ((31, 31), (1, 31), (31, 1)):
+        with pytest.raises(ValueError, match="2 windows of audio came with a mask for [34]. A pipeline keeps only"):
+            answers(*seconds, batch_size=2)
+
+
 @torch.no_grad()
 def test_a_bitsandbytes_configuration_is_accepted(trim, tmp_path):
     bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs the quantize extra: pip install '.[quantize]'")

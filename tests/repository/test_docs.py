@@ -135,3 +135,5 @@ def test_every_corpus_is_listed_with_its_terms():
 def test_tests_that_are_named_exist(page: Path):
     named = set(re.findall(r"test_\w+\.py", page.read_text(encoding="utf-8")))
     assert named <= {file.name for file in (ROOT / "tests").rglob("test_*.py")}
+    for file, test in re.findall(r"`tests/([\w/]+\.py)::(\w+)`", page.read_text(encoding="utf-8")):
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), (file, test)
