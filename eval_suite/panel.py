@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from .metrics import METRICS
-from .task_metrics import PANEL_TASKS
 
 SHIPPED = {"paper": ("panel_paper.json",), "strict": ("panel_strict.json", "panel_strict_1.json")}
 """Shipped panels by protocol, the current one first; earlier ones are chosen by name, to score as before."""
@@ -41,7 +40,7 @@ class Panel:
         """Return the panel's (worst, best) by task; tasks on which all its systems agree have none."""
         systems = self.values.values() if modality is None else self.by_modality.get(modality, {}).values()
         bounds = {}
-        for task in PANEL_TASKS:
+        for task in self.metrics:
             found = [values[task] for values in systems if task in values]
             if len(found) > 1 and min(found) < max(found):
                 lower = METRICS[self.metrics[task]].better == "lower"

@@ -17,7 +17,7 @@ from .metrics import ranking_metrics
 from .panel import SHIPPED, parse_panel
 from .readers import SystemAnswers, digest, read, released_files
 from .score import ScoredTask, group_tasks, measure, read_rows
-from .task_metrics import MODALITIES, PANEL_TASKS, TASKS
+from .task_metrics import MODALITIES, PANEL_TASKS, TASKS, YEARS
 
 AGREEMENT = 1e-9
 """How far a measured value may lie from a table's."""
@@ -26,13 +26,14 @@ FORMAT_NAMES = {"text_instr+audio_input": "text_audio", "audio_instr+text_input"
 """How tables of values spell the modality formats, after the task: "AQA_pure_audio"."""
 
 Values = dict[str, float]
+RELEASED = "LLaSO-Eval as released"
 
 
 def _values(groups: Mapping[str, ScoredTask], metrics: Mapping[str, str]) -> Values:
     """Return the ranking metrics of a system's tasks that are defined."""
     values = {}
-    for task in PANEL_TASKS:
-        estimate = groups[task].estimates.get(metrics[task]) if task in groups else None
+    for task, metric in metrics.items():
+        estimate = groups[task].estimates.get(metric) if task in groups else None
         if estimate is not None and math.isfinite(estimate.value):
             values[task] = estimate.value
     return values
@@ -71,7 +72,7 @@ def _read_table(path: Path, metrics: Mapping[str, str]) -> dict[str, dict[str, A
         modalities: dict[str, Values] = {}
         for column, value in row.items():
             task, _, rest = column.partition("_")
-            if value is None or task not in PANEL_TASKS:
+            if value is None or task not in metrics:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise ValueError(f"{path}: {system}, {column}: {value!r} is not a number")
@@ -90,6 +91,19 @@ def _check_agreement(system: str, measured: Mapping[str, Any], listed: Mapping[s
         found = measured["tasks"].get(task)
         if found is None or abs(found - value) > AGREEMENT:
             raise ValueError(f"{system}, {task}: measured {found}, but {table} says {value}")
+
+
+def _panel_tasks(systems: Sequence[SystemAnswers]) -> list[str]:
+    """Return the tasks that a panel may hold: the paper's, and those that these systems' data define."""
+    answered = {row.task for answers in systems for rows in answers.files.values() for row in rows[:1]}
+    return [task for task in TASKS if task != YEARS and (task in PANEL_TASKS or task in answered)]
+
+
+def _benchmark(systems: Sequence[SystemAnswers]) -> str:
+    """Return what the systems answered: the released benchmark, or the data that their answers name."""
+    data = {answers.generation["data"]["path"] for answers in systems if answers.generation}
+    own = any(file not in released_files() for answers in systems for file in answers.files)
+    return ", ".join(sorted(data)) or "data of one's own" if own else RELEASED
 
 
 def build_panel(
@@ -118,11 +132,14 @@ def build_panel(
     """
     if protocol not in SHIPPED:
         raise ValueError(f"unknown protocol {protocol!r}: choose strict or paper")
-    metrics = {task: ranking_metrics(TASKS[task].kind, protocol)[0].name for task in PANEL_TASKS}
     systems: dict[str, dict[str, Any]] = {}
     provenance: dict[str, dict[str, Any]] = {}
-    for folder in folders:
-        answers = read(folder)
+    read_folders = [(folder, read(folder)) for folder in folders]
+    metrics = {
+        task: ranking_metrics(TASKS[task].kind, protocol)[0].name
+        for task in _panel_tasks([answers for _, answers in read_folders])
+    }
+    for folder, answers in read_folders:
         if answers.system in systems:
             raise ValueError(f"{folder}: a system called {answers.system} was already read")
         measured = measure({file: read_rows(rows, protocol) for file, rows in answers.files.items()}, protocol)
@@ -151,15 +168,16 @@ def build_panel(
         tables[table.name] = {"sha256": digest(table), "about": table_about}
     if len(systems) < 2:
         raise ValueError("a panel needs at least two systems")
+    held = {task for row in systems.values() for task in row["tasks"]}
     for system, row in systems.items():
-        provenance[system]["missing"] = [task for task in PANEL_TASKS if task not in row["tasks"]]
+        provenance[system]["missing"] = [task for task in metrics if task in held and task not in row["tasks"]]
     content = {
         "name": name,
         "version": version,
         "protocol": protocol,
         "provenance": {
             "command": "llaso eval panel build",
-            "benchmark": "LLaSO-Eval as released",
+            "benchmark": _benchmark([answers for _, answers in read_folders]),
             "tables": tables,
             "systems": dict(sorted(provenance.items())),
         },

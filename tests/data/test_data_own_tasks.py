@@ -185,6 +185,13 @@ def test_from_yaml_to_a_scored_report(built: Path, tmp_path: Path, capsys: pytes
     run("eval", "compare", tmp_path / "a.json", tmp_path / "b.json", "--resamples", 100)
     said = capsys.readouterr().out
     assert "URGENCY" in said and "WAIT" in said
+    run("eval", "panel", "build", tmp_path / "a", tmp_path / "b", "--name", "calls", "--out", tmp_path / "panel.json")
+    panel = json.loads((tmp_path / "panel.json").read_text())
+    assert panel["provenance"]["benchmark"] == str(corpus) and panel["systems"]["b"]["tasks"]["URGENCY"] == 1
+    out = tmp_path / "against.json"
+    run("eval", "score", tmp_path / "b", "--panel", tmp_path / "panel.json", "--no-intervals", "--out", out)
+    against = json.loads(out.read_text())["normalized"]["panel"]
+    assert against["name"] == "calls" and against["tasks"]["URGENCY"]["value"] == 1
 
 
 def test_training_takes_the_task(built: Path):
