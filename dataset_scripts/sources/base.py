@@ -107,7 +107,7 @@ class Fact:
         granularity: which variant of the task, e.g. "coarse", "fine", "number"; also picks the instruction file
             `TASK.granularity.txt` if there is one.
         instruction: what is asked, if the item brings its own question (AQA); "" draws a template.
-        input: the text to work on: what the spoken question is about (AQA), or the sentence of the recording where
+        input: the text to work on: what the spoken question is about (AQA), or the sentence of the recording if
             the task can also be asked of text. It makes the format `audio_text` possible.
         modality: the only format this fact may take; "" draws one of those possible.
         corpora: the corpora it goes into; empty follows the rule in `plan.corpora_of`.

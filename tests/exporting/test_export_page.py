@@ -1,4 +1,4 @@
-"""The blocks of docs/export.md that need llama.cpp, run where it is installed: the check and the client.
+"""The blocks of docs/export.md that need llama.cpp, run if it is installed: the check and the client.
 
 The other blocks, and the options of these, are tried by test_docs.py everywhere.
 """

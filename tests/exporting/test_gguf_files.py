@@ -303,7 +303,7 @@ def byte_fallback(state: dict) -> None:
 
 
 def unreachable_word(state: dict) -> None:
-    """A word that no merge makes: it is a token only where merges are ignored."""
+    """A word that no merge makes: it is a token only if merges are ignored."""
     state["model"]["ignore_merges"] = False
     state["model"]["merges"] = state["model"]["merges"][:-20]
 
