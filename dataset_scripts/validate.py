@@ -30,7 +30,9 @@ from llaso_common.schema import FEATURES, TASK_DEFINITION
 from llaso_common.tasks import Task, task_of
 
 from . import checks, corpus_card, corpus_folder, draw, leakage, separation, validation_page
+from .disagreement import Disagreements, transcribe_rows
 from .files import json_lines
+from .listeners import Listener
 from .sources.base import Reject
 
 LONGEST_BIN = 60
@@ -41,6 +43,8 @@ BAD_ROWS_SHOWN = 20
 PROGRESS_EVERY = 100
 ROWS_AT_ONCE = 100
 LISTING = "bad_rows.jsonl"
+HEARD = "heard.jsonl"
+"""What a listener heard of each row, and how far that is from the row's text."""
 
 
 def validate(
@@ -52,6 +56,10 @@ def validate(
     workers: int = 1,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    listener: Listener | None = None,
+    max_wer: float | None = None,
+    clips_at_once: int = 16,
+    listening: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Check a corpus.
 
@@ -64,6 +72,11 @@ def validate(
         workers: processes that listen to the audio, a shard each. The result does not depend on it.
         seed: of that draw.
         progress: called now and then with the rows checked and the rows there are.
+        listener: transcribes the rows of transcript tasks, whose recordings are then compared with their texts; what
+            it heard is kept, so that an interrupted run goes on. None compares nothing.
+        max_wer: a row whose transcript differs from its text by a higher word error rate is bad.
+        clips_at_once: of the listener's batches.
+        listening: called now and then with the recordings heard and those there are.
 
     Rows set aside also leave `build.json`'s counts and the card. Rows that an earlier run set aside stay listed and
     counted, so that a second run reports the same.
@@ -72,7 +85,8 @@ def validate(
         The content of validation.json, and `found`: how many rows this run found bad.
 
     Raises:
-        ValueError: a folder holds no corpus or half a build, or a file in it is no whole Parquet file of this schema.
+        ValueError: a folder holds no corpus or half a build, a file in it is no whole Parquet file of this schema, or
+            there is nothing to listen to.
         OSError: the disk is full, or a worker was lost; the corpus is as it was.
     """
     if examples < 0 or workers < 1:
@@ -85,7 +99,13 @@ def validate(
         moves = _Moves(folder)
         moves.finish()  # what a killed run had decided
         try:
-            return _validate(folder, against, set_aside, workers, moves, _Tally(examples, seed), progress)
+            heard = None
+            if listener is not None:
+                if (corpus_folder.read_record(folder) or {}).get("manifest"):
+                    raise ValueError(f"{folder} is a manifest without audio: leave --listen out")
+                kept = transcribe_rows(folder, listener, _rows, clips_at_once, listening)
+                heard = Disagreements(listener.identity, kept, max_wer, examples, moves.place(HEARD))
+            return _validate(folder, against, set_aside, workers, moves, _Tally(examples, seed), progress, heard)
         finally:
             moves.finish()
 
@@ -98,6 +118,7 @@ def _validate(
     moves: _Moves,
     tally: _Tally,
     progress: Callable[[int, int], None] | None,
+    heard: Disagreements | None,
 ) -> dict[str, Any]:
     """Do the work of `validate`, while no other process changes the folder."""
     files = corpus_folder.shard_files(folder)
@@ -114,6 +135,8 @@ def _validate(
         for index, row in _rows(file, columns):
             if index not in bad and row and (shared := apart.faults_of(row, keys.keys_of(name, row))):
                 bad[index] = shared
+            if heard and index not in bad and row and (fault := heard.fault(row, file, index)):
+                bad[index] = [fault]
             tally.count(None if index in bad else row, file, index)
             if index in bad:
                 place = {"file": str(file.relative_to(folder)), "row": index, "id": row["id"] if row else None}
@@ -125,6 +148,8 @@ def _validate(
             with moves.place(file.relative_to(folder)).open("rb") as kept:
                 shards[name] = {"sha256": file_digest(kept, "sha256").hexdigest(), "bytes": kept.seek(0, 2)}
     listing.close()
+    if heard:
+        heard.close()
     report = {
         "rows": tally.good if set_aside else tally.rows,
         "bad": 0 if set_aside else listing.found,
@@ -135,6 +160,7 @@ def _validate(
         "against": [other.resolve().name for other in against],
         **tally.report(),
         "content": corpus_folder.content_of(shards),
+        **({"listening": heard.report()} if heard else {}),
     }
     counted = {name: entry["rows"] for name, entry in record["counts"].items()} if record else {}
     if record and set_aside and (shards != record["shards"] or counted != tally.groups):
@@ -142,7 +168,8 @@ def _validate(
         moves.write("README.md", corpus_card.write(corrected))
         moves.write("build.json", json.dumps(corrected, indent=1, ensure_ascii=False))
     moves.write("validation.json", json.dumps(report, indent=1, ensure_ascii=False))
-    page = validation_page.write(folder.resolve().name, report, tally.examples(), listing.first, tally.names)
+    worst = [(_row(file, index), found, text) for file, index, found, text in heard.worst()] if heard else []
+    page = validation_page.write(folder.resolve().name, report, tally.examples(), listing.first, tally.names, worst)
     moves.write("validation.html", page)
     moves.decide()
     moves.finish()

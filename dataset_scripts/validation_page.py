@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
+
+from .disagreement import Comparison
 
 OPEN = "(open)"
 """The label of free answers in the report."""
@@ -34,6 +36,7 @@ def write(
     rows: Sequence[Mapping[str, Any]],
     bad: Sequence[Mapping[str, Any]],
     names: Mapping[str, str],
+    misheard: Sequence[tuple[Mapping[str, Any], Comparison, str]] = (),
 ) -> str:
     """Write one self-contained HTML page.
 
@@ -43,6 +46,7 @@ def write(
         rows: rows to show with a player each.
         bad: some entries of bad_rows.jsonl.
         names: of the tasks, by code.
+        misheard: rows whose recordings disagree most with their texts, with the comparison and what was heard.
     """
     hours = sum(report["hours"].values())
     good = report["rows"] - report["bad"]
@@ -67,6 +71,7 @@ def write(
         *(f"<p>{escape(note)}</p>" for note in report["notes"]),
         f'<div class="charts">{"".join(charts)}</div>',
         _bad_rows(bad, report["bad"] + report["set_aside"]),
+        *(_listening(report["listening"], misheard) if "listening" in report else ()),
         '<h2 class="apart">Examples, drawn by chance</h2>' if rows else "",
         f'<div class="examples">{"".join(map(_example, rows))}</div>',
     ]
@@ -75,6 +80,32 @@ def write(
         f"<title>{escape(title)}: validation</title><style>{STYLE}</style>"
     )
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(sections)}</body></html>'
+
+
+def _listening(
+    report: Mapping[str, Any], misheard: Sequence[tuple[Mapping[str, Any], Comparison, str]]
+) -> Iterator[str]:
+    """Yield the section about what a listener heard: error rates as bars, and players for the worst rows."""
+    rate = "" if report["wer"] is None else f" The word error rate over all of them is {report['wer']:.3f}."
+    unheard = f" {report['not_heard']:,} rows could not be heard." if report["not_heard"] else ""
+    yield (
+        f'<h2 class="apart">What {escape(report["listener"]["name"])} heard</h2>'
+        f"<p>{report['rows']:,} transcripts were compared with what was heard (heard.jsonl lists them).{rate}"
+        f"{unheard} A listener errs too: what it hears otherwise is a hint, not a proof.</p>"
+    )
+    sources = {name: entry["wer"] for name, entry in report["sources"].items() if entry["wer"] is not None}
+    charts = (
+        _bars("What the recordings say", report["kinds"]),
+        _bars("Rows by word error rate", report["wer_of_rows"]),
+        _bars("Word error rate by source", sources),
+    )
+    yield f'<div class="charts">{"".join(charts)}</div>'
+    if misheard:
+        articles = (
+            _example(row, f"<p>heard: {escape(heard)}</p><small>{found.kind}, word error rate {found.wer:.2f}</small>")
+            for row, found, heard in misheard
+        )
+        yield f'<h2 class="apart">The largest differences</h2><div class="examples">{"".join(articles)}</div>'
 
 
 def _bars(title: str, values: Mapping[str, float]) -> str:
@@ -105,8 +136,8 @@ def _bad_rows(bad: Sequence[Mapping[str, Any]], count: int) -> str:
     return f'<h2 class="apart">Bad rows, {len(bad)} of {count:,}</h2><table class="listed">{"".join(lines)}</table>'
 
 
-def _example(row: Mapping[str, Any]) -> str:
-    """Show a row with its players, prompt and answer."""
+def _example(row: Mapping[str, Any], more: str = "") -> str:
+    """Show a row with its players, prompt and answer, and `more` as HTML."""
     name = escape(row["id"], quote=True)
     clips = (base64.b64encode(clip["bytes"]).decode() for clip in row["audio"] if clip["bytes"])
     players = "".join(
@@ -119,4 +150,4 @@ def _example(row: Mapping[str, Any]) -> str:
     )
     about = f"{row['id']} · {row['modality']} · {row['duration']:.1f} s"
     answer = f"<p><b>{escape(row['target'])}</b></p><small>{escape(about)}</small>"
-    return f"<article>{players}<p>{prompt}</p>{answer}</article>"
+    return f"<article>{players}<p>{prompt}</p>{answer}{more}</article>"

@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .option_types import at_least_0, at_least_1, path, seed, workers
+from .option_types import at_least_0, at_least_1, error_rate, path, seed, workers
 
 if TYPE_CHECKING:
     from dataset_scripts.sources_file import SourcesFile
@@ -65,6 +65,27 @@ def add_parser(commands) -> None:
         "--examples", type=at_least_0, default=12, metavar="N", help="players on the page (default 12)"
     )
     validate.add_argument("--workers", type=workers, default=1, metavar="N", help="processes at work (default 1)")
+    validate.add_argument(
+        "--listen",
+        metavar="MODEL",
+        help="let a Whisper, a LLaSO (folder or Hub id) or a server (http://HOST/v1) transcribe every row of a "
+        "transcript task, and report where it hears something else",
+    )
+    validate.add_argument("--listen-model", metavar="NAME", help="the model's name on a server that serves several")
+    validate.add_argument(
+        "--listen-language",
+        metavar="CODE",
+        help="language of the recordings, e.g. en (default: the listener finds out)",
+    )
+    validate.add_argument(
+        "--listen-batch-size", type=at_least_1, default=16, metavar="N", help="clips heard at once (default 16)"
+    )
+    validate.add_argument(
+        "--max-wer",
+        type=error_rate,
+        metavar="X",
+        help="with --listen: a row whose word error rate is above X is bad (default: none is bad for that)",
+    )
     validate.set_defaults(run=_validate)
 
     publish = actions.add_parser("publish", help="upload a corpus to the Hub; run again to go on after a failure")
@@ -220,8 +241,16 @@ def _summary(out: Path) -> int:
 
 
 def _validate(arguments: argparse.Namespace) -> int:
+    from dataset_scripts.listeners import open_listener
     from dataset_scripts.validate import validate
 
+    listener = None
+    if arguments.listen:
+        import modeling_llaso  # noqa: F401 - makes LLaSO known to transformers' Auto classes
+
+        listener = open_listener(arguments.listen, arguments.listen_language, arguments.listen_model)
+    elif arguments.max_wer is not None or arguments.listen_language or arguments.listen_model:
+        raise ValueError("--max-wer, --listen-language and --listen-model say how to listen: name a --listen MODEL")
     report = validate(
         arguments.folder,
         against=arguments.against,
@@ -229,6 +258,10 @@ def _validate(arguments: argparse.Namespace) -> int:
         examples=arguments.examples,
         workers=arguments.workers,
         progress=_Progress("checked"),
+        listener=listener,
+        max_wer=arguments.max_wer,
+        clips_at_once=arguments.listen_batch_size,
+        listening=_Progress("heard"),
     )
     before = report["set_aside"] - report["found"] * arguments.set_aside
     print(
@@ -238,6 +271,10 @@ def _validate(arguments: argparse.Namespace) -> int:
     )
     for reason, count in report["reasons"].items():
         print(f"  {count:,} × {reason}")
+    if heard := report.get("listening"):
+        print(f"{heard['rows']:,} transcripts heard by {heard['listener']['name']}: word error rate {heard['wer']}")
+        for kind, count in heard["kinds"].items():
+            print(f"  {count:,} × {kind}")
     for note in report["notes"]:
         print(note)
     return 1 if report["found"] else 0
