@@ -183,13 +183,15 @@ class TransformersListener:
             recognizer.tokenizer.pad_token = recognizer.tokenizer.eos_token
         if self._language and not hasattr(recognizer.model.generation_config, "lang_to_id"):
             raise ValueError(f"{self._name} cannot be told a language: leave --listen-language out")
-        options: dict[str, Any] = {"language": self._language} if self._language else {}
+        # The pipeline's own choice, five beams, takes several times as long.
+        options: dict[str, Any] = {"num_beams": 1} | ({"language": self._language} if self._language else {})
+        generation = {"generate_kwargs": options} if recognizer.type.startswith("seq2seq") else {}
 
         def transcribe(clips: list[np.ndarray]) -> list[str | None]:
             long = any(len(clip) > LONGEST_WINDOW * SAMPLE_RATE for clip in clips)
             whisper = {"return_timestamps": True} if long and recognizer.type == "seq2seq_whisper" else {}
             asked = [{"raw": clip, "sampling_rate": SAMPLE_RATE} for clip in clips]
-            heard = recognizer(asked, batch_size=len(clips), generate_kwargs=options, **whisper)
+            heard = recognizer(asked, batch_size=len(clips), **generation, **whisper)
             return [str(one["text"]) for one in heard]
 
         return transcribe
