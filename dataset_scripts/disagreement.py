@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ SAME, DIFFERS, TRUNCATED, MORE, EMPTY, OTHER = KINDS = (
 all of it and more; nothing; something else."""
 COLUMNS = ("id", "task", "sha256")
 """What tells which recordings are to be heard."""
+_BETWEEN_DIGITS = re.compile(r"(?<=\d)(?=\d)")
 BATCHES_SORTED = 8
 """Batches whose clips are sorted by length together: a batch costs what its longest clip costs."""
 
@@ -60,6 +62,8 @@ class Comparison:
 
 def compare(text: str, heard: str, after_instruction: bool = False) -> Comparison:
     """Compare what was heard with the text, after Whisper's English normalizer (case, punctuation, numbers, fillers).
+
+    Numbers are compared digit by digit.
 
     Args:
         text: the reference.
@@ -118,7 +122,8 @@ def _normalizer() -> Callable[[str], str]:
 
 
 def _normalize(text: str) -> str:
-    return _normalizer()(text)
+    """Normalize a text, and take numbers apart: "seven three" and "7-3" are both "7 3"."""
+    return _BETWEEN_DIGITS.sub(" ", _normalizer()(text))
 
 
 def is_transcript(row: Mapping[str, Any]) -> bool:

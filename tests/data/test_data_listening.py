@@ -221,6 +221,7 @@ def test_a_spoken_instruction_before_the_words_does_not_count():
     [
         ("Turn it off, please.", "turn it off please", "the same"),
         ("twenty one", "21", "the same"),
+        ("seven three four nine", "7-3, 4, 9.", "the same"),
         ("we saw the old red house on the hill", "we saw the old red horse on the hill", "some words differ"),
         ("we saw the old red house on the hill", "we saw the old", "truncated"),
         ("we saw the old red house on the hill", "on the hill", "truncated"),
