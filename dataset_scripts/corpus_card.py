@@ -116,7 +116,7 @@ def write(summary: Mapping[str, Any], address: str = "PATH", leaks: Mapping[str,
             [
                 [card["title"], *(f"{rows[f'source {name}'][split]:,}" for split in splits)]
                 + [f"{hours[f'source {name}']:,.2f}", card["license"], "yes" if card["redistributable"] else "no"]
-                + [card["homepage"]]
+                + [card["homepage"] + (f" at {card['revision']}" if card.get("revision") else "")]
                 for name, card in summary["sources"].items()
                 if f"source {name}" in rows
             ],

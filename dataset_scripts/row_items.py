@@ -39,7 +39,7 @@ USUAL = {
     "id": ("id",),
 }
 """What a column can be, and the columns taken for it if none is named; the second ones are NeMo's and ShareGPT's."""
-_SPLIT_OF = {
+SPLIT_OF = {
     "train": "train",
     "training": "train",
     "test": "test",
@@ -60,12 +60,16 @@ class RowMapping:
             column.
         values: by name of `columns`, the label for each value, or the list of labels.
         audio_root: folder that relative paths of audio begin in; None for that of the row's file.
+        lowercase: write transcripts in lower case.
+        people: the collection that speakers are numbered in, if several sources share it; "" for the source's own.
     """
 
     columns: Mapping[str, str]
     tasks: Mapping[str, str]
     values: Mapping[str, Mapping[str, str] | Sequence[str]] = field(default_factory=dict)
     audio_root: Path | None = None
+    lowercase: bool = False
+    people: str = ""
 
     def named(self) -> dict[str, str]:
         """Return the columns that have to be there, by what they are; those of `USUAL` that are not named need not."""
@@ -83,7 +87,7 @@ class RowMapping:
         """
         missing, seen = dict(self.named()), dict[str, None]()
         for row in rows:
-            seen.update(dict.fromkeys(_paths(row)))
+            seen.update(dict.fromkeys(column_paths(row)))
             for name in list(missing):
                 if any(pick(row, each) is not _ABSENT for each in self._columns(name)):
                     del missing[name]
@@ -115,6 +119,7 @@ class RowMapping:
                 yield Reject(f"{where} ({fact.target[:80]})", fault)
                 continue
             facts.append((fact, sound_of_task))
+        speaker = f"{self.people}:{speaker}" if self.people and speaker else speaker
         for heard in dict.fromkeys(sounds for _, sounds in facts):
             of_these = tuple(fact for fact, sounds in facts if sounds == heard)
             sentence = text or next((f.target for f in of_these if TASKS[f.task].answer == "transcript"), "")
@@ -141,7 +146,7 @@ class RowMapping:
             return ""
         mapped = self.values.get("split", {})
         split = mapped.get(said, said) if isinstance(mapped, Mapping) else said
-        split = _SPLIT_OF.get(split.casefold(), split)
+        split = SPLIT_OF.get(split.casefold(), split)
         if split not in SPLITS:
             raise ValueError(f"split is none of {', '.join(SPLITS)}: say which under `values: {{split: …}}`", split)
         return split
@@ -172,6 +177,8 @@ class RowMapping:
         Raises:
             ValueError: it names none, or the file is missing.
         """
+        if isinstance(clip, dict) and "stored" in clip:
+            return Recording(str(base / clip["stored"]), name=clip["name"])
         path, name = (clip.get("path"), clip.get("name")) if isinstance(clip, dict) else (clip, "")
         if not isinstance(path, str) or not path:
             raise ValueError("audio is no path")
@@ -221,6 +228,7 @@ class RowMapping:
         if task.numbers and not granularity:
             said = str(int(float(said))) if re.fullmatch(r"\d+\.0+", said) else said
             return Fact(task.code, said, (), "number" if task.answer == "closed" else ""), sound
+        said = said.lower() if self.lowercase and task.answer == "transcript" else said
         return Fact(task.code, said, (), granularity), sound
 
     # --- conversations ----------------------------------------------------------------------------------------------
@@ -311,12 +319,12 @@ def pick(row: Any, column: str) -> Any:
     return _ABSENT
 
 
-def _paths(row: Mapping[str, Any]) -> Iterator[str]:
+def column_paths(row: Mapping[str, Any]) -> Iterator[str]:
     """Yield the columns of a row, nested ones as `a.b`."""
     for name, value in row.items():
         yield name
         if isinstance(value, Mapping):
-            yield from (f"{name}.{inner}" for inner in _paths(value))
+            yield from (f"{name}.{inner}" for inner in column_paths(value))
 
 
 def task_of(code: str) -> tuple[Task, str]:

@@ -12,15 +12,17 @@ from typing import Any
 
 from llaso_common.schema import SPLITS
 
+from .dataset_rows import UnpackedDataset
 from .own_rows import FoundRow, folder_rows, manifest_fault, manifest_rows
-from .row_items import USUAL, RowMapping, task_of
+from .row_items import SPLIT_OF, USUAL, RowMapping, task_of
 from .sources.base import OPEN_LICENSES, Item, Reject, Source, nearest
 
-KINDS = ("manifest", "folder")
+KINDS = ("manifest", "dataset", "folder")
 """What a block can read; it names one of them."""
 OPTIONS = {
     "columns": dict, "tasks": dict, "values": dict, "license": str, "title": str, "homepage": str, "shared": list,
-    "eval_share": float, "audio_root": str,
+    "eval_share": float, "audio_root": str, "config": str, "splits": dict, "revision": str, "unpack": str,
+    "lowercase": bool, "speakers_of": str,
 }  # fmt: skip
 """What else a block may say, and as what."""
 UNKNOWN_LICENSE = "unknown"
@@ -46,6 +48,8 @@ def source_of(name: str, block: Mapping[str, Any], base: Path) -> Source:
     if not re.fullmatch(r"[A-Za-z][\w.\-]*", name, flags=re.ASCII):
         raise ValueError("a source's name has letters, digits and ._- only, and begins with a letter")
     _check_options(block)
+    if "dataset" in block:
+        block = _looked_up(block, base)
     mapping = _mapping_of(block, base)
     source = Source(
         name=name,
@@ -61,10 +65,12 @@ def source_of(name: str, block: Mapping[str, Any], base: Path) -> Source:
         root=base.absolute(),
         options=_plain(block),
     )
-    for path in _paths(block, base):
+    for path in _paths(block, base) if "dataset" not in block else ():
         fault = manifest_fault(path) if "manifest" in block else "" if path.is_dir() else f"no such folder: {path}"
         if fault:
             raise ValueError(fault)
+    if "dataset" in block:
+        _check_tasks({**block, "dataset": ""})
     if fault := mapping.missing(row.values for row in _rows(block, base) if isinstance(row, FoundRow)):
         raise ValueError(f"columns: {fault}")
     return source
@@ -82,6 +88,12 @@ def _read(root: Path, **block: Any) -> Iterator[Item | Reject]:
 
 def _rows(block: Mapping[str, Any], base: Path) -> Iterator[FoundRow | Reject]:
     """Yield the rows that a block names."""
+    if "dataset" in block:
+        unpacked = _dataset(block, base)
+        for into, names in _splits(block, unpacked).items():
+            for name in names:
+                yield from unpacked.rows(name, into)
+        return
     kind, texts = _kind(block), "text" in _tasks_of(block).values()
     for split, paths in _by_split(block[kind]).items():
         for path in paths:
@@ -89,6 +101,57 @@ def _rows(block: Mapping[str, Any], base: Path) -> Iterator[FoundRow | Reject]:
                 yield from folder_rows(base / Path(path).expanduser(), split, texts)
             else:
                 yield from manifest_rows(base / Path(path).expanduser(), split)
+
+
+def _dataset(block: Mapping[str, Any], base: Path) -> UnpackedDataset:
+    """Return the data set of a block; what it holds is kept beside the sources file, or in `unpack`."""
+    unpack = base / Path(block.get("unpack", "unpacked")).expanduser()
+    return UnpackedDataset.open(block["dataset"], base, unpack, block.get("config", ""), block.get("asked", ""))
+
+
+def _looked_up(block: Mapping[str, Any], base: Path) -> dict[str, Any]:
+    """Return the block of a data set with its revision resolved, and the names of its class labels.
+
+    `asked` keeps the revision that the block names: what was unpacked is found by it.
+    """
+    asked = {**block, "asked": block.get("revision", "")}
+    unpacked = _dataset(asked, base)
+    _splits(asked, unpacked)
+    columns, values = block.get("columns", {}), dict(block.get("values", {}))
+    for name in _tasks_of(block).values():
+        if (labels := unpacked.record["labels"].get(columns.get(name, name))) and name not in values:
+            values[name] = labels
+    if unpacked.place is None:
+        asked = {"homepage": f"https://huggingface.co/datasets/{block['dataset']}", **asked}
+    return {**asked, "values": values, "revision": unpacked.record["revision"]}
+
+
+def _splits(block: Mapping[str, Any], unpacked: UnpackedDataset) -> dict[str, list[str]]:
+    """Return the data set's splits by the split they go into: as the block says, else by their names.
+
+    A data set of a single split has its rows drawn, as a manifest that names none.
+
+    Raises:
+        ValueError: a split does not exist, or its name does not say what it is for.
+    """
+    there = list(unpacked.record["splits"])
+    if "splits" in block:
+        named = _by_split(block["splits"])
+        for name in (name for names in named.values() for name in names):
+            if name not in there:
+                raise ValueError(f"splits: no split {name!r}; {nearest(name, there)}there are {', '.join(there)}")
+        return named
+    if len(there) == 1:
+        return {"": there}
+    found: dict[str, list[str]] = {}
+    for name in there:
+        into = SPLIT_OF.get(name.casefold())
+        if into is None:
+            raise ValueError(
+                f"say what split {name} is for, as `splits: {{train: [{name}]}}`; there are {', '.join(there)}"
+            )
+        found.setdefault(into, []).append(name)
+    return found
 
 
 def _by_split(said: Any) -> dict[str, list[str]]:
@@ -114,8 +177,13 @@ def _mapping_of(block: Mapping[str, Any], base: Path) -> RowMapping:
         else [*map(str, found)]
         for name, found in block.get("values", {}).items()
     }
+    if "dataset" in block:
+        block = {"audio_root": block["dataset"], **block}
     root = base / Path(block["audio_root"]).expanduser() if block.get("audio_root") else None
-    return RowMapping(dict(block.get("columns", {})), _tasks_of(block), values, root)
+    people = block.get("speakers_of", "")
+    return RowMapping(
+        dict(block.get("columns", {})), _tasks_of(block), values, root, bool(block.get("lowercase")), people
+    )
 
 
 def _tasks_of(block: Mapping[str, Any]) -> dict[str, str]:
@@ -139,9 +207,23 @@ def _check_options(block: Mapping[str, Any]) -> None:
             )
         wanted = OPTIONS.get(option)
         if wanted and not isinstance(value, (float, int) if wanted is float else wanted):
-            what = {dict: "a mapping, as `{name: value}`", list: "a list", str: "text", float: "a number"}[wanted]
+            what = {
+                dict: "a mapping, as `{name: value}`",
+                list: "a list",
+                str: "text",
+                float: "a number",
+                bool: "true or false",
+            }[wanted]
             raise ValueError(f"{option}: {value!r} is not {what}")
-    _check_paths(kinds[0], block[kinds[0]])
+    if kinds[0] != "dataset":
+        _check_paths(kinds[0], block[kinds[0]])
+    elif not isinstance(block["dataset"], str) or not block["dataset"]:
+        raise ValueError("dataset: say an id of the Hub, as owner/name, or a folder")
+    else:
+        _check_paths("splits", block.get("splits", "all"))
+    if of_dataset := [option for option in ("config", "splits", "revision", "unpack") if option in block]:
+        if kinds[0] != "dataset":
+            raise ValueError(f"{of_dataset[0]}: only a `dataset:` has one")
     for option in ("columns", "tasks", "values"):
         if wrong := next((word for word in block.get(option, {}) if not isinstance(word, str)), None):
             raise ValueError(f"{option}: {wrong!r} is not text: put it in quotes")
@@ -176,7 +258,8 @@ def _check_tasks(block: Mapping[str, Any]) -> None:
         except ValueError as error:
             raise ValueError(f"tasks: {error}") from error
         free = (
-            task.code == "SGC"
+            bool(block.get("dataset"))  # its class labels are looked up first
+            or task.code == "SGC"
             or task.labels
             or (task.numbers and granularity in ("", "number"))
             or name in USUAL["messages"]
@@ -208,6 +291,11 @@ def _check_tasks(block: Mapping[str, Any]) -> None:
             wrong := next((word for word in words if isinstance(word, bool) or not isinstance(word, str | int)), None)
         ) is not None:
             raise ValueError(f"values: {name}: {wrong!r} is not text: put it in quotes")
+
+
+def open_license(said: str) -> bool:
+    """Tell whether a licence lets audio be published again."""
+    return _license(said) in OPEN_LICENSES
 
 
 def _license(said: str) -> str:

@@ -20,13 +20,15 @@ import yaml
 from llaso_common.schema import SPLITS
 from llaso_common.tasks import TASKS
 
-from . import source_blocks
+from . import hub_presets, source_blocks
 from .corpus_plan import Settings
 from .own_tasks import KINDS, read_tasks
 from .sources import base
 
 SETTINGS = {field.name for field in fields(Settings)} - {"corpus", "seed", "limit", "tasks"}
 EXECUTORS = {"slurm", "ray"}
+HUB = "hub"
+"""In place of a folder: the corpus as it stands on the Hub."""
 
 
 @dataclass(frozen=True)
@@ -145,11 +147,14 @@ def read(path: Path) -> SourcesFile:
 def _source(path: Path, name: str, entry: Any) -> base.Source:
     """Return a source with its folder, or with the data that a block of its own names."""
     try:
+        if HUB in (entry, isinstance(entry, dict) and entry.get("path")):
+            changes = {key: value for key, value in entry.items() if key != "path"} if isinstance(entry, dict) else {}
+            entry = hub_presets.preset(name, changes)
         if source_blocks.is_block(entry):
             return source_blocks.source_of(name, entry, path.parent.absolute())
         source = base.load(name)
     except ValueError as error:
-        of_block = f"{name}: " * source_blocks.is_block(entry)
+        of_block = f"{name}: " * (source_blocks.is_block(entry) or entry == HUB)
         raise ValueError(f"{path}: sources: {of_block}{error}") from error
     options = dict(entry) if isinstance(entry, dict) else {"path": entry}
     folder, known = options.pop("path", None), _options(source)

@@ -283,6 +283,7 @@ class Source:
             "synthetic": self.synthetic,
             "shared": list(self.shared),
             "expected": dict(self.expected),
+            **({"revision": self.options["revision"]} if self.options.get("revision") else {}),
         }
 
     def layout_fault(self) -> str:

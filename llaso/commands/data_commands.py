@@ -23,6 +23,11 @@ def add_parser(commands) -> None:
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     sources = actions.add_parser("sources", help="print a sources file to fill in: every corpus, its home and layout")
+    sources.add_argument(
+        "--inspect",
+        metavar="PATH_OR_ID",
+        help="print a block for data of your own instead: a manifest, a folder, or a data set of the Hub",
+    )
     sources.set_defaults(run=_sources)
 
     plan = actions.add_parser("plan", help="say what would be built: rows, hours, bytes, shards")
@@ -112,9 +117,9 @@ def add_parser(commands) -> None:
 
 
 def _sources(arguments: argparse.Namespace) -> int:
-    from dataset_scripts import sources_file
+    from dataset_scripts import inspect_source, sources_file
 
-    print(sources_file.template(), end="")
+    print(inspect_source.inspect(arguments.inspect) if arguments.inspect else sources_file.template(), end="")
     return 0
 
 

@@ -21,8 +21,9 @@ def add_parser(commands) -> None:
     quickstart.add_argument(
         "--speech",
         type=some_text,
-        metavar="DIR",
-        help="recordings of spoken digits as well: a folder with recordings/*.wav",
+        metavar="DIR_OR_YAML",
+        help="recordings as well: a sources file, a manifest, a folder or a data set; or spoken digits in "
+        "recordings/*.wav",
     )
     quickstart.add_argument(
         "--encoder", type=some_text, metavar="ID", help="a Whisper, in place of the stand-in trained here"

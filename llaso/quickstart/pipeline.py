@@ -16,10 +16,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llaso.progress import progress_report, time_in_words
 from llaso_common.atomic_write import write_atomically
+
+if TYPE_CHECKING:
+    from dataset_scripts.sources.base import Source
 
 CORPORA = ("align", "instruct", "eval")
 STAGES = ("corpora", "backbones", "stage 1", "stage 2", "evaluation", "report")
@@ -34,7 +37,8 @@ class Options:
     """Options of a quickstart; they stay the same for all runs in a folder.
 
     Args:
-        speech: folder of real recordings laid out like the Free Spoken Digit Dataset; "" for none.
+        speech: real recordings: a sources file, a folder laid out like the Free Spoken Digit Dataset, or any manifest,
+            folder or data set that `llaso data sources --inspect` reads; "" for none.
         encoder, llm: Hub ids or folders of real backbones; "" for the stand-ins.
         seed: of every draw.
         size: "standard", or "minimum", which only shows in a minute or two that every stage works.
@@ -165,7 +169,6 @@ class _Pipeline:
     def build_corpora(self) -> dict[str, Any]:
         """Build small versions of LLaSO-Align, -Instruct and -Eval."""
         from dataset_scripts.build import build
-        from dataset_scripts.sources import fsdd
         from dataset_scripts.sources import quickstart as synthetic
 
         real = bool(self.options.speech)
@@ -173,7 +176,7 @@ class _Pipeline:
         counts = {"utterances": size.utterances, "notes": size.notes, "questions": size.questions}
         sources = [synthetic.SOURCE.at(".", **counts, seed=self.options.seed, real=real)]
         if real:
-            sources.append(fsdd.SOURCE.at(self.options.speech, strings=2))
+            sources += self.recordings()
         rows = {}
         for corpus in CORPORA:
             build(
@@ -192,6 +195,22 @@ class _Pipeline:
             )
             rows[corpus] = json.loads((self.corpus(corpus) / "build.json").read_text())["rows"]
         return {"rows": rows}
+
+    def recordings(self) -> list[Source]:
+        """Return the sources of `speech`: of a sources file, of spoken digits, or of data whose columns are guessed."""
+        from dataset_scripts import inspect_source, sources_file
+        from dataset_scripts.sources import fsdd
+
+        said = Path(self.options.speech).expanduser()
+        if said.suffix in (".yaml", ".yml"):
+            return sources_file.read(said).sources
+        if any((said / "recordings").glob("*.wav")):
+            return [fsdd.SOURCE.at(said, strings=2)]
+        guessed = self.out / "speech-sources.yaml"
+        if not guessed.exists():
+            write_atomically(guessed, inspect_source.inspect(self.options.speech))
+        print(f"      {said}: its columns are guessed, see {guessed}")
+        return sources_file.read(guessed).sources
 
     def corpus(self, name: str) -> Path:
         """Return the folder of a corpus."""
