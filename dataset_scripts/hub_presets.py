@@ -50,6 +50,6 @@ def preset(name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     if name not in PRESETS:
         raise ValueError(f"no preset `hub` for it; there are {', '.join(PRESETS)}. A folder of that name is ./hub")
     source = base.load(name)
-    stated = {"title": source.title, "license": source.license, "homepage": source.homepage}
+    stated: dict[str, Any] = {"title": source.title, "license": source.license, "homepage": source.homepage}
     stated |= {"shared": list(source.shared), "eval_share": source.eval_share}
     return {**stated, **PRESETS[name], **changes}

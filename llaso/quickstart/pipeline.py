@@ -197,7 +197,7 @@ class _Pipeline:
         return {"rows": rows}
 
     def recordings(self) -> list[Source]:
-        """Return the sources of `speech`: of a sources file, of spoken digits, or of data whose columns are guessed."""
+        """Return the sources of `speech`: of a sources file, of digits, or of data whose columns are guessed."""
         from dataset_scripts import inspect_source, sources_file
         from dataset_scripts.sources import fsdd
 
