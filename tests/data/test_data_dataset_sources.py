@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -115,13 +116,13 @@ def test_parquet_tars_and_a_folder_of_audio_give_the_same_recordings_and_texts(t
             "dataset": str(write_tars(tmp_path / "tars")),
             "columns": {"audio": "flac", "text": "json.text", "speaker": "json.speaker"},
         },
-        folder={"dataset": "folder", "columns": {"speaker": "speaker_id"}},
+        beside={"dataset": "folder", "columns": {"speaker": "speaker_id"}},
         file={"dataset": "parquet/data/train-00000-of-00002.parquet", "columns": {"speaker": "speaker_id"}},
         manifest={"manifest": "rows.jsonl"},
     )
     found = {source.name: heard(source) for source in chosen.sources}
     assert len(found["manifest"]) == 12
-    assert found["parquet"] == found["tars"] == found["folder"] == found["manifest"]
+    assert found["parquet"] == found["tars"] == found["beside"] == found["manifest"]
     assert found["file"] == sorted(row for row in found["manifest"] if int(row[0].split()[1]) < 6)
     assert "torchcodec" not in sys.modules
 
@@ -194,10 +195,12 @@ def test_inspect_prints_a_block_that_can_be_built_and_names_what_is_unknown(tmp_
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[HubServer]:
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """A Hub with a data set of 2,000 rows in ten shards."""
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     folder = write_parquet(tmp_path / "there", shards=10, each=200)
     with serve(tmp_path / "hub") as server, connected(server, tmp_path / "home"):
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.endpoint)
         api = HfApi()
         api.create_repo("owner/spoken", repo_type="dataset")
         api.upload_folder(repo_id="owner/spoken", repo_type="dataset", folder_path=folder)
