@@ -61,7 +61,7 @@ def sources(folder: Path, settings: dict[str, Any] | None = None, **blocks: Any)
     return sources_file.read(file)
 
 
-def only(folder: Path, **block: Any) -> Source:
+def only(folder: Path, /, **block: Any) -> Source:
     """The source of a single block, named `own`."""
     return sources(folder, own=block).sources[0]
 
