@@ -22,6 +22,7 @@ import soundfile
 from llaso_common.atomic_write import write_atomically
 
 from .corpus import EvalCorpus, digest
+from .groups import attributes
 from .metrics import METRICS
 from .scored_rows import Scored, ScoredRow
 from .task_metrics import TASKS
@@ -109,6 +110,7 @@ def write_evidence(
     recordings = Recordings(corpus, folder / AUDIO, audio_bytes) if corpus is not None else None
     if recordings is not None:
         recordings.copy(row_id for rows in tasks.values() for _, row_id in rows)
+    known = {where: found for each in scored for where, found in attributes(each).items()}
     shown = []
     for task in (code for code in TASKS if code in tasks):
         content = {
@@ -118,7 +120,7 @@ def write_evidence(
             "protocols": protocols,
             "metrics": _metrics(scored, task),
             "sound": recordings is not None,
-            "rows": [_row(read, systems, protocols, recordings) for read in tasks[task].values()],
+            "rows": [_row(read, known[where], systems, protocols, recordings) for where, read in tasks[task].items()],
         }
         page = render(
             "evidence.html", {"title": title, "task": task, "name": TASKS[task].name, "data": _embedded(content)}
@@ -157,6 +159,7 @@ def _metrics(scored: Sequence[Scored], task: str) -> dict[str, dict[str, str]]:
 
 def _row(
     read: Mapping[tuple[str, str], ScoredRow],
+    known: Mapping[str, str],
     systems: Sequence[str],
     protocols: Sequence[str],
     recordings: Recordings | None,
@@ -171,7 +174,7 @@ def _row(
         "asked": row.instruction,
         "expected": row.reference,
         "choices": list(row.choices),
-        "attributes": row.attributes,
+        "attributes": known,
     }
     if recordings is not None:
         content |= recordings.of(row.id)

@@ -19,8 +19,10 @@ from .charts import bar_svg, radar_svg, scatter_svg, write_radar_png
 from .corpus import EvalCorpus
 from .evidence import AUDIO_BYTES, EvidenceLinks, write_evidence
 from .examples import Sounds, choose_examples, find_corpus
+from .groups import group_scores, worst_groups
 from .metrics import METRICS, PROTOCOLS
 from .power import forecast, task_errors
+from .repeats import repeat_scores
 from .scored_rows import Scored
 from .speed import machine
 from .summary import Scores, summarize
@@ -63,6 +65,7 @@ def write_report(
     scored = [_scored(one) for one in scores]
     content = {"title": title, **summarize([one.content for one in scored])}
     content["detectable"] = _detectable(scored, content["protocol"])
+    content |= _groups_and_repeats(scored, content["protocol"])
     with_rows = [one for one in scored if one.rows] if examples else []
     corpus = find_corpus(data, with_rows) if with_rows else None
     content["examples"] = _examples(content, with_rows, corpus, seed)
@@ -94,6 +97,35 @@ def _detectable(scored: Sequence[Scored], protocol: str) -> dict[str, float]:
     systems = [one for one in scored if one.protocol == protocol and one.rows]
     errors = task_errors(systems) if len(systems) > 1 else {}
     return {task: one["detectable"] for task, one in forecast(errors, 1e-2).items()}
+
+
+def _groups_and_repeats(scored: Sequence[Scored], protocol: str) -> dict[str, Any]:
+    """Return each system's gaps between groups, if rows have any, and what repeated answers show.
+
+    Returns:
+        `groups`: system, the gap of each attribute and task with its best and worst group, and the sure gaps in words.
+        `repeats`: system, task, kind (samples or wordings), and what `repeats.spread` gives.
+    """
+    groups, repeats = [], []
+    for one in scored:
+        if one.protocol != protocol or not one.rows:
+            continue
+        found = group_scores(one, resamples=one.content["settings"]["resamples"], seed=one.content["settings"]["seed"])
+        gaps = [
+            {"attribute": attribute, "task": task, "metric": each["metric"], "gap": each["gap"]}
+            | {end: each["groups"][each["gap"][end]] | {"group": each["gap"][end]} for end in ("best", "worst")}
+            for attribute, tasks in found.items()
+            for task, each in tasks["tasks"].items()
+        ]
+        if gaps:
+            groups.append({"system": one.system, "gaps": gaps, "sure": worst_groups(found)})
+        repeats += [
+            {"system": one.system, "task": task, "kind": kind, **each}
+            for task, kinds in repeat_scores(one).items()
+            for kind, each in kinds.items()
+            if each is not None
+        ]
+    return {"groups": groups, "repeats": repeats}
 
 
 def _scored(one: Scored | Scores | str | Path) -> Scored:

@@ -16,6 +16,7 @@ from eval_suite.corpus import EvalCorpus
 from eval_suite.generate import generate
 from eval_suite.groups import attributes, group_scores, worst_groups
 from eval_suite.repeats import repeat_scores, variance_parts
+from eval_suite.report import write_report
 from eval_suite.score import score_rows
 from llaso.cli import main
 
@@ -235,3 +236,28 @@ def test_variance_parts_recover_what_was_planted():
     groups = [mean + luck.normal(0, 0.5, size=5) for mean in luck.normal(0, 2, size=400)]
     within, between = variance_parts(groups)
     assert within == pytest.approx(0.5, rel=0.05) and between == pytest.approx(2, rel=0.1)
+
+
+def test_the_report_shows_gaps_and_repeats_and_leads_to_their_rows(tmp_path):
+    scored = score_rows(answered(tmp_path / "a", {"Irish": 0.9, "Welsh": 0.5}, 300), resamples=300)
+    content = json.loads((write_report([scored], tmp_path / "report") / "report.json").read_text())
+    (system,) = content["groups"]
+    (gap,) = system["gaps"]
+    assert (gap["attribute"], gap["task"], gap["worst"]["group"]) == ("accent", "SCR", "Welsh")
+    assert gap["gap"] == group_scores(scored, resamples=300)["accent"]["tasks"]["SCR"]["gap"]
+    assert system["sure"] and system["sure"][0] in (page := (tmp_path / "report" / "index.html").read_text())
+    assert "evidence/SCR.html#system=a&amp;protocol=strict&amp;group=accent%3A+Welsh" in page
+    rows = (tmp_path / "report" / "evidence" / "SCR.html").read_text()
+    assert rows.count('"accent":"Welsh"') == 150
+    assert content["repeats"] == [] and 'id="repeats"' not in page
+
+    corpus = write_corpus(tmp_path / "data", default_rows())
+    luck = random.Random(0)
+    folder = generate(
+        lambda requests: [luck.choice(["male", "female"]) for _ in requests], corpus, tmp_path / "s", samples=3,
+        temperature=1.0, progress=False,
+    )  # fmt: skip
+    report = write_report([score_rows(folder, resamples=20)], tmp_path / "repeated")
+    repeats = {(one["task"], one["kind"]): one for one in json.loads((report / "report.json").read_text())["repeats"]}
+    assert repeats["SGC", "samples"]["answers"] == 18 and repeats["SGC", "samples"]["questions"] == 6
+    assert 'id="repeats"' in (report / "index.html").read_text()
