@@ -480,10 +480,15 @@ def _av_stream(stream: BinaryIO, container: str, name: str) -> Iterator[tuple[An
             name, f"files of this kind ({container}) need the extra `formats`: pip install 'llaso[formats]'"
         ) from None
     try:
-        with av.open(stream, format=container) as opened:
+        with av.open(stream, format=container, metadata_errors="replace") as opened:
             if not opened.streams.audio:
                 raise AudioError(name, "the file holds no sound")
-            yield opened, opened.streams.audio[0]
+            track = opened.streams.audio[0]
+            if track.codec_context is None or not track.rate:  # the head is damaged, or the codec unknown to FFmpeg
+                raise AudioError(
+                    name, "not readable as audio: its codec or sampling rate is unknown; give another file"
+                )
+            yield opened, track
     except av.FFmpegError as error:
         raise AudioError(name, f"not readable as audio: {error.strerror or error}; give another file") from None
 

@@ -446,3 +446,36 @@ def test_a_flac_that_was_streamed_does_not_know_its_length():
     stated = int.from_bytes(file[18:26], "big")
     file[18:26] = (stated >> 36 << 36).to_bytes(8, "big")
     assert len(read_audio(bytes(file))) == pytest.approx(len(HEARD), abs=100)
+
+
+MUTABLE = [*FILES, "WAV", "AIFF", "MP3", "FLAC", "OGG", "AU", "NIST"]
+
+
+@functools.cache
+def pristine(kind: str) -> bytes:
+    return recorded(*FILES[kind]) if kind in FILES else encoded(kind)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    kind=st.sampled_from(MUTABLE),
+    cut=st.integers(min_value=0),
+    changed=st.lists(st.tuples(st.integers(0, 600), st.integers(0, 255)), max_size=20),
+    inserted=st.binary(max_size=50),
+)
+def test_a_damaged_file_is_read_or_refused_by_name(kind: str, cut: int, changed: list, inserted: bytes):
+    """Whatever a library underneath raises, what comes out is an AudioError."""
+    file = bytearray(pristine(kind))
+    for place, value in changed:
+        file[place % len(file)] = value
+    place = cut % len(file)
+    file = file[:place] + inserted + (file[place:] if cut % 2 else b"")
+    for read in (lambda: read_audio(bytes(file), max_seconds=60), lambda: audio_seconds(bytes(file))):
+        with contextlib.suppress(AudioError):
+            read()
+
+
+def test_the_metadata_of_a_film_may_be_in_any_encoding():
+    file = recorded(*FILES["m4a"])
+    name = file.index(b"SoundHandler")
+    assert len(read_audio(file[:name] + b"\xf9\xfe\xff" + file[name + 3 :])) == len(read_audio(file))
