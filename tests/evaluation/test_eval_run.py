@@ -69,7 +69,7 @@ def test_from_model_to_page(data, system, tmp_path, capsys):
     page = (out / "report" / "index.html").read_text("utf-8")
     assert "judge_score" in page and page.count("<audio") > 0  # the corpus is at hand, so examples sound
     assert {path.name for path in (out / "report").iterdir()} == {
-        "index.html", "report.md", "report.json", "radar.png"
+        "index.html", "report.md", "report.json", "radar.png", "evidence"
     }  # fmt: skip
 
 
