@@ -84,6 +84,7 @@ class LlasoTrainer(Trainer):
         start_step: int = 0,
     ) -> None:
         self.recipe, self.out = recipe, Path(recipe.out)
+        self.sources = frozen_sources(recipe.model)
         self.processor, self.rows, self.frozen = processor, rows, frozen
         self.history, self.start_step = history, start_step
         self.per_token = recipe.optimizer.normalization == "token"
@@ -380,7 +381,7 @@ class LlasoTrainer(Trainer):
             super()._save(output_dir, state_dict)
         elif self.args.should_save:
             assert output_dir is not None
-            save_trainable(self.unwrapped, Path(output_dir), self.frozen_digests, frozen_sources(self.recipe.model))
+            save_trainable(self.unwrapped, Path(output_dir), self.frozen_digests, self.sources)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
