@@ -70,7 +70,14 @@ def run_check(arguments: argparse.Namespace) -> int:
     from modeling_llaso.loading import load
 
     from ..exporting.export_folder import exported_model
-    from ..exporting.llama_cpp_check import LlamaCppServer, compare_clip, compare_prompts, context_for, read_clips
+    from ..exporting.llama_cpp_check import (
+        LlamaCppServer,
+        compare_clip,
+        compare_prompts,
+        context_for,
+        is_quiet,
+        read_clips,
+    )
 
     name = arguments.model or exported_model(arguments.folder)
     clips = read_clips(arguments.clips)
@@ -88,6 +95,11 @@ def run_check(arguments: argparse.Namespace) -> int:
         tokens = f"{ours} prompt tokens" if ours == theirs else f"{ours} prompt tokens, {theirs} in llama.cpp"
         answer = f"equal ids, {len(one.ours)}" if one.equal else f"DIFFERENT ids, {one.ours} and {one.theirs}"
         print(f"{file}: {tokens}; {answer}; log-probabilities within {max(one.gaps, default=0.0):.4f}")
+    if quiet := [file for file, clip in zip(arguments.clips, clips, strict=True) if is_quiet(processor, clip)]:
+        print(
+            f"{', '.join(quiet)}: so quiet that llama.cpp hears silence differently; compare a louder copy, and send "
+            "llama.cpp loud recordings"
+        )
     equal = sum(one.equal for one in compared)
     widest = max((gap for one in compared for gap in one.gaps), default=0.0)
     print(f"{equal} of {len(compared)} clips with equal ids; log-probabilities within {widest:.4f}")

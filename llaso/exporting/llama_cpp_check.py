@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import re
 import urllib.error
 import urllib.request
@@ -32,6 +33,10 @@ LIKELIEST = 20
 """Number of tokens of which the server is asked the log-probability, at each place of an answer."""
 FORMS = ("text, audio", "audio, text", "audio", "text, audio, audio")
 """Orders of parts in which prompts are compared."""
+MEL_FLOOR = 5.96e-8
+"""The least power of a band in llama.cpp's log-mel; ours is 1e-10."""
+MEL_RANGE = 8.0
+"""Powers of ten below the loudest band at which both cut the log-mel."""
 SPARE_TOKENS = 64
 """Places of the context beyond the longest prompt and answer."""
 
@@ -240,6 +245,12 @@ def read_clips(files: Sequence[str | Path]) -> list[np.ndarray]:
             )
         clips.append(clip)
     return clips
+
+
+def is_quiet(processor: LlasoProcessor, clip: np.ndarray) -> bool:
+    """Whether llama.cpp's log-mel of a clip ends at `MEL_FLOOR`, above where ours does, so that silence differs."""
+    loudest = 4.0 * processor.log_mel([clip])[0].max().item() - 4.0  # undoes Whisper's scaling
+    return loudest - MEL_RANGE < math.log10(MEL_FLOOR)
 
 
 def context_for(processor: LlasoProcessor, question: str, max_new_tokens: int) -> int:

@@ -60,7 +60,7 @@ def test_the_client_is_answered(reader, capsys):
     model, mmproj = (Path(words[words.index(option) + 1]) for option in ("--model", "--mmproj"))
     assert model.parent == mmproj.parent and model.is_file() and mmproj.is_file()
     server = LlamaCppServer(model.parent, context=1000)
-    (code,) = [block.code for block in blocks(PAGE) if block.kind == "python"]
+    (code,) = [block.code for block in blocks(PAGE) if block.kind == "python" and "OpenAI(" in block.code]
     address = f"{words[words.index('--host') + 1]}:{words[words.index('--port') + 1]}"
     assert address in code
     exec(compile(code.replace(f"http://{address}", server.server.listening_address), str(PAGE), "exec"), {})

@@ -5,6 +5,8 @@ Skipped without xllamacpp, which is no extra of ours: `pip install xllamacpp`.
 
 from __future__ import annotations
 
+import math
+
 import openai
 import pytest
 import soundfile
@@ -19,7 +21,7 @@ from support.tiny_server import heard
 
 from llaso.cli import main
 from llaso.exporting.gguf_files import export_gguf
-from llaso.exporting.llama_cpp_check import FORMS, LlamaCppServer, compare_clip, compare_prompts, context_for
+from llaso.exporting.llama_cpp_check import FORMS, LlamaCppServer, compare_clip, compare_prompts, context_for, is_quiet
 
 QUESTION = "What is said?"
 GAP = 0.02
@@ -113,6 +115,16 @@ def test_the_placeholder_is_never_written(tmp_path):
     assert one.equal and placeholder not in one.theirs
 
 
+def test_what_is_quiet_is_heard_differently(served):
+    """The level at which a clip counts as quiet is where llama.cpp's log-mel begins to differ from ours."""
+    model, processor, server = served
+    for loudness, quiet in ((1.0, False), (0.02, True)):
+        clip = loudness * tone(1.5)
+        assert is_quiet(processor, clip) is quiet
+        one = compare_clip(server, model, processor, clip, QUESTION, 8)
+        assert (max(one.gaps, default=math.inf) > GAP) is quiet
+
+
 def _inputs(processor, clip):
     return ask(processor, [question(QUESTION)], [clip])
 
@@ -133,6 +145,10 @@ def test_the_command_tells_equal_from_different(tmp_path, capsys):
     processor.save_pretrained(tmp_path / "other")
     assert main([*check, "--model", str(tmp_path / "other")]) == 1
     assert "DIFFERENT ids" in capsys.readouterr().out
+    assert "quiet" not in said
+    soundfile.write(tmp_path / "quiet.wav", 0.02 * tone(1.5), 16_000)
+    main(["export", "check", out, str(tmp_path / "quiet.wav"), "--max-new-tokens", "1"])
+    assert "quiet.wav: so quiet that" in capsys.readouterr().out
     soundfile.write(tmp_path / "long.wav", tone(30.0), 16_000)
     assert main(["export", "check", out, str(tmp_path / "long.wav")]) == 2
     assert "compare shorter clips" in capsys.readouterr().err
