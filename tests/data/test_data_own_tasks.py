@@ -294,3 +294,31 @@ def test_other_instructions_are_another_build(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize("pair", [("low", "LOW."), ("a b", "a  b"), ("ｈｉｇｈ", "high"), ("yes", "Yes!")])
 def test_labels_fold_as_answers_do(pair: tuple[str, str]):
     assert fold(pair[0]) == fold(pair[1]) and fold_label(pair[0]) == fold_label(pair[1])
+
+
+def test_a_manifest_answers_a_task_of_its_own(tmp_path: Path):
+    """Without any code: recordings, a manifest with a column for the task, and the YAML."""
+    write_sources(tmp_path)
+    lines = [
+        {"audio": f"calls/{n}.wav", "text": f"call {n}", "speaker": f"s{n % 20}", "urgency": ("low", "high")[n % 2]}
+        for n in range(60)
+    ]
+    (tmp_path / "calls.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "sources.yaml").write_text(
+        "sources:\n"
+        "  calls:\n"
+        "    manifest: calls.jsonl\n"
+        "    columns: {audio: audio, text: text, speaker: speaker}\n"
+        "    tasks: {ASR: text, URGENCY: urgency}\n"
+        "tasks:\n"
+        "  URGENCY: {kind: closed, labels: [low, high], instructions: urgency.txt, formats: [text_audio]}\n"
+        "eval_rows: 20\n"
+        "validation_rows: 4\n"
+    )
+    out = tmp_path / "out"
+    with TASKS.scope():
+        assert main(["data", "build", "instruct", "--sources", str(tmp_path / "sources.yaml"), "--out", str(out)]) == 0
+    rows = [row for file in out.glob("data/*/*.parquet") for row in pq.read_table(file).to_pylist()]
+    urgency = [row for row in rows if row["task"] == "URGENCY"]
+    assert {row["target"] for row in urgency} == {"low", "high"}
+    assert all(sorted(row["choices"]) == ["high", "low"] and task_of(row).code == "URGENCY" for row in urgency)
