@@ -356,12 +356,6 @@ def score(path: Path | str, **options: Any) -> dict[str, Any]:
     return score_rows(path, **options).content
 
 
-def metric_names(scores: Mapping[str, Any]) -> list[str]:
-    """Return the names of all metrics in `scores` that measure answers, baselines left out."""
-    names = dict.fromkeys(name for file in scores["files"].values() for name in file["metrics"])
-    return [name for name in names if not METRICS[name].describes_data]
-
-
 # Texts ---------------------------------------------------------------------------------------------------------
 
 

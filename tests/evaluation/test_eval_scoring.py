@@ -19,7 +19,7 @@ from eval_suite.intervals import Resampler
 from eval_suite.panel import load_panel, parse_panel
 from eval_suite.panel_build import build_panel
 from eval_suite.readers import released_files
-from eval_suite.score import metric_names, score
+from eval_suite.score import score
 from eval_suite.task_metrics import TASKS
 from llaso.cli import main
 
@@ -129,8 +129,6 @@ def test_metrics_by_task(scores):
     assert tasks["AQA"]["metrics"]["judge_score"] == {"value": None, "n": 0, "low": None, "high": None}
     judgements = scores["files"]["made_AQA_audio"]["judgements"]
     assert judgements == {"judged": 0, "missing": 2, "unusable_lines": 0}
-    assert set(metric_names(scores)) >= {"wer", "accuracy", "mae", "slot_f1"}
-    assert not {"majority_baseline", "constant_baseline"} & set(metric_names(scores))
 
 
 def test_scores_are_grouped_by_format_and_category(scores):
