@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import yaml
+from datasets import load_dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.paths import shared_fixture
@@ -206,6 +207,33 @@ def test_real_speech_in_every_shape_gives_the_same_audio_and_targets(tmp_path: P
     for row, there in zip(flat, kept, strict=True):
         shutil.copy(root / there["audio"], tmp_path / "audio" / row["audio"])
     in_every_shape(tmp_path, tmp_path / "audio", flat)
+
+
+def test_people_reading_aloud_from_a_ten_line_file_to_a_dry_run(tmp_path: Path, capsys, monkeypatch):
+    """Plan, build, validate, load_dataset and the dry run of a training, by the commands."""
+    root = shared_fixture("real_speech")
+    monkeypatch.chdir(tmp_path)
+    Path("sources.yaml").write_text(f"""
+sources:
+  people:
+    manifest: {{test: {root}/dev.jsonl, train: {root}/train.jsonl}}
+    tasks: {{ASR: text, SGC: gender}}
+    license: CC-BY-4.0
+eval_rows: 8
+validation_rows: 0
+voices: {{train: [en-us+f1], validation: [en-us+f2], test: [en+f4]}}
+""")
+    asked = ["--sources", "sources.yaml", "--limit", "40"]
+    assert main(["data", "plan", "align", *asked]) == 0
+    assert main(["data", "build", "align", *asked, "--out", "align"]) == 0
+    assert main(["data", "build", "eval", *asked, "--out", "eval", "--against", "align"]) == 0
+    assert main(["data", "validate", "align"]) == 0
+    assert main(["data", "validate", "eval", "--against", "align"]) == 0
+    row = next(iter(load_dataset("align", "text_audio", split="train", streaming=True)))
+    assert row["task"] == "ASR" and row["audio"][0]["bytes"][:4] == b"fLaC" and row["speaker"].startswith("people:")
+    capsys.readouterr()
+    assert main(["train", "stage1_align", "--set", "data.path=align", "--dry-run"]) == 0
+    assert "steps" in capsys.readouterr().out
 
 
 # --- what is in a row ------------------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ import pytest
 import soundfile
 from support.paths import ROOT
 
+from llaso.quickstart import pipeline
+
 LLASO = [sys.executable, "-m", "llaso.cli"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -173,3 +175,22 @@ def test_transcribe_and_ask_print_an_answer(journey):
     for command in (("transcribe", sound), ("ask", sound, "what is said")):
         done = run(*command, "--model", model)
         assert done.returncode == 0, done.stderr
+
+
+def test_speech_is_spoken_digits_a_sources_file_or_anything_that_can_be_inspected(tmp_path):
+    def named(speech: Path) -> list[tuple[str, int]]:
+        run = pipeline._Pipeline(tmp_path / f"run-{speech.name}", pipeline.Options(speech=str(speech)))
+        return [(source.name, len(list(source.items()))) for source in run.recordings()]
+
+    digits = write_digits(tmp_path / "digits")
+    assert [name for name, _ in named(digits)] == ["fsdd"]
+    recording = next((digits / "recordings").iterdir())
+    beside = tmp_path / "beside"
+    beside.mkdir()
+    for name in ("a", "b"):
+        (beside / f"{name}.wav").write_bytes(recording.read_bytes())
+        (beside / f"{name}.txt").write_text(f"take {name}")
+    assert named(beside) == [("beside", 2)]
+    assert "folder:" in (tmp_path / "run-beside" / "speech-sources.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text("sources: {mine: {folder: beside}}")
+    assert named(tmp_path / "mine.yaml") == [("mine", 2)]
