@@ -57,12 +57,14 @@ def run_gguf(arguments: argparse.Namespace) -> None:
     try:
         from ..exporting.gguf_files import export_gguf
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"{error.name} is not installed; exporting needs the extra: pip install 'llaso[export]'"
-        ) from None
+        raise _without_extra(error) from None
     model, processor = load(arguments.model, device="cpu")
     for file in export_gguf(model, processor, arguments.out, arguments.type, name=arguments.model):
         print(f"{file}: {file.stat().st_size / 1e6:,.1f} MB")
+
+
+def _without_extra(error: ModuleNotFoundError) -> ValueError:
+    return ValueError(f"{error.name} is not installed; exporting needs the extra: pip install 'llaso[export]'")
 
 
 def run_check(arguments: argparse.Namespace) -> int:
@@ -70,14 +72,18 @@ def run_check(arguments: argparse.Namespace) -> int:
     from modeling_llaso.loading import load
 
     from ..exporting.export_folder import exported_model
-    from ..exporting.llama_cpp_check import (
-        LlamaCppServer,
-        compare_clip,
-        compare_prompts,
-        context_for,
-        is_quiet,
-        read_clips,
-    )
+
+    try:
+        from ..exporting.llama_cpp_check import (
+            LlamaCppServer,
+            compare_clip,
+            compare_prompts,
+            context_for,
+            is_quiet,
+            read_clips,
+        )
+    except ModuleNotFoundError as error:
+        raise _without_extra(error) from None
 
     name = arguments.model or exported_model(arguments.folder)
     clips = read_clips(arguments.clips)
