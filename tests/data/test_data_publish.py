@@ -287,7 +287,7 @@ def test_a_manifest_carries_no_audio(closed: Path, hub: HubServer, tmp_path: Pat
     assert main(["data", "publish", str(closed), "owner/closed", "--manifest-only", "--private"]) == 0
     assert hub.private == {"datasets/owner/closed"}
     files = hub.files("datasets/owner/closed")
-    assert b"This is a manifest" in files["README.md"] and b"builds the corpus anew" in files["README.md"]
+    assert b"This is a manifest" in files["README.md"] and b"the corpus is built again" in files["README.md"]
     assert json.loads(files["build.json"])["manifest"]
     for clip in (clip["bytes"] for row in original for clip in row["audio"]):
         body = clip[len(clip) // 2 :][:24]
@@ -330,6 +330,6 @@ def test_an_imported_release_is_published_as_a_manifest(built: Path, hub: HubSer
     assert main(["data", "publish", str(tmp_path / "in"), "owner/in"]) == 2
     assert main(["data", "publish", str(tmp_path / "in"), "owner/in", "--manifest-only"]) == 0
     card = hub.files("datasets/owner/in")["README.md"].decode()
-    assert "finds each clip by its `path`" in card and "builds the corpus anew" not in card
+    assert "finds each clip by its `path`" in card and "the corpus is built again" not in card
     published = published_rows(hub.files("datasets/owner/in"))
     assert [row["release"] for row in published] == [row["release"] for row in rows_of(tmp_path / "in")]
