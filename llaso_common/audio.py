@@ -223,6 +223,8 @@ def _read(
         samples = _array(source, name)
     if not rate:
         raise AudioError(name, "samples alone do not tell their sampling rate: state it, or give a file")
+    if not isinstance(rate, int | float | np.number) or not 100 <= rate <= 10_000_000 or rate != int(rate):
+        raise AudioError(name, f"its sampling rate is {rate!r}; it is a whole number of Hz, such as 16000")
     if len(samples):
         first, last = _stretch(len(samples), rate, start, end, name)
         samples = samples[first:last]

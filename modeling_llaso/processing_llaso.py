@@ -794,8 +794,11 @@ def read_clip(
 
 def _at_rate(samples: np.ndarray, found: int, rate: int, name: str) -> np.ndarray:
     """Resample mono samples from the rate `found` to `rate`."""
+    if not isinstance(found, int | float | np.number) or not 100 <= found <= 10_000_000 or found != int(found):
+        raise ValueError(f"{name}: its sampling rate is {found!r}; it is a whole number of Hz, such as 16000")
     if found == rate:
         return samples
+    found = int(found)
     try:
         import soxr
     except ImportError:

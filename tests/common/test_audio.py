@@ -25,6 +25,7 @@ from support.paths import ROOT, SHARED
 from support.phone_files import FILES, film_or_recording
 
 from llaso_common.audio import SAMPLE_RATE, AudioError, audio_blocks, audio_seconds, join_clips, read_audio
+from modeling_llaso.processing_llaso import read_clip
 
 RATE = 24_000
 NOISE = (0.1 * np.random.default_rng(0).standard_normal((2 * RATE, 2))).clip(-1, 1).astype(np.float32)
@@ -94,6 +95,13 @@ def test_samples_of_unknown_or_contradicted_rate_are_refused():
     assert "do not tell their sampling rate" in reason({"array": mono})
     assert reason({"array": mono, "sampling_rate": RATE}, rate=16_000).startswith("its sampling rate is 24000 Hz, not")
     assert reason(encoded("WAV"), rate=16_000).startswith("its sampling rate is 24000 Hz, not 16000 Hz")
+
+
+@pytest.mark.parametrize("rate", ["16000", -1, 1, 16_000.5, 1e12, 10**30, float("nan"), float("inf")])
+def test_a_sampling_rate_that_is_none_is_refused(rate: Any):
+    assert "its sampling rate is " in reason({"array": HEARD, "sampling_rate": rate})
+    with pytest.raises(ValueError, match="^audio 0: its sampling rate is "):
+        read_clip({"array": HEARD, "sampling_rate": rate}, SAMPLE_RATE, "audio 0", read_audio)
 
 
 def test_what_is_no_recording_is_refused():
