@@ -1,7 +1,7 @@
 """Named corpora that stand on the Hub as files `load_dataset` opens: `librispeech: hub` is a block written here.
 
-LibriSpeech's columns are from its card, Dolly's from copies of its card, alpaca_gpt4's are the usual Alpaca columns. None
-was run against the Hub itself.
+LibriSpeech's columns are from its card, Dolly's from copies of its card, alpaca_gpt4's are the usual Alpaca columns.
+None was run against the Hub itself.
 """
 
 from __future__ import annotations
