@@ -158,7 +158,7 @@ def _build_shards(
 
 
 def _sweep(out: Path, anybodys: bool) -> None:
-    """Remove half-written files: those of this machine's processes that are gone, or `anybodys`."""
+    """Remove half-written files: those of processes of this machine that have ended; all of them if `anybodys`."""
     here = socket.gethostname()[:40]
     for folder in (out, *out.glob("data/*"), out / ".build" / "plan", out / ".build" / "shards"):
         for part in folder.glob(".*.part"):

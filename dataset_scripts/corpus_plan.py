@@ -37,7 +37,7 @@ ROWS_PER_SHARD = 2_000
 ASR_IN_INSTRUCT = 0.1
 """The part of the transcribed recordings that LLaSO-Instruct repeats."""
 VERSION = 3
-"""Raise it when the same sources and seed give other rows."""
+"""Version of the plan: to be increased by any change that makes the same sources and seed give other rows."""
 READ_PER_LIMITED_ROW = 40
 """Under a limit, so many items of each source are read for each row allowed, should it need them."""
 SPARES = 2
@@ -682,7 +682,7 @@ def default_voices(speech: str, seed: int) -> dict[str, list[str]]:
     """Draw voices for each split by name: a fifth for evaluation, a tenth for validation, the rest for training.
 
     Raises:
-        ValueError: the backend is a model, whose voices only its user knows.
+        ValueError: the backend is a speech model, whose voices have to be listed in the settings.
     """
     if speech != "espeak":
         raise ValueError(f"say which voices of {speech} are for training and which for evaluation (`voices` by split)")

@@ -1,7 +1,7 @@
 """Validates a corpus: checks every row's audio, text, labels and separation of splits.
 
 Reads a corpus folder row by row; writes `validation.json`, `validation.html` and `bad_rows.jsonl`, and, if asked to,
-takes bad rows out of their shards into `.build/set_aside/`. A run never dies of one bad row. Everything is made beside
+takes bad rows out of their shards into `.build/set_aside/`. A bad row never ends the run. All files are made beside
 the corpus and moved into it at the end, so that a run that is killed leaves the corpus as it was.
 """
 
@@ -69,7 +69,7 @@ def validate(
             with this one's; they are only read. `leakage.json` is written anew.
         set_aside: take bad rows out of their shards; by default they are only listed.
         examples: rows with a player on the page, drawn by hash.
-        workers: processes that listen to the audio, a shard each. The result does not depend on it.
+        workers: processes that check the audio, a shard each. The result does not depend on it.
         seed: of that draw.
         progress: called now and then with the rows checked and the rows there are.
         listener: transcribes the rows of transcript tasks, whose recordings are then compared with their texts; what
@@ -244,7 +244,7 @@ class _Moves:
         self.place(name).write_text(text, encoding="utf-8")
 
     def decide(self) -> None:
-        """Say that all new versions are whole."""
+        """Record on disk that all new versions are complete, so that `finish` moves them."""
         self._decided.touch()
 
     def finish(self) -> None:

@@ -33,7 +33,7 @@ from .speed import SPEED, summarize_speed
 logger = logging.getLogger(__name__)
 
 SAME_FAILURES = 64
-"""So many rows failing from the start, all for one reason, are the set-up's fault and stop the run."""
+"""The run stops if this many first rows all fail for the same reason: the set-up is then at fault."""
 
 
 def generate(
@@ -288,7 +288,7 @@ class GenerationRun:
         except Exception as error:  # a model may raise anything; `_reason` lets through what no smaller batch mends
             reason = _reason(error)
             out_of_memory = _is_out_of_memory(error)
-        batch.inputs = batch.error = None  # neither they nor the traceback may hold memory while we try again
+        batch.inputs = batch.error = None  # inputs and traceback would hold device memory during the next attempt
         if out_of_memory:
             _free_memory()
         if len(batch.requests) == 1:

@@ -1,7 +1,7 @@
 """The metrics, each declared once: its name, formula, direction, perfect value, baseline, and the answers it ranks.
 
 `METRICS` is the whole table. Scores, skill, the panel, the report, `compare` and the module's card read it, and
-nothing else knows a metric by name. A metric is a function of column sums over rows (errors and words, hits per
+no other module names a metric. A metric is a function of column sums over rows (errors and words, hits per
 label, …), so that one code path gives a value, its bootstrap distribution, a subset, and a row's own share.
 """
 

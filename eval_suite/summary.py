@@ -1,6 +1,6 @@
 """Computes the content of report.json from one or several scores.json.
 
-Nothing here knows a metric by name: a task's ranking metric, its direction, its baseline and its interval come with
+This module names no metric: a task's ranking metric, its direction, its baseline and its interval come with
 the scores. The page, the Markdown and report.json are three forms of this one content.
 """
 

@@ -25,11 +25,11 @@ import soxr
 from .mp3_frames import unstated_frames
 
 SAMPLE_RATE = 16_000
-"""Hz: what Whisper's encoder hears, and how every corpus stores its clips."""
+"""Hz: the rate of Whisper's input, and of the clips in every corpus."""
 MEL_FRAMES_PER_SECOND = 100
-"""Frames of Whisper's log-mel spectrogram: one every 160 samples."""
+"""Frames per second of Whisper's log-mel spectrogram: one every 160 samples."""
 ENCODER_FRAMES_PER_SECOND = MEL_FRAMES_PER_SECOND // 2
-"""Vectors of Whisper's encoder, whose second convolution has a stride of 2."""
+"""Output vectors per second of Whisper's encoder, whose second convolution has a stride of 2."""
 SILENT_PEAK = 1e-4
 """Peak amplitude below which a recording is silent: -80 dB of full scale."""
 TOLERANCE_S = 0.1
@@ -38,7 +38,7 @@ PAUSE_S = 0.35
 """Silence between recordings that are joined into one clip, seconds."""
 
 BLOCK_FRAMES = 1 << 20
-"""Frames decoded at once: a header may promise more than any memory holds."""
+"""Frames decoded at once; a header may state more than fit into memory."""
 _MP3_RESERVOIR_FRAMES = 9 * 1152
 """Frames to decode and drop before a stretch of an MP3: after a seek, what earlier frames hold of it is lacking."""
 _STATING = {"WAV", "WAVEX", "RF64", "AIFF", "FLAC", "OGG", "MP3", "CAF", "AU", "NIST"}
@@ -46,7 +46,7 @@ _STATING = {"WAV", "WAVEX", "RF64", "AIFF", "FLAC", "OGG", "MP3", "CAF", "AU", "
 _OGG_PAGE = 65_307
 """Bytes of the largest page of an Ogg file."""
 _UNKNOWN_SIZE = 0x7FFF0000
-"""Sizes from here on are what programs write that stream a WAV and do not know its length."""
+"""Smallest placeholder size: programs that stream a WAV write this or more, as its length is not known yet."""
 
 
 class AudioError(ValueError):
@@ -201,7 +201,7 @@ def _name_of(source: Any) -> str:
 def _read(
     source: Any, rate: int | None, name: str, start: float, end: float | None, max_seconds: float
 ) -> tuple[np.ndarray, int]:
-    """Samples `(frames, channels)` of any source, as float32, and their rate."""
+    """Read any source: float32 samples `(frames, channels)`, and their rate in Hz."""
     if isinstance(source, dict):
         if source.get("array") is not None:
             source, rate = source["array"], source.get("sampling_rate", rate)

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-"""What file systems answer that were mounted without locks, as on some clusters."""
+"""Error numbers of file systems that are mounted without locks, as on some clusters."""
 
 _held: set[int] = set()
 """Descriptors of this process's locks; a fork closes its copies, or it would hold them beyond its parent's end."""
@@ -53,7 +53,7 @@ def alone_in(folder: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def one_at_a_time(folder: Path, report: Callable[[str], None]) -> Iterator[int]:
-    """Do the same after waiting for the process that works there; `report` takes a line about the wait.
+    """Hold a folder as `alone_in` does, after waiting for the process that holds it; `report` takes a line on the wait.
 
     Raises:
         OSError: the lock cannot be written.
@@ -84,7 +84,7 @@ def _locked(folder: Path, how: int) -> Iterator[int]:
         path.unlink(missing_ok=True)
         if made:
             with contextlib.suppress(OSError):
-                folder.rmdir()  # nothing came of it
+                folder.rmdir()  # nothing was written into it
         _held.discard(descriptor)
         os.close(descriptor)
 

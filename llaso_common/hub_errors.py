@@ -15,7 +15,7 @@ def plain_errors(repo_id: str) -> Iterator[None]:
         repo_id: the repository that the message names.
 
     Raises:
-        PermissionError: the Hub does not know the token, or the token may not write there.
+        PermissionError: the Hub does not accept the token, or the token may not write there.
         ConnectionError: the Hub is switched off, cannot be reached, or the connection broke.
         ValueError: the Hub refuses for another reason.
     """

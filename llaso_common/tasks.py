@@ -97,7 +97,7 @@ class Task:
         return bool(written) and low <= float(number) <= high
 
     def record(self) -> dict[str, Any]:
-        """Return the definition as it travels: plain JSON without its defaults and without `instructions`."""
+        """Return the definition as rows store it: plain JSON without its defaults and without `instructions`."""
         kept: dict[str, Any] = {
             "code": self.code,
             "name": self.name,
@@ -178,7 +178,7 @@ def task_of(row: Mapping[str, Any]) -> Task | None:
 
 
 class TaskRegistry(Mapping[str, Task]):
-    """The tasks that this process knows, by code: the paper's, then those that corpora have declared."""
+    """The tasks declared in this process, by code: the paper's, then those that corpora have declared."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, Task] = {}
@@ -194,14 +194,14 @@ class TaskRegistry(Mapping[str, Task]):
         return len(self._tasks)
 
     def declare(self, tasks: Iterable[Task], where: str) -> None:
-        """Add tasks; those that are known already stay as they are.
+        """Add tasks; those that are declared already stay as they are.
 
         Args:
             tasks: to be added.
             where: what defines them, for messages.
 
         Raises:
-            ValueError: a code is known with another definition.
+            ValueError: a code is declared already with another definition.
         """
         for task in tasks:
             known = self._tasks.get(task.code)
@@ -216,7 +216,7 @@ class TaskRegistry(Mapping[str, Task]):
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        """Forget at the end what was declared in between."""
+        """Remove, when the block ends, the tasks that were declared within it."""
         tasks, where = dict(self._tasks), dict(self._where)
         try:
             yield

@@ -7,7 +7,7 @@ Importing this package registers the classes with transformers' Auto classes, so
 from .compatibility_llaso import TRIED_TRANSFORMERS
 
 # isort: split
-# After the line above, which refuses a transformers that is too old before anything of it is missed.
+# After `check_transformers`: with too old a transformers, these imports would fail with an unclear message.
 from transformers import AutoConfig, AutoModel, AutoModelForMultimodalLM, AutoModelForSeq2SeqLM, AutoProcessor
 
 from llaso_common import __version__

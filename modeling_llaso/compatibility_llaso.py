@@ -1,7 +1,7 @@
 """Handles versions of transformers: which were tried, which are refused, and names that changed between them.
 
-Everything else is written so that it runs on all of them. This file travels with checkpoints and imports nothing
-heavy, so that `import modeling_llaso` can ask it.
+All other code runs on every version that is not refused. This file is copied into checkpoints and imports nothing
+heavy, so that `import modeling_llaso` can check the version first.
 """
 
 import re
@@ -12,7 +12,7 @@ from typing import Any
 LOWEST_TRIED = "5.16.1"
 NEWEST_TRIED = "5.24.0"
 TRIED_TRANSFORMERS = f">={LOWEST_TRIED},<={NEWEST_TRIED}"
-"""What `make test-versions` proves, as pip writes it; it stands in every saved config as `tried_transformers`."""
+"""Versions that `make test-versions` tests, in pip's notation; every saved config has them as `tried_transformers`."""
 
 
 def release(text: str) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """Configuration of a LLaSO model: a Whisper encoder, a projector, a causal language model, and how audio is padded.
 
-`count_audio_tokens` is the one formula from mel frames to audio tokens. This file travels with checkpoints, so it
-imports nothing of ours.
+`count_audio_tokens` is the one formula from mel frames to audio tokens. This file is copied into checkpoints, so it
+imports no other package of this project.
 """
 
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -49,9 +49,9 @@ LLAMA_3_2_3B: dict[str, Any] = {
 }
 
 if TYPE_CHECKING:
-    SubConfig = Any  # what is constructed: a configuration, whose class depends on the part
+    SubConfig = Any  # the type after `__post_init__`
 else:
-    SubConfig = dict | PreTrainedConfig | None  # what may be given
+    SubConfig = dict | PreTrainedConfig | None  # the types that the constructor takes
 
 Count = TypeVar("Count")
 """An `int`, a NumPy array or a tensor of integers."""
@@ -89,8 +89,8 @@ class LlasoConfig(PreTrainedConfig):
         audio_padding (`str`): `"full"` encodes whole windows of silence-padded audio, as released; `"trim"` encodes
             and attends to the real frames only. Processor and model must agree.
         tie_word_embeddings (`bool`): whether the head shares the input embeddings; by default as in `text_config`.
-        tried_transformers (`str`): the versions of transformers this code was tried with. It is written for readers of
-            `config.json`, and never read back.
+        tried_transformers (`str`): the versions of transformers this code was tried with. It is
+            written for people who read `config.json`, and never read back.
 
     Raises:
         ValueError: on a value outside the choices above.
@@ -125,7 +125,7 @@ class LlasoConfig(PreTrainedConfig):
         if not isinstance(self.text_config, PreTrainedConfig):
             fields = {"model_type": "llama", **_fields(self.text_config, LLAMA_3_2_3B)}
             self.text_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-        self.tried_transformers = TRIED_TRANSFORMERS  # of the code that runs, not of the code that saved
+        self.tried_transformers = TRIED_TRANSFORMERS  # of this code, not of the code that saved the file
         super().__post_init__(**kwargs)
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = self.text_config.tie_word_embeddings

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def checkpoint(name: str) -> str:
-    """Tell a checkpoint's folder from a Hub id.
+    """Decide whether a name is a checkpoint's folder or a Hub id.
 
     Returns:
         What `from_pretrained` takes.

@@ -136,7 +136,7 @@ class LlasoEncoder(WhisperEncoder):
 
 
 class LlasoMultiModalProjector(nn.Module):
-    """Pooling by the configuration's stride, then two linear layers into the language model's embedding space."""
+    """Pools by the configuration's stride, then applies two linear layers into the language model's embedding space."""
 
     def __init__(self, config: LlasoConfig):
         super().__init__()
@@ -165,7 +165,7 @@ class LlasoMultiModalProjector(nn.Module):
         return vectors.sum(2) / members.clamp(min=1)
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Pooled vectors `(…, width)` → `(…, hidden_size)`."""
+        """Project pooled vectors, `(…, width)`, into embeddings, `(…, hidden_size)`."""
         return self.linear_2(self.act(self.linear_1(vectors)))
 
 
@@ -438,7 +438,7 @@ class LlasoForConditionalGeneration(LlasoPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = LlasoModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        # Gemma squashes its logits; the other families have no such field.
+        # Gemma applies tanh soft-capping to its logits; the other families have no such field.
         self.logit_softcap = config.text_config.to_dict().get("final_logit_softcapping")
         self.post_init()
 

@@ -37,7 +37,7 @@ AUTO_MAP = {"AutoProcessor": "processing_llaso.LlasoProcessor"}
 RELEASED_SLICE_GAP = 1
 """Samples that the released code drops between two windows of long audio; dropped in `full` only."""
 MAX_AUDIO_LEN = 600
-"""Seconds of one audio at most: twenty windows of 30 s, as released."""
+"""Longest audio, in seconds: twenty windows of 30 s, as released."""
 SILENT_PEAK = 1e-4
 """Peak amplitude below which a recording is silent: -80 dB of full scale."""
 SHORTEST_BASE64 = 1000
@@ -49,7 +49,7 @@ class TurnMarks(NamedTuple):
 
     system: tuple[str, str] | None  # None: the system text opens the first user message
     user: tuple[str, str]
-    assistant: tuple[str, str]  # what closes it is learnt: it ends the answer
+    assistant: tuple[str, str]  # part of the labels: the model learns to end its answer with it
     after_assistant: str = ""
 
 
@@ -191,7 +191,7 @@ NOT_FOR_THE_TEMPLATE = ("tokenize", "return_dict", "return_tensors", "load_audio
 
 
 class LlasoProcessorKwargs(ProcessingKwargs, total=False):
-    """Where transformers looked for a processor's defaults before it looked at the processor's own attributes."""
+    """Default keyword arguments; older versions of transformers read them here, newer ones from the processor."""
 
     _defaults = {"text_kwargs": TEXT_DEFAULTS, "audio_kwargs": AUDIO_DEFAULTS}  # type: ignore[misc]
 
@@ -224,8 +224,8 @@ class LlasoProcessor(ProcessorMixin):
     def read_file(source: str | bytes | bytearray | memoryview, rate: int, name: str) -> np.ndarray:
         """Decode a file into mono samples at `rate`.
 
-        The package `modeling_llaso` puts a reader in its place that knows more formats and refuses files that are cut
-        off; this one travels with checkpoints.
+        Importing the package `modeling_llaso` replaces this method by a reader of more formats, which also refuses
+        files that are cut off. This simple one is for checkpoints that are loaded without the package.
 
         Raises:
             ValueError: libsndfile does not read it, or is not installed.
@@ -399,7 +399,8 @@ class LlasoProcessor(ProcessorMixin):
         for window in windows:
             frames = -(-len(window) // hop)
             if self.audio_padding == "full":
-                frames = min(frames + half // hop + 1, extractor.nb_max_frames)  # the last samples ring on
+                # Frames that begin up to half a transform after the last sample still overlap it.
+                frames = min(frames + half // hop + 1, extractor.nb_max_frames)
             # The samples under these frames, as if the window were padded with silence and reflected at both ends.
             piece = np.zeros(-(-((frames - 1) * hop + n_fft) // hop) * hop, dtype=np.float32)
             piece[half : half + len(window)] = window[: len(piece) - half]

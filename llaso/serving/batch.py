@@ -1,4 +1,4 @@
-"""Continuous batching: rows join and leave the key-value cache between two decoding steps.
+"""Batches continuously: rows join and leave the key-value cache between two decoding steps.
 
 Rows are padded on the left: each occupies the last `length` columns of the cache, and the columns before them are
 masked. Position ids count from a row's own first token, so its logits are those of a batch of one up to rounding.

@@ -1,4 +1,4 @@
-"""Decoding an answer token by token, up to a stop sequence.
+"""Decodes an answer token by token, up to a stop sequence.
 
 Text that was returned is final. An incomplete character, or the beginning of a possible stop sequence, is held back
 until later tokens decide.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
-"""What a decoder writes for the bytes of an incomplete character."""
+"""The replacement character, which a decoder writes for the bytes of an incomplete character."""
 
 
 class IncrementalDetokenizer:

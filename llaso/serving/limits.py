@@ -18,7 +18,7 @@ class Limits:
     answer_tokens: int = _limit(1024, "tokens of an answer, and what max_tokens is if a request names none")
     batch_rows: int = _limit(32, "requests answered together")
     batch_tokens: int = _limit(65_536, "tokens held for them, padding included; a single request may exceed it")
-    waiting: int = _limit(64, "requests beyond those; the next one is told to come back (429)")
+    waiting: int = _limit(64, "requests beyond those; the next one gets status 429")
     upload_seconds: float = _limit(30.0, "for a request to arrive whole (408)")
     answer_seconds: float = _limit(300.0, "from then to the last token, waiting included (504)")
     shutdown_seconds: float = _limit(30.0, "that running requests get to end after SIGTERM")

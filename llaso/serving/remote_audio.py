@@ -1,4 +1,4 @@
-"""Fetching audio from URLs, without letting clients reach hosts that the server's operator did not name.
+"""Fetches audio from URLs, without letting clients reach hosts that the server's operator did not name.
 
 A URL's host must be named; its address must be public or inside a named network; the connection goes to the address
 that was checked; redirects are not followed; size and time are limited.

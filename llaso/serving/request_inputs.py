@@ -1,4 +1,4 @@
-"""From a request to the model's inputs: decodes audio, builds the conversation, and checks that it fits."""
+"""Turns a request into the model's inputs: decodes audio, builds the conversation, and checks that it fits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Between the event loop and the model thread: admits requests, and streams answers back.
+"""Connects the event loop to the model thread: admits requests, and streams answers back.
 
 An answer ends in one of four ways: it is complete, it failed, it timed out, or its client disconnected. After the last
 two its request is cancelled in the engine.
@@ -28,7 +28,7 @@ from .server_metrics import ServerMetrics
 logger = logging.getLogger(__name__)
 
 SEND_SECONDS = 10.0
-"""Seconds beyond an answer's deadline in which the client may read what was written."""
+"""Seconds after an answer's deadline within which the client must have read everything."""
 
 
 class ClientDisconnected(Exception):

@@ -1,4 +1,4 @@
-"""Choosing the next token of every row, each row with its own temperature, nucleus and random numbers."""
+"""Chooses the next token of every row, each row with its own temperature, nucleus and random numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers as server-sent events, in the formats of OpenAI's chat and transcription streams."""
+"""Sends answers as server-sent events, in the formats of OpenAI's chat and transcription streams."""
 
 from __future__ import annotations
 

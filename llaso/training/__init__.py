@@ -1,1 +1,1 @@
-"""Both training stages: recipes, collator, sampler and the Trainer that reads them."""
+"""Trains both stages: recipes, rows and batches, the run itself, its cost, and the paper's experiments."""

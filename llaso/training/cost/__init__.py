@@ -1,1 +1,1 @@
-"""What a run would cost, before it starts: parameters, FLOPs, memory and steps."""
+"""Estimates what a run would cost before it starts: parameters, FLOPs, memory and steps."""

@@ -41,18 +41,18 @@ KNOWN_LLMS = {"meta-llama/Llama-3.2-3B-Instruct": LLAMA_3_2_3B}
 ANSWER_SHARE = 0.4
 """Share of a row's text that is the answer, for which logits are computed."""
 BYTES_GRADIENT, BYTES_ADAM = 4, 8
-"""Bytes a parameter: of float32 gradients, and of Adam's two moments."""
+"""Bytes per trainable parameter: 4 for its float32 gradient, 8 for Adam's two float32 moments."""
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class MeanRows:
-    """The means of a corpus.
+    """The size of a corpus and of its mean row.
 
     Attributes:
-        count: rows of an epoch.
-        text: tokens of a row that are not audio.
-        windows: of audio in a row.
+        count: number of rows of an epoch.
+        text: mean number of tokens of a row that are not audio.
+        windows: mean number of audio windows of a row.
         frames: mel frames of a window.
         padding: share of what the LLM computes that is padding; None if no corpus is at hand.
         steps: optimizer steps of an epoch.
@@ -71,15 +71,15 @@ class RunCost:
     """What a run would cost.
 
     Attributes:
-        network: whose sizes these are.
-        parts: of the network, trainable or not.
-        rows: of the corpus.
+        network: the folder, Hub id or recipe that the network's sizes come from.
+        parts: parameters of each part of the network, trainable or not.
+        rows: number of rows of the corpus.
         tokens: of one epoch, after audio expansion, padding left out.
         padding: share of what the LLM computes that is padding; None if no corpus is at hand.
-        steps: of the run.
+        steps: number of optimizer steps of the run.
         batch: rows of one step, all processes together.
-        memory: bytes on one device by purpose, unsharded, when most are held.
-        flops: of the whole run, padding left out.
+        memory: bytes on one device by purpose, unsharded, at the peak.
+        flops: number for the whole run, padding left out.
     """
 
     network: str
@@ -169,7 +169,7 @@ def dry_run(recipe: str | Path | Recipe, overrides: Iterable[str] = ()) -> RunCo
 
 
 def weigh(recipe: Recipe, config: LlasoConfig, shape: BatchShape) -> tuple[list[PartReport], OperatorCounter]:
-    """Build the recipe's network from shapes, and count what its parts and one micro-batch cost."""
+    """Build the recipe's network from shapes; count its parameters, and the FLOPs and memory of one micro-batch."""
     with torch.device("meta"):
         model = LlasoForConditionalGeneration(config).float()  # as in training, whatever type its folder holds
         frozen = set_up_parts(model, recipe)
@@ -253,7 +253,7 @@ def config_of(recipe: Recipe) -> LlasoConfig:
         )
     if (
         Path(str(choice.encoder)).is_dir() and Path(str(choice.llm)).is_dir()
-    ):  # audio's tokens make the vocabulary grow
+    ):  # the audio tokens enlarge the vocabulary
         placeholder = new_processor(str(choice.encoder), str(choice.llm)).audio_token_id
         text = text | {"vocab_size": max(placeholder, text["vocab_size"])}
     return LlasoConfig(

@@ -51,10 +51,10 @@ class BatchShape:
     """The shape of a micro-batch whose rows are equally long.
 
     Attributes:
-        rows: how many.
+        rows: number of rows.
         text: tokens of a row that are not audio.
-        answers: of them, those that are learned.
-        windows: of audio, of all rows together.
+        answers: those of the `text` tokens that carry a loss.
+        windows: audio windows of all rows together.
         frames: mel frames of a window.
     """
 
@@ -71,7 +71,7 @@ class OperatorCounter(TorchDispatchMode):
     Attributes:
         flops: by purpose.
         live: bytes by purpose, now.
-        peak: bytes by purpose, at the moment of most.
+        peak: bytes by purpose, at the moment when their total is largest.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -37,12 +37,12 @@ from ..run.resume import RECIPE, decisive
 from ..run.train import train
 
 UNSEEN_TASKS = ("IP", "SCR")
-"""Held out of training by default, if the corpus has them."""
+"""Tasks held out of training by default, if the corpus has them."""
 GATE_SHARES = (0.1, 0.3, 1.0)
 """Shares of Stage 1's usual length that the experiment `gate` tries."""
 FEW_TASKS = 3
 LOOK_AGAIN = 2.0
-"""Seconds between two attempts at runs that other processes hold."""
+"""Seconds to wait before trying again to start runs whose folders other processes have locked."""
 ROWS_AT_ONCE, ANSWER_TOKENS = 32, 64
 """Rows answered together, and tokens of an answer at most, as in the quickstart."""
 
@@ -53,7 +53,7 @@ Evaluate = Callable[[Path, Path, Path, int], Scores]
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the experiments train on and with: the layout that `llaso quickstart` leaves."""
+    """The corpora and backbones that the experiments read, in the folder layout that `llaso quickstart` writes."""
 
     folder: Path
 
@@ -337,7 +337,7 @@ class _Runs:
         return train(recipe, out, report=lambda line: self.report(f"    {line}"))
 
     def _folder_of(self, recipe: Recipe, stage: str) -> Path:
-        """Return the folder of a run with the same result, whatever it logs or saves; else the name of a new one."""
+        """Return the folder of a run whose result-deciding settings are the same; otherwise the path of a new one."""
         settings = decisive(recipe.to_dict())
         for file in sorted(self.folder.glob(f"{stage}-*/{RECIPE}")):
             if decisive(yaml.safe_load(file.read_text(encoding="utf-8"))) == settings:

@@ -1,1 +1,1 @@
-"""What one run is told: the recipe's dataclasses, the loader of its YAML file, and the recipes."""
+"""Holds the recipe's dataclasses (every setting of a run), the loader of its YAML file, and the recipes."""

@@ -89,7 +89,7 @@ class BatchChoice:
 
 @dataclass(frozen=True)
 class PartOptimizerChoice:
-    """Optimizer settings of one part; unset: those of the whole model."""
+    """Optimizer settings of one part; an unset one is that of the whole model."""
 
     learning_rate: Annotated[float, ABOVE_0] | None = None
     weight_decay: Annotated[float, AT_LEAST_0] | None = None
@@ -101,7 +101,7 @@ class OptimizerChoice:
 
     learning_rate: Annotated[float, ABOVE_0]
     epochs: Annotated[float, ABOVE_0] = 1.0
-    max_steps: Annotated[int, AT_LEAST_0] = 0  # ends sooner (or, streaming, at all); 0 means epochs decide
+    max_steps: Annotated[int, AT_LEAST_0] = 0  # 0: `epochs` sets the length; needed if `data.streaming`
     warmup_ratio: Annotated[float, BELOW_1] = 0.0
     schedule: Schedule = "cosine"  # of transformers' Trainer
     weight_decay: Annotated[float, AT_LEAST_0] = 0.0
@@ -143,7 +143,7 @@ class WatchChoice:
     evaluate_every: Annotated[int, AT_LEAST_0] = 0  # steps; 0 means only at the end
     evaluate_rows: Annotated[int, AT_LEAST_0] = 64  # held-out ASR rows transcribed each time
     final_rows: Annotated[int, AT_LEAST_0] = 512  # and after the last step
-    gate_wer: Annotated[float, AT_LEAST_0] | None = None  # the word error rate to come under
+    gate_wer: Annotated[float, AT_LEAST_0] | None = None  # the word error rate must be below this
     max_loss_jump: Annotated[float, ABOVE_1] = 10.0  # times the recent median loss; above it the run stops
     reporters: tuple[str, ...] = ("auto",)  # of transformers' Trainer; auto: trackio if installed
 
@@ -164,7 +164,7 @@ class Recipe:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be trained, with the remedy."""
+        """Raise a ValueError, with the remedy, for settings that cannot be trained."""
         check_ranges(self, "recipe")
         if not self.train:
             raise ValueError("recipe: `train` names no part; choose among encoder, projector, llm")

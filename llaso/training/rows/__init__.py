@@ -1,1 +1,1 @@
-"""From a corpus to batches: rows, their lengths, the plan of batches, and the encoder cache."""
+"""Turns a corpus into batches: rows, their lengths, the plan of batches, and the encoder cache."""

@@ -18,7 +18,7 @@ from torch.utils.data import Sampler
 
 Item = TypeVar("Item")
 Batch = list[tuple[Item, int]]
-"""A micro-batch: rows, or their numbers, with their lengths."""
+"""A micro-batch: rows, or their numbers, with their lengths in tokens."""
 
 
 def seeded(*parts: object) -> np.random.Generator:

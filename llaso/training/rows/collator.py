@@ -1,7 +1,7 @@
 """Turns rows into one padded batch.
 
 The processor writes the prompt, cuts and transforms the audio and counts its tokens; labels come from its chat
-template's assistant mask, so this module knows no prompt text and no audio formula. Rows without audio, with one clip
+template's assistant mask, so this module contains no prompt text and no audio formula. Rows without audio, with one clip
 and with several may share a batch.
 """
 
@@ -35,8 +35,8 @@ class Example:
     """One row, ready to be padded.
 
     Attributes:
-        id: of the row.
-        task: of the row.
+        id: the row's id.
+        task: the code of the row's task.
         input_ids: `(tokens,)`, audio expanded.
         labels: `(tokens,)`, `IGNORED` outside the answers.
         windows: the audio, window after window: log-mel `(mels, frames)`, or, if `encoded`, the encoder's output
@@ -138,7 +138,7 @@ class RowEncoder:
         return torch.tensor(tokens["input_ids"]), written
 
     def _encoded(self, clips: Sequence[Clip]) -> list[tuple[int, list[torch.Tensor]]]:
-        """Return of every clip its number of tokens and its windows of kept encoder output."""
+        """Return, for each clip, its number of tokens and its windows of cached encoder output."""
         assert self.cache is not None
         kept = [self.cache.get(clip_key(clip_bytes(clip))) for clip in clips]
         return [(audio_tokens_of(windows, self.processor.projector_stride), windows) for windows in kept]
@@ -155,7 +155,7 @@ class Collator:
     Attributes:
         encode: turns a row into an example.
         skip_bad_rows: leave a row that cannot be learned from out, with a warning, instead of raising.
-        also: returns more inputs for the batch's rows, e.g. a teacher's.
+        also: called with the batch's rows; returns more inputs, e.g. the teacher's.
     """
 
     encode: RowEncoder
@@ -201,7 +201,7 @@ def pad(examples: Sequence[Example], pad_token_id: int) -> dict[str, Any]:
 
 
 class TeacherCollator:
-    """The transcribed rows of a batch as the teacher reads them.
+    """Builds the teacher's inputs: the transcribed rows of a batch, with the transcript in place of the audio.
 
     Args:
         encode: the student's encoder of rows, whose template and length limit it shares.

@@ -31,7 +31,7 @@ from .row_lengths import COMPARED, length_rule, lengths_of
 logger = logging.getLogger(__name__)
 
 Windows = Callable[[int], Iterator[list[tuple[Any, int]]]]
-"""From an epoch to its windows of `(row or row number, length)`."""
+"""A function from the number of an epoch to its windows of `(row or row number, length in tokens)`."""
 
 
 @dataclass
@@ -152,7 +152,7 @@ def decode_audio(row: Row, sampling_rate: int) -> list[np.ndarray]:
 
 
 def log_mels(row: Row, processor: LlasoProcessor) -> list[tuple[int, list[torch.Tensor]]]:
-    """Return of each of a row's clips its audio tokens and its windows of log-mel, `(mels, frames)` each."""
+    """Return, for each clip of a row, its number of audio tokens and its log-mel windows, `(mels, frames)` each."""
     clips = []
     for samples in decode_audio(row, processor.feature_extractor.sampling_rate):
         cuts = processor.audio_windows(len(samples))

@@ -145,7 +145,8 @@ def fingerprint(model: LlasoForConditionalGeneration, processor: LlasoProcessor,
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
     settings = {
         "padding": processor.audio_padding,
-        "windows": processor.max_audio_len // processor.feature_extractor.chunk_length,  # kept: caches are known by it
+        # Must not change: it is part of the digests by which existing caches are found.
+        "windows": processor.max_audio_len // processor.feature_extractor.chunk_length,
         "features": processor.feature_extractor.to_dict(),
         "precision": precision,
     }

@@ -33,7 +33,7 @@ COMPARED = 64
 WORTH_TELLING = 100_000
 """Number of rows above which counting takes so long that a warning says why."""
 CHARACTERS_PER_TOKEN = 4
-"""Of a usual tokenizer: estimates a text's length if there is no processor to count with."""
+"""Characters per token of a usual tokenizer: estimates a text's length if no processor counts it."""
 
 
 def lengths_of(table: datasets.Dataset, processor: LlasoProcessor | None, where: str, workers: int = 0) -> np.ndarray:
@@ -126,7 +126,7 @@ def _counted(table: datasets.Dataset, processor: LlasoProcessor | None, workers:
         try:
             messages = clean_messages(row)
         except ValueError:
-            return {"length": 1}  # as `row_length` has it
+            return {"length": 1}  # the value that `row_length` returns for a row that cannot be counted
         clips = sum(part["type"] == "audio" for message in messages for part in message["content"])
         if clips > 1 or (clips and not _known_seconds(row)):
             return {"length": 0}

@@ -1,4 +1,4 @@
-"""Distillation from the text LLM: the teacher reads the transcript, the student hears the speech, and both answer."""
+"""Distils the text LLM into the speech model: the teacher's input has the transcript, the student's the audio."""
 
 from __future__ import annotations
 

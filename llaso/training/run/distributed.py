@@ -50,7 +50,7 @@ def plain_errors() -> Iterator[None]:
 
 
 def gathered(thing: Any) -> list[Any]:
-    """Gather one object of every process, in the order of their ranks; a collective."""
+    """Gather one object of every process, in the order of their ranks. A collective: every process must call it."""
     if not torch.distributed.is_initialized():
         return [thing]
     things: list[Any] = [None] * torch.distributed.get_world_size()

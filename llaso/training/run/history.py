@@ -36,7 +36,7 @@ class TrainResult:
         loss: mean loss of an answer token over the last tenth of the run.
         wer: word error rate on held-out rows after the last step; None if no row was held out.
         wer_words: reference words it was counted on.
-        gate_wer: the rate to come under, as the recipe has it.
+        gate_wer: the recipe's limit; a word error rate below it passes.
         seconds: wall time of the last process that trained it; resumed runs do not add up.
         skipped: rows left out because they could not be read, counted each time they came up.
     """

@@ -44,9 +44,9 @@ CHANGEABLE = (
     "optimizer.max_steps",
     "optimizer.epochs",
 )
-"""Settings that a resumed run may change if it is told to by name."""
+"""Settings that a resumed run may change if `--change` names them."""
 MEASURES = ("batch.accumulation", "watch.final_rows")
-"""Those of them that change a run's result: the rows of a step, and of the last word error rate."""
+"""Those of `MAY_CHANGE` that change a run's result: the rows of a step, and of the last word error rate."""
 ROWS_AT_ONCE = 100_000
 
 
@@ -158,7 +158,7 @@ def refuse_other_rows(out: Path, plan: StepPlan) -> None:
     """Compare the rows with those that the run in a folder began with, if it holds one.
 
     Raises:
-        ValueError: they are others.
+        ValueError: the rows differ.
     """
     earlier = _read(out)
     if earlier is not None and earlier.data != plan.data:

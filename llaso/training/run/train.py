@@ -37,7 +37,7 @@ from .trainer import LlasoTrainer, export
 logger = logging.getLogger(__name__)
 
 NORM_ROWS = 8
-"""Rows whose vectors are measured at the start."""
+"""Number of rows whose audio embeddings are measured at the start."""
 
 
 def train(
@@ -119,13 +119,13 @@ def _train(recipe: Recipe, out: Path, plan: StepPlan, main_process: bool, report
 
 
 def _report_norms(trainer: LlasoTrainer, rows: TrainingRows, report: Report) -> None:
-    """Say how large projected audio is beside the text's embeddings, on a few rows with audio."""
+    """Report the norms of audio and text embeddings, on a few rows with audio."""
     if trainer.shards or not isinstance(rows.corpus, NumberedCorpus):
         return
     encode = RowEncoder(trainer.processor, rows.collator.encode.max_length)
     examples = []
     for number in range(min(NORM_ROWS, rows.corpus.rows)):
-        with contextlib.suppress(ValueError):  # training names the rows that cannot be read
+        with contextlib.suppress(ValueError):  # unreadable rows are reported when training reaches them
             examples.append(encode(rows.corpus[number]))
     batch = pad(examples, trainer.processor.tokenizer.pad_token_id)
     if "input_features" in batch:

@@ -47,11 +47,11 @@ from .step_timer import BACKWARD, ENCODER, LLM, OPTIMIZER, READING, SAVING, Mark
 logger = logging.getLogger(__name__)
 
 CALM_STEPS = 20
-"""Steps before a jump of the loss counts as an explosion, and the steps its median is taken over."""
+"""Steps after which a jump of the loss counts as an explosion, and the number of steps in its median."""
 NAMED_ROWS = 8
 """Rows that are named when a run diverges."""
 SUMS = ("loss_sum", "answer_tokens", "micro_losses", "tokens", "padded", "skipped", "micro_batches")
-"""Of a step, over its micro-batches and all processes."""
+"""Numbers of a step's record that are summed over its micro-batches and all processes."""
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 """Errors that a full disk causes: Python's own, torch.save's, safetensors'."""
 
@@ -112,7 +112,7 @@ class LlasoTrainer(Trainer):
 
     @property
     def unwrapped(self) -> LlasoForConditionalGeneration:
-        """The model without what accelerate wraps it in."""
+        """The model without the wrappers that accelerate puts around it."""
         return self.accelerator.unwrap_model(self.model)
 
     @property
@@ -257,7 +257,7 @@ class LlasoTrainer(Trainer):
     def _get_num_items_in_batch(
         self, batch_samples: list[dict[str, Any]], device: torch.device
     ) -> torch.Tensor | None:
-        """Answer tokens of a whole step, of all micro-batches and processes; `paper` does not count them."""
+        """Count the answer tokens of a whole step, over all micro-batches and processes; not counted under `paper`."""
         if not self.per_token or not batch_samples:
             return None
         count = torch.stack([(batch["shift_labels"] != IGNORED).sum() for batch in batch_samples]).sum()
@@ -274,7 +274,7 @@ class LlasoTrainer(Trainer):
         return grad_norm
 
     def _record_step(self, grad_norm: float | None) -> None:
-        """Sum the step up over its micro-batches and all processes, check it, and keep its record."""
+        """Sum a step's numbers over its micro-batches and all processes, check them, and write the step's record."""
         parts, self.step_parts = self.step_parts, []
         everyone = gathered(_summary(parts) | {"stop": self.asked_to_stop()})
         total = {name: sum(one[name] for one in everyone) for name in SUMS}
@@ -451,7 +451,7 @@ def training_arguments(recipe: Recipe, steps: int) -> TrainingArguments:
     )
     if arguments.n_gpu > 1:
         logger.warning("of %d GPUs one is used; `accelerate launch` takes them all", arguments.n_gpu)
-        arguments._n_gpu = 1  # or the Trainer would copy the model to all of them from this one process
+        arguments._n_gpu = 1  # otherwise the Trainer would use DataParallel over all visible GPUs
     return arguments
 
 
@@ -526,7 +526,7 @@ def export(trainer: LlasoTrainer, folder: Path) -> None:
                     add_lora(model, trainer.recipe.lora)
             missing, unexpected = model.load_state_dict(
                 state, strict=False, assign=True
-            )  # in the types it was held in
+            )  # in the types in which it was trained
             assert not unexpected and set(missing) <= set(model.all_tied_weights_keys), (missing, unexpected)
             model.tie_weights()
             model.generation_config = generation_config
