@@ -53,7 +53,7 @@ def alone_in(folder: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def one_at_a_time(folder: Path, report: Callable[[str], None]) -> Iterator[int]:
-    """Hold a folder as `alone_in` does, after waiting for the process that holds it; `report` takes a line on the wait.
+    """Hold a folder as `alone_in` does, after waiting for its holder; `report` takes a line about the wait.
 
     Raises:
         OSError: the lock cannot be written.

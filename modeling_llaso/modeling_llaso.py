@@ -136,7 +136,7 @@ class LlasoEncoder(WhisperEncoder):
 
 
 class LlasoMultiModalProjector(nn.Module):
-    """Pools by the configuration's stride, then applies two linear layers into the language model's embedding space."""
+    """Pools by the configuration's stride, then projects by two linear layers into the language model's embeddings."""
 
     def __init__(self, config: LlasoConfig):
         super().__init__()

@@ -1,7 +1,7 @@
 """Turns rows into one padded batch.
 
 The processor writes the prompt, cuts and transforms the audio and counts its tokens; labels come from its chat
-template's assistant mask, so this module contains no prompt text and no audio formula. Rows without audio, with one clip
+template's assistant mask, so prompt text and audio formulas are not repeated here. Rows without audio, with one clip
 and with several may share a batch.
 """
 
