@@ -210,6 +210,8 @@ def _chosen(arguments: argparse.Namespace) -> SourcesFile:
     chosen = sources_file.read(arguments.sources)
     if arguments.processor:
         chosen.settings["processor"] = arguments.processor
+    if chosen.settings.get("processor"):
+        import modeling_llaso  # noqa: F401 - makes LLaSO known to transformers' Auto classes
     return chosen
 
 
@@ -302,6 +304,8 @@ def _import(arguments: argparse.Namespace) -> int:
         raise ValueError("say where the audio lies (--audio-root DIR), or leave it out (--without-audio)")
     if arguments.without_audio and arguments.audio_root is not None:
         raise ValueError("either with audio (--audio-root DIR) or without it (--without-audio), not both")
+    if arguments.processor:
+        import modeling_llaso  # noqa: F401 - makes LLaSO known to transformers' Auto classes
     root = None if arguments.without_audio else arguments.audio_root
     report = import_release(
         arguments.folder,

@@ -379,6 +379,9 @@ def _generation_options(parser: argparse.ArgumentParser) -> None:
 def _generate(arguments: argparse.Namespace) -> int:
     from eval_suite.generate import generate
 
+    if not arguments.endpoint:
+        import modeling_llaso  # noqa: F401 - makes LLaSO known to transformers' Auto classes
+
     out = generate(
         _function(arguments.callable) if arguments.callable else arguments.model,
         arguments.data,
