@@ -12,8 +12,8 @@ def add_parser(commands) -> None:
     quickstart = commands.add_parser(
         "quickstart",
         help="corpora, both training stages, evaluation and report, at laptop scale",
-        description="The whole journey on a machine without GPU or Hub. Stop it at any moment: the same command goes "
-        "on from there, and does nothing if all is done. Exit code 1: Stage 1 did not pass its gate.",
+        description="Build small corpora, train both stages, evaluate and write a report, without GPU or Hub. The "
+        "same command resumes a stopped run and does nothing if all is done. Exit code 1: Stage 1 missed its gate.",
     )
     quickstart.add_argument(
         "--out", type=some_text, default="runs/quickstart", metavar="DIR", help="folder for everything that it makes"

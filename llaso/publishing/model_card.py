@@ -38,7 +38,7 @@ class CardWording:
 
 QUICKSTART = CardWording(
     "LLaSO, trained by the quickstart",
-    "To see the whole journey run, to try code against a real checkpoint, and to start experiments from. It knows a\n"
+    "To see every stage run, to try code against a real checkpoint, and to start experiments from. It knows a\n"
     "small spoken world, in English. It is no general speech recognizer.",
     "It was never shown speech outside its small world, other languages, or more than a few seconds at a time.\n"
     "Gender and accent are those of synthetic voices; nothing it says of a person's voice means anything.",

@@ -1,4 +1,4 @@
-"""The whole journey at minimum size: killed on the way, finished by the same command, then used as a stranger would.
+"""The quickstart at minimum size: killed on the way, finished by the same command, then used as a stranger would.
 
 The model it leaves has learned nothing: what is tested is that every door opens on what the room before it wrote.
 """
