@@ -44,19 +44,24 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def table(
-    path: Path, delimiter: str = ",", columns: Iterable[str] = ()
+    path: Path, delimiter: str = ",", columns: Iterable[str] = (), *, strict: bool = False
 ) -> Iterator[tuple[int, dict[str, str] | Reject]]:
     """Yield numbered rows of a table with a header; quotes have a meaning in CSV and none in TSV.
 
     A row that is not UTF-8, or has more or fewer cells than the header, comes as a `Reject`.
 
+    Args:
+        path: the file.
+        delimiter: between cells.
+        columns: that the header must have.
+        strict: refuse quotes that are not paired, which would swallow the rows after them.
+
     Raises:
         ValueError: a column of `columns` is not in the header, or the file is no table.
     """
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(
-            file, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
-        )
+        quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
+        reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=strict)
         try:
             header = next(reader, [])
             if absent := [column for column in columns if column not in header]:
@@ -74,7 +79,8 @@ def table(
                 else:
                     yield reader.line_num, dict(zip(header, cells, strict=True))
         except csv.Error as error:
-            raise ValueError(f"{path}:{reader.line_num}: {error}") from error
+            remedy = "; write a quote within a cell twice, and quotes around the cell" if strict else ""
+            raise ValueError(f"{path}:{reader.line_num}: {error}{remedy}") from error
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict | Reject]]:

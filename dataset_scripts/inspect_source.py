@@ -68,7 +68,8 @@ def inspect(said: str) -> str:
     lines = [head, yaml.safe_dump({"sources": {name: block}}, sort_keys=False, allow_unicode=True).rstrip()]
     lines += ["# Rows:", *(f"#   {_shown(row)}" for row in rows[:SHOWN])]
     lines += ["# Not known:", *(f"#   {each}" for each in _unknown(rows, paths, columns, tasks, license))]
-    return "\n".join(lines) + "\n"
+    comments = [" ".join(line.splitlines()) for line in (head, *lines[2:])]  # a line break in a value ends no comment
+    return "\n".join([comments[0], lines[1], *comments[1:]]) + "\n"
 
 
 def _first_rows(said: str) -> tuple[str, dict[str, Any], list[Mapping[str, Any]], str]:

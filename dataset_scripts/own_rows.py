@@ -56,13 +56,29 @@ def manifest_rows(path: Path, split: str = "") -> Iterator[FoundRow | Reject]:
         return
     delimiter = {".csv": ",", ".tsv": "\t"}.get(path.suffix)
     one_a_line = path.name.removesuffix(".gz").endswith(".jsonl")
-    for number, row in table(path, delimiter) if delimiter else json_lines(path) if one_a_line else records(path):
+    for number, row in _table(path, delimiter) if delimiter else json_lines(path) if one_a_line else records(path):
         if isinstance(row, Reject):
             yield row
         elif row.get("type") in _CUTS:
             yield from _cut_rows(f"{path}:{number}", row, path.parent, split)
         else:
             yield FoundRow(f"{path}:{number}", row, path.parent, split)
+
+
+def _table(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, str] | Reject]]:
+    """Yield the rows of a table.
+
+    Raises:
+        ValueError: its first line names no columns, or its quotes are not paired.
+    """
+    header = next((line for _, line in lines(path) if isinstance(line, str)), "")
+    if delimiter not in header and (other := next((sign for sign in ";\t,|" if sign in header), "")):
+        wanted = "commas" if delimiter == "," else "tabs"
+        raise ValueError(f"{path}: its first line has {other!r} between columns; write {path.suffix} with {wanted}")
+    for cell in header.split(delimiter):
+        if Path(cell.strip(' "')).suffix.lower() in AUDIO_SUFFIXES:
+            raise ValueError(f"{path}: its first line holds the recording {cell.strip()}; write a line of names above it")
+    return table(path, delimiter, strict=True)
 
 
 def manifest_fault(path: Path) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llaso_common.tasks import CATEGORIES, MODALITIES, PAPER_TASKS, AnswerKind, Task
+from llaso_common.tasks import CATEGORIES, PAPER_TASKS, AnswerKind, Task
 
 from .instructions import STYLES, read_instructions
 from .sources.base import nearest
@@ -57,7 +58,7 @@ def _read_task(file: Path, code: str, entry: Any) -> Task:
     if not isinstance(entry, Mapping):
         raise ValueError("give its keys, as `{kind: closed, labels: [low, high], instructions: urgency.txt}`")
     kind = entry.get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         said = f"unknown kind {kind!r}; {nearest(str(kind), KINDS)}" if "kind" in entry else ""
         raise ValueError(f"kind: {said}choose one of {', '.join(KINDS)}")
     known = KEYS | KEYS_OF_KIND.get(kind, set())
@@ -83,7 +84,7 @@ def _read_task(file: Path, code: str, entry: Any) -> Task:
         category=_one_of("category", entry.get("category", category), CATEGORIES),
         answer=answer,
         formats=tuple(
-            _one_of("formats", one, MODALITIES) for one in _texts("formats", entry.get("formats", list(FORMATS)))
+            _one_of("formats", one, FORMATS) for one in _texts("formats", entry.get("formats", list(FORMATS)))
         ),
         numbers=_bounds(entry.get("bounds")) if kind == "number" else None,
         labels=labels,
@@ -97,6 +98,8 @@ def _text(key: str, value: Any) -> str:
     """Return a value that has to be text; YAML reads no, yes and 3 as something else."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{key}: {value!r} is not text; write it in quotes")
+    if value != (plain := " ".join(value.split())):
+        raise ValueError(f"{key}: {value!r} has spaces around it, several together or a line break; write {plain!r}")
     return value
 
 
@@ -114,7 +117,8 @@ def _one_of(key: str, value: Any, known: tuple[str, ...]) -> str:
 
 def _bounds(value: Any) -> tuple[float, float]:
     numbers = value if isinstance(value, list) else []
-    if len(numbers) != 2 or not all(type(one) in (int, float) for one in numbers) or not numbers[0] < numbers[1]:
+    usable = len(numbers) == 2 and all(type(one) in (int, float) and math.isfinite(one) for one in numbers)
+    if not usable or not numbers[0] < numbers[1]:
         said = "missing" if value is None else f"{value!r} is no range"
         raise ValueError(f"bounds: {said}; give the lowest and the highest answer, as `bounds: [0, 110]`")
     return numbers[0], numbers[1]

@@ -177,7 +177,7 @@ class RowMapping:
         Raises:
             ValueError: it names none, or the file is missing.
         """
-        if isinstance(clip, dict) and "stored" in clip:
+        if isinstance(clip, dict) and clip.keys() == {"stored", "name"} and isinstance(clip["stored"], str):
             return Recording(str(base / clip["stored"]), name=clip["name"])
         path, name = (clip.get("path"), clip.get("name")) if isinstance(clip, dict) else (clip, "")
         if not isinstance(path, str) or not path:
@@ -266,6 +266,7 @@ class RowMapping:
                     heard.append(left.pop(0))
                 else:
                     raise ValueError("messages have more places for audio than there are clips")
+            role = str(role)
             messages.append((ROLES.get(role, role), [part for part in parts if part != ""]))
         if (strange := {role for role, _ in messages} - {"system", "user", "assistant"}) or messages[-1][
             0
@@ -292,7 +293,9 @@ class RowMapping:
         """Return an id that does not depend on where the row stands: its own, or its recording's name and a hash."""
         said = _text(self._value(found.values, "id"))
         if said:
-            return re.sub(r"[^\w.\-/]", "_", said, flags=re.ASCII)
+            plain = re.sub(r"[^\w.\-/]", "_", said, flags=re.ASCII)
+            mark = sha256(said.encode(errors="surrogatepass")).hexdigest()[:10]
+            return plain if plain == said else f"{plain}-{mark}"  # ids that differ in other signs alone stay apart
         content = json.dumps(found.values, sort_keys=True, default=str).encode(errors="surrogatepass")
         stem = found.name or (Path(sound[0].path).stem if sound else "row")
         return re.sub(r"[^\w.\-/]", "_", f"{stem[:80]}-{sha256(content).hexdigest()[:10]}", flags=re.ASCII)
@@ -376,12 +379,12 @@ def _parts(content: Any) -> Iterator[dict[str, Any]]:
 
 
 def _text(value: Any) -> str:
-    """Return a text, or a number or truth as a text, without space around it; "" for nothing.
+    """Return a text, or a number or truth as a text, without space around it; "" for nothing, as pandas' NaN is.
 
     Raises:
         ValueError: it is a list or a dictionary.
     """
-    if value is None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if not isinstance(value, str | int | float):
         raise ValueError("a value that should be text is a list or has columns of its own")

@@ -5,6 +5,7 @@ Takes the block as YAML gives it; gives a `Source` like those of the named corpo
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -74,6 +75,21 @@ def source_of(name: str, block: Mapping[str, Any], base: Path) -> Source:
     if fault := mapping.missing(row.values for row in _rows(block, base) if isinstance(row, FoundRow)):
         raise ValueError(f"columns: {fault}")
     return source
+
+
+def readings(source: Source) -> dict[tuple[str, ...], str]:
+    """Return what a block reads, as "calls.jsonl for ASR", by file (or part of a data set), task and column."""
+    block, found = source.options, dict[tuple[str, ...], str]()
+    columns, kind = block.get("columns", {}), _kind(block)
+    if kind == "dataset":
+        said = (block["dataset"], block.get("config", ""))
+        parts = [(*said, name) for names in _by_split(block.get("splits", "")).values() for name in names]
+    else:
+        parts = [(str(path.resolve()),) for path in _paths(block, source.root or Path())]
+    for part in parts:
+        for code, name in _tasks_of(block).items():
+            found[(*part, code, columns.get(name, name))] = f"{' '.join(filter(None, part))} for {code}"
+    return found
 
 
 def _read(root: Path, **block: Any) -> Iterator[Item | Reject]:
@@ -240,13 +256,17 @@ def _check_options(block: Mapping[str, Any]) -> None:
 
 def _check_paths(kind: str, said: Any) -> None:
     """Raise ValueError unless paths are a text, a list of texts, or either by split."""
-    for split, paths in _by_split(said).items():
+    named = _by_split(said)
+    for split, paths in named.items() or [("", [])]:
         if not paths or not all(isinstance(path, str) and path for path in paths):
             raise ValueError(
                 f"{kind}: say a path, a list of paths, or paths by split, as `{{train: a.jsonl, test: b.jsonl}}`"
             )
-        if split and split not in SPLITS:
-            raise ValueError(f"{kind}: no split {split!r}; {nearest(split, SPLITS)}there are {', '.join(SPLITS)}")
+        if split not in SPLITS and (split != "" or isinstance(said, Mapping)):
+            raise ValueError(f"{kind}: no split {split!r}; {nearest(str(split), SPLITS)}there are {', '.join(SPLITS)}")
+    given = [os.path.normpath(path) for paths in named.values() for path in paths]
+    if twice := next((path for path in given if given.count(path) > 1), None):
+        raise ValueError(f"{kind}: {twice} is named twice: its rows would count twice; name it once")
 
 
 def _check_tasks(block: Mapping[str, Any]) -> None:

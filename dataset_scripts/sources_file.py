@@ -114,15 +114,19 @@ def read(path: Path) -> SourcesFile:
         raise ValueError(f"no sources file {path}: `llaso data sources` prints one to fill in") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deep to be read") from error
     if not isinstance(content, dict) or not isinstance(content.get("sources"), dict) or not content["sources"]:
         raise ValueError(
             f"{path}: say which corpora to read, as\nsources:\n  librispeech: /data/LibriSpeech\n"
             "`llaso data sources` prints a file to fill in"
         )
     _check_known(f"{path}: unknown key", content, {"sources", "tasks"} | SETTINGS | EXECUTORS)
+    if wrong_names := [name for name in content["sources"] if not isinstance(name, str)]:
+        raise ValueError(f"{path}: sources: the name {wrong_names[0]!r} is not text; write it in quotes")
     tasks = read_tasks(path, content["tasks"]) if "tasks" in content else ()
     TASKS.declare(tasks, str(path))  # sources check their facts against them
-    sources = [_source(path, str(name), entry) for name, entry in content["sources"].items()]
+    sources = [_source(path, name, entry) for name, entry in content["sources"].items()]
     if wrong := [fault for source in sources if (fault := source.layout_fault())]:
         raise ValueError(f"{path}: " + "\n\n".join(wrong))
     _check_shared_folders(path, sources)
@@ -194,6 +198,15 @@ def _check_voices(path: Path, voices: Any) -> None:
 
 def _check_shared_folders(path: Path, sources: Sequence[base.Source]) -> None:
     """Raise ValueError if two sources would read the same files: one corpus would be counted twice."""
+    read_by = dict[tuple[str, ...], str]()
+    for source in sources:
+        for reading, what in source_blocks.readings(source).items() if source_blocks.is_block(source.options) else ():
+            if reading in read_by:
+                raise ValueError(
+                    f"{path}: sources: {read_by[reading]} and {source.name} both read {what}: its rows would count "
+                    "twice; name it once"
+                )
+            read_by[reading] = source.name
     for one, other in itertools.combinations(sources, 2):
         if one.root and other.root and one.root.resolve() == other.root.resolve():
             patterns = [way for need in other.needs for way in need.split("|")]

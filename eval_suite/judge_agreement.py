@@ -7,6 +7,7 @@ correlation and mean difference, each with a bootstrap interval over source reco
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -83,11 +84,23 @@ def _read_table(path: Path) -> Ratings:
 
 
 def _table_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8-sig", newline="") as lines:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
+    with io.StringIO(text, newline="") as lines:
         if path.suffix == ".csv":
-            reader = csv.DictReader(lines)
-            for record in reader:
-                yield reader.line_num, record
+            reader = csv.DictReader(lines, strict=True)
+            names = list(reader.fieldnames or ())
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"{path}: its header names {', '.join(twice)} twice")
+            try:
+                for record in reader:
+                    if None in record:
+                        raise ValueError(f"{path}:{reader.line_num}: more cells than the header has")
+                    yield reader.line_num, record
+            except csv.Error as error:
+                raise ValueError(f"{path}:{reader.reader.line_num}: {error}; write a quote within a cell twice") from None
             return
         for number, line in enumerate(lines, start=1):
             if not line.strip():

@@ -24,6 +24,8 @@ from .metrics import METRICS, FileMetrics, ranking_metrics
 from .scored_rows import Scored, ScoredRow
 from .task_metrics import TASKS
 
+SMALLEST = 1e-6
+"""The smallest difference that rows are forecast for."""
 SHIPPED = "power_released.json"
 """Variances between the released systems, made by `llaso eval power FOLDER… --out`."""
 
@@ -116,7 +118,8 @@ def task_errors(systems: Sequence[Scored]) -> dict[str, dict[str, Any]]:
 
     Returns:
         task -> `metric`, `rows`, `recordings`, `unit` and the sorted standard errors `errors` of its pairs. Tasks
-        that fewer than two systems have in one metric, or that rest on one recording, are left out.
+        that fewer than two systems have in one metric, that rest on one recording, or in which no two systems differ
+        on any recording are left out.
     """
     found: dict[str, list[Influence]] = {}
     for system in systems:
@@ -135,7 +138,7 @@ def task_errors(systems: Sequence[Scored]) -> dict[str, dict[str, Any]]:
             for a, b in itertools.combinations(found[task], 2)
             if a.recordings == b.recordings and len(a.recordings) > 1
         ]
-        if pairs:
+        if any(pairs):
             errors[task] = {
                 "metric": first.metric,
                 "rows": first.rows,
@@ -177,6 +180,10 @@ def forecast(
     """
     if difference <= 0 or not 0 < power < 1 or not 0 < level < 1:
         raise ValueError(f"difference {difference}, power {power}, level {level}: give shares above 0 and below 1")
+    if power <= level:
+        raise ValueError(f"power {power}: give more than the level {level}, which a test has without a difference")
+    if difference < SMALLEST:
+        raise ValueError(f"difference {difference}: give {SMALLEST} or more")
     content = {}
     for task, one in errors.items():
         # Two systems that both fail a task in the same way on every row say nothing of how others differ.
@@ -208,7 +215,9 @@ def read_errors(path: Path | str) -> dict[str, Any]:
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        assert content["tasks"] and content["protocol"]
-    except (json.JSONDecodeError, KeyError, TypeError, AssertionError):
+        assert content["tasks"] and content["protocol"] and content["systems"]
+        for one in content["tasks"].values():
+            forecast({"": one}, 1e-2)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError):
         raise ValueError(f"{path}: not a file of `llaso eval power --out`") from None
     return content

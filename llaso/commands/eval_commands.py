@@ -218,7 +218,7 @@ def _power(arguments: argparse.Namespace) -> None:
         f"variances of {len(errors['systems'])} systems, protocol {errors['protocol']}"
     )
     if not found:
-        print("no task has two recordings that two of the systems answered")
+        print("no task has two recordings that two of the systems answered differently")
     heads = ("detectable", "difference", "rows needed", "worst pair")
     print(f"{'task':<9}{'metric':<13}{'rows':>6}" + "".join(f"{head:>13}" for head in heads))
     for task, one in found.items():

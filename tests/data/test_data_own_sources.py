@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Iterable
@@ -348,7 +349,9 @@ def test_ids_follow_the_row_and_not_its_place(tmp_path: Path):
     rows = clips(tmp_path, 6)
     of_rows = lambda name, given: found(only(tmp_path, manifest=str(json_lines(tmp_path / name, given))))[0]  # noqa: E731
     assert {item.id for item in of_rows("a.jsonl", rows)} == {item.id for item in of_rows("b.jsonl", rows[::-1])}
-    assert [item.id for item in of_rows("c.jsonl", [rows[0] | {"id": "a b/c"}])] == ["a_b/c"]
+    given = ["a/c", "甲", "乙", "a b", "a_b", "é1", "ü1"]
+    ids = [item.id for item in of_rows("c.jsonl", [rows[0] | {"id": id} for id in given])]
+    assert len(set(ids)) == len(given) and ids[0] == "a/c" and all(re.fullmatch(r"[\w./-]+", id, re.A) for id in ids)
 
 
 # --- what is wrong ---------------------------------------------------------------------------------------------------
@@ -360,7 +363,7 @@ def test_rows_that_cannot_be_used_are_rejects_with_file_and_line(tmp_path: Path)
     lines = [json.dumps(row).encode() for row in (
         rows[0] | {"text": " "}, rows[0] | {"audio": "no.flac"}, rows[0] | {"audio": "https://x.org/a.wav"},
         rows[0] | {"audio": None}, rows[0] | {"gender": "robot"}, rows[0] | {"text": ["a"]}, {"audio": 3, "text": "x"},
-        rows[0] | {"gender": None},
+        rows[0] | {"gender": None}, rows[0] | {"text": math.nan}, rows[0] | {"audio": {"stored": 3}},
     )]  # fmt: skip
     raw = b"\n".join([*(text.encode() if isinstance(text, str) else text for text in broken), *lines])
     (tmp_path / "rows.jsonl").write_bytes(raw)
@@ -379,6 +382,8 @@ def test_rows_that_cannot_be_used_are_rejects_with_file_and_line(tmp_path: Path)
         "rows.jsonl:9": "a value that should be text is a list or has columns of its own",
         "rows.jsonl:10": "audio is no path",
         "rows.jsonl:11": "SGC: no label",
+        "rows.jsonl:12": "ASR: no transcript",
+        "rows.jsonl:13": "audio is no path",
         "rows.tsv:3": "not as many cells as the header has",
         "rows.tsv:5": "ASR: no transcript",
     }
@@ -386,6 +391,7 @@ def test_rows_that_cannot_be_used_are_rejects_with_file_and_line(tmp_path: Path)
         ["SGC"],
         ["ASR"],
         ["ASR"],
+        ["SGC"],
         ["ASR", "SGC"],
         ["SGC"],
     ]
@@ -453,6 +459,10 @@ def test_kaldi_lhotse_and_folders_that_do_not_fit_together(tmp_path: Path):
         ({"manifest": "rows.jsonl", "eval_share": 2}, "eval_share: 2 is not between 0 and 1"),
         ({"manifest": "rows.jsonl", "folder": "."}, "manifest and folder: a block reads one of them"),
         ({"manifest": {"dev": "rows.jsonl"}}, "manifest: no split 'dev'"),
+        ({"manifest": {3: "rows.jsonl"}}, "manifest: no split 3; there are train"),
+        ({"manifest": {None: "rows.jsonl"}}, "manifest: no split None; there are train"),
+        ({"manifest": {}}, "manifest: say a path, a list of paths"),
+        ({"manifest": {"train": "rows.jsonl", "test": "./rows.jsonl"}}, "manifest: rows.jsonl is named twice"),
         ({"manifest": "rows.txt"}, "rows.txt is no manifest: its name ends in none of"),
         ({"manifest": "other.jsonl"}, "no such file: .*other.jsonl"),
         ({"manifest": "."}, "a folder without wav.scp and text, so not Kaldi's. For audio beside texts say `folder"),
@@ -468,6 +478,34 @@ def test_a_block_that_cannot_be_read_is_one_line_with_the_remedy(tmp_path: Path,
     assert main(["data", "plan", "align", "--sources", str(tmp_path / "sources.yaml")]) == 2
     error = capsys.readouterr().err
     assert re.search(f"sources.yaml: sources: own: .*{said}", error) and error.count("\n") == 1, error
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "said"),
+    [
+        ("a.csv", 'audio,text\n000.flac,"one\n000.flac,two\n', "a.csv:3: unexpected end of data; write a quote"),
+        ("a.csv", 'audio,text\n000.flac,"one\n000.flac,"two\n', "a.csv:3: .*; write a quote within a cell twice"),
+        ("a.csv", "audio;text\n000.flac;one\n", "a.csv: its first line has ';' between columns; write .csv with comm"),
+        ("a.tsv", "audio,text\n000.flac,one\n", "a.tsv: its first line has ',' between columns; write .tsv with tabs"),
+        ("a.csv", "000.flac,one\n000.flac,two\n", "a.csv: its first line holds the recording 000.flac; write a line"),
+    ],
+)
+def test_a_table_that_would_lose_rows_is_refused(tmp_path: Path, capsys, name: str, rows: str, said: str):
+    clips(tmp_path, 1)
+    (tmp_path / name).write_text(rows)
+    (tmp_path / "sources.yaml").write_text(f"sources: {{own: {{manifest: {name}}}}}")
+    for command in (["plan", "align", "--sources", str(tmp_path / "sources.yaml")],
+                    ["sources", "--inspect", str(tmp_path / name)]):  # fmt: skip
+        assert main(["data", *command]) == 2
+        assert re.search(said, capsys.readouterr().err)
+
+
+def test_an_inspected_block_holds_nothing_that_the_rows_say(tmp_path: Path, capsys):
+    pairs = zip(clips(tmp_path, 2), ("a\nevil: 1", "b\rworse: 2"), strict=True)
+    rows = [row | {"mood\nx": label} for row, label in pairs]
+    json_lines(tmp_path / "rows.jsonl", rows)
+    assert main(["data", "sources", "--inspect", str(tmp_path / "rows.jsonl")]) == 0
+    assert list(yaml.safe_load(capsys.readouterr().out)) == ["sources"]
 
 
 # --- counted ---------------------------------------------------------------------------------------------------------

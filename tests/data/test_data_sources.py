@@ -852,6 +852,23 @@ def test_a_file_is_read_by_one_source_only(tmp_path: Path):
         sources_file.read(tmp_path / "s.yaml")
 
 
+def test_two_blocks_do_not_read_the_same_column_of_a_file_for_the_same_task(tmp_path: Path):
+    text(tmp_path / "a.jsonl", '{"audio": "a.wav", "text": "x", "raw": "X"}\n')
+    block = "{manifest: %s, tasks: {ASR: %s}}"
+    text(tmp_path / "s.yaml", f"sources: {{one: {block % ('a.jsonl', 'text')}, two: {block % ('a.jsonl', 'raw')}}}")
+    assert len(sources_file.read(tmp_path / "s.yaml").sources) == 2
+    text(tmp_path / "s.yaml", f"sources: {{one: {block % ('a.jsonl', 'text')}, two: {block % ('./a.jsonl', 'text')}}}")
+    with pytest.raises(ValueError, match=r"one and two both read .*a.jsonl for ASR: its rows would count twice"):
+        sources_file.read(tmp_path / "s.yaml")
+
+
+@pytest.mark.parametrize("name", ["~", "yes", "3"])
+def test_a_source_whose_name_yaml_reads_as_something_else_is_refused(tmp_path: Path, name: str):
+    text(tmp_path / "s.yaml", f"sources: {{{name}: {{manifest: a.jsonl}}}}")
+    with pytest.raises(ValueError, match="the name .* is not text; write it in quotes"):
+        sources_file.read(tmp_path / "s.yaml")
+
+
 def test_the_printed_sources_file_can_be_filled_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """With every corpus and setting uncommented it is read, and says what the code says by default."""
     assert main(["data", "sources"]) == 0

@@ -451,6 +451,10 @@ def test_people_and_a_judge_agree_by_command(tmp_path, capsys):
         ("a.csv", "file,id,score\nf,1,6\n", "a.csv:2: the score '6' is no whole number from 1 to 5"),
         ("a.csv", "file,id,score\nf,1,good\n", "a.csv:2: the score 'good' is no whole number"),
         ("a.csv", "file,id,score\nf,1,3\nf,1,4\n", "a.csv:3: 1 of f is rated twice"),
+        ("a.csv", "file,id,score,score\nf,1,3,4\n", "a.csv: its header names score twice"),
+        ("a.csv", "file,id,score\nf,1,3,4\n", "a.csv:2: more cells than the header has"),
+        ("a.csv", 'file,id,score,note\nf,1,3,"good\nf,2,4,bad\n', "a.csv:3: unexpected end of data; write a quote"),
+        ("a.csv", b"file,id,score\n\xff,1,3\n", "a.csv is not UTF-8 text"),
         ("a.csv", "", "no rating here"),
         ("a.jsonl", '{"file": "f"', "a.jsonl:1: not JSON"),
         ("a.jsonl", "[3]\n", "a.jsonl:1: expected an object"),
@@ -458,7 +462,7 @@ def test_people_and_a_judge_agree_by_command(tmp_path, capsys):
     ],
 )
 def test_ratings_that_cannot_be_used_are_named(tmp_path, name, text, message):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=re.escape(message)):
         read_ratings(tmp_path / name)
 

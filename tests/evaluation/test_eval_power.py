@@ -102,6 +102,25 @@ def test_one_recording_forecasts_nothing(tmp_path, capsys):
     assert "no task has two recordings" in capsys.readouterr().out
 
 
+def test_systems_that_never_differ_forecast_nothing(tmp_path, capsys):
+    """Their difference has no variance here, which does not mean that no rows are needed."""
+    folders = [str(system(tmp_path / name, 0.8)) for name in "ab"]
+    assert main(["eval", "power", *folders]) == 0
+    assert "no task has two recordings" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--power", "0.01"], "give more than the level 0.05"),
+        (["--level", "0.9"], "power 0.8: give more than the level 0.9"),
+        (["--difference", "1e-300"], "difference 1e-300: give 1e-06 or more"),
+    ],
+)
+def test_a_question_without_an_answer_is_refused(options, said, capsys):
+    assert main(["eval", "power", *options]) == 2 and said in capsys.readouterr().err
+
+
 def test_comparison_says_what_it_could_have_found(tmp_path):
     folders = [system(tmp_path / "a", 0.8), system(tmp_path / "b", 0.7, seed=1)]
     found = compare(folders, resamples=4000)["pairs"][0]["tasks"]["SGC"]
@@ -122,6 +141,8 @@ def test_command(tmp_path, capsys):
     assert main(["eval", "power"]) == 0 and "10 systems" in capsys.readouterr().out
     assert main(["eval", "power", folders[0]]) == 2 and "needs two systems" in capsys.readouterr().err
     assert main(["eval", "power", "--difference", "0"]) == 2
+    out.write_text('{"protocol": "strict", "systems": [1], "tasks": {"ASR": {"primary": {}}}}')  # as scores.json
+    assert main(["eval", "power", "--errors", str(out)]) == 2 and "not a file of" in capsys.readouterr().err
     out.write_text("{}")
     assert main(["eval", "power", "--errors", str(out)]) == 2 and "not a file of" in capsys.readouterr().err
 
