@@ -60,8 +60,12 @@ def table(
         ValueError: a column of `columns` is not in the header, or the file is no table.
     """
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
-        reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=strict)
+        reader = csv.reader(
+            file,
+            delimiter=delimiter,
+            quoting=csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE,
+            strict=strict,
+        )
         try:
             header = next(reader, [])
             if absent := [column for column in columns if column not in header]:

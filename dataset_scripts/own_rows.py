@@ -77,7 +77,9 @@ def _table(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, str] | R
         raise ValueError(f"{path}: its first line has {other!r} between columns; write {path.suffix} with {wanted}")
     for cell in header.split(delimiter):
         if Path(cell.strip(' "')).suffix.lower() in AUDIO_SUFFIXES:
-            raise ValueError(f"{path}: its first line holds the recording {cell.strip()}; write a line of names above it")
+            raise ValueError(
+                f"{path}: its first line holds the recording {cell.strip()}; write a line of names above it"
+            )
     return table(path, delimiter, strict=True)
 
 

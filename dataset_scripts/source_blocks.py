@@ -83,7 +83,9 @@ def readings(source: Source) -> dict[tuple[str, ...], str]:
     columns, kind = block.get("columns", {}), _kind(block)
     if kind == "dataset":
         said = (block["dataset"], block.get("config", ""))
-        parts = [(*said, name) for names in _by_split(block.get("splits", "")).values() for name in names]
+        parts: list[tuple[str, ...]] = [
+            (*said, name) for names in _by_split(block.get("splits", "")).values() for name in names
+        ]
     else:
         parts = [(str(path.resolve()),) for path in _paths(block, source.root or Path())]
     for part in parts:

@@ -100,7 +100,9 @@ def _table_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                         raise ValueError(f"{path}:{reader.line_num}: more cells than the header has")
                     yield reader.line_num, record
             except csv.Error as error:
-                raise ValueError(f"{path}:{reader.reader.line_num}: {error}; write a quote within a cell twice") from None
+                raise ValueError(
+                    f"{path}:{reader.reader.line_num}: {error}; write a quote within a cell twice"
+                ) from None
             return
         for number, line in enumerate(lines, start=1):
             if not line.strip():
