@@ -141,7 +141,7 @@ BREAKS = {
     "no audio: a.flac": {"audio": [{"bytes": None, "path": "a.flac"}]},
     "undecodable audio: ": with_clip(b"fLaC broken"),
     "undecodable audio: not readable as audio: Error : flac decoder lost sync": with_clip(flac(TONE)[:-6000]),
-    "undecodable audio: the file is cut off: the last 1.00 of 2.00 s are missing": with_clip(promising(flac(TONE), 32_000)),
+    "undecodable audio: the file is cut off: the last 1.00 of 2.00 s": with_clip(promising(flac(TONE), 32_000)),
     "undecodable audio: the file is cut off": with_clip(encoded(TONE, "WAV")[:-6000]),
     "audio format: 8000 Hz, 1 channels": with_clip(flac(TONE, 8_000), 2.0),
     "audio format: 16000 Hz, 2 channels": with_clip(flac(np.stack([TONE, TONE], axis=1))),
