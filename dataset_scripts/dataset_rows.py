@@ -187,7 +187,10 @@ def peek(
     splits = [str(split) for split in builder.config.data_files or {}]
     if not splits:
         raise ValueError(f"dataset: {said}: no data files")
-    stream, labels = _stream(builder, splits[0])
+    try:
+        stream, labels = _stream(builder, splits[0])
+    except FileNotFoundError as error:
+        raise ValueError(f"dataset: {said}: no files that load_dataset reads ({_first_line(error)})") from error
     return splits, labels, list(stream.take(count)), license
 
 

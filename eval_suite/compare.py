@@ -149,6 +149,7 @@ def _compare_estimates(a: BootstrapEstimate, b: BootstrapEstimate) -> dict[str, 
     interval = difference.interval()
     if interval is None:
         return None
+    spread = float(np.nanstd(difference.replicates))
     return {
         "a": a.value,
         "b": b.value,
@@ -157,7 +158,8 @@ def _compare_estimates(a: BootstrapEstimate, b: BootstrapEstimate) -> dict[str, 
         "low": interval[0],
         "high": interval[1],
         "p": two_sided_p(difference.replicates),
-        "detectable": detectable(float(np.nanstd(difference.replicates))),
+        # Systems that never differ say nothing of what could be told apart.
+        "detectable": detectable(spread) if spread > 0 else None,
     }
 
 

@@ -167,7 +167,8 @@ def _compare(arguments: argparse.Namespace) -> None:
     for pair in found["pairs"]:
         print(f"{pair['a']} and {pair['b']}, {pair['rows']} rows of both")
         for task, result in pair["tasks"].items():
-            print(f"  {task:<8} {result['verdict']} (p {result['p_holm']:.4f}, detectable {result['detectable']:.3f})")
+            least = "unknown" if result["detectable"] is None else f"{result['detectable']:.3f}"
+            print(f"  {task:<8} {result['verdict']} (p {result['p_holm']:.4f}, detectable {least})")
         if pair["overall"] is not None:
             print(f"  overall  {pair['overall']['verdict']} (p {pair['overall']['p']:.4f})")
         if pair["speed"] is not None:

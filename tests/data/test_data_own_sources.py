@@ -500,6 +500,13 @@ def test_a_table_that_would_lose_rows_is_refused(tmp_path: Path, capsys, name: s
         assert re.search(said, capsys.readouterr().err)
 
 
+def test_a_folder_without_data_is_named(tmp_path: Path, capsys):
+    (tmp_path / "junk").mkdir()
+    (tmp_path / "junk" / "readme.md").write_text("x")
+    assert main(["data", "sources", "--inspect", str(tmp_path / "junk")]) == 2
+    assert "junk: no files that load_dataset reads" in capsys.readouterr().err
+
+
 def test_an_inspected_block_holds_nothing_that_the_rows_say(tmp_path: Path, capsys):
     pairs = zip(clips(tmp_path, 2), ("a\nevil: 1", "b\rworse: 2"), strict=True)
     rows = [row | {"mood\nx": label} for row, label in pairs]

@@ -107,6 +107,8 @@ def test_systems_that_never_differ_forecast_nothing(tmp_path, capsys):
     folders = [str(system(tmp_path / name, 0.8)) for name in "ab"]
     assert main(["eval", "power", *folders]) == 0
     assert "no task has two recordings" in capsys.readouterr().out
+    assert main(["eval", "compare", *folders, "--resamples", "50"]) == 0
+    assert "detectable unknown" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
