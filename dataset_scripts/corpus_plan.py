@@ -46,6 +46,12 @@ PROGRESS_EVERY = 1_000
 _BUFFER_BYTES = 32 << 20
 
 
+def read_under(limit: int) -> str:
+    """Say how much of a source is read under a limit, which can be why rows are missing."""
+    most = limit * READ_PER_LIMITED_ROW
+    return f"limit {limit:,} reads at most the first {most:,} items of each source; raise it if the rows come later"
+
+
 @dataclass(frozen=True)
 class Settings:
     """Holds every setting that decides what is built, apart from the sources.
@@ -419,6 +425,7 @@ class _Planner:
             raise ValueError(
                 f"nothing to build: no row of {names} goes into {settings.corpus}; "
                 f"{sum(self.rejects.values())} rejected: {dict(self.rejects.most_common(3))}"
+                + (f"; {read_under(settings.limit)}" if settings.limit else "")
             )
         left_out = (self.held_back, self.dropped, self.rejects)
         assert self.offered == dealt["rows"] + self.beyond_limit + sum(count.total() for count in left_out)

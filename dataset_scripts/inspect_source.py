@@ -158,7 +158,7 @@ def _unknown(
     elif not open_license(license):
         yield f"whether {license} lets the audio be published: it counts as closed"
     if not tasks:
-        yield f"the tasks: say which column answers which, as `tasks: {{ASR: column}}`; there are {', '.join(paths)}"
+        yield f"the tasks: say which column answers which, as `tasks: {{ASR: column}}`; found: {', '.join(paths)}"
     if "audio" not in columns and tasks.get("AQA") is None:
         yield "the audio: no column names recordings"
     if "speaker" not in columns:

@@ -128,7 +128,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     import tempfile
 
     from dataset_scripts.build import check_folder
-    from dataset_scripts.corpus_plan import Settings, make_plan
+    from dataset_scripts.corpus_plan import Settings, make_plan, read_under
     from dataset_scripts.size_estimate import FLAC_BYTES_PER_SECOND
     from llaso_common.folder_lock import alone_in
 
@@ -162,6 +162,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     if held["drawn"] < held["asked"]:
         for stratum, count in held["short"].items():
             print(f"  {stratum}: {count:,} too few")
+        if arguments.limit:
+            print(read_under(arguments.limit))
     elif held["short"]:
         print(f"  {len(held['short'])} strata gave less than their share; others made up for them")
     for kind, count in plan["dropped"].items():
@@ -218,6 +220,8 @@ def _chosen(arguments: argparse.Namespace) -> SourcesFile:
 def _summary(out: Path) -> int:
     import json
 
+    from dataset_scripts.corpus_plan import read_under
+
     built = json.loads((out / "build.json").read_text())
     leaks = json.loads((out / "leakage.json").read_text())
     rejects = sum(built["rejects"].values())
@@ -227,6 +231,8 @@ def _summary(out: Path) -> int:
         print(
             f"{held['asked'] - held['built']:,} fewer rows than asked for: `held_out.short` in build.json says where"
         )
+        if built["limit"]:
+            print(read_under(built["limit"]))
     if not leaks["rows_checked"]:
         print("not compared with training yet: build again with --against and the training corpora's folders")
     if not leaks["clean"]:

@@ -50,7 +50,8 @@ def transcribe_files(
     transcripts, partials = [], []
     for number, file in enumerate(files):
         if not Path(file).is_file():
-            failed += _report(f"{file}: there is no such file")
+            folder = Path(file).is_dir()
+            failed += _report(f"{file}: {'a folder; name the files in it' if folder else 'there is no such file'}")
             continue
         transcriber = transcriber or load()
         partial = None if out is None else out.with_name(f"{out.name}.{number}.partial")

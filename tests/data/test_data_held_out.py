@@ -309,6 +309,30 @@ def test_settings_that_make_no_sense(wrong: dict[str, Any]):
         corpus_plan.Settings("eval", **wrong)
 
 
+def test_missing_held_out_rows_are_explained_by_the_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A manifest whose test rows come after more training rows than a limited build reads."""
+    noise(tmp_path / "a.wav", 0)
+    with open(tmp_path / "rows.jsonl", "w") as manifest:
+        for n in range(45):
+            row = {"audio": "a.wav", "text": f"row {n}", "speaker": f"{n}", "split": "test" if n > 40 else "train"}
+            manifest.write(json.dumps(row) + "\n")
+    sources = tmp_path / "sources.yaml"
+    sources.write_text("sources: {mine: {manifest: rows.jsonl, license: CC0-1.0}}\n")
+    asked = ["data", "plan", "eval", "--sources", str(sources), "--limit"]
+    reason = "limit 1 reads at most the first 40 items of each source; raise it if the rows come later"
+    assert main([*asked, "1"]) == 2
+    assert reason in capsys.readouterr().err
+    sources.write_text("sources: {mine: {manifest: rows.jsonl}, other: {manifest: {test: other.jsonl}}}\n")
+    (tmp_path / "other.jsonl").write_text('{"audio": "a.wav", "text": "one more"}\n')
+    with open(tmp_path / "rows.jsonl", "w") as manifest:
+        manifest.writelines(json.dumps({**row, "split": "train", "text": f"row {n}"}) + "\n" for n in range(80))
+        manifest.write(json.dumps({**row, "text": "the last"}) + "\n")
+    assert main([*asked, "2"]) == 0
+    assert reason.replace("1", "2").replace("40", "80") in capsys.readouterr().out
+    assert main([*asked, "3"]) == 0
+    assert "2 rows in" in capsys.readouterr().out
+
+
 def test_limit_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file = write_public_corpora(tmp_path)
     assert main(["data", "plan", "align", "--sources", str(file), "--limit", "0"]) == 2

@@ -134,15 +134,16 @@ def test_recordings_that_cannot_be_used_are_named(tmp_path, content, message):
 def test_files_are_transcribed_in_turn_and_a_bad_one_is_named(transcriber, file, tmp_path, capsys):
     bad, missing = tmp_path / "bad.wav", tmp_path / "missing.wav"
     bad.write_bytes(b"no audio")
-    files = [str(path) for path in (bad, file, missing, file)]
+    files = [str(path) for path in (bad, file, missing, file, tmp_path)]
     text = joined_text(transcriber.transcribe_file(file, times=False)[0])
-    assert transcribe_files(files, lambda: transcriber) == 2
+    assert transcribe_files(files, lambda: transcriber) == 3
     printed = capsys.readouterr()
     assert printed.out == 2 * f"{file}: {text}\n"
     assert "bad.wav: not readable as audio" in printed.err and "missing.wav: there is no such file" in printed.err
+    assert f"{tmp_path}: a folder; name the files in it" in printed.err
     assert "1 of 1 segments were cut at 6 tokens" in printed.err
     out = tmp_path / "new" / "out.jsonl"
-    assert transcribe_files(files, lambda: transcriber, "json", out) == 2
+    assert transcribe_files(files, lambda: transcriber, "json", out) == 3
     records = [json.loads(line) for line in out.read_text().splitlines()]
     assert [record["file"] for record in records] == [str(file)] * 2
     assert len(records[0]["segments"]) == 5 and list(out.parent.iterdir()) == [out]
