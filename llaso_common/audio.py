@@ -263,7 +263,8 @@ def _opened(source: str | Path | bytes | bytearray | memoryview, name: str) -> I
     if isinstance(source, str | Path):
         path = Path(source)
         if not os.path.isfile(path):
-            raise AudioError(name, "there is no such file" if name == str(source) else f"there is no file {path}")
+            missing = "a folder; name the files in it" if os.path.isdir(path) else "there is no such file"
+            raise AudioError(name, missing if name == str(source) else f"there is no file {path}")
         try:
             stream: BinaryIO = path.open("rb")
         except OSError as error:

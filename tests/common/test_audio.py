@@ -210,6 +210,7 @@ def test_silence(amplitude: float, silent: bool):
 
 
 def test_empty_and_broken_files_are_named(tmp_path: Path):
+    (tmp_path / "folder").mkdir()
     (tmp_path / "empty.wav").touch()
     (tmp_path / "text.wav").write_text("not a sound at all")
     (tmp_path / "none.wav").write_bytes(encoded("WAV", NOISE[:0]))
@@ -220,6 +221,7 @@ def test_empty_and_broken_files_are_named(tmp_path: Path):
         "text.wav": "not readable as audio",
         "none.wav": "the recording holds no samples",
         "nan.wav": "the recording holds NaN or infinite samples",
+        "folder": "a folder; name the files in it",
         "pipe": "there is no such file",
         "x" * 5000: "there is no such file",
         "a\0b": "there is no such file",
