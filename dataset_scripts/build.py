@@ -38,19 +38,19 @@ from .sources.base import Sound, Source
 logger = logging.getLogger(__name__)
 
 WRITTEN = ("data", "README.md", "build.json", "rejects.jsonl", "leakage.json")
-"""What a build writes into its folder, beside `.build`."""
+"""Files and folders that a build writes into its folder, beside `.build`."""
 ROW_GROUP = 100
 """Rows a Parquet row group holds: what a reader takes into memory at once."""
 KEPT_OF_PLAN = (
     "fingerprint", "corpus", "seed", "limit", "speech", "processor", "sources", "labels", "offered", "evaluation",
     "dropped", "beyond_limit", "without_facts", "found", "settings", "tasks",
 )  # fmt: skip
-"""What build.json says of the plan as it stands there."""
+"""Keys of the plan that build.json repeats unchanged."""
 KEYS = pa.schema(
     [("id", pa.string()), ("split", pa.string()), ("sha256", pa.string())]
     + [(kind, pa.list_(pa.string())) for kind in ("speaker", "sentence", "recording")]
 )
-"""What `leakage` compares, a file beside each shard's record."""
+"""Columns of the file beside each shard's record, which `leakage` compares."""
 
 
 def build(

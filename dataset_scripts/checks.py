@@ -25,7 +25,7 @@ FULL_SCALE = 1 - 2 / 32768
 LENGTH_TOLERANCE = 0.01
 """Seconds by which a row's stated duration may differ from its audio."""
 PLACEHOLDER = "<audio>"
-"""What stands for a clip in a prompt; as text it would break the prompt."""
+"""Placeholder of a clip in a prompt; a text that contains it would break the prompt."""
 
 
 def faults_of(

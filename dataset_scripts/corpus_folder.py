@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 NEEDED = ("corpus", "fingerprint", "sources", "counts", "rows", "shards")
-"""What every build.json says."""
+"""Keys that every build.json has."""
 
 
 def shard_files(folder: Path) -> list[Path]:

@@ -497,8 +497,10 @@ class _Planner:
         self.without_facts = +self.without_facts
 
     def _enough(self, facts: Counter[str], read: int) -> bool:
-        """Whether a source has given what a limited build can take of it: the same for all corpora, which are to hold
-        out the same rows."""
+        """Return whether a limited build can stop reading a source.
+
+        The answer is the same for all corpora, so that they hold out the same rows.
+        """
         most = self.settings.limit or 0
         parts = ("align/train", "instruct/train", "eval/test")
         return read >= most * READ_PER_LIMITED_ROW or min(facts[part] for part in parts) >= most
