@@ -86,6 +86,8 @@ class LlasoConfig(PreTrainedConfig):
         projector_hidden_act (`str`): activation between the projector's two linear layers.
         projector_stride (`int`): encoder vectors pooled into one audio token; 1 pools nothing, as released.
         projector_pooling (`str`): `"average"` or `"concatenate"`, how `projector_stride` vectors become one.
+        projector_norm (`bool`): whether a normalization (RMSNorm with a learned weight) follows the projector, so that
+            its vectors start as loud as the LLM's embeddings; the released model has none.
         audio_padding (`str`): `"full"` encodes whole windows of silence-padded audio, as released; `"trim"` encodes
             and attends to the real frames only. Processor and model must agree.
         tie_word_embeddings (`bool`): whether the head shares the input embeddings; by default as in `text_config`.
@@ -114,6 +116,7 @@ class LlasoConfig(PreTrainedConfig):
     projector_hidden_act: str = "gelu"
     projector_stride: int = 1
     projector_pooling: str = "average"
+    projector_norm: bool = False
     audio_padding: str = "full"
     tie_word_embeddings: bool | None = None
     tried_transformers: str = TRIED_TRANSFORMERS

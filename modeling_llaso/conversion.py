@@ -268,8 +268,8 @@ def to_official(model: LlasoForConditionalGeneration, processor: LlasoProcessor,
     """Write a model in the released format, with the encoder's folder that the released code asks for.
 
     Raises:
-        ValueError: the released format cannot express the model: another language model, a projector stride, or
-            `trim`.
+        ValueError: the released format cannot express the model: another language model, a projector stride, a
+            norm behind the projector, or `trim`.
     """
     config, text = model.config, model.config.text_config
     wrong = []
@@ -277,6 +277,8 @@ def to_official(model: LlasoForConditionalGeneration, processor: LlasoProcessor,
         wrong.append(f"a {text.model_type} language model")
     if config.projector_stride != 1:
         wrong.append(f"projector_stride={config.projector_stride}")
+    if config.projector_norm:
+        wrong.append("projector_norm")
     if config.audio_padding != "full":
         wrong.append(f"audio_padding={config.audio_padding!r}")
     if wrong:
@@ -375,6 +377,7 @@ def new_model(
     audio_padding: str = "full",
     projector_stride: int = 1,
     projector_pooling: str = "average",
+    projector_norm: bool = False,
     projector: str | Path | None = None,
     dtype: str = "auto",
     seed: int = 0,
@@ -384,7 +387,8 @@ def new_model(
     Args:
         encoder: folder or Hub id of any Whisper.
         llm: folder or Hub id of a causal language model of the Llama, Qwen, Mistral or Gemma families.
-        audio_padding, projector_stride, projector_pooling: see `LlasoConfig`.
+        audio_padding, projector_stride, projector_pooling, projector_norm: see `LlasoConfig`. The norm starts at the
+            root mean square of the LLM's embeddings.
         projector: a stage-1 artefact, `mm_audio_aligner.bin`, instead of a drawn projector.
         dtype: of the weights; `"auto"` keeps the language model's.
         seed: of the drawn projector.
@@ -414,6 +418,7 @@ def new_model(
         audio_padding=audio_padding,
         projector_stride=projector_stride,
         projector_pooling=projector_pooling,
+        projector_norm=projector_norm,
         dtype=language_model.dtype,
     )
     with torch.device("meta"):
@@ -425,6 +430,10 @@ def new_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model._init_weights(model.model.multi_modal_projector)
+    if projector_norm:
+        rows = language_model.get_input_embeddings().state_dict()["weight"]
+        loudness = rows.float().pow(2).mean().sqrt().item()
+        torch.nn.init.constant_(model.model.multi_modal_projector.norm.weight, loudness)
     model.model.multi_modal_projector.to(language_model.dtype)
     model.tie_weights()
     model.generation_config = _generation_config(processor, language_model.generation_config.to_dict())

@@ -136,7 +136,10 @@ class LlasoEncoder(WhisperEncoder):
 
 
 class LlasoMultiModalProjector(nn.Module):
-    """Pools by the configuration's stride, then projects by two linear layers into the language model's embeddings."""
+    """Pools by the configuration's stride, then projects by two linear layers into the language model's embeddings.
+
+    `projector_norm` adds a normalization behind them.
+    """
 
     def __init__(self, config: LlasoConfig):
         super().__init__()
@@ -146,6 +149,7 @@ class LlasoMultiModalProjector(nn.Module):
         self.linear_1 = nn.Linear(width, config.text_config.hidden_size)
         self.act = ACT2FN[config.projector_hidden_act]
         self.linear_2 = nn.Linear(config.text_config.hidden_size, config.text_config.hidden_size)
+        self.norm = nn.RMSNorm(config.text_config.hidden_size, eps=1e-6) if config.projector_norm else nn.Identity()
 
     def pool(self, vectors: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Pool `(windows, T, d_model)` with its mask `(windows, T)` into `(windows, ceil(T / stride), width)`.
@@ -166,7 +170,7 @@ class LlasoMultiModalProjector(nn.Module):
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
         """Project pooled vectors, `(…, width)`, into embeddings, `(…, hidden_size)`."""
-        return self.linear_2(self.act(self.linear_1(vectors)))
+        return self.norm(self.linear_2(self.act(self.linear_1(vectors))))
 
 
 @auto_docstring

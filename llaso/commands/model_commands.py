@@ -41,6 +41,7 @@ def add_parser(commands) -> None:
     )
     new.add_argument("--projector-stride", type=stride, default=1, metavar="N", help="encoder vectors per audio token")
     new.add_argument("--projector-pooling", choices=("average", "concatenate"), default="average")
+    new.add_argument("--projector-norm", action="store_true", help="normalize the projected vectors (RMSNorm)")
     new.add_argument("--projector", type=some_text, metavar="FILE", help="a stage-1 artefact: mm_audio_aligner.bin")
     new.add_argument(
         "--dtype",
@@ -137,6 +138,7 @@ def run_new(arguments: argparse.Namespace) -> None:
         audio_padding=arguments.audio_padding,
         projector_stride=arguments.projector_stride,
         projector_pooling=arguments.projector_pooling,
+        projector_norm=arguments.projector_norm,
         projector=arguments.projector,
         dtype=arguments.dtype,
         seed=arguments.seed,

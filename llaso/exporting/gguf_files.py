@@ -141,6 +141,10 @@ def refuse_inexpressible(model: LlasoForConditionalGeneration, processor: LlasoP
             f"projector_stride is {config.projector_stride}, which does not divide the {VECTORS} vectors of a window; "
             "llama.cpp would lose the last of them. Train with a stride that divides it, such as 4, 5 or 6"
         )
+    if config.projector_norm:
+        raise ValueError(
+            "the model has a norm behind its projector (projector_norm), which llama.cpp does not compute"
+        )
     if config.projector_hidden_act != "gelu":
         raise ValueError(
             f"projector_hidden_act is {config.projector_hidden_act!r}; llama.cpp's projector computes the exact GELU, "

@@ -223,6 +223,7 @@ LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
         ("llama3", {"audio_padding": "trim"}, 'audio_padding="trim".*model.audio_padding: full'),
         ("llama3", {"projector_stride": 7}, "does not divide the 1500"),
         ("llama3", {"projector_hidden_act": "gelu_new"}, "exact GELU"),
+        ("llama3", {"projector_norm": True}, "projector_norm"),
         ("llama3", {"text": {"attention_bias": True}}, "attention_bias"),
         ("llama3", {"text": {"rope_parameters": LINEAR_ROPE}}, "'linear'"),
         ("llama3", {"text": {"hidden_act": "gelu"}}, "hidden_act='gelu'"),

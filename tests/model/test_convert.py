@@ -162,6 +162,9 @@ def test_models_that_the_released_format_cannot_hold_are_refused(tmp_path):
     trimmed, processor = tiny_llaso("trim", projector_stride=2)
     with pytest.raises(ValueError, match="cannot express projector_stride=2 or audio_padding='trim'"):
         to_official(trimmed, processor, tmp_path)
+    normed, processor = tiny_llaso("full", projector_norm=True)
+    with pytest.raises(ValueError, match="cannot express projector_norm"):
+        to_official(normed, processor, tmp_path)
     qwen, processor = tiny_llaso("full", family="qwen2")
     with pytest.raises(ValueError, match="a qwen2 language model"):
         to_official(qwen, processor, tmp_path)
@@ -270,6 +273,32 @@ def test_a_new_model_from_any_family(tmp_path, family):
     assert opened.generation_config.pad_token_id == tokens.pad_token_id is not None
     assert opened.generate(**inputs, max_new_tokens=3).shape[1] == inputs["input_ids"].shape[1] + 3
     assert torch.equal(opened(**inputs).logits, model(**inputs).logits)
+
+
+@torch.no_grad()
+def test_a_norm_behind_the_projector_starts_as_loud_as_the_embeddings(tmp_path):
+    encoder, llm = save_parts(tmp_path)
+    model, processor = new_model(encoder, llm, projector_norm=True)
+    projector = model.model.multi_modal_projector
+    inputs = ask(processor, [question("What?")], [tone(0.5)])
+    vectors = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"]).pooler_output
+    embeddings = model.get_input_embeddings().weight
+    torch.testing.assert_close(vectors.pow(2).mean(-1).sqrt().mean(), embeddings.pow(2).mean().sqrt())
+
+    # It is what the projector would give, divided by its root mean square, times the learned weight.
+    projector.norm.weight.normal_()
+    seen = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"]).pooler_output
+    norm, projector.norm = projector.norm, torch.nn.Identity()
+    bare = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"]).pooler_output
+    torch.testing.assert_close(
+        seen, bare / bare.pow(2).mean(-1, keepdim=True).sqrt() * norm.weight, rtol=1e-3, atol=1e-5
+    )
+    projector.norm = norm
+
+    model.save_pretrained(tmp_path / "normed")
+    opened = AutoModelForMultimodalLM.from_pretrained(tmp_path / "normed")
+    assert opened.config.projector_norm
+    assert torch.equal(opened.model.multi_modal_projector.norm.weight, norm.weight)
 
 
 def test_spare_rows_of_the_language_model_are_used_first(tmp_path):

@@ -263,6 +263,7 @@ def config_of(recipe: Recipe) -> LlasoConfig:
         audio_padding=choice.audio_padding or "full",
         projector_stride=choice.projector_stride or 1,
         projector_pooling=choice.projector_pooling or "average",
+        projector_norm=choice.projector_norm or False,
     )
 
 

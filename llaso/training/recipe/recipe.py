@@ -42,6 +42,7 @@ class ModelChoice:
     audio_padding: Literal["full", "trim"] | None = None  # unset: the checkpoint's own; of a new model, full
     projector_stride: Annotated[int, AT_LEAST_1] | None = None  # encoder vectors (20 ms) per token; unset: as above
     projector_pooling: Literal["average", "concatenate"] | None = None  # unset: as above
+    projector_norm: bool | None = None  # a norm behind the projector, as loud as the LLM's embeddings; unset: as above
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,7 @@ def open_model(recipe: Recipe) -> tuple[LlasoForConditionalGeneration, LlasoProc
             audio_padding=choice.audio_padding or "full",
             projector_stride=choice.projector_stride or 1,
             projector_pooling=choice.projector_pooling or "average",
+            projector_norm=choice.projector_norm or False,
             dtype="float32",
             seed=recipe.seed,
         )
@@ -91,7 +92,7 @@ def open_model(recipe: Recipe) -> tuple[LlasoForConditionalGeneration, LlasoProc
                 f"model.checkpoint {choice.checkpoint} is a {config.model_type} model, not a LLaSO one; to start from "
                 "an encoder and an LLM, set model.checkpoint=null and name model.encoder and model.llm"
             )
-        for name in ("projector_stride", "projector_pooling"):
+        for name in ("projector_stride", "projector_pooling", "projector_norm"):
             if getattr(choice, name) not in (None, getattr(config, name)):
                 raise ValueError(
                     f"model.{name} is {getattr(choice, name)}, but the projector of {choice.checkpoint} was made with "
