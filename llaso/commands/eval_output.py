@@ -1,0 +1,37 @@
+"""What the commands of `llaso eval` share: JSON to a file or the screen, and values as people read them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from .option_types import path
+
+
+def write_json(content: dict, out: Path | None) -> None:
+    """Write `content` to the file `out`, or print it."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    if out is None:
+        sys.stdout.write(text)
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text, encoding="utf-8")
+    print(f"wrote {out}")
+
+
+def add_page_folder(parser: argparse.ArgumentParser) -> None:
+    """Add --out and --overwrite of a command that writes a folder of pages."""
+    parser.add_argument("--out", type=path, required=True, help="the folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="write to a folder that is not empty")
+
+
+def estimate_text(one: dict) -> str:
+    """Return a value with its interval, as it stands in scores.json."""
+    return f"{short_text(one['value'])} [{short_text(one['low'])}, {short_text(one['high'])}]"
+
+
+def short_text(value: float | None) -> str:
+    """Return a value in three digits, a count as it is, and a dash for nothing."""
+    return "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
