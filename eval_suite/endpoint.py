@@ -109,7 +109,7 @@ class ChatEndpoint:
                 if last:
                     raise ConnectionError(f"{self.url} cannot be reached ({reason})") from None
             pause = min(60.0, self.pause * 2**attempt) * random.uniform(0.75, 1.25) if wait is None else wait
-            logger.info("%s: %s; trying again in %.1f s", self.url, reason, pause)
+            logger.warning("%s: %s; trying again in %.1f s", self.url, reason, pause)
             time.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 

@@ -199,8 +199,8 @@ def _groups(arguments: argparse.Namespace) -> None:
                 print(
                     f"{task} {kind}: {one['answers']} answers to {one['questions']} questions, "
                     f"{one['agreement']:.1%} of pairs agree; row scores spread {short_text(one['within'])} within a "
-                    f"question and {short_text(one['between'])} between; {one['metric']} {short_text(one['first'])} of "
-                    f"first answers, {short_text(one['majority'])} of the majority's"
+                    f"question and {short_text(one['between'])} between; {one['metric']} {short_text(one['first'])} "
+                    f"of first answers, {short_text(one['majority'])} of the majority's"
                 )
     if arguments.out is not None:
         write_json({"schema": 1, "system": scored.system, "groups": groups, "repeats": repeats}, arguments.out)

@@ -448,7 +448,7 @@ def test_endpoint_gets_prompt_and_wav_and_its_answers_are_kept(corpus, tmp_path,
     assert "secret" not in "".join(path.read_text() for path in out.rglob("*") if path.is_file())
 
 
-def test_endpoint_failures_pass_belong_to_a_row_or_stop_the_run(corpus, tmp_path, monkeypatch):
+def test_endpoint_failures_pass_belong_to_a_row_or_stop_the_run(corpus, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("eval_suite.endpoint.time.sleep", lambda seconds: None)
     busy = iter(range(10))
 
@@ -473,6 +473,10 @@ def test_endpoint_failures_pass_belong_to_a_row_or_stop_the_run(corpus, tmp_path
             generate("m", corpus, tmp_path / "refused", endpoint=url, progress=False)
     with pytest.raises(ConnectionError, match="cannot be reached"):
         generate("m", corpus, tmp_path / "gone", endpoint=url, progress=False)
+    waits = [
+        record for record in caplog.records if record.levelname == "WARNING" and "trying again in" in record.message
+    ]
+    assert waits  # a run that waits for a server says so on the screen
     assert not list((tmp_path / "gone" / "records").glob("*"))  # nothing failed, so nothing is recorded
     with pytest.raises(ValueError, match="no http"):
         generate("m", corpus, tmp_path / "gone", endpoint="localhost:1", progress=False)
