@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from llaso_common.output_folder import refuse_existing, refuse_existing_file, replaced_folder
 
-from .option_types import DTYPES, add_output_file, at_least_1, device, seed, some_text, stride
+from .option_types import DTYPES, add_output_file, add_speech_finder, at_least_1, device, seed, some_text, stride
 
 
 def add_parser(commands) -> None:
@@ -62,6 +62,7 @@ def add_parser(commands) -> None:
     transcribe.add_argument("files", nargs="+", metavar="FILE", help="audio files")
     _add_model(transcribe)
     _add_output(transcribe, "text", "json", "srt", "vtt")
+    add_speech_finder(transcribe)
     transcribe.set_defaults(run=run_transcribe)
 
     ask = commands.add_parser(
@@ -153,13 +154,17 @@ def run_transcribe(arguments: argparse.Namespace) -> int:
     """Transcribe files; return exit code 2 if any of them could not be read."""
     from modeling_llaso.loading import load
 
+    from ..transcription.speech_finders import speech_finder
     from ..transcription.transcriber import Transcriber
     from .transcribe_files import transcribe_files
 
     refuse_existing_file(arguments.out, arguments.overwrite)
 
+    finder = speech_finder(arguments.speech_finder)
+
     def load_transcriber() -> Transcriber:
-        return Transcriber(*load(arguments.model, arguments.device), max_new_tokens=arguments.max_new_tokens)
+        loaded = load(arguments.model, arguments.device)
+        return Transcriber(*loaded, max_new_tokens=arguments.max_new_tokens, finder=finder)
 
     return 2 if transcribe_files(arguments.files, load_transcriber, arguments.format, arguments.out) else 0
 

@@ -86,6 +86,17 @@ def path(text: str) -> Path:
     return Path(some_text(text))
 
 
+def add_speech_finder(parser: argparse.ArgumentParser) -> None:
+    """Add `--speech-finder NAME`."""
+    parser.add_argument(
+        "--speech-finder",
+        choices=("energy", "silero"),  # FINDERS of transcription/speech_finders.py, which needs NumPy
+        default="energy",
+        help="what finds the speech of long recordings: its level, or silero-vad, which tells it from music and noise "
+        "(extra vad)",
+    )
+
+
 def add_output_file(parser: argparse.ArgumentParser, help: str, required: bool = False) -> None:
     """Add `--out FILE` and `--overwrite`; the command calls `refuse_existing_file` with them before its work."""
     parser.add_argument("--out", type=path, metavar="FILE", required=required, help=help)

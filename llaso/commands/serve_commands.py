@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from ..serving.limits import Limits
-from .option_types import device, port_or_0, some_text
+from .option_types import add_speech_finder, device, port_or_0, some_text
 
 
 def add_parser(commands) -> None:
@@ -35,6 +35,7 @@ def add_parser(commands) -> None:
         metavar="HOST",
         help="fetch audio URLs of this host; private addresses only if their network is named, too; repeatable",
     )
+    add_speech_finder(serve)
     limits = serve.add_argument_group("limits")
     for limit in fields(Limits):
         limits.add_argument(
@@ -60,6 +61,9 @@ def run_serve(arguments: argparse.Namespace) -> None:
         ) from None
     from modeling_llaso.loading import load
 
+    from ..transcription.speech_finders import speech_finder
+
+    finder = speech_finder(arguments.speech_finder)
     with bound_socket(arguments.host, arguments.port) as bound:
         if api_key is None and not is_loopback(arguments.host):
             _warn(
@@ -73,7 +77,8 @@ def run_serve(arguments: argparse.Namespace) -> None:
             )
         name = model_name(arguments.model)
         print(f"serving {name} at {address(bound)}/v1", flush=True)
-        run(build_app(model, processor, name, limits, api_key, arguments.audio_host), bound, limits)
+        app = build_app(model, processor, name, limits, api_key, arguments.audio_host, finder)
+        run(app, bound, limits)
 
 
 def model_name(model: str) -> str:

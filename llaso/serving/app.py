@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from ..transcription.speech_finders import SpeechFinder
 from ..transcription.transcript_formats import joined_text, transcript
 from .engine import Engine
 from .errors import ApiError
@@ -66,6 +67,7 @@ def build_app(
     limits: Limits | None = None,
     api_key: str | None = None,
     audio_hosts: Sequence[str] = (),
+    finder: SpeechFinder | None = None,
 ) -> Starlette:
     """Build the ASGI application that serves one model.
 
@@ -76,11 +78,12 @@ def build_app(
         limits: limits of the server.
         api_key: the key that clients must send; none by default.
         audio_hosts: hosts that audio URLs may name; see `AllowedHosts`.
+        finder: finds the speech of recordings to transcribe; by default an `EnergyFinder`.
     """
     limits = limits or Limits()
     metrics = ServerMetrics()
     context = model.config.text_config.max_position_embeddings
-    prompts = PromptBuilder(processor, context, limits, AllowedHosts(audio_hosts))
+    prompts = PromptBuilder(processor, context, limits, AllowedHosts(audio_hosts), finder)
     endpoints = Endpoints(model, prompts, name, limits, metrics)
 
     @contextlib.asynccontextmanager

@@ -16,6 +16,7 @@ import torch
 from llaso_common.audio import read_audio
 
 from ..transcription.pieces import PieceRules, speech_pieces
+from ..transcription.speech_finders import SpeechFinder
 from .errors import ApiError
 from .limits import Limits
 from .protocol import AudioPart, AudioUrlPart, ChatRequest, TranscriptionRequest
@@ -64,13 +65,22 @@ class PromptBuilder:
         context: length of the model's context in tokens, prompt and answer together.
         limits: `audio_seconds`, `answer_tokens` and those of a request's size and arrival apply here.
         audio_hosts: hosts that audio may be fetched from.
+        finder: finds the speech of recordings to transcribe; by default an `EnergyFinder`.
     """
 
-    def __init__(self, processor, context: int, limits: Limits, audio_hosts: AllowedHosts | None = None):
+    def __init__(
+        self,
+        processor,
+        context: int,
+        limits: Limits,
+        audio_hosts: AllowedHosts | None = None,
+        finder: SpeechFinder | None = None,
+    ):
         self._processor = processor
         self._context = context
         self._limits = limits
         self._audio_hosts = audio_hosts or AllowedHosts()
+        self._finder = finder
         # A fast tokenizer is not thread-safe: it raises if two threads encode at once.
         self._tokenizer_lock = threading.Lock()
 
@@ -119,7 +129,7 @@ class PromptBuilder:
         whole = len(samples) <= window
         if whole and not request.with_segments:
             return samples, [(0, len(samples))], rate
-        pieces = speech_pieces(samples, rate, PieceRules(max_seconds=window / rate))
+        pieces = speech_pieces(samples, rate, PieceRules(max_seconds=window / rate), self._finder)
         return samples, pieces or [(0, min(window, len(samples)))], rate
 
     def for_transcription(self, request: TranscriptionRequest, clip: np.ndarray) -> tuple[Inputs, PromptSize]:

@@ -1,8 +1,8 @@
 """Cutting a recording into pieces of speech that the encoder takes whole.
 
-Speech is found by an energy rule: a frame is speech if its level exceeds a threshold between the levels of the quiet
-and of the loud frames around it. The recording is cut at pauses; a stretch without a pause that is longer than the
-encoder's window is cut where it is quietest. Pieces do not overlap, so that no word is transcribed twice.
+A `SpeechFinder` says which frames hold speech. The recording is cut at pauses; a stretch without a pause that is
+longer than the encoder's window is cut where it is quietest. Pieces do not overlap, so that no word is transcribed
+twice.
 """
 
 from __future__ import annotations
@@ -12,18 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llaso_common.audio import SILENT_PEAK
-
-FRAME_SECONDS = 0.02
-NEIGHBOURHOOD_SECONDS = 60.0
-"""The threshold follows the levels of this stretch, because loudness changes within a long recording."""
-QUIET, LOUD = 10, 95
-"""Percentiles of the frames' levels that stand for background and speech."""
-MAX_RANGE_DB = 35.0
-"""Frames this far below the level of speech are not speech, however quiet the background is."""
-MIN_RISE_DB, MIN_DROP_DB = 6.0, 10.0
-"""Speech rises so far above a steady background; and whatever is this close to the loudest level is speech."""
-BLOCK_SECONDS = 30.0
+from .speech_finders import FRAME_SECONDS, EnergyFinder, SpeechFinder, frame_levels
 
 
 @dataclass(frozen=True)
@@ -43,13 +32,16 @@ class PieceRules:
     min_seconds: float = 0.06
 
 
-def speech_pieces(samples: np.ndarray, rate: int, rules: PieceRules) -> list[tuple[int, int]]:
+def speech_pieces(
+    samples: np.ndarray, rate: int, rules: PieceRules, finder: SpeechFinder | None = None
+) -> list[tuple[int, int]]:
     """Find the pieces of a recording.
 
     Args:
         samples: mono samples; a memory-mapped array is read in blocks.
         rate: their rate, Hz.
         rules: where to cut.
+        finder: finds speech; by default an `EnergyFinder`.
 
     Returns:
         `(start, stop)` sample positions, in order and without overlap; empty if there is no speech.
@@ -58,7 +50,7 @@ def speech_pieces(samples: np.ndarray, rate: int, rules: PieceRules) -> list[tup
     levels = frame_levels(samples, frame)
     if not len(levels):
         return []
-    speech = levels > np.maximum(_threshold(levels), 20 * np.log10(SILENT_PEAK))
+    speech = (finder or EnergyFinder())(samples, rate)
     margin, pause = (round(seconds / FRAME_SECONDS) for seconds in (rules.margin_seconds, rules.pause_seconds))
     shortest = round(rules.min_seconds / FRAME_SECONDS)
     stretches = [(start, stop) for start, stop in _runs(speech, pause) if speech[start:stop].sum() >= shortest]
@@ -71,31 +63,6 @@ def speech_pieces(samples: np.ndarray, rate: int, rules: PieceRules) -> list[tup
         for first, last in _split(levels, *widened, int(rules.max_seconds / FRAME_SECONDS)):
             pieces.append((first * frame, min(last * frame, len(samples))))
     return pieces
-
-
-def frame_levels(samples: np.ndarray, frame: int) -> np.ndarray:
-    """Return the level of each frame in dB of full scale; the last frame may be shorter."""
-    levels = []
-    block = round(BLOCK_SECONDS / FRAME_SECONDS) * frame
-    for start in range(0, len(samples), block):
-        energy = np.square(samples[start : start + block], dtype=np.float64)
-        starts = np.arange(0, len(energy), frame)
-        sizes = np.minimum(frame, len(energy) - starts)
-        levels.append(10 * np.log10(np.add.reduceat(energy, starts) / sizes + 1e-12))
-    return np.concatenate(levels) if levels else np.zeros(0)
-
-
-def _threshold(levels: np.ndarray) -> np.ndarray:
-    """Return the level above which each frame is speech."""
-    size = round(NEIGHBOURHOOD_SECONDS / FRAME_SECONDS)
-    starts = range(0, len(levels), size // 2)
-    loudest = np.percentile(levels, LOUD)
-    thresholds = []
-    for start in starts:
-        quiet, loud = np.percentile(levels[max(0, start - size // 4) : start + 3 * size // 4], [QUIET, LOUD])
-        threshold = max(quiet + max((loud - quiet) / 4, MIN_RISE_DB), loud - MAX_RANGE_DB)
-        thresholds.append(min(threshold, loudest - MIN_DROP_DB))
-    return np.repeat(thresholds, size // 2)[: len(levels)]
 
 
 def _runs(speech: np.ndarray, pause: int) -> Iterator[tuple[int, int]]:

@@ -15,6 +15,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from .partial import PartialTranscript
 from .pieces import PieceRules, speech_pieces
 from .recordings import decoded
+from .speech_finders import SpeechFinder
 from .transcript_formats import Segment
 
 BATCH_SIZE = 8
@@ -29,6 +30,7 @@ class Transcriber:
         max_new_tokens: maximum length of a piece's transcript.
         batch_size: pieces that are transcribed together.
         rules: where recordings are cut; by default at pauses, into pieces of one encoder window at most.
+        finder: finds speech; by default an `EnergyFinder`.
     """
 
     def __init__(
@@ -38,12 +40,14 @@ class Transcriber:
         max_new_tokens: int = 256,
         batch_size: int = BATCH_SIZE,
         rules: PieceRules | None = None,
+        finder: SpeechFinder | None = None,
     ):
         self.model, self.processor = model, processor
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
         self.rate: int = processor.feature_extractor.sampling_rate
         self.window_seconds: float = processor.feature_extractor.n_samples / self.rate
         self.rules = rules or PieceRules(max_seconds=self.window_seconds)
+        self.finder = finder
         if self.rules.max_seconds > self.window_seconds:
             raise ValueError(f"pieces of {self.rules.max_seconds:g} s exceed the encoder's {self.window_seconds:g} s")
 
@@ -106,12 +110,13 @@ class Transcriber:
             cut_short: cut recordings that the encoder takes whole, too, as segment times need it.
 
         Returns:
-            `(start, stop)` sample positions; the whole recording if there is no speech by the energy rule.
+            `(start, stop)` sample positions; if no speech is found, the whole of a
+            recording that the encoder takes whole, and nothing of a longer one.
         """
         whole = [(0, len(samples))]
         if len(samples) <= self.window_seconds * self.rate and not cut_short:
             return whole
-        found = speech_pieces(samples, self.rate, self.rules)
+        found = speech_pieces(samples, self.rate, self.rules, self.finder)
         return found or (whole if len(samples) <= self.window_seconds * self.rate else [])
 
     def segments(self, samples: np.ndarray, pieces: list[tuple[int, int]]) -> Iterator[list[Segment]]:

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tiny_llaso import RATE
 
-from llaso.transcription.pieces import FRAME_SECONDS, PieceRules, frame_levels, speech_pieces
+from llaso.transcription.pieces import PieceRules, speech_pieces
+from llaso.transcription.speech_finders import FRAME_SECONDS, frame_levels
 
 RULES = PieceRules(max_seconds=8)
 
