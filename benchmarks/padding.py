@@ -43,7 +43,8 @@ def shares(lengths: list[int], seed: int = 0) -> dict[str, float]:
     for name, rule in RULES.items():
         numbered = shuffled_windows(lengths, rule, seed)
         windows = stream_windows(stream, int, rule) if name.endswith("streamed") else numbered
-        found[name] = padding_share(batch for step in epoch_steps(windows(0), rule, seed, 0) for batch in step)
+        steps = epoch_steps(windows(0), rule, seed, 0)
+        found[name] = padding_share((batch for step in steps for batch in step), rule)
     return found
 
 

@@ -11,7 +11,6 @@ from benchmarks.padding import realistic_lengths, shares, shuffled_in_buffer
 from llaso.training.rows.batch_plan import (
     BatchRule,
     Plan,
-    padded_tokens,
     shuffled_windows,
     steps_per_epoch,
     stream_windows,
@@ -25,6 +24,7 @@ rules = st.builds(
     group_by_length=st.booleans(),
     window=st.integers(1, 6),
     parallel=st.just(2),
+    packing=st.booleans(),
 )
 
 
@@ -46,7 +46,7 @@ def test_an_epoch_holds_every_row_once_within_the_rules(lengths, rule, seed):
         for batch in step:
             assert 1 <= len(batch) <= rule.per_device
             assert all(length == lengths[row] for row, length in batch)
-            assert not rule.max_tokens or len(batch) == 1 or padded_tokens(batch) <= rule.max_tokens
+            assert not rule.max_tokens or len(batch) == 1 or rule.computed_tokens(batch) <= rule.max_tokens
 
 
 @settings(max_examples=40, deadline=None)

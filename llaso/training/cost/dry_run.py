@@ -216,7 +216,7 @@ def rows_of(recipe: Recipe, config: LlasoConfig, world: int) -> MeanRows:
             text=max(1.0, float(np.mean(lengths) - audio)),
             windows=float(cut.mean()),
             frames=frames,
-            padding=padding_share(rule.epoch(windows(0), recipe.seed, 0)),
+            padding=padding_share(rule.epoch(windows(0), recipe.seed, 0), rule),
             steps=steps_per_epoch(windows, rule, recipe.seed),
         )
     if not data.rows or not data.text_tokens_per_row:

@@ -84,7 +84,8 @@ class BatchChoice:
     per_device: Annotated[int, AT_LEAST_1] = 1  # rows of a micro-batch, at most
     accumulation: Annotated[int, AT_LEAST_1] = 1  # micro-batches of one step, on each device
     group_by_length: bool = True  # neighbours in length share a micro-batch
-    max_tokens: Annotated[int, AT_LEAST_0] = 0  # rows x longest row of a micro-batch, at most; 0 means no such limit
+    max_tokens: Annotated[int, AT_LEAST_0] = 0  # of a micro-batch, padding included, at most; 0 means no such limit
+    packing: bool = False  # rows of a micro-batch end to end, without padding
     window: Annotated[int, AT_LEAST_1] = 64  # micro-batches sorted together; larger pads less and shuffles less
 
 

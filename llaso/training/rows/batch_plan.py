@@ -33,10 +33,11 @@ class BatchRule:
 
     Attributes:
         per_device: rows of a micro-batch, at most.
-        max_tokens: rows x longest row of a micro-batch, at most; 0 means no limit. A single row may exceed it.
+        max_tokens: tokens that a micro-batch computes, at most; 0 means no limit. A single row may exceed it.
         group_by_length: sort a window by length before cutting it.
         window: micro-batches' worth of rows that are sorted together.
         parallel: micro-batches of one optimizer step, all processes together.
+        packing: a micro-batch computes the tokens of its rows; without it, rows x longest row.
     """
 
     per_device: int
@@ -44,6 +45,7 @@ class BatchRule:
     group_by_length: bool = True
     window: int = 64
     parallel: int = 1
+    packing: bool = False
 
     def cut(self, lengths: Sequence[int], random: np.random.Generator) -> list[list[int]]:
         """Cut one window into micro-batches.
@@ -58,19 +60,25 @@ class BatchRule:
         order = np.argsort(np.asarray(lengths), kind="stable") if self.group_by_length else range(len(lengths))
         batches: list[list[int]] = []
         batch: list[int] = []
-        longest = 0
+        longest = total = 0
         for position in map(int, order):
-            longest = max(longest, lengths[position])
-            too_long = self.max_tokens > 0 and (len(batch) + 1) * longest > self.max_tokens
+            longest, total = max(longest, lengths[position]), total + lengths[position]
+            computed = total if self.packing else (len(batch) + 1) * longest
+            too_long = self.max_tokens > 0 and computed > self.max_tokens
             if batch and (len(batch) == self.per_device or too_long):
                 batches.append(batch)
-                batch, longest = [], lengths[position]
+                batch, longest, total = [], lengths[position], lengths[position]
             batch.append(position)
         if batch:
             batches.append(batch)
         if self.group_by_length:
             batches = [batches[i] for i in random.permutation(len(batches))]
         return batches
+
+    def computed_tokens(self, batch: Batch[Any]) -> int:
+        """Return the tokens that a micro-batch computes, padding included."""
+        lengths = [length for _, length in batch]
+        return sum(lengths) if self.packing else len(batch) * max(lengths)
 
     def epoch(self, windows: Iterable[list[tuple[Item, int]]], seed: int, epoch: int) -> Iterator[Batch[Item]]:
         """Yield one epoch's micro-batches of `(row, length)`, window by window."""
@@ -143,15 +151,10 @@ def epoch_steps(
     for batch in rule.epoch(windows, seed, epoch):
         step.append(batch)
         if len(step) == rule.parallel:
-            yield sorted(step, key=padded_tokens)
+            yield sorted(step, key=rule.computed_tokens)
             step = []
     if step and (split := _split_to(step, rule.parallel)):
-        yield sorted(split, key=padded_tokens)
-
-
-def padded_tokens(batch: Batch[Any]) -> int:
-    """Return the tokens of a micro-batch after padding: rows x longest."""
-    return len(batch) * max(length for _, length in batch)
+        yield sorted(split, key=rule.computed_tokens)
 
 
 def shuffled_windows(
@@ -203,12 +206,12 @@ def steps_per_epoch(windows: Callable[[int], Iterable[list[tuple[Any, int]]]], r
     return max(1, sum(1 for _ in epoch_steps(windows(0), rule, seed, 0)))
 
 
-def padding_share(batches: Iterable[Batch[Any]]) -> float:
+def padding_share(batches: Iterable[Batch[Any]], rule: BatchRule) -> float:
     """Return the share of padding among all tokens, over micro-batches of `(row, length)`."""
     used = padded = 0
     for batch in batches:
         used += sum(length for _, length in batch)
-        padded += padded_tokens(batch)
+        padded += rule.computed_tokens(batch)
     return 1 - used / padded if padded else 0.0
 
 

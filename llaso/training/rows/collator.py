@@ -1,4 +1,4 @@
-"""Turns rows into one padded batch.
+"""Turns rows into one batch, padded or packed.
 
 The processor writes the prompt, cuts and transforms the audio and counts its tokens; labels come from its chat
 template's assistant mask, so prompt text and audio formulas are not repeated here. Rows without audio, with one clip
@@ -21,6 +21,7 @@ from modeling_llaso.processing_llaso import LlasoProcessor, stack_windows
 
 from .corpora import log_mels
 from .encoder_cache import EncoderCache, audio_tokens_of, clip_key, kept_audio
+from .packing import Packed, end_to_end, shifted
 
 logger = logging.getLogger(__name__)
 
@@ -150,17 +151,20 @@ class Collator:
 
     The batch holds `input_ids`, `attention_mask`, `shift_labels` (the label of each token's successor), the rows'
     `ids` and `tasks`, and the audio of all rows, window after window. Rows whose encoder output is kept come first:
-    theirs is in `mm_encoder_outputs`, that of the other rows in `input_features` with `input_features_mask`.
+    theirs is in `mm_encoder_outputs`, that of the other rows in `input_features` with `input_features_mask`. For a
+    packed batch see `pack`.
 
     Attributes:
         encode: turns a row into an example.
         skip_bad_rows: leave a row that cannot be learned from out, with a warning, instead of raising.
         also: called with the batch's rows; returns more inputs, e.g. the teacher's.
+        packing: lay rows end to end instead of padding them.
     """
 
     encode: RowEncoder
     skip_bad_rows: bool = False
-    also: Callable[[Sequence[Row]], dict[str, torch.Tensor]] | None = None
+    also: Callable[[Sequence[Row]], dict[str, Any]] | None = None
+    packing: bool = False
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         examples, skipped = [], []
@@ -173,16 +177,15 @@ class Collator:
                 logger.warning("left out: %s", error)
                 skipped.append(row["id"])
         examples.sort(key=lambda example: not example[1].encoded)
-        batch = pad([example for _, example in examples], self.encode.processor.tokenizer.pad_token_id)
+        lay = pack if self.packing else pad
+        batch = lay([example for _, example in examples], self.encode.processor.tokenizer.pad_token_id)
         batch["skipped"] = skipped
         return batch | self.also([row for row, _ in examples]) if self.also is not None else batch
 
 
 def pad(examples: Sequence[Example], pad_token_id: int) -> dict[str, Any]:
     """Pad examples on the right into one batch; no examples give one row of padding that teaches nothing."""
-    if not examples:
-        nothing = torch.full((2,), IGNORED)
-        examples = [Example("", "", torch.full((2,), pad_token_id), nothing, windows=[])]
+    examples = examples or [nothing_to_learn(pad_token_id)]
     input_ids = pad_sequence([e.input_ids for e in examples], batch_first=True, padding_value=pad_token_id)
     labels = pad_sequence([e.labels for e in examples], batch_first=True, padding_value=IGNORED)
     sizes = torch.tensor([len(e.input_ids) for e in examples])
@@ -200,22 +203,55 @@ def pad(examples: Sequence[Example], pad_token_id: int) -> dict[str, Any]:
     return batch
 
 
+def pack(examples: Sequence[Example], pad_token_id: int) -> dict[str, Any]:
+    """Lay examples end to end into one batch; no examples give one row that teaches nothing.
+
+    `input_ids` and `shift_labels` are `(1, tokens)`. `packed` says where the rows end and holds the audio; windows of
+    equal length stay in `input_features`, since they need no padding.
+    """
+    examples = examples or [nothing_to_learn(pad_token_id)]
+    packed = Packed(row_lengths=[len(e.input_ids) for e in examples])
+    batch: dict[str, Any] = {
+        "ids": [e.id for e in examples],
+        "tasks": [e.task for e in examples],
+        "input_ids": torch.cat([e.input_ids for e in examples])[None],
+        "shift_labels": shifted([e.labels for e in examples], IGNORED),
+        "packed": packed,
+    }
+    if kept := [window for e in examples if e.encoded for window in e.windows]:
+        packed["kept"], packed["kept_vectors"] = torch.cat(kept), [len(window) for window in kept]
+    if mels := [window for e in examples if not e.encoded for window in e.windows]:
+        frames = [window.shape[1] for window in mels]
+        if len(set(frames)) == 1:
+            batch["input_features"], batch["input_features_mask"] = stack_windows(mels)
+        else:
+            packed["features"], packed["window_frames"] = end_to_end(mels), frames
+    return batch
+
+
+def nothing_to_learn(pad_token_id: int) -> Example:
+    """Return a row of padding that teaches nothing."""
+    return Example("", "", torch.full((2,), pad_token_id), torch.full((2,), IGNORED), windows=[])
+
+
 class TeacherCollator:
     """Builds the teacher's inputs: the transcribed rows of a batch, with the transcript in place of the audio.
 
     Args:
         encode: the student's encoder of rows, whose template and length limit it shares.
+        packing: lay rows end to end instead of padding them.
     """
 
-    def __init__(self, encode: RowEncoder) -> None:
-        self.encode = encode
+    def __init__(self, encode: RowEncoder, packing: bool = False) -> None:
+        self.encode, self.packing = encode, packing
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Return the tokens of the transcribed rows.
 
         Returns:
             `teacher_rows`, their places in the batch; `teacher_ids` and `teacher_mask`, `(rows, tokens)`; and
-            `teacher_answers`, true for tokens that predict one of the answer.
+            `teacher_answers`, true for tokens that predict one of the answer. Packed, `teacher_ids` is `(1, tokens)`,
+            and `teacher_lengths`, the tokens of each row, replaces the mask.
         """
         places, sequences, answers = [], [], []
         for place, row in enumerate(rows):
@@ -228,6 +264,13 @@ class TeacherCollator:
                 answers.append(torch.nn.functional.pad(answer[1:], (0, 1), value=False))
         if not places:
             return {}
+        if self.packing:
+            return {
+                "teacher_rows": torch.tensor(places),
+                "teacher_ids": torch.cat(sequences)[None],
+                "teacher_lengths": [len(sequence) for sequence in sequences],
+                "teacher_answers": torch.cat(answers)[None],
+            }
         pad_id = self.encode.processor.tokenizer.pad_token_id
         ids = pad_sequence(sequences, batch_first=True, padding_value=pad_id)
         sizes = torch.tensor([len(sequence) for sequence in sequences])

@@ -82,10 +82,11 @@ def set_up_rows(
     epoch_steps, steps = count_steps(recipe, corpus, rule)
     cache = open_cache(recipe, model, processor)
     encode = RowEncoder(processor, data.max_length, cache)
-    teacher = TeacherCollator(encode) if recipe.optimizer.distill_weight > 0 else None
+    packing = recipe.batch.packing
+    teacher = TeacherCollator(encode, packing) if recipe.optimizer.distill_weight > 0 else None
     held_out = open_held_out(data, HELD_OUT_TASK, max(recipe.watch.final_rows, recipe.watch.evaluate_rows))
     return TrainingRows(
-        corpus, held_out, rule, epoch_steps, steps, Collator(encode, data.bad_rows == "skip", teacher), cache
+        corpus, held_out, rule, epoch_steps, steps, Collator(encode, data.bad_rows == "skip", teacher, packing), cache
     )
 
 
@@ -93,7 +94,12 @@ def batch_rule(recipe: Recipe, world: int) -> BatchRule:
     """Return the rule by which this recipe's rows become micro-batches on `world` processes."""
     batch = recipe.batch
     return BatchRule(
-        batch.per_device, batch.max_tokens, batch.group_by_length, batch.window, batch.accumulation * world
+        batch.per_device,
+        batch.max_tokens,
+        batch.group_by_length,
+        batch.window,
+        batch.accumulation * world,
+        batch.packing,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 
 from .model_setup import cast_frozen
+from .packed_attention import packed_inputs
 
 
 class Teacher:
@@ -37,33 +39,34 @@ class Teacher:
             cast_frozen(part, dtype)
 
     def divergence(
-        self, student: torch.Tensor, is_answer: torch.Tensor, teacher_inputs: dict[str, torch.Tensor]
+        self, student: torch.Tensor, answer_rows: torch.Tensor, teacher_inputs: dict[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute the KL divergence of the student from the teacher at every answer token of the taught rows.
 
         Args:
             student: `(answer tokens, vocabulary)` logits of the whole batch, row after row.
-            is_answer: `(rows, tokens)`, the positions they were taken from.
+            answer_rows: `(answer tokens,)`, the row of each.
             teacher_inputs: from `TeacherCollator`.
 
         Returns:
             The divergence, `(taught tokens,)`, times the squared temperature; and which of the student's tokens were
             taught, `(answer tokens,)`.
         """
-        rows = teacher_inputs["teacher_rows"]
+        ids = teacher_inputs["teacher_ids"]
         with torch.no_grad():
+            apart = (
+                packed_inputs(self.language_model.config, teacher_inputs["teacher_lengths"], ids.device)
+                if "teacher_lengths" in teacher_inputs
+                else {"attention_mask": teacher_inputs["teacher_mask"]}
+            )
             self.head.to(student.device)
             hidden = (
                 self.language_model.to(student.device)
-                .eval()(
-                    input_ids=teacher_inputs["teacher_ids"],
-                    attention_mask=teacher_inputs["teacher_mask"],
-                    use_cache=False,
-                )
+                .eval()(input_ids=ids, use_cache=False, **apart)
                 .last_hidden_state
             )
             wanted = self.head(hidden[teacher_inputs["teacher_answers"]]).float() / self.temperature
-        taught = torch.isin(is_answer.nonzero()[:, 0], rows)
+        taught = torch.isin(answer_rows, teacher_inputs["teacher_rows"])
         heard = student[taught].float() / self.temperature
         if len(heard) != len(wanted):
             raise ValueError(

@@ -34,6 +34,7 @@ from modeling_llaso.processing_llaso import LlasoProcessor
 from ..recipe.recipe import Recipe
 from ..rows.batch_plan import Plan
 from ..rows.collator import IGNORED
+from ..rows.packing import Packed, members
 from ..rows.training_rows import TrainingRows
 from .answer_loss import chunked_losses
 from .checkpoints import WEIGHTS, frozen_digests, frozen_sources, load_trainable, mark_whole, save_trainable
@@ -42,6 +43,7 @@ from .distributed import gathered, is_peer_lost
 from .history import History
 from .model_setup import add_lora, keep_frozen, merge_lora
 from .optimizer_groups import has_own_rates, parameter_groups, set_learning_rates
+from .packed_forward import use_packing
 from .step_timer import BACKWARD, ENCODER, LLM, OPTIMIZER, READING, SAVING, Mark, StepTimer
 
 logger = logging.getLogger(__name__)
@@ -101,6 +103,8 @@ class LlasoTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.timer = StepTimer(self.args.device.type == "cuda")
         self.timer.watch(model.model.audio_tower, ENCODER)
+        if recipe.batch.packing:
+            use_packing(model, lambda: self.timer.measure(ENCODER))
         self.add_callback(OptimizerTime(self.timer))
         self.distill_weight = recipe.optimizer.distill_weight
         self.teacher: Teacher | None = None
@@ -175,8 +179,15 @@ class LlasoTrainer(Trainer):
         targets = inputs.pop("shift_labels")
         teacher_inputs = {name: inputs.pop(name) for name in list(inputs) if name.startswith("teacher_")}
         is_answer = targets != IGNORED
-        if "input_features" not in inputs:
-            inputs |= self._nothing_to_encode(kept="mm_encoder_outputs" in inputs)
+        packed: Packed | dict = inputs.get("packed", {})
+        if "input_features" not in inputs and "features" not in packed:
+            inputs |= self._nothing_to_encode(kept="mm_encoder_outputs" in inputs or "kept" in packed)
+        answer_rows = is_answer.nonzero()[:, 0]
+        tokens = padded = is_answer.numel()
+        if packed:
+            answer_rows = members(packed["row_lengths"], is_answer.device)[is_answer[0]]
+        else:
+            tokens = inputs["attention_mask"].sum()
 
         with self.timer.measure(LLM):  # the encoder's time in it is taken off when the step is recorded
             outputs, logits, losses = self._token_losses(model, inputs, is_answer, targets[is_answer])
@@ -184,22 +195,20 @@ class LlasoTrainer(Trainer):
         if self.teacher is not None and teacher_inputs:
             assert logits is not None
             weight = self.distill_weight
-            divergence, taught = self.teacher.divergence(logits, is_answer, teacher_inputs)
+            divergence, taught = self.teacher.divergence(logits, answer_rows, teacher_inputs)
             losses = losses.masked_scatter(taught, (1 - weight) * losses[taught] + weight * divergence)
 
-        row = is_answer.nonzero()[:, 0]
-        answer_tokens = is_answer.sum(1)
-        row_losses = losses.new_zeros(len(targets)).index_add(0, row, losses.detach())
+        row_losses = losses.new_zeros(len(ids)).index_add(0, answer_rows, losses.detach())
         self.step_parts.append(
             {
                 "ids": ids,
                 "tasks": tasks,
                 "skipped": skipped,
                 "row_losses": row_losses,
-                "row_tokens": answer_tokens,
+                "row_tokens": answer_rows.bincount(minlength=len(ids)),
                 "loss": losses.detach().sum() / max(1, len(losses)),
-                "tokens": inputs["attention_mask"].sum(),
-                "padded": inputs["attention_mask"].numel(),
+                "tokens": torch.as_tensor(tokens, device=losses.device),
+                "padded": padded,
             }
         )
         if not self.per_token:
