@@ -203,7 +203,7 @@ def from_official(
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     tokenizer.model_max_length = released["max_position_embeddings"]
-    add_audio_tokens(tokenizer)
+    add_audio_tokens(tokenizer, rows_are_fixed=True)
     processor = LlasoProcessor(extractor, tokenizer, audio_padding=audio_padding)
     ours = {"model_type", "architectures", "_name_or_path", "transformers_version", "torch_dtype", "use_cache"}
     text_fields = {key: value for key, value in released.items() if not key.startswith("mm_") and key not in ours}
@@ -453,15 +453,17 @@ def new_processor(
 
 
 def grow_embeddings(language_model, known: int, rows: int) -> None:
-    """Give the tokens from `known` up to `rows` an embedding, the mean of the known ones; spare rows are used first.
+    """Give the tokens from `known` up to `rows` an embedding, the mean of the known ones.
+
+    Spare rows are used, and those that are left are cut off: a placeholder without a row has no logit in any program,
+    while here alone the logit of one with a row is masked.
 
     Args:
         language_model: any causal LM of transformers; changed in place.
         known: number of tokens in its own tokenizer.
         rows: number of rows needed: the placeholder's id, since the placeholder needs none.
     """
-    embeddings = language_model.get_input_embeddings()
-    if rows > embeddings.weight.shape[0]:
+    if rows != language_model.get_input_embeddings().weight.shape[0]:
         language_model.resize_token_embeddings(rows, mean_resizing=False)
     for layer in {language_model.get_input_embeddings(), language_model.get_output_embeddings()}:
         with torch.no_grad():

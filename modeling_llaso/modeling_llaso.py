@@ -1,9 +1,10 @@
-"""The LLaSO network: log-mel windows → Whisper encoder → projector → a causal language model.
+"""The LLaSO network: log-mel, cut into windows → Whisper encoder → projector → a causal language model.
 
 `LlasoModel` is the network without a head; `LlasoForConditionalGeneration` adds the head, the loss and generation.
 The processor writes one placeholder token per audio embedding; `forward` replaces the placeholders.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +92,16 @@ def kept_positions(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tens
     if logits_to_keep.ndim == 2:
         return torch.take_along_dim(hidden_states, logits_to_keep[..., None], dim=1)
     return hidden_states[:, logits_to_keep, :]
+
+
+Features = torch.Tensor | Sequence[torch.Tensor]
+"""A batch of audios, or a list of audios of different length."""
+
+
+def pad_frames(audios: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Stack tensors that differ in their last dimension only, padded at its end with zeros."""
+    longest = max(audio.shape[-1] for audio in audios)
+    return torch.stack([nn.functional.pad(audio, (0, longest - audio.shape[-1])) for audio in audios])
 
 
 class LlasoEncoder(WhisperEncoder):
@@ -221,47 +232,77 @@ class LlasoModel(LlasoPreTrainedModel):
             "AutoModelForMultimodalLM (or LlasoForConditionalGeneration) instead of AutoModel."
         )
 
-    def encode(
-        self,
-        input_features: torch.Tensor,
-        input_features_mask: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> LlasoAudioOutput:
-        """Encode log-mel windows; a frozen encoder records no graph, whatever the rest of the model trains.
+    def cut_windows(
+        self, input_features: Features, input_features_mask: Features | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Cut audios that are longer than the encoder's window into windows, and leave out those without sound.
+
+        Audios of at most one window stay as they are, so that cutting again changes nothing.
 
         Args:
-            input_features: `(windows, num_mel_bins, frames)`.
-            input_features_mask: `(windows, frames)`, 1 for real frames, which come first. With `audio_padding="full"`
-                padding counts as sound, as released, and the mask is not read. A window without a real frame gives no
-                vector; it may be short even then.
+            input_features: `(audios, num_mel_bins, frames)`, an audio's windows end to end; or a list of them.
+            input_features_mask: `(audios, frames)`, 1 for real frames, which come first; or a list. None: all are.
+
+        Returns:
+            Windows, audio after audio: `(windows, num_mel_bins, at most max_frames)`, and their mask.
+
+        Raises:
+            ValueError: the mask is not of the audios' shape, or, with `audio_padding="full"`, a window is not whole.
+        """
+        features, mask = input_features, input_features_mask
+        if not isinstance(features, torch.Tensor):
+            if mask is None:
+                mask = [audio.new_ones(audio.shape[-1]) for audio in features]
+            features = pad_frames(features)
+        if mask is not None and not isinstance(mask, torch.Tensor):  # as vLLM gives it, for audios of different length
+            mask = pad_frames(mask)
+        if mask is not None and mask.shape != (len(features), features.shape[-1]):
+            raise ValueError(
+                f"{len(features)} audios of {features.shape[-1]} frames came with a mask of shape {tuple(mask.shape)}"
+            )
+        frames, whole, full = features.shape[-1], self.config.max_frames, self.config.audio_padding == "full"
+        missing = -frames % whole
+        if full and missing and (mask is None or mask.any()):
+            raise ValueError(
+                f'this model\'s config says audio_padding="full", so it takes windows of {whole} frames, not '
+                f'{frames}. Use a processor with audio_padding="full", or set it to "trim" in both.'
+            )
+        if frames <= whole:
+            return features, mask
+        if mask is None:
+            mask = torch.ones(len(features), frames, dtype=torch.bool, device=features.device)
+        mask = nn.functional.pad(mask, (0, missing)).unflatten(1, (-1, whole)).flatten(0, 1)
+        features = nn.functional.pad(features, (0, missing)).unflatten(2, (-1, whole)).transpose(1, 2).flatten(0, 1)
+        heard = mask.bool().any(-1)
+        heard[0] |= ~heard.any()  # the encoder runs on one window at least
+        features, mask = features[heard], mask[heard]
+        longest = whole if full else max(1, int(mask.bool().sum(-1).max()))
+        return features[..., :longest], mask[:, :longest]
+
+    def encode(
+        self,
+        input_features: Features,
+        input_features_mask: Features | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> LlasoAudioOutput:
+        """Encode log-mel, window by window; a frozen encoder records no graph, whatever else the model trains.
+
+        Args:
+            input_features: `(audios, num_mel_bins, frames)`; see `cut_windows`.
+            input_features_mask: `(audios, frames)`, 1 for real frames, which come first. With `audio_padding="full"`
+                padding within a window counts as sound, as released. A window without a real frame gives no vector;
+                it may be short even then.
             **kwargs: for the encoder, such as `output_hidden_states`.
 
         Returns:
-            The encoder's vectors, and which of them come from real frames.
+            The encoder's vectors for each window, and which of them come from real frames.
 
         Raises:
-            ValueError: the windows are longer than the encoder's or, with `audio_padding="full"`, shorter.
+            ValueError: see `cut_windows`.
         """
-        frames, whole = input_features.shape[-1], self.config.max_frames
-        if frames > whole:
-            raise ValueError(
-                f"a window of {frames} frames is longer than the encoder's {whole}; the processor cuts long audio "
-                "into windows"
-            )
-        if input_features_mask is not None and len(input_features_mask) != len(input_features):
-            raise ValueError(
-                f"{len(input_features)} windows of audio came with a mask for {len(input_features_mask)}. A pipeline "
-                "keeps only the first window of each recording in a batch: use batch_size=1, or pass the "
-                "conversations to apply_chat_template together"
-            )
-        if self.config.audio_padding == "full":
-            if frames == whole:
-                input_features_mask = None
-            elif input_features_mask is None or input_features_mask.any():
-                raise ValueError(
-                    f'this model\'s config says audio_padding="full", so it takes windows of {whole} frames, not '
-                    f'{frames}. Use a processor with audio_padding="full", or set it to "trim" in both.'
-                )
+        input_features, input_features_mask = self.cut_windows(input_features, input_features_mask)
+        if self.config.audio_padding == "full" and input_features.shape[-1] == self.config.max_frames:
+            input_features_mask = None
         if input_features_mask is not None:
             input_features_mask = input_features_mask.bool()
         learns = input_features.requires_grad or any(p.requires_grad for p in self.audio_tower.parameters())
@@ -290,21 +331,21 @@ class LlasoModel(LlasoPreTrainedModel):
     @auto_docstring(custom_intro="Encodes and projects audio: log-mel windows to embeddings the language model reads.")
     def get_audio_features(
         self,
-        input_features: torch.Tensor,
-        input_features_mask: torch.Tensor | None = None,
+        input_features: Features,
+        input_features_mask: Features | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | LlasoAudioOutput:
         r"""
-        input_features (`torch.Tensor` of shape `(windows, num_mel_bins, frames)`):
-            Log-mel windows, those of one audio after another.
-        input_features_mask (`torch.Tensor` of shape `(windows, frames)`, *optional*):
-            1 for real frames, which come first. With `audio_padding="full"` padding counts as sound, as released, and
-            the mask is not read.
+        input_features (`torch.Tensor` of shape `(audios, num_mel_bins, frames)`):
+            Log-mel of each audio, its windows end to end; or a list of audios of different length.
+        input_features_mask (`torch.Tensor` of shape `(audios, frames)`, *optional*):
+            1 for real frames, which come first. With `audio_padding="full"` padding within a window counts as sound,
+            as released.
 
         Returns:
-            `last_hidden_state` is the encoder's, padding included; `pooler_output` of shape `(audio_tokens,
-            hidden_size)` holds the projected vectors of real frames only, window after window. Pass the whole output
-            back as `mm_encoder_outputs={"audio": output}` to ask about the same audio again.
+            `last_hidden_state` is the encoder's for each window, padding included; `pooler_output` of shape
+            `(audio_tokens, hidden_size)` holds the projected vectors of real frames only, window after window. Pass
+            the whole output back as `mm_encoder_outputs={"audio": output}` to ask about the same audio again.
         """
         output = self.encode(input_features, input_features_mask, **kwargs)
         assert output.last_hidden_state is not None
@@ -391,7 +432,7 @@ class LlasoModel(LlasoPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | LlasoModelOutputWithPast:
         r"""
-        input_features_mask (`torch.Tensor` of shape `(windows, frames)`, *optional*):
+        input_features_mask (`torch.Tensor` of shape `(audios, frames)`, *optional*):
             1 for real frames of `input_features`.
         cache (`Cache`, *optional*):
             Keys and values of the tokens before; `past_key_values` is taken for the same.
@@ -478,7 +519,7 @@ class LlasoForConditionalGeneration(LlasoPreTrainedModel, GenerationMixin):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | LlasoCausalLMOutputWithPast:
         r"""
-        input_features_mask (`torch.Tensor` of shape `(windows, frames)`, *optional*):
+        input_features_mask (`torch.Tensor` of shape `(audios, frames)`, *optional*):
             1 for real frames of `input_features`.
         cache (`Cache`, *optional*):
             Keys and values of the tokens before; `past_key_values` is taken for the same.
@@ -569,7 +610,7 @@ class LlasoForConditionalGeneration(LlasoPreTrainedModel, GenerationMixin):
     ):
         """Repeat rows for beams and samples, after their audio has been encoded once.
 
-        Windows and embeddings are counted over the whole batch, so they cannot be repeated as rows are.
+        Audios and embeddings are counted over the whole batch, so they cannot be repeated as rows are.
         """
         given = [model_kwargs.get(name) for name in ("input_features", "mm_encoder_outputs", CACHE_SINCE_5_24)]
         if input_ids is not None and not any(value is not None for value in given):

@@ -29,6 +29,10 @@ SYSTEM_PROMPT = (
 )
 AUDIO_TAGS = ("<Audio>", "</Audio>", "<audio_start>", "<audio_end>")
 AUDIO_TOKEN = "<audio>"
+UNUSED_TOKEN = "<audio_unused>"
+EMBEDDING_ROWS = 64
+"""vLLM pads embeddings to a multiple of so many rows, and looks the placeholder's id up in them. The placeholder comes
+after the last row, so the number of rows must not be such a multiple itself."""
 UNK_TOKEN = "<unk>"
 DEFAULT_TRANSCRIPTION_PROMPT = "Transcribe the spoken words from the following audio clip."
 
@@ -77,8 +81,10 @@ TURN_MARKS = {"<|start_header_id|>": LLAMA_3, "<|im_start|>": CHATML, "<start_of
 # The released rule for a user's text: strip it; then every audio becomes its tag, on lines of its own if text
 # precedes the first audio, else followed by one line break.
 CHAT_TEMPLATE = r"""
+@REFUSE_TYPED@
 {%- macro write(content) -%}
     {%- if content is string -%}
+        {{- refuse_typed(content) -}}
         {{- content.strip() -}}
     {%- else -%}
         {%- set ns = namespace(texts=[], text='') -%}
@@ -87,6 +93,7 @@ CHAT_TEMPLATE = r"""
                 {%- set ns.texts = ns.texts + [ns.text] -%}
                 {%- set ns.text = '' -%}
             {%- else -%}
+                {{- refuse_typed(part['text']) -}}
                 {%- set ns.text = ns.text ~ part['text'] -%}
             {%- endif -%}
         {%- endfor -%}
@@ -129,18 +136,39 @@ CHAT_TEMPLATE = r"""
 {%- endif -%}
 """.strip()
 
+TYPED_TOKEN = (
+    "the text holds the special token {token!r}, which would break the prompt. Write it differently; audio goes in a "
+    "part of its own"
+)
+"""Why a special token in a message's text is refused, by the processor and by the chat template."""
 
-def add_audio_tokens(tokenizer) -> None:
+# For programs that render the template themselves, such as vLLM; the processor refuses all special tokens before.
+REFUSE_TYPED = r"""
+{%- macro refuse_typed(text) -%}
+    {%- if '@AUDIO@' in text and not control_tokens_are_text -%}
+        {{- raise_exception(@TYPED_TOKEN@) -}}
+    {%- endif -%}
+{%- endmacro -%}
+""".strip()
+
+
+def add_audio_tokens(tokenizer, rows_are_fixed: bool = False) -> None:
     """Give a language model's tokenizer LLaSO's tokens, in the released order, and the placeholder after them.
 
-    `<unk>` becomes the pad and unk token if the tokenizer has no pad token. Tokens that are there already stay.
+    `<unk>` becomes the pad and unk token if the tokenizer has no pad token. Tokens that are there already stay. If the
+    placeholder's id would be a multiple of 64, an unused token comes before it.
 
     Args:
         tokenizer: any fast tokenizer; changed in place.
+        rows_are_fixed: add no unused token, because a checkpoint's embeddings have no row for it.
     """
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": UNK_TOKEN, "unk_token": UNK_TOKEN})
-    tokenizer.add_tokens([*AUDIO_TAGS, AUDIO_TOKEN], special_tokens=True)
+    tokenizer.add_tokens(list(AUDIO_TAGS), special_tokens=True)
+    fits = AUDIO_TOKEN in tokenizer.get_vocab() or len(tokenizer) % EMBEDDING_ROWS
+    if not fits and not rows_are_fixed:
+        tokenizer.add_tokens([UNUSED_TOKEN], special_tokens=True)
+    tokenizer.add_tokens([AUDIO_TOKEN], special_tokens=True)
 
 
 def turn_marks(tokenizer) -> TurnMarks:
@@ -166,6 +194,8 @@ def default_chat_template(tokenizer, audio_token: str = AUDIO_TOKEN) -> str:
         opening, closing = (repr(mark) for mark in marks.system)
         system_turn, system_in_user = f"{{{{- {opening} ~ system ~ {closing} -}}}}", ""
     replacements = {
+        "@REFUSE_TYPED@": REFUSE_TYPED,
+        "@TYPED_TOKEN@": repr(TYPED_TOKEN.format(token=audio_token)),
         "@AUDIO@": audio_token,
         "@SYSTEM_PROMPT@": repr(SYSTEM_PROMPT),
         "@SYSTEM_TURN@": system_turn,
@@ -436,17 +466,18 @@ class LlasoProcessor(ProcessorMixin):
                 "Resample it, or pass a path: files are resampled as they are read"
             )
         windows: list[np.ndarray] = []
-        counts = []
+        cuts, counts = [], []
         for index, clip in enumerate(audio):
             clip = _checked_clip(clip, f"audio {index}")
             try:
-                cuts = self.audio_windows(len(clip))
+                spans = self.audio_windows(len(clip))
             except ValueError as error:
                 raise ValueError(f"audio {index}: {error}") from None
-            windows += [clip[start:stop] for start, stop in cuts]
+            windows += [clip[start:stop] for start, stop in spans]
+            cuts.append(len(spans))
             counts.append(self.count_audio_tokens(len(clip)))
-        mels = self.log_mel(windows)
-        features, mask = stack_windows(mels)
+        mels = iter(self.log_mel(windows))
+        features, mask = stack_windows([torch.cat([next(mels) for _ in range(count)], dim=1) for count in cuts])
         inputs = {"input_features": features, "input_features_mask": mask, "num_audio_tokens": counts}
         return inputs, [self.replace_audio_token(inputs, audio_idx=index) for index in range(len(counts))]
 
@@ -519,10 +550,7 @@ class LlasoProcessor(ProcessorMixin):
                     if not isinstance(part.get("text"), str):
                         raise ValueError(f"{place}: a text part without its text")
                     if special_tokens and (found := typed.search(part["text"])):
-                        raise ValueError(
-                            f"{place}: the text holds the special token {found.group()!r}, which would break the "
-                            'prompt. Write it differently; audio goes in a part {"type": "audio"}'
-                        )
+                        raise ValueError(f"{place}: {TYPED_TOKEN.format(token=found.group())}")
                 answered_before = message["role"] == "assistant" and turn + 1 < len(conversation)
                 if not answered_before and all(part["type"] == "text" and not part["text"].strip() for part in parts):
                     raise ValueError(f"{place}: the message is empty")
@@ -559,6 +587,8 @@ class LlasoProcessor(ProcessorMixin):
         self.check_messages(conversations, special_tokens=not sanitized)
         if sanitized and not SANITIZES_SINCE_5_23:
             raise ValueError("sanitize_control_tokens needs a newer transformers: pip install 'transformers>=5.23'")
+        if sanitized:
+            kwargs["control_tokens_are_text"] = True
         if audio is not None:
             conversations = _with_audio(conversations, as_clips(audio))
         processor_kwargs = dict(kwargs.pop("processor_kwargs", None) or {})
@@ -711,7 +741,7 @@ class LlasoProcessor(ProcessorMixin):
 
 
 def stack_windows(windows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stack windows of any length into one batch, padded at the end with zeros.
+    """Stack windows, or whole audios, of any length into one batch, padded at the end with zeros.
 
     Args:
         windows: `(width, length)` each; at least one.

@@ -37,8 +37,8 @@ def llama_cpp_template(processor: LlasoProcessor) -> str:
     Raises:
         ValueError: the processor's template is not the one that llaso writes for its tokenizer.
     """
-    ours = default_chat_template(processor.tokenizer, processor.audio_token)
-    if processor.chat_template != ours:
+    ours = _without_refusal(default_chat_template(processor.tokenizer, processor.audio_token))
+    if not isinstance(processor.chat_template, str) or _without_refusal(processor.chat_template) != ours:
         raise ValueError(
             "the processor has a chat template of its own, which the export cannot translate for llama.cpp; save the "
             "processor with chat_template=None, if the model was trained with llaso's template"
@@ -47,3 +47,9 @@ def llama_cpp_template(processor: LlasoProcessor) -> str:
     turns = re.sub(r"\n *\{%- (end)?generation -%\}", "", turns)
     opening, closing, _, _ = AUDIO_TAGS
     return WRITE.replace("@OPEN@", opening).replace("@CLOSE@", closing) + turns
+
+
+def _without_refusal(template: str) -> str:
+    """Take out the refusal of a typed placeholder: older templates lack it, and in a GGUF file it is plain text."""
+    macro = r"\{%- macro refuse_typed.*?\{%- endmacro -%\}\n"
+    return re.sub(r" *\{\{- refuse_typed\(.*\) -\}\}\n", "", re.sub(macro, "", template, flags=re.DOTALL))

@@ -13,6 +13,8 @@ import torch
 from transformers import DynamicCache
 from transformers.feature_extraction_utils import BatchFeature
 
+from modeling_llaso.processing_llaso import stack_windows
+
 
 class Batch:
     """The key-value cache of the running rows.
@@ -48,7 +50,7 @@ class Batch:
             input_ids=input_ids,
             attention_mask=mask,
             position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-            **_audio_inputs(prompts),
+            **self._audio_inputs(prompts),
         )
         self._append(cache, lengths)
         return logits
@@ -96,6 +98,19 @@ class Batch:
             layer.keys = torch.cat([_pad_left(layer.keys, width), _pad_left(new.keys, width)])
             layer.values = torch.cat([_pad_left(layer.values, width), _pad_left(new.values, width)])
 
+    def _audio_inputs(self, prompts: Sequence[Mapping[str, torch.Tensor] | BatchFeature]) -> dict[str, torch.Tensor]:
+        """Gather the audio windows of all prompts, padded to the longest window; empty if no prompt has audio."""
+        windows: list[torch.Tensor] = []
+        for prompt in prompts:
+            if "input_features" in prompt:
+                # Cut here, so that no row is padded to the whole length of a long neighbour.
+                cut, mask = self.model.model.cut_windows(prompt["input_features"], prompt["input_features_mask"])
+                windows += [window[:, real.bool()] for window, real in zip(cut, mask, strict=True)]
+        if not windows:
+            return {}
+        features, mask = stack_windows(windows)
+        return {"input_features": features, "input_features_mask": mask}
+
     def _forward(self, cache: DynamicCache, **inputs: torch.Tensor) -> torch.Tensor:
         device = self.model.device
         moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in inputs.items()}
@@ -110,17 +125,3 @@ def _attention_mask(lengths: Sequence[int], width: int) -> torch.Tensor:
 def _pad_left(states: torch.Tensor, width: int) -> torch.Tensor:
     """Pad `(rows, heads, columns, head_dim)` on the left to `width` columns."""
     return torch.nn.functional.pad(states, (0, 0, width - states.shape[2], 0))
-
-
-def _audio_inputs(prompts: Sequence[Mapping[str, torch.Tensor] | BatchFeature]) -> dict[str, torch.Tensor]:
-    """Concatenate the audio windows of all prompts, padded to the longest; empty if no prompt has audio."""
-    with_audio = [prompt for prompt in prompts if "input_features" in prompt]
-    if not with_audio:
-        return {}
-    frames = max(prompt["input_features"].shape[-1] for prompt in with_audio)
-    return {
-        name: torch.cat(
-            [torch.nn.functional.pad(prompt[name], (0, frames - prompt[name].shape[-1])) for prompt in with_audio]
-        )
-        for name in ("input_features", "input_features_mask")
-    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -11,13 +12,14 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
 from support.paths import shared_fixture
-from support.tiny_llaso import FAMILIES, ask, question, save_parts, text_config, tiny_llaso, tone
-from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor
+from support.tiny_llaso import FAMILIES, ask, question, save_parts, text_config, tiny_llaso, tiny_tokenizer, tone
+from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor, AutoTokenizer
 
 from llaso.cli import main
 from modeling_llaso.configuration_llaso import LlasoConfig, preset
 from modeling_llaso.conversion import from_official, load_projector, new_model, read_tensors, to_official
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
+from modeling_llaso.processing_llaso import add_audio_tokens
 
 
 @pytest.fixture(scope="module")
@@ -301,20 +303,41 @@ def test_a_norm_behind_the_projector_starts_as_loud_as_the_embeddings(tmp_path):
     assert torch.equal(opened.model.multi_modal_projector.norm.weight, norm.weight)
 
 
-def test_spare_rows_of_the_language_model_are_used_first(tmp_path):
-    """Qwen pads its vocabulary: the new tokens fit, nothing is resized, and the placeholder's spare row is masked."""
+def test_spare_rows_of_the_language_model_are_used_and_then_cut_off(tmp_path):
+    """Qwen pads its vocabulary. A placeholder with a row would have a logit, which vLLM does not mask."""
     encoder, llm = save_parts(tmp_path, "qwen2", spare_rows=20)
     original = load_file(llm / "model.safetensors")["model.embed_tokens.weight"]
     model, processor = new_model(encoder, llm)
     rows = model.get_input_embeddings().weight.detach()
-    assert len(rows) == len(original)
     known = processor.tokenizer.get_vocab()["<Audio>"]  # the first token added: Qwen has a pad token
     assert torch.equal(rows[:known], original[:known])
-    torch.testing.assert_close(rows[known], original[:known].mean(0))
-    assert model.config.audio_token_id < len(rows)
+    torch.testing.assert_close(rows[known:], original[:known].mean(0).expand(4, -1))
+    assert model.config.audio_token_id == len(rows) == model.config.text_config.vocab_size
     inputs = ask(processor, [question("What?")], [tone(0.5)])
-    logits = model(**inputs).logits
-    assert (logits[..., model.config.audio_token_id] == torch.finfo(logits.dtype).min).all()
+    assert model(**inputs).logits.shape[-1] == len(rows) == model.lm_head.weight.shape[0]
+
+
+def test_the_placeholders_id_is_no_multiple_of_64(tmp_path):
+    """vLLM pads embeddings to such a multiple, and looks the placeholder up in the padding."""
+    encoder, llm = save_parts(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(llm)
+    tokenizer.add_tokens([f"[filler {number}]" for number in range(len(tokenizer), 315)])
+    tokenizer.save_pretrained(llm)
+    model, processor = new_model(encoder, llm)
+    tokens = processor.tokenizer.convert_ids_to_tokens([314, 315, 316, 319, 320, 321])
+    assert tokens == ["[filler 314]", "<unk>", "<Audio>", "<audio_end>", "<audio_unused>", "<audio>"]
+    assert processor.audio_token_id == len(model.get_input_embeddings().weight) == 321
+    again = copy.deepcopy(processor.tokenizer)
+    add_audio_tokens(again)
+    assert again.get_vocab() == processor.tokenizer.get_vocab()
+
+    # A checkpoint in the released format keeps its rows, whatever their number.
+    opened, its_processor = from_official(to_official(model, processor, tmp_path / "released"))
+    assert its_processor.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+    fixed = tiny_tokenizer()
+    fixed.add_tokens([f"[filler {number}]" for number in range(len(fixed), 315)])
+    add_audio_tokens(fixed, rows_are_fixed=True)
+    assert fixed.convert_tokens_to_ids("<audio>") == 320 == len(fixed) - 1
 
 
 def test_an_untied_language_model_keeps_its_head(tmp_path):

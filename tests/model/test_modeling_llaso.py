@@ -29,6 +29,7 @@ from modeling_llaso.compatibility_llaso import (
 )
 from modeling_llaso.configuration_llaso import LlasoConfig, count_audio_tokens
 from modeling_llaso.modeling_llaso import LlasoEncoder, LlasoForConditionalGeneration, LlasoModel
+from modeling_llaso.processing_llaso import stack_windows
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +129,9 @@ def test_pooled_vectors_are_counted_and_computed_per_clip(pooling, padding):
 
     encoded = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"])
     projector, vectors = model.model.multi_modal_projector, encoded.last_hidden_state
+    _, masks = model.model.cut_windows(inputs["input_features"], inputs["input_features_mask"])
     wanted = []
-    for window, mask in zip(vectors, inputs["input_features_mask"], strict=True):
+    for window, mask in zip(vectors, masks, strict=True):
         for group in window[: count_audio_tokens(int(mask.sum()))].split(stride):
             if pooling == "average":
                 wanted.append(group.mean(0))
@@ -370,16 +372,60 @@ def test_audio_encoded_before_is_projected_and_comes_before_new_audio(trim):
     whole = ask(processor, [question("Compare", clips=3)], clips)
     tokens = {name: whole[name] for name in ("input_ids", "attention_mask")}
     mask = whole["input_features_mask"]
-    before = model.model.encode(whole["input_features"][:3], mask[:3])  # the second clip has two windows
+    before = model.model.encode(whole["input_features"][:2], mask[:2])  # the second clip has two windows
     assert before.pooler_output is None and before.last_hidden_state.shape == (3, 1500, 16)
     assert before.vector_mask.sum(-1).tolist() == [20, 1500, 50]
-    new = {"input_features": whole["input_features"][3:], "input_features_mask": mask[3:]}
+    new = {"input_features": whole["input_features"][2:], "input_features_mask": mask[2:]}
     wanted = model(**whole).logits
     got = model(**tokens, **new, mm_encoder_outputs={"audio": before}).logits
     torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
     beams = {"num_beams": 2, "max_new_tokens": 4}
     again = model.generate(**tokens, **new, mm_encoder_outputs={"audio": before}, **beams)
     assert torch.equal(again, model.generate(**whole, **beams))
+
+
+# ---- Windows ----
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("padding", ["full", "trim"])
+def test_an_audio_is_one_row_and_its_windows_are_cut_from_it(padding):
+    model, processor = tiny_llaso(padding)
+    clips = [tone(0.4), tone(61.0), tone(30.0), tone(33.0)]
+    spans = [processor.audio_windows(len(clip)) for clip in clips]
+    mels = [
+        processor.log_mel([clip[start:stop] for start, stop in cuts]) for clip, cuts in zip(clips, spans, strict=True)
+    ]
+    inputs = processor(text="<audio>" * 4, audio=clips)
+    assert len(inputs["input_features"]) == len(clips)
+    windows, mask = model.model.cut_windows(inputs["input_features"], inputs["input_features_mask"])
+    wanted, wanted_mask = stack_windows([window for clip in mels for window in clip])  # 1 + 3 + 1 + 2: none is empty
+    assert torch.equal(windows, wanted) and torch.equal(mask, wanted_mask)
+    again, again_mask = model.model.cut_windows(windows, mask)
+    assert again is windows and again_mask is mask
+
+    encoded = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"])
+    assert encoded.last_hidden_state.shape == (7, 1500, 16)
+    assert torch.equal(encoded.pooler_output, model.get_audio_features(wanted, wanted_mask).pooler_output)
+    # As vLLM gives them: audios of different length are lists.
+    rows = [torch.cat(clip, dim=1) for clip in mels]
+    masks = [torch.ones(row.shape[1], dtype=torch.long) for row in rows]
+    for given in (masks, None):
+        assert torch.equal(model.get_audio_features(rows, given).pooler_output, encoded.pooler_output)
+    alone = [model.get_audio_features(row[None], [mask]).pooler_output for row, mask in zip(rows, masks, strict=True)]
+    torch.testing.assert_close(torch.cat(alone), encoded.pooler_output, atol=1e-5, rtol=1e-4)
+    whole = [row for row in rows if row.shape[1] <= 3000 or padding == "full"]
+    unmasked = torch.cat([model.get_audio_features(row[None]).pooler_output for row in whole])
+    masked = [vectors for row, vectors in zip(rows, alone, strict=True) if any(row is one for one in whole)]
+    torch.testing.assert_close(unmasked, torch.cat(masked), atol=1e-5, rtol=1e-4)
+
+
+def test_what_is_left_of_a_batch_does_not_pay_for_the_row_that_is_gone(trim):
+    model, processor = trim
+    inputs = processor(text="<audio>" * 3, audio=[tone(0.4), tone(1.0), tone(61.0)])
+    assert inputs["input_features"].shape == (3, 16, 6100)
+    windows, mask = model.model.cut_windows(inputs["input_features"][:2], inputs["input_features_mask"][:2])
+    assert windows.shape == (2, 16, 100) and mask.sum(-1).tolist() == [40, 100]
 
 
 @pytest.mark.parametrize("padding", ["full", "trim"])
@@ -543,8 +589,10 @@ def test_audio_that_does_not_fit_its_placeholders_is_named(trim, full):
         full[0](**inputs)
     whole = ask(full[1], [question("Who?")], [tone(0.5)])
     assert model(**whole).logits.shape[1] == whole["input_ids"].shape[1]  # whole windows are real frames to `trim`
-    with pytest.raises(ValueError, match="a window of 3001 frames is longer than the encoder's 3000"):
-        model.get_audio_features(torch.zeros(1, 16, 3001))
+    with pytest.raises(ValueError, match='audio_padding="full", so it takes windows of 3000 frames, not 3001'):
+        full[0].get_audio_features(torch.zeros(1, 16, 3001))
+    with pytest.raises(ValueError, match=r"1 audios of 50 frames came with a mask of shape \(2, 50\)"):
+        model.get_audio_features(torch.zeros(1, 16, 50), torch.ones(2, 50))
     encoded = {"audio": model.get_audio_features(inputs["input_features"])}
     with pytest.raises(ValueError, match="25 audio placeholders, but the audio gives 50 vectors"):
         model(**inputs, mm_encoder_outputs=encoded)
@@ -603,26 +651,31 @@ def test_the_any_to_any_pipeline(trim, tmp_path):
 
 
 @pytest.mark.skipif(not LOADS_AUDIO_SINCE_5_23, reason="before transformers 5.23 its pipelines for audio need librosa")
-def test_a_pipeline_in_batches_loses_no_window(tmp_path):
-    """transformers refuses such batches; made to form them, it keeps first windows only, and the model refuses."""
+def test_a_pipeline_in_batches_is_right_or_refused(tmp_path):
+    """transformers refuses such batches; made to form them, it needs audios of one length, one a conversation."""
     model, processor = tiny_llaso("full")
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     answer = pipeline("any-to-any", model=str(tmp_path))
 
-    def answers(*seconds, **options):
-        parts = [[{"type": "text", "text": "Who?"}, {"type": "audio", "audio": tone(length)}] for length in seconds]
+    def answers(*clips, **options):
+        parts = [
+            [{"type": "text", "text": "Who?"}, *({"type": "audio", "audio": tone(length)} for length in lengths)]
+            for lengths in clips
+        ]
         asked = [[{"role": "user", "content": content}] for content in parts]
         given = answer(asked, max_new_tokens=3, return_full_text=False, **options)
         return [one[0]["generated_text"] for one in given]
 
     with pytest.raises(ValueError, match="don't agree on padding side"):
-        answers(1, 2, batch_size=2)
+        answers([1], [2], batch_size=2)
     answer.feature_extractor.padding_side = "left"
-    assert answers(1, 2, batch_size=2) == answers(1, 2)
-    for seconds in ((31, 31), (1, 31), (31, 1)):
-        with pytest.raises(ValueError, match="2 windows of audio came with a mask for [34]. A pipeline keeps only"):
-            answers(*seconds, batch_size=2)
+    for clips in (([1], [2]), ([31], [33])):
+        assert answers(*clips, batch_size=2) == answers(*clips)
+    with pytest.raises(RuntimeError, match=r"expanded size.*must match the existing size"):
+        answers([1], [31], batch_size=2)
+    with pytest.raises(ValueError, match="6000 audio placeholders, but the audio gives 3000 vectors"):
+        answers([1, 2], [3, 4], batch_size=2)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2 import TemplateError
 from support.tiny_llaso import FAMILIES, RATE, ask, question, tiny_processor, tiny_tokenizer, tone
 from transformers import AutoProcessor, WhisperFeatureExtractor
 
@@ -150,13 +151,17 @@ def test_lengths_without_audio_are_the_lengths_with_it(padding, stride):
 # ---- Long audio ----
 
 
-def test_windows_of_long_audio(full, trim):
+def test_windows_of_long_audio_lie_end_to_end_in_one_row(full, trim):
     clip = tone(45.0)
-    inputs = trim(text="<audio>", audio=[clip], sampling_rate=RATE)
-    assert inputs["input_features_mask"].sum(-1).tolist() == [3000, 1500]
+    inputs = trim(text="<audio><audio>", audio=[clip, tone(2.0)], sampling_rate=RATE)
+    assert inputs["input_features_mask"].sum(-1).tolist() == [4500, 200]
     halves = trim.log_mel([clip[:480_000], clip[480_000:]])
-    torch.testing.assert_close(inputs["input_features"][1, :, :1500], halves[1], atol=1e-6, rtol=0)
-    assert full(text="<audio>", audio=[clip])["input_features"].shape == (2, 16, 3000)
+    torch.testing.assert_close(inputs["input_features"][0], torch.cat(halves, dim=1), atol=1e-6, rtol=0)
+    inputs = full(text="<audio><audio>", audio=[clip, tone(2.0)])
+    assert inputs["input_features"].shape == (2, 16, 6000)
+    assert inputs["input_features_mask"].sum(-1).tolist() == [6000, 3000]
+    halves = full.log_mel([clip[:480_000], clip[480_001:]])
+    torch.testing.assert_close(inputs["input_features"][0], torch.cat(halves, dim=1), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("padding", ["full", "trim"])
@@ -471,6 +476,17 @@ def test_audio_and_placeholders_must_match(trim):
         trim.expanded_length(question("Who?"))
     with pytest.raises(ValueError, match="has 1 placeholders, but 2 audios were named"):
         trim.expand_text("<audio>", [3, 4])
+
+
+def test_the_template_refuses_a_typed_placeholder_by_itself(trim):
+    """Programs such as vLLM render it without the processor."""
+    for content in ("What is <audio>?", [{"type": "text", "text": "What is <audio>?"}, {"type": "audio"}]):
+        for role in ("system", "user", "assistant"):
+            messages = [{"role": role, "content": content}, {"role": "user", "content": "Hi"}]
+            with pytest.raises(
+                TemplateError, match="the text holds the special token '<audio>'.*in a part of its own"
+            ):
+                trim.tokenizer.apply_chat_template(messages, chat_template=trim.chat_template, tokenize=False)
 
 
 @pytest.mark.parametrize("token", ["<audio>", "<unk>", "</Audio>", "<|eot_id|>", "<|begin_of_text|>"])

@@ -260,9 +260,10 @@ def measure_question(model, processor, clips, case: str) -> tuple[dict[str, torc
     )
     with torch.no_grad():
         outputs = model(**inputs)
+    windows, _ = model.model.cut_windows(inputs["input_features"], inputs["input_features_mask"])
     at_text = (inputs["input_ids"][0] != processor.audio_token_id).nonzero().flatten()
     return {
-        "mel": inputs["input_features"][:, :, ::100].clone(),
+        "mel": windows[:, :, ::100].clone(),
         "projected": outputs.audio_hidden_states[::100].clone(),
         "logits": outputs.logits[0, at_text[-40::4]].clone(),
     }, inputs
@@ -278,7 +279,7 @@ def measure_answer(model, processor, clips, case: str) -> tuple[dict[str, torch.
     return tensors | {"generated logits": torch.cat(generated.logits)}, {
         "prompt": processor.apply_chat_template(conversation(case, answered=False), add_generation_prompt=True),
         "ids": _runs(inputs["input_ids"][0].tolist()),
-        "windows": list(inputs["input_features"].shape),
+        "windows": list(model.model.cut_windows(inputs["input_features"])[0].shape),
         "generated": answer,
         "decoded": processor.decode(answer, skip_special_tokens=True).strip(),
     }

@@ -18,7 +18,7 @@ from transformers import (
 
 from modeling_llaso.configuration_llaso import LlasoConfig
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
-from modeling_llaso.processing_llaso import LlasoProcessor, add_audio_tokens
+from modeling_llaso.processing_llaso import AUDIO_TAGS, LlasoProcessor, add_audio_tokens
 
 RATE = 16_000
 FAMILIES = {
@@ -92,8 +92,12 @@ def text_config(family: str = "llama", vocab_size: int = 270, **overrides):
     return AutoConfig.for_model(family, **{**fields, **overrides})
 
 
-def tiny_processor(family: str = "llama", **settings) -> LlasoProcessor:
+def tiny_processor(family: str = "llama", vocab_size: int | None = None, **settings) -> LlasoProcessor:
+    """Return a processor of a tokenizer with so many tokens before the placeholder; by default as few as can be."""
     tokenizer = tiny_tokenizer(family)
+    if vocab_size is not None:
+        begun = len(tokenizer) + (tokenizer.pad_token is None) + len(AUDIO_TAGS)
+        tokenizer.add_tokens([f"[filler {number}]" for number in range(begun, vocab_size)])
     add_audio_tokens(tokenizer)
     return LlasoProcessor(WhisperFeatureExtractor(feature_size=16), tokenizer, **settings)
 

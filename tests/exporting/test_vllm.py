@@ -1,0 +1,129 @@
+"""vLLM's server, unchanged, gives our answers: both paddings, long recordings, two a prompt, all lengths at once.
+
+Skipped unless `LLASO_VLLM_PYTHON` names the Python of an environment with vLLM; docs/serve.md says how to make one.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from support.tiny_llaso import ask, question, text_config, tiny_processor, tone, whisper_config
+from support.vllm_server import ask_vllm, vllm_server
+
+from modeling_llaso.configuration_llaso import LlasoConfig
+from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
+
+PYTHON = os.environ.get("LLASO_VLLM_PYTHON", "")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),
+    pytest.mark.skipif(not PYTHON, reason="LLASO_VLLM_PYTHON names no Python with vLLM, see docs/serve.md"),
+]
+
+GAP = 1e-3
+TOKENS = 6
+QUESTIONS = ("What is said?", "Who speaks, and where?", "Is it music?", "Describe it in three words.")
+SHORT = [round(0.3 + 0.89 * number, 2) for number in range(30)]  # 0.3 s to 26.1 s
+LONG = [30.0, 30.01, 31.0, 36.0, 42.5, 45.0, 60.0, 61.0, 66.6, 70.0]
+PAIRS = [
+    (0.5, 3.0),
+    (3.0, 0.5),
+    (1.0, 1.0),
+    (2.0, 36.0),
+    (33.0, 4.0),
+    (7.7, 7.1),
+    (29.9, 0.4),
+    (5, 30),
+    (8, 9),
+    (12, 2),
+]
+PROMPTS = [*((seconds,) for seconds in SHORT), *((seconds,) for seconds in LONG), *PAIRS]
+
+
+def vllm_llaso(audio_padding: str, vocab_size: int) -> tuple[LlasoForConditionalGeneration, object]:
+    """Return a tiny model of heads as wide as vLLM's attention takes them, and its processor."""
+    stride = 5 if audio_padding == "full" else 1
+    processor = tiny_processor(audio_padding=audio_padding, projector_stride=stride, vocab_size=vocab_size)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 32}
+    config = LlasoConfig(
+        audio_config=whisper_config().to_dict(),
+        text_config=text_config(vocab_size=processor.audio_token_id, **sizes).to_dict(),
+        audio_token_id=processor.audio_token_id,
+        audio_padding=audio_padding,
+        projector_stride=stride,
+    )
+    torch.manual_seed(0)
+    model = LlasoForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1 and parameter.requires_grad:
+                parameter.normal_(0, 0.2)
+    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
+    model.generation_config.eos_token_id = None
+    return model, processor
+
+
+@pytest.fixture(scope="module", params=["full", "trim"])
+def served(request, tmp_path_factory):
+    """A model, and vLLM's server of it; the vocabulary of `trim` would have a multiple of 64 rows."""
+    model, processor = vllm_llaso(request.param, 272 if request.param == "full" else 320)
+    folder = tmp_path_factory.mktemp(f"vllm-{request.param}")
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    limits = ["--max-model-len", "8192", "--max-num-batched-tokens", "8192", "--limit-mm-per-prompt", '{"audio": 2}']
+    with vllm_server(PYTHON, folder / "model", *limits, log=folder / "log.txt") as client:
+        yield SimpleNamespace(model=model, processor=processor, client=client, log=folder / "log.txt")
+
+
+def prompt(number: int) -> tuple[str, list[np.ndarray]]:
+    clips = [tone(seconds, 150 + 11 * number + 70 * place, number) for place, seconds in enumerate(PROMPTS[number])]
+    return QUESTIONS[number % len(QUESTIONS)], clips
+
+
+def ours(served, text: str, clips: list[np.ndarray]) -> tuple[list[int], list[int], list[float]]:
+    """Our prompt's ids, the answer's, and their log-probabilities."""
+    inputs = ask(served.processor, [question(text, clips=len(clips))], clips)
+    with torch.no_grad():
+        found = served.model.generate(
+            **inputs, max_new_tokens=TOKENS, do_sample=False, return_dict_in_generate=True, output_logits=True
+        )
+    answer = found.sequences[0, inputs["input_ids"].shape[1] :]
+    scores = torch.cat(found.logits).log_softmax(-1)
+    return inputs["input_ids"][0].tolist(), answer.tolist(), scores[range(len(answer)), answer].tolist()
+
+
+def test_fifty_prompts_of_all_lengths_at_once_are_answered_as_here(served):
+    with ThreadPoolExecutor(len(PROMPTS)) as threads:
+        asked = list(threads.map(lambda number: ask_vllm(served.client, *prompt(number), TOKENS), range(len(PROMPTS))))
+    gaps = []
+    for number, response in enumerate(asked):
+        assert response.status_code == 200, (PROMPTS[number], response.text)
+        choice = response.json()["choices"][0]
+        ids, answer, scores = ours(served, *prompt(number))
+        assert response.json()["prompt_token_ids"] == ids, PROMPTS[number]
+        assert choice["token_ids"] == answer, PROMPTS[number]
+        theirs = [token["logprob"] for token in choice["logprobs"]["content"]]
+        gaps.append(max(abs(a - b) for a, b in zip(theirs, scores, strict=True)))
+    print(f"largest gap of a log-probability: {max(gaps):.2e}")
+    assert max(gaps) < GAP
+
+
+def test_the_placeholder_is_never_an_answer(served):
+    """Sampled so hot that every token of the vocabulary comes up."""
+    text, clips = prompt(0)
+    response = ask_vllm(served.client, text, clips, 1000, temperature=50, seed=0)
+    answer = response.json()["choices"][0]["token_ids"]
+    assert len(set(answer)) > 200 and served.processor.audio_token_id not in answer
+
+
+def test_a_typed_placeholder_is_refused(served):
+    clip = tone(0.5)
+    response = ask_vllm(served.client, f"What is {served.processor.audio_token}?", [clip], 2)
+    assert response.status_code == 400 and "special token" in response.text, response.text
+    assert ask_vllm(served.client, "What is it?", [clip], 2).status_code == 200  # the engine still runs

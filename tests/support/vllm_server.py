@@ -1,0 +1,99 @@
+"""vLLM's own server, as installed in another environment, for the tests and measurements that name it.
+
+`LLASO_VLLM_PYTHON` is the Python of that environment; docs/serve.md says how to make one. Nothing in it is changed.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from support.tiny_server import heard
+
+STARTS_WITHIN = 600
+"""Seconds; the first start of an environment compiles its Python files."""
+
+
+@contextmanager
+def vllm_server(python: str, model: Path, *arguments: str, log: Path) -> Iterator[httpx.Client]:
+    """Serve a checkpoint with vLLM's Transformers backend, in float32 on the CPU; yield a client of the server.
+
+    Args:
+        python: the Python of vLLM's environment.
+        model: the folder of the checkpoint.
+        *arguments: more of vLLM's options.
+        log: file for what the server prints.
+
+    Raises:
+        RuntimeError: the server ended before it was ready; the message has the end of its log.
+    """
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    options = ["--model", str(model), "--served-model-name", "llaso", "--trust-remote-code"]
+    options += ["--model-impl", "transformers", "--dtype", "float32", "--enforce-eager"]
+    options += ["--host", "127.0.0.1", "--port", str(port), *arguments]
+    environment = {
+        **os.environ,
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": "",
+    }
+    with log.open("wb") as written:
+        server = subprocess.Popen(
+            [python, "-m", "vllm.entrypoints.openai.api_server", *options],
+            stdout=written,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=log.parent,
+        )
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=STARTS_WITHIN) as client:
+                _wait_until_ready(client, server, log)
+                yield client
+        finally:
+            server.terminate()
+            try:
+                server.wait(30)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+
+
+def _wait_until_ready(client: httpx.Client, server: subprocess.Popen, log: Path) -> None:
+    until = time.monotonic() + STARTS_WITHIN
+    while time.monotonic() < until:
+        if server.poll() is not None:
+            raise RuntimeError(f"vLLM ended before it was ready:\n{log.read_text(errors='replace')[-4000:]}")
+        try:
+            if client.get("/health").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(1)
+    raise RuntimeError(f"vLLM was not ready within {STARTS_WITHIN} s:\n{log.read_text(errors='replace')[-4000:]}")
+
+
+def ask_vllm(client: httpx.Client, text: str, clips: list[np.ndarray], tokens: int, **more: Any) -> httpx.Response:
+    """Ask for a greedy answer with its ids and log-probabilities."""
+    body = {
+        "model": "llaso",
+        "messages": heard(text, *clips),
+        "temperature": 0,
+        "max_tokens": tokens,
+        "logprobs": True,
+        "return_token_ids": True,
+        "ignore_eos": True,
+        **more,
+    }
+    return client.post("/v1/chat/completions", json=body)
