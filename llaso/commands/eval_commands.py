@@ -30,6 +30,7 @@ from .option_types import (
     some_text,
     temperature,
 )
+from .text_skill_commands import add_text_skill
 
 
 def add_parser(commands) -> None:
@@ -327,6 +328,10 @@ COMMANDS = (
     _add_schema,
     _add_generate,
     *judge_commands.COMMANDS,
+    add_text_skill,
+    _add_judge,
+    _add_judge_bias,
+    _add_agreement,
     _add_report,
     _add_run,
     _add_lmms_tasks,
