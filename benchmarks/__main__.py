@@ -15,6 +15,7 @@ SECTIONS = {
     "data": "how fast corpora are planned and built",
     "scoring": "how long scoring takes",
     "padding": "how much of a batch is padding",
+    "hearing": "what a Whisper hears in trim against full",
     "serving": "many clients at a server against one",
     "training_gpu": "training on a GPU at full size",
 }
