@@ -128,6 +128,13 @@ class RowMapping:
             id = self._id(found, heard)
             yield Item(id, of_these, heard, speaker, sentence, split, where, apart=len(heard) > 1)
 
+    def transcripts(self, found: Iterable[FoundRow | Reject]) -> Iterator[str]:
+        """Yield the transcript of each row that has one, without looking for its recording."""
+        for row in found:
+            value = None if isinstance(row, Reject) else self._value(row.values, self.tasks["ASR"])
+            if isinstance(value, str) and value.strip():
+                yield value
+
     # --- one value --------------------------------------------------------------------------------------------------
 
     def _value(self, row: Mapping[str, Any], name: str) -> Any:
@@ -299,6 +306,11 @@ class RowMapping:
         content = json.dumps(found.values, sort_keys=True, default=str).encode(errors="surrogatepass")
         stem = found.name or (Path(sound[0].path).stem if sound else "row")
         return re.sub(r"[^\w.\-/]", "_", f"{stem[:80]}-{sha256(content).hexdigest()[:10]}", flags=re.ASCII)
+
+
+def transcript_of(facts: Iterable[Fact]) -> str:
+    """Return what a recording says, of the facts about it; "" if none tells."""
+    return next((fact.target for fact in facts if fact.task == "ASR"), "")
 
 
 def pick(row: Any, column: str) -> Any:

@@ -8,14 +8,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from llaso_common.schema import SPLITS
 
+from . import made_questions
 from .dataset_rows import UnpackedDataset
 from .own_rows import FoundRow, folder_rows, manifest_fault, manifest_rows
-from .row_items import SPLIT_OF, USUAL, RowMapping, task_of
+from .row_items import SPLIT_OF, USUAL, RowMapping, task_of, transcript_of
 from .sources.base import OPEN_LICENSES, Item, Reject, Source, nearest
 
 KINDS = ("manifest", "dataset", "folder")
@@ -23,7 +25,7 @@ KINDS = ("manifest", "dataset", "folder")
 OPTIONS = {
     "columns": dict, "tasks": dict, "values": dict, "license": str, "title": str, "homepage": str, "shared": list,
     "eval_share": float, "audio_root": str, "config": str, "splits": dict, "revision": str, "unpack": str,
-    "lowercase": bool, "speakers_of": str,
+    "lowercase": bool, "speakers_of": str, "questions": (list, dict),
 }  # fmt: skip
 """What else a block may say, and as what."""
 UNKNOWN_LICENSE = "unknown"
@@ -57,7 +59,7 @@ def source_of(name: str, block: Mapping[str, Any], base: Path) -> Source:
         title=str(block.get("title", name)),
         license=_license(block.get("license", UNKNOWN_LICENSE)),
         homepage=str(block.get("homepage", "")),
-        tasks=tuple(dict.fromkeys(task_of(code)[0].code for code in mapping.tasks)),
+        tasks=tuple(dict.fromkeys((*(task_of(code)[0].code for code in mapping.tasks), *block.get("questions", ())))),
         layout="the columns that the sources file names",
         needs=(),
         read=_read,
@@ -97,11 +99,16 @@ def readings(source: Source) -> dict[tuple[str, ...], str]:
 def _read(root: Path, **block: Any) -> Iterator[Item | Reject]:
     """Yield the items of a block's rows."""
     mapping = _mapping_of(block, root)
+    shares = made_questions.shares_of(block.get("questions", ()))
+    known = made_questions.Vocabulary.of(mapping.transcripts(_rows(block, root)) if shares else ())
     for row in _rows(block, root):
         if isinstance(row, Reject):
             yield row
-        else:
-            yield from mapping.items(row)
+            continue
+        for item in mapping.items(row):
+            if isinstance(item, Item) and (text := transcript_of(item.facts)):
+                item = replace(item, facts=(*item.facts, *made_questions.made(item.id, text, shares, known)))
+            yield item
 
 
 def _rows(block: Mapping[str, Any], base: Path) -> Iterator[FoundRow | Reject]:
@@ -231,6 +238,7 @@ def _check_options(block: Mapping[str, Any]) -> None:
                 str: "text",
                 float: "a number",
                 bool: "true or false",
+                (list, dict): "a list of questions, or the share of each, as `{SAID: 0.5}`",
             }[wanted]
             raise ValueError(f"{option}: {value!r} is not {what}")
     if kinds[0] != "dataset":
@@ -254,6 +262,21 @@ def _check_options(block: Mapping[str, Any]) -> None:
     if not 0 < float(block.get("eval_share", Source.eval_share)) < 1:
         raise ValueError(f"eval_share: {block['eval_share']} is not between 0 and 1")
     _check_tasks(block)
+    _check_questions(block)
+
+
+def _check_questions(block: Mapping[str, Any]) -> None:
+    """Raise ValueError for questions that no rule makes, shares that are none, and rows without a transcript."""
+    for code, share in made_questions.shares_of(block.get("questions", ())).items():
+        if code not in made_questions.RULES:
+            raise ValueError(
+                f"questions: no rule makes {code!r}; {nearest(str(code), made_questions.RULES)}there are "
+                + ", ".join(made_questions.RULES)
+            )
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            raise ValueError(f"questions: {code}: {share!r} is no share; give a number above 0 and at most 1")
+    if block.get("questions") and "ASR" not in _tasks_of(block):
+        raise ValueError("questions: they are made from transcripts; name their column, as `tasks: {ASR: text}`")
 
 
 def _check_paths(kind: str, said: Any) -> None:

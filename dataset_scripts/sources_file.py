@@ -18,10 +18,11 @@ from typing import Any
 import yaml
 
 from llaso_common.schema import SPLITS
-from llaso_common.tasks import TASKS
+from llaso_common.tasks import TASKS, Task
 
 from . import hub_presets, source_blocks
 from .corpus_plan import Settings
+from .made_questions import TASKS_MADE
 from .own_tasks import KINDS, read_tasks
 from .sources import base
 
@@ -125,6 +126,7 @@ def read(path: Path) -> SourcesFile:
     if wrong_names := [name for name in content["sources"] if not isinstance(name, str)]:
         raise ValueError(f"{path}: sources: the name {wrong_names[0]!r} is not text; write it in quotes")
     tasks = read_tasks(path, content["tasks"]) if "tasks" in content else ()
+    tasks += _made(path, content["sources"].values(), tasks)
     TASKS.declare(tasks, str(path))  # sources check their facts against them
     sources = [_source(path, name, entry) for name, entry in content["sources"].items()]
     if wrong := [fault for source in sources if (fault := source.layout_fault())]:
@@ -146,6 +148,19 @@ def read(path: Path) -> SourcesFile:
         if said not in ("", "espeak") and (checkpoint := path.parent / said).is_dir():
             settings[name] = str(checkpoint.absolute())
     return SourcesFile(sources, settings | ({"tasks": tasks} if tasks else {}), executors)
+
+
+def _made(path: Path, entries: Iterable[Any], own: Sequence[Task]) -> tuple[Task, ...]:
+    """Return the tasks of the questions that blocks want made from their transcripts.
+
+    Raises:
+        ValueError: one of the file's own tasks has the code of one.
+    """
+    blocks = (entry.get("questions") for entry in entries if source_blocks.is_block(entry))
+    wanted = dict.fromkeys(code for said in blocks if isinstance(said, list | dict) for code in map(str, said))
+    if taken := next((task.code for task in own if task.code in wanted and task.code in TASKS_MADE), ""):
+        raise ValueError(f"{path}: tasks: {taken}: `questions` makes a task of this code; choose another")
+    return tuple(TASKS_MADE[code] for code in wanted if code in TASKS_MADE)
 
 
 def _source(path: Path, name: str, entry: Any) -> base.Source:

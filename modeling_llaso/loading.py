@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 
 def checkpoint(name: str) -> str:
@@ -108,7 +111,18 @@ def load(name: str, device: str | None = None) -> tuple[Any, Any]:
         raise ValueError(f"device {device!r} cannot be used: {_first_line(error)}") from error
     refuse_other_models(folder)
     processor = AutoProcessor.from_pretrained(folder)
-    return load_model(folder).to(device), processor
+    model = load_model(folder)
+    if processor.audio_padding != (trained := model.config.audio_padding):
+        logger.warning(
+            "%s: its processor pads audio as %s, and the model was trained with %s. The encoder's vectors differ "
+            "between the two, most of all at the end of a clip, so answers get worse: set audio_padding to %s in "
+            "processor_config.json, or train the model on with the other (docs/real.md)",
+            name,
+            processor.audio_padding,
+            trained,
+            trained,
+        )
+    return model.to(device), processor
 
 
 def _first_line(error: BaseException) -> str:

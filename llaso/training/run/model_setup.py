@@ -6,6 +6,7 @@ recorded. Adapters (LoRA) are injected into the LLM and merged back when the mod
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor
 
 from ..recipe.recipe import LoraChoice, Part, Recipe
+
+logger = logging.getLogger(__name__)
 
 PARTS: tuple[Part, ...] = ("encoder", "projector", "llm")
 
@@ -108,6 +111,15 @@ def open_model(recipe: Recipe) -> tuple[LlasoForConditionalGeneration, LlasoProc
         except ImportError as error:
             raise ValueError(f"compute.attention={recipe.compute.attention}: {error}") from error
     if choice.audio_padding is not None:
+        if choice.audio_padding != model.config.audio_padding:
+            logger.warning(
+                "model.audio_padding is %s, but %s was trained with %s. Its encoder's vectors differ between the two, "
+                "most of all at the end of a clip, and the projector learned to read those it was trained with: train "
+                "on, and measure (docs/real.md)",
+                choice.audio_padding,
+                choice.checkpoint,
+                model.config.audio_padding,
+            )
         model.config.audio_padding = processor.audio_padding = choice.audio_padding
     return model, processor
 
