@@ -22,7 +22,7 @@ from .sources.base import OPEN_LICENSES, Item, Reject, Source, nearest
 
 KINDS = ("manifest", "dataset", "folder")
 """What a block can read; it names one of them."""
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "columns": dict, "tasks": dict, "values": dict, "license": str, "title": str, "homepage": str, "shared": list,
     "eval_share": float, "audio_root": str, "config": str, "splits": dict, "revision": str, "unpack": str,
     "lowercase": bool, "speakers_of": str, "questions": (list, dict),

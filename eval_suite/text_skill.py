@@ -94,8 +94,8 @@ def _scores(model: Any, processor: Any, asked: Sequence[Question]) -> list[float
     longest = max(len(prompt) + len(answer) for prompt, answer in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
     mask, learned = torch.zeros_like(ids), torch.zeros(len(rows), longest, dtype=torch.bool)
-    for place, (prompt, answer) in enumerate(rows):
-        whole = [*prompt, *answer]
+    for place, (prompt, tokens) in enumerate(rows):
+        whole = [*prompt, *tokens]
         ids[place, : len(whole)], mask[place, : len(whole)] = torch.tensor(whole), 1
         learned[place, len(prompt) : len(whole)] = True
     device = next(model.parameters()).device

@@ -32,7 +32,8 @@ def run_text_skill(arguments: argparse.Namespace) -> None:
     from eval_suite import text_skill
 
     refuse_existing_file(arguments.out, arguments.overwrite)
-    measured, records = [], []
+    measured: list[list[text_skill.Chosen]] = []
+    records: list[dict[str, Any]] = []
     print("| model | right | 95 % interval | against the first |\n|---|---|---|---|")
     for name in arguments.models:
         chosen = text_skill.measure(*open_for_text(name, arguments.device))
@@ -75,12 +76,12 @@ def open_for_text(name: str, device: str | None = None) -> tuple[Any, Any]:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{name}: neither a model's folder here nor one that can be fetched ({first})") from error
     if kind == "llaso":
-        model, processor = load(where, device)
-        return _in_fp32_on_cpu(model), processor
+        loaded, its_processor = load(where, device)
+        return _in_fp32_on_cpu(loaded), its_processor
     if kind == "whisper":
         raise ValueError(f"{name}: a whisper answers no questions; name a LLaSO checkpoint or a causal language model")
     with readable_weights(name):
-        model = AutoModelForCausalLM.from_pretrained(where, dtype="auto")
+        model: Any = AutoModelForCausalLM.from_pretrained(where, dtype="auto")
     tokenizer = AutoTokenizer.from_pretrained(where)
     known = len(tokenizer)
     add_audio_tokens(tokenizer)

