@@ -44,7 +44,7 @@ def setting_names(tails: Sequence[float]) -> dict[str, float | None]:
 
 
 @dataclass(frozen=True)
-class Clip:
+class SpokenClip:
     """One recording with its transcript: samples mono at 16 kHz."""
 
     samples: np.ndarray
@@ -128,7 +128,9 @@ def cosines(states: Sequence[torch.Tensor], reference: Sequence[torch.Tensor], r
     return torch.stack([nn.functional.cosine_similarity(one[:real], other[:real]) for one, other in pairs]).numpy()
 
 
-def measure(ears: Ears, clips: Sequence[Clip], tails: Sequence[float] = TAILS, decode: bool = True) -> dict[str, Any]:
+def measure(
+    ears: Ears, clips: Sequence[SpokenClip], tails: Sequence[float] = TAILS, decode: bool = True
+) -> dict[str, Any]:
     """Compare every setting with `full` on every clip.
 
     Returns:
@@ -215,7 +217,7 @@ def plot(found: dict[str, Any], file: Path) -> None:
     pyplot.close(figure)
 
 
-def read_clips(manifest: Path, count: int) -> list[Clip]:
+def read_clips(manifest: Path, count: int) -> list[SpokenClip]:
     """Read clips of a manifest with the columns `audio`, `text` and perhaps `source`: as many of each source.
 
     Raises:
@@ -230,7 +232,9 @@ def read_clips(manifest: Path, count: int) -> list[Clip]:
     each = math.ceil(count / len(rows))
     chosen = [row for found in rows.values() for row in found[:: max(1, len(found) // each)][:each]]
     return [
-        Clip(read_audio(manifest.parent / row["audio"], RATE)[: 30 * RATE], row["text"], row.get("source", "speech"))
+        SpokenClip(
+            read_audio(manifest.parent / row["audio"], RATE)[: 30 * RATE], row["text"], row.get("source", "speech")
+        )
         for row in chosen
     ]
 

@@ -22,7 +22,7 @@ Z_95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
-class Question:
+class TextQuestion:
     """One question with its answer and three wrong ones; `kind` is fact, language, arithmetic and so on."""
 
     kind: str
@@ -54,14 +54,16 @@ class Chosen:
         return self.chosen == self.answer
 
 
-def questions() -> list[Question]:
+def questions() -> list[TextQuestion]:
     """Read the hundred questions."""
     rows = json.loads(FILE.read_text(encoding="utf-8"))
-    return [Question(row["kind"], row["question"], row["answer"], tuple(row["others"])) for row in rows]
+    return [TextQuestion(row["kind"], row["question"], row["answer"], tuple(row["others"])) for row in rows]
 
 
 @torch.no_grad()
-def measure(model: Any, processor: Any, asked: Sequence[Question] | None = None, batch_size: int = 8) -> list[Chosen]:
+def measure(
+    model: Any, processor: Any, asked: Sequence[TextQuestion] | None = None, batch_size: int = 8
+) -> list[Chosen]:
     """Find the likeliest answer to each question, each asked in the processor's own prompt, without audio.
 
     Args:
@@ -82,7 +84,7 @@ def measure(model: Any, processor: Any, asked: Sequence[Question] | None = None,
     return found
 
 
-def _scores(model: Any, processor: Any, asked: Sequence[Question]) -> list[float]:
+def _scores(model: Any, processor: Any, asked: Sequence[TextQuestion]) -> list[float]:
     """Return the mean log-probability of each answer's tokens, four answers a question, one question after another."""
     rows: list[tuple[list[int], list[int]]] = []
     for question in asked:

@@ -11,13 +11,13 @@ import torch
 from scipy.stats import binomtest
 from support.tiny_llaso import save_parts, tiny_llaso
 
-from eval_suite.text_skill import Chosen, Question, compare, measure, questions, record, wilson
+from eval_suite.text_skill import Chosen, TextQuestion, compare, measure, questions, record, wilson
 from llaso.cli import main
 
 ASKED = [
-    Question("fact", "What is the capital of France?", "Paris", ("Rome", "Oslo", "Bern")),
-    Question("fact", "What do bees make?", "Honey", ("Milk", "Glass", "Wool or cloth")),
-    Question("number", "How many days are in a week?", "Seven", ("Two", "Ten", "One hundred")),
+    TextQuestion("fact", "What is the capital of France?", "Paris", ("Rome", "Oslo", "Bern")),
+    TextQuestion("fact", "What do bees make?", "Honey", ("Milk", "Glass", "Wool or cloth")),
+    TextQuestion("number", "How many days are in a week?", "Seven", ("Two", "Ten", "One hundred")),
 ]
 
 
