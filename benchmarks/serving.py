@@ -1,7 +1,8 @@
 """Measures `llaso serve` with many clients at once, against one client that sends one request after another.
 
 `python -m benchmarks.serving MODEL` starts a server of its own, asks questions whose answers `generate` gave before,
-and writes a report: requests, errors, wrong and lost answers, times, throughput and the server's memory.
+and writes a report: requests, errors, wrong and lost answers, times, throughput and the server's memory. With
+`--vllm PYTHON` the server is vLLM's, from the environment of that Python.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -30,6 +32,12 @@ import soundfile
 
 RATE = 16_000
 NEW_TOKENS = 48
+STARTS_WITHIN = 600
+"""Seconds until a server answers; vLLM's first start in an environment takes minutes."""
+VLLM_OPTIONS = (
+    *("--trust-remote-code", "--model-impl", "transformers", "--dtype", "float32", "--enforce-eager"),
+    *("--max-model-len", "4096", "--max-num-batched-tokens", "4096", "--host", "127.0.0.1"),
+)
 QUESTIONS = 12
 """Number of different questions: a server that mixes up its rows answers another one."""
 
@@ -72,6 +80,22 @@ def _generate(model: str) -> list[str]:
         out = network.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
         answers.append(processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
     return answers
+
+
+@contextmanager
+def vllm_server(model: str, python: str) -> Iterator[tuple[str, psutil.Process]]:
+    """Start vLLM's server, unchanged, on a free port of loopback; yield its URL and process."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, *VLLM_OPTIONS]
+    command += ["--served-model-name", Path(model).resolve().name, "--port", str(port)]
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as running:
+        try:
+            yield f"http://127.0.0.1:{port}/v1", psutil.Process(running.pid)
+        finally:
+            running.terminate()
 
 
 @contextmanager
@@ -141,7 +165,9 @@ class Crowd:
         return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
 
 
-def load(model: str, clients: int, seconds: float, alone_seconds: float) -> dict[str, Any]:
+def load(
+    model: str, clients: int, seconds: float, alone_seconds: float, vllm_python: str | None = None
+) -> dict[str, Any]:
     """Load one server with one client, then with many.
 
     Args:
@@ -149,18 +175,20 @@ def load(model: str, clients: int, seconds: float, alone_seconds: float) -> dict
         clients: how many ask at once.
         seconds: for how long they ask; what is under way then is waited for.
         alone_seconds: for how long one client asks before.
+        vllm_python: the Python of an environment with vLLM, whose server is measured instead of ours.
     """
     name = Path(model).resolve().name
     expected = expected_answers(model)
-    with server(model) as (url, process):
+    started = server(model) if vllm_python is None else vllm_server(model, vllm_python)
+    with started as (url, process):
         # The memory of a server under load, not of one that has just started.
         warm = Crowd(url, name, expected)
         asyncio.run(_after_start(warm, clients))
         alone, crowd = Crowd(url, name, expected), Crowd(url, name, expected)
         alone_rate = asyncio.run(alone.ask(1, alone_seconds))
-        before = process.memory_info().rss
+        before = _resident(process)
         rate, resident = asyncio.run(_watched(crowd, clients, seconds, process))
-        after = process.memory_info().rss
+        after = _resident(process)
     return {
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
@@ -188,7 +216,7 @@ def load(model: str, clients: int, seconds: float, alone_seconds: float) -> dict
 async def _after_start(crowd: Crowd, clients: int) -> None:
     """Wait until the server listens, then get one answer for each client."""
     async with openai.AsyncOpenAI(base_url=crowd.url, api_key="none", max_retries=0) as client:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + STARTS_WITHIN
         while True:
             try:
                 await client.models.list()
@@ -202,17 +230,22 @@ async def _after_start(crowd: Crowd, clients: int) -> None:
 
 async def _watched(crowd: Crowd, clients: int, seconds: float, process: psutil.Process) -> tuple[float, list[int]]:
     """Return the crowd's answers a second, and the server's resident bytes every half second."""
-    resident = [process.memory_info().rss]
+    resident = [_resident(process)]
 
     async def watch() -> None:
         while True:
             await asyncio.sleep(0.5)
-            resident.append(process.memory_info().rss)
+            resident.append(_resident(process))
 
     watching = asyncio.ensure_future(watch())
     rate = await crowd.ask(clients, seconds)
     watching.cancel()
     return rate, resident
+
+
+def _resident(process: psutil.Process) -> int:
+    """Return the resident bytes of a server and of the processes it started; vLLM's engine is one of them."""
+    return sum(one.memory_info().rss for one in (process, *process.children(recursive=True)))
 
 
 def main() -> None:
@@ -221,9 +254,10 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--alone-seconds", type=float, default=15)
+    parser.add_argument("--vllm", metavar="PYTHON", help="measure the vLLM that this Python has, instead")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/serving.json"))
     arguments = parser.parse_args()
-    report = load(arguments.model, arguments.clients, arguments.seconds, arguments.alone_seconds)
+    report = load(arguments.model, arguments.clients, arguments.seconds, arguments.alone_seconds, arguments.vllm)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(json.dumps({**report, "errors": len(report["errors"])}, indent=2))

@@ -116,6 +116,7 @@ CHAT_TEMPLATE = r"""
 {%- else -%}
     {%- set system = @SYSTEM_PROMPT@ -%}
 {%- endif -%}
+@BEGIN@
 @SYSTEM_TURN@
 {%- for message in messages -%}
     {%- if message['role'] == 'user' -%}
@@ -186,6 +187,15 @@ def turn_marks(tokenizer) -> TurnMarks:
     )
 
 
+def begin_of_text(tokenizer) -> str:
+    """Return the token that a tokenizer puts before every text, or an empty text if it puts none.
+
+    Chat templates write it too: programs such as vLLM tokenize what a template wrote as it is.
+    """
+    begins = tokenizer("")["input_ids"][:1]
+    return tokenizer.bos_token if begins and begins[0] == tokenizer.bos_token_id else ""
+
+
 def default_chat_template(tokenizer, audio_token: str = AUDIO_TOKEN) -> str:
     """Write the released prompt as a Jinja template, in the tokenizer's own turn marks."""
     marks = turn_marks(tokenizer)
@@ -194,6 +204,7 @@ def default_chat_template(tokenizer, audio_token: str = AUDIO_TOKEN) -> str:
         opening, closing = (repr(mark) for mark in marks.system)
         system_turn, system_in_user = f"{{{{- {opening} ~ system ~ {closing} -}}}}", ""
     replacements = {
+        "@BEGIN@\n": f"{{{{- {begin!r} -}}}}\n" if (begin := begin_of_text(tokenizer)) else "",
         "@REFUSE_TYPED@": REFUSE_TYPED,
         "@TYPED_TOKEN@": repr(TYPED_TOKEN.format(token=audio_token)),
         "@AUDIO@": audio_token,
@@ -564,6 +575,8 @@ class LlasoProcessor(ProcessorMixin):
     ):
         """Apply the chat template as transformers does; messages are checked, and `audio` may be passed apart.
 
+        A prompt that is returned as text lacks the begin of text, which the tokenizer adds.
+
         Args:
             conversation: messages (dicts, or objects with the same attributes), or a batch of them. An audio part
                 holds its audio (`{"type": "audio", "audio": …}`, or `"path"` or `"url"`), or takes the next item of
@@ -612,6 +625,9 @@ class LlasoProcessor(ProcessorMixin):
         )
         if masked:
             self._add_assistant_masks(output, conversations, chat_template, kwargs)
+        if not kwargs.get("tokenize"):
+            begin = begin_of_text(self.tokenizer)
+            return [text.removeprefix(begin) for text in output] if batched else output.removeprefix(begin)
         return output
 
     def _read_parts(

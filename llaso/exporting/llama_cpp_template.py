@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from modeling_llaso.processing_llaso import AUDIO_TAGS, LlasoProcessor, default_chat_template
+from modeling_llaso.processing_llaso import AUDIO_TAGS, LlasoProcessor, begin_of_text, default_chat_template
 
 WRITE = r"""
 {%- macro write(content) -%}
@@ -37,8 +37,9 @@ def llama_cpp_template(processor: LlasoProcessor) -> str:
     Raises:
         ValueError: the processor's template is not the one that llaso writes for its tokenizer.
     """
-    ours = _without_refusal(default_chat_template(processor.tokenizer, processor.audio_token))
-    if not isinstance(processor.chat_template, str) or _without_refusal(processor.chat_template) != ours:
+    begin, its = begin_of_text(processor.tokenizer), processor.chat_template
+    ours = _reduced(default_chat_template(processor.tokenizer, processor.audio_token), begin)
+    if not isinstance(its, str) or _reduced(its, begin) != ours:
         raise ValueError(
             "the processor has a chat template of its own, which the export cannot translate for llama.cpp; save the "
             "processor with chat_template=None, if the model was trained with llaso's template"
@@ -49,7 +50,10 @@ def llama_cpp_template(processor: LlasoProcessor) -> str:
     return WRITE.replace("@OPEN@", opening).replace("@CLOSE@", closing) + turns
 
 
-def _without_refusal(template: str) -> str:
-    """Take out the refusal of a typed placeholder: older templates lack it, and in a GGUF file it is plain text."""
+def _reduced(template: str, begin: str) -> str:
+    """Take out what older templates lack and a GGUF file does without: a typed placeholder is plain text in it, and
+    the tokenizer's keys say that texts begin with a token.
+    """
+    template = template.replace(f"{{{{- {begin!r} -}}}}\n", "")
     macro = r"\{%- macro refuse_typed.*?\{%- endmacro -%\}\n"
     return re.sub(r" *\{\{- refuse_typed\(.*\) -\}\}\n", "", re.sub(macro, "", template, flags=re.DOTALL))

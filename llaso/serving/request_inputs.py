@@ -18,6 +18,7 @@ from llaso_common.audio import read_audio
 from ..transcription.pieces import PieceRules, speech_pieces
 from ..transcription.speech_finders import SpeechFinder
 from .errors import ApiError
+from .instruction import transcription_instruction
 from .limits import Limits
 from .protocol import AudioPart, AudioUrlPart, ChatRequest, TranscriptionRequest
 from .remote_audio import AllowedHosts, fetch
@@ -142,9 +143,7 @@ class PromptBuilder:
         Raises:
             ApiError: 400, naming the invalid field.
         """
-        instruction = self._processor.default_transcription_prompt
-        if request.prompt and request.prompt.strip():
-            instruction += f"\nContext: {request.prompt.strip()}"
+        instruction = transcription_instruction(self._processor, request.prompt)
         content = [{"type": "text", "text": instruction}, {"type": "audio"}]
         return self._prompt([{"role": "user", "content": content}], [clip], None, ("file", "prompt"))
 

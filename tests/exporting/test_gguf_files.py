@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -364,6 +365,17 @@ def test_a_placeholder_with_a_row_is_suppressed(tmp_path):
     assert keys["tokenizer.ggml.suppress_tokens"] == [placeholder]
     assert keys["tokenizer.ggml.tokens"][placeholder] == "<audio>"
     assert set(keys["tokenizer.ggml.token_type"][placeholder + 1 :]) == {5}  # unused
+
+
+def test_a_template_of_an_older_checkpoint_is_known():
+    """It neither writes the begin of text nor refuses a typed placeholder."""
+    _, processor = family_llaso("llama3")
+    wanted = llama_cpp_template(processor)
+    assert "begin_of_text" not in wanted and "refuse_typed" not in wanted
+    template = re.sub(r"\{%- macro refuse_typed.*?endmacro -%\}\n", "", processor.chat_template, flags=re.DOTALL)
+    processor.chat_template = re.sub(r" *\{\{- (refuse_typed\(.*\)|'<\|begin_of_text\|>') -\}\}\n", "", template)
+    assert len(processor.chat_template.splitlines()) == len(template.splitlines()) - 3
+    assert llama_cpp_template(processor) == wanted
 
 
 # ---- The command ----

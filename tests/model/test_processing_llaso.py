@@ -478,6 +478,22 @@ def test_audio_and_placeholders_must_match(trim):
         trim.expand_text("<audio>", [3, 4])
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_the_template_writes_is_the_whole_prompt(family):
+    """vLLM tokenizes it as it is; here the text lacks the begin of text, which the tokenizer adds."""
+    processor = tiny_processor(family, audio_padding="trim")
+    tokenizer, conversation = processor.tokenizer, question("Who?", clips=0)
+    text = processor.apply_chat_template(conversation, add_generation_prompt=True)
+    wanted = ask(processor, [conversation], None)["input_ids"][0].tolist()
+    assert tokenizer(text)["input_ids"] == wanted
+    settings = {"chat_template": processor.chat_template, "add_generation_prompt": True}
+    written = tokenizer.apply_chat_template(conversation, tokenize=False, **settings)
+    assert tokenizer(written, add_special_tokens=False)["input_ids"] == wanted
+    assert written.removesuffix(text) == {"llama": "<|begin_of_text|>", "mistral": "<s>"}.get(
+        family, "<bos>" if family.startswith("gemma") else ""
+    )
+
+
 def test_the_template_refuses_a_typed_placeholder_by_itself(trim):
     """Programs such as vLLM render it without the processor."""
     for content in ("What is <audio>?", [{"type": "text", "text": "What is <audio>?"}, {"type": "audio"}]):
