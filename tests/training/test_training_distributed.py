@@ -135,8 +135,9 @@ def assert_same_training(one: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_follow_the_loss_curve_of_one(root, alone, tmp_path):
-    recipe = recipe_of(root, "ddp", 1)
+@pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
+def test_two_processes_follow_the_loss_curve_of_one(root, alone, tmp_path, packing):
+    recipe = recipe_of(root, f"ddp-{packing}", 1, batch__packing=packing)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     process = launch("cpu", "--main_process_port", free_port(), *LLASO, str(tmp_path / "recipe.yaml"))
     output = process.communicate()[0]
@@ -216,7 +217,7 @@ def test_when_a_loss_is_no_number_the_rows_of_all_processes_are_named_once(root)
 
 @pytest.mark.slow
 def test_two_sharded_nodes_lose_one_resume_and_follow_the_loss_curve_of_one_process(root, alone, tmp_path):
-    recipe = recipe_of(root, "nodes", 1)
+    recipe = recipe_of(root, "nodes", 1, batch__packing=True)
     out, file = Path(recipe["out"]), tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe))
     nodes = launch_two_nodes(file, FREEZE=f"step:1:{LOSE_AT}")

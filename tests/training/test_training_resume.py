@@ -101,6 +101,7 @@ def frozen_run(recipe: dict[str, Any], freeze: str) -> Iterator[subprocess.Popen
     [
         pytest.param(STAGE_1, f"step:0:{KILL_AT}", id="stage1-numbered-workers-cache-in-a-step"),
         pytest.param(STAGE_2, "save:0:2", id="stage2-streamed-lora-bf16-in-a-checkpoint"),
+        pytest.param(STAGE_2 | {"batch__packing": True}, f"step:0:{KILL_AT}", id="stage2-packed"),
     ],
 )
 def test_killed_and_resumed_equals_undisturbed(root, tmp_path, changes, point):
