@@ -35,6 +35,7 @@ TESTS = (
     "tests/serving/test_serving_batch.py",
     "tests/training/test_training_compute.py",
     "tests/training/test_training_held_out.py",
+    "tests/training/test_training_packing.py",
 )
 
 pytestmark = [

@@ -43,7 +43,7 @@ def one_step(recipe: Recipe, out: Path, counting: Any) -> BatchShape:
         rule=batch_rule(recipe, 1),
         epoch_steps=1,
         steps=1,
-        collator=Collator(RowEncoder(processor, 2048)),
+        collator=Collator(RowEncoder(processor, 2048), packing=recipe.batch.packing),
         cache=None,
     )
     trainer = LlasoTrainer(model, recipe, processor, rows, frozen, History(out / "history.jsonl"))
@@ -62,13 +62,16 @@ def one_step(recipe: Recipe, out: Path, counting: Any) -> BatchShape:
     with counting(model):
         loss = trainer.compute_loss(model, batch, num_items_in_batch=answers.sum())
         loss.backward()
-    is_audio = batch["input_ids"][0] == processor.audio_token_id
+    packed = batch.get("packed")
+    one = slice(packed["row_lengths"][0] if packed else None)  # the first row
+    is_audio = batch["input_ids"][0, one] == processor.audio_token_id
     return BatchShape(
         rows=4,
         text=int((~is_audio).sum()),
-        answers=int(answers[0].sum()),
+        answers=int(answers[0, one].sum()),
         windows=4,
-        frames=batch["input_features"].shape[-1],
+        frames=packed["window_frames"][0] if packed else batch["input_features"].shape[-1],
+        packed=bool(packed),
     )
 
 
@@ -117,6 +120,23 @@ def test_memory_is_what_a_real_step_holds(root, tmp_path, name, precision):
     if not recipe.lora.rank:
         held = sum(p.numel() * (4 if p.requires_grad or precision == "fp32" else 2) for p in model.parameters())
         assert sum(part.weight_bytes for part in parts) == held
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("parts", [["projector"], ["encoder", "projector", "llm"]], ids=["stage 1", "all"])
+def test_packed_rows_cost_what_a_real_step_costs(root, tmp_path, parts, attention):
+    recipe = load_recipe(tiny_recipe(root, "unused", train=parts, compute__attention=attention, batch__packing=True))
+    real: list[OperatorCounter] = []
+
+    def counting(model):
+        real.append(OperatorCounter(model))
+        return real[0].on("step")
+
+    shape = one_step(recipe, tmp_path, counting)
+    assert shape.packed
+    _, counted = weigh(recipe, config_of(recipe), shape)
+    assert counted.flops.total() == pytest.approx(real[0].flops.total(), rel=0.03)  # the rows are not all alike
+    assert counted.peak.total() == pytest.approx(real[0].peak.total(), rel=0.1)
 
 
 def test_the_dry_run_counts_what_each_setting_saves_in_memory(root):

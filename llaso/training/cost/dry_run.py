@@ -32,6 +32,7 @@ from ..rows.corpora import NumberedCorpus, open_corpus
 from ..rows.corpus_columns import column_of
 from ..rows.training_rows import batch_rule
 from ..run.model_setup import PartReport, describe_parts, keep_frozen, report_parts, set_up_parts
+from ..run.packed_attention import set_packed_attention
 from .flops import ENCODER, BatchShape, OperatorCounter, count_micro_batch
 
 KNOWN_ENCODERS = {"openai/whisper-large-v3": WHISPER_LARGE_V3}
@@ -137,7 +138,8 @@ def dry_run(recipe: str | Path | Recipe, overrides: Iterable[str] = ()) -> RunCo
         at_once = max(1, min(at_once, int(settings.batch.max_tokens // a_row)))
     text = round(rows.text)
     windows = max(1, round(at_once * rows.windows)) if rows.windows else 0
-    shape = BatchShape(at_once, text, max(1, round(ANSWER_SHARE * text)), windows, rows.frames)
+    answers = max(1, round(ANSWER_SHARE * text))
+    shape = BatchShape(at_once, text, answers, windows, rows.frames, settings.batch.packing)
     parts, counter = weigh(settings, config, shape)
 
     batch = at_once * settings.batch.accumulation * world
@@ -175,6 +177,9 @@ def weigh(recipe: Recipe, config: LlasoConfig, shape: BatchShape) -> tuple[list[
         frozen = set_up_parts(model, recipe)
     if recipe.compute.attention == "eager":  # the others need as little memory as PyTorch's own
         model.set_attn_implementation("eager")
+    if recipe.batch.packing:
+        for part in (model.model.audio_tower, model.model.language_model):
+            set_packed_attention(part)
     model.train()
     if recipe.compute.gradient_checkpointing:
         checkpoint_activations(model)

@@ -18,11 +18,15 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+from transformers import PreTrainedConfig
 
 from modeling_llaso.configuration_llaso import count_audio_tokens
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 
+from ..rows.packing import taken_frames
 from ..run.answer_loss import chunked_losses
+from ..run.packed_attention import packed_inputs
+from ..run.packed_encoder import encode_packed
 
 ENCODER, LLM, LOGITS = "activations of the encoder", "activations of projector and LLM", "logits"
 BACKWARD, COPIES = "the backward pass's own", "weights copied to bf16 for the arithmetic"
@@ -56,6 +60,7 @@ class BatchShape:
         answers: those of the `text` tokens that carry a loss.
         windows: audio windows of all rows together.
         frames: mel frames of a window.
+        packed: rows lie end to end, and so do windows.
     """
 
     rows: int
@@ -63,6 +68,7 @@ class BatchShape:
     answers: int
     windows: int
     frames: int
+    packed: bool = False
 
 
 class OperatorCounter(TorchDispatchMode):
@@ -144,16 +150,23 @@ def count_micro_batch(
 
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         with counter.on(ENCODER), torch.set_grad_enabled(encoder_learns):
-            features = torch.empty(shape.windows, config.audio_config.num_mel_bins, shape.frames)
+            mels = config.audio_config.num_mel_bins
             vectors = torch.empty(0, 1, config.audio_config.d_model)  # text alone
-            if shape.windows:
+            if shape.windows and shape.packed and config.audio_padding == "trim":
+                features = torch.empty(mels, shape.windows * taken_frames(shape.frames))
+                vectors = encode_packed(inner.audio_tower, features, [shape.frames] * shape.windows)
+            elif shape.windows:
+                features = torch.empty(shape.windows, mels, shape.frames)
                 vectors = inner.audio_tower(features.to(inner.audio_tower.conv1.weight.dtype)).last_hidden_state
         with counter.on(LLM):
             audio = inner.multi_modal_projector(inner.multi_modal_projector.pool(vectors, None).flatten(0, 1))
-            text = inner.get_input_embeddings()(torch.empty(shape.rows, length, dtype=torch.long))
-            places = torch.empty(shape.rows, length, 1, dtype=torch.bool)
+            laid = (1, shape.rows * length) if shape.packed else (shape.rows, length)
+            text = inner.get_input_embeddings()(torch.empty(laid, dtype=torch.long))
+            places = torch.empty(*laid, 1, dtype=torch.bool)
             embeddings = text.masked_scatter(places, audio.to(text.dtype))
-            hidden = inner.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+            apart = _apart(inner.language_model.config, shape.rows, length) if shape.packed else {}
+            hidden = inner.language_model(inputs_embeds=embeddings, use_cache=False, **apart).last_hidden_state
+            hidden = hidden.view(shape.rows, length, -1)
         with counter.on(LOGITS):
             answers = hidden[:, -shape.answers :] if answer_only_logits else hidden
             labels = torch.empty(shape.rows * shape.answers, dtype=torch.long)
@@ -165,10 +178,18 @@ def count_micro_batch(
                     logits = logits[:, -shape.answers :].clone()
                 loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels)
                 del logits
-    del features, vectors, audio, text, places, embeddings, hidden, answers, labels
+    del vectors, audio, text, places, embeddings, hidden, answers, labels
     with counter.on(BACKWARD):
         loss.backward()
     return counter
+
+
+def _apart(config: PreTrainedConfig, rows: int, length: int) -> dict[str, Any]:
+    """Return what keeps equally long rows apart; a mask is made here, since transformers looks at values for it."""
+    inputs = packed_inputs(config, [length] * rows, torch.device("cpu"))
+    if inputs["attention_mask"] is None:
+        inputs["attention_mask"] = torch.empty(1, 1, rows * length, rows * length)
+    return inputs
 
 
 def _storage(tensor: torch.Tensor) -> int:

@@ -6,6 +6,7 @@ to end, too. `run/packed_forward.py` keeps rows and windows apart.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TypedDict
 
@@ -48,6 +49,16 @@ def end_to_end(windows: Sequence[torch.Tensor]) -> torch.Tensor:
     """Lay log-mel windows, `(mels, frames)` each, end to end with gaps of zeros: `(mels, frames of all)`."""
     gapped = [torch.nn.functional.pad(w, (0, taken_frames(w.shape[1]) - w.shape[1])) for w in windows]
     return torch.cat(gapped, dim=1)
+
+
+def first_of(lengths: Sequence[int], starts: Sequence[int], device: torch.device | None = None) -> torch.Tensor:
+    """Return so many places from each start on, one row after another: `(places of all,)`."""
+    return torch.cat([torch.arange(s, s + n, device=device) for n, s in zip(lengths, starts, strict=True)])
+
+
+def starts_of(lengths: Sequence[int]) -> list[int]:
+    """Return where each of several rows begins that lie end to end."""
+    return list(itertools.accumulate(lengths, initial=0))[:-1]
 
 
 def positions(lengths: Sequence[int], device: torch.device | None = None) -> torch.Tensor:

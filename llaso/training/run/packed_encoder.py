@@ -14,7 +14,7 @@ from transformers.masking_utils import create_bidirectional_mask
 
 from modeling_llaso.modeling_llaso import LlasoAudioOutput, LlasoEncoder
 
-from ..rows.packing import members, positions, taken_frames
+from ..rows.packing import first_of, members, positions, starts_of, taken_frames
 from .packed_attention import attention_inputs
 
 
@@ -31,16 +31,18 @@ def encode_packed(tower: LlasoEncoder, features: torch.Tensor, window_frames: Se
     """
     device = features.device
     taken = [taken_frames(frames) for frames in window_frames]
-    within, window = positions(taken, device), members(taken, device)
-    is_real = within < torch.tensor(window_frames, device=device)[window]
+    starts = starts_of(taken)
     vectors = [vectors_of(frames) for frames in window_frames]
+    is_real = torch.zeros(sum(taken), dtype=torch.bool, device=device)
+    is_real[first_of(window_frames, starts, device)] = True
+    places = first_of(vectors, [start // 2 for start in starts], device)
 
     learns = any(parameter.requires_grad for parameter in tower.parameters())
     with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
         hidden = nn.functional.gelu(tower.conv1(features[None].to(tower.conv1.weight.dtype)))
         hidden = hidden * is_real.to(hidden.dtype)  # the first convolution wrote into the gaps
         hidden = nn.functional.gelu(tower.conv2(hidden)).permute(0, 2, 1)
-        hidden = hidden[:, is_real[::2]] + tower.embed_positions.weight[positions(vectors, device)]
+        hidden = hidden[:, places] + tower.embed_positions.weight[positions(vectors, device)]
         hidden = nn.functional.dropout(hidden, p=tower.dropout, training=tower.training)
         mask, arguments = _window_mask(tower, hidden, vectors)
         for layer in tower.layers:
@@ -67,11 +69,11 @@ def for_projector(vectors: torch.Tensor, lengths: Sequence[int], stride: int) ->
     if stride == 1:
         return LlasoAudioOutput(last_hidden_state=vectors)
     spread = [-(-length // stride) * stride for length in lengths]
-    device = vectors.device
-    is_real = positions(spread, device) < torch.tensor(lengths, device=device)[members(spread, device)]
-    places = is_real.nonzero()[:, 0]
+    places = first_of(lengths, starts_of(spread), vectors.device)
     roomy = vectors.new_zeros(1, sum(spread), vectors.shape[-1]).index_copy(1, places, vectors)
-    return LlasoAudioOutput(last_hidden_state=roomy, vector_mask=is_real[None])
+    is_real = torch.zeros(1, sum(spread), dtype=torch.bool, device=vectors.device)
+    is_real[:, places] = True
+    return LlasoAudioOutput(last_hidden_state=roomy, vector_mask=is_real)
 
 
 def _window_mask(
@@ -82,6 +84,10 @@ def _window_mask(
     if arguments:
         return None, arguments
     window = members(vectors, hidden.device)
+    if tower.config._attn_implementation == "eager":
+        across = window[:, None] != window
+        nothing = torch.zeros(across.shape, dtype=hidden.dtype, device=hidden.device)
+        return nothing.masked_fill(across, torch.finfo(hidden.dtype).min)[None, None], {}
 
     def same_window(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         return window[query] == window[key]
