@@ -16,6 +16,7 @@ SECTIONS = {
     "scoring": "how long scoring takes",
     "padding": "how much of a batch is padding",
     "hearing": "what a Whisper hears in trim against full",
+    "packing": "training on unequal rows, padded and end to end",
     "serving": "many clients at a server against one",
     "training_gpu": "training on a GPU at full size",
 }

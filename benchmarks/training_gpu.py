@@ -1,9 +1,11 @@
 """Measures steps of full-size LLaSO-Base (random weights) on one GPU: time, tokens a second, memory, peak share.
 
-    python -m benchmarks.training_gpu --out docs/performance-gpu.json
+    python -m benchmarks.training_gpu --out runs/training-gpu.json
+    python -m benchmarks.training_gpu --rows 8 --spread 0.75 --packing --attention flash_attention_2
 
 Both stages, `full` and `trim` padding, bf16 autocast, answer-only logits, the recipes' micro-batches or `--rows` of
-one's own. The rows are synthetic: clips of `--seconds`, a prompt and an answer. `--size tiny --device cpu` tries the
+one's own. The rows are synthetic: clips of `--seconds`, a prompt and an answer; `--packing` measures rows end to end
+beside padded ones, which `--spread` makes unequal. `--size tiny --device cpu` tries the
 command without a GPU. Arithmetic is counted operator by operator in one row's forward and backward pass; what gradient
 checkpointing computes again is left out, so that the share of the peak is that of useful work.
 """
@@ -11,6 +13,7 @@ checkpointing computes again is left out, so that the share of the peak is that 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -18,10 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch.utils.flop_counter import FlopCounterMode
 
 from llaso.training.recipe.recipe import Recipe, load_recipe
+from llaso.training.rows.collator import IGNORED, Example, pack, pad
 from llaso.training.run.model_setup import freeze_all_but, hold_frozen_in, keep_frozen
+from llaso.training.run.packed_forward import use_packing
 from llaso_common.audio import MEL_FRAMES_PER_SECOND
 from modeling_llaso import LlasoConfig, LlasoForConditionalGeneration, count_audio_tokens, preset
 from modeling_llaso.compatibility_llaso import checkpoint_activations
@@ -56,45 +62,56 @@ TINY = {
 }
 
 
-def batch_of(config: LlasoConfig, rows: int, seconds: float, device: str) -> dict[str, torch.Tensor]:
-    """Return `rows` rows of one clip, a prompt and an answer, as the collator would give them."""
-    frames = config.max_frames if config.audio_padding == "full" else int(seconds * MEL_FRAMES_PER_SECOND)
+def rows_of(config: LlasoConfig, count: int, seconds: float, spread: float) -> list[Example]:
+    """Make rows of one clip, a prompt and an answer.
+
+    Args:
+        config: of the model that reads them.
+        count: rows.
+        seconds: of a clip, in the mean.
+        spread: clips are `1 - spread` to `1 + spread` times as long, evenly; 0 makes them equal.
+    """
     random = torch.Generator().manual_seed(0)
-    text = torch.randint(0, config.text_config.vocab_size, (rows, PROMPT_TOKENS + ANSWER_TOKENS), generator=random)
-    audio = torch.full((rows, count_audio_tokens(frames, config.projector_stride)), config.audio_token_id)
-    input_ids = torch.cat([text[:, :PROMPT_TOKENS], audio, text[:, PROMPT_TOKENS:]], dim=1)
-    labels = input_ids.clone()
-    labels[:, :-ANSWER_TOKENS] = -100
-    return {
-        "input_ids": input_ids.to(device),
-        "attention_mask": torch.ones_like(input_ids).to(device),
-        "input_features": torch.randn(rows, config.audio_config.num_mel_bins, frames, generator=random).to(device),
-        "input_features_mask": torch.ones(rows, frames, dtype=torch.long, device=device),
-        "labels": labels.to(device),
-    }
+    rows = []
+    for number in range(count):
+        share = 1 + spread * (2 * number / (count - 1) - 1) if count > 1 else 1.0
+        frames = config.max_frames if config.audio_padding == "full" else int(share * seconds * MEL_FRAMES_PER_SECOND)
+        text = torch.randint(0, config.text_config.vocab_size, (PROMPT_TOKENS + ANSWER_TOKENS,), generator=random)
+        audio = torch.full((count_audio_tokens(frames, config.projector_stride),), config.audio_token_id)
+        ids = torch.cat([text[:PROMPT_TOKENS], audio, text[PROMPT_TOKENS:]])
+        labels = ids.clone()
+        labels[:-ANSWER_TOKENS] = IGNORED
+        window = torch.randn(config.audio_config.num_mel_bins, frames, generator=random)
+        rows.append(Example(str(number), "ASR", ids, labels, [window]))
+    return rows
 
 
-def flops_of_a_row(model: LlasoForConditionalGeneration, row: dict[str, torch.Tensor], device: str) -> float:
-    """Count the FLOPs of one row's forward and backward pass, operator by operator."""
+def useful_flops(model: LlasoForConditionalGeneration, rows: list[Example], device: str) -> float:
+    """Count the FLOPs of each row's own forward and backward pass, operator by operator."""
     chosen = model.config._attn_implementation
     model.set_attn_implementation("eager")  # the FLOP counter does not handle grouped queries in sdpa
-    with FlopCounterMode(display=False) as counter:
-        step(model, row, device).backward()
+    found: dict[int, int] = {}
+    for row in rows:
+        if len(row.input_ids) not in found:
+            with FlopCounterMode(display=False) as counter:
+                step(model, pad([row], 0), device).backward()
+            found[len(row.input_ids)] = counter.get_total_flops()
+            model.zero_grad()
     model.set_attn_implementation(chosen)
-    model.zero_grad()
-    return counter.get_total_flops()
+    return sum(found[len(row.input_ids)] for row in rows)
 
 
-def step(model: LlasoForConditionalGeneration, batch: dict[str, torch.Tensor], device: str) -> torch.Tensor:
+def step(model: LlasoForConditionalGeneration, batch: dict[str, Any], device: str) -> torch.Tensor:
     """Return the loss of a micro-batch in bf16, from the answers' logits alone, as the trainer asks for it."""
-    shift_labels = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=-100)
-    answers = shift_labels != -100
-    targets = {"shift_labels": shift_labels[answers], "logits_to_keep": answers}
+    inputs = send_to_device({name: batch[name] for name in batch if name not in ("ids", "tasks")}, device)
+    targets = inputs.pop("shift_labels")
+    is_answer = targets != IGNORED
     with torch.autocast(device.partition(":")[0], dtype=torch.bfloat16):
-        return model(**batch, **targets, use_cache=False).loss
+        logits = model(**inputs, logits_to_keep=is_answer, use_cache=False).logits
+        return torch.nn.functional.cross_entropy(logits.float(), targets[is_answer])
 
 
-def measure(recipe: Recipe, padding: str, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(recipe: Recipe, padding: str, packing: bool, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure whole optimizer steps of one stage, `arguments.accumulation` micro-batches each."""
     config = preset("llaso-base") if arguments.size == "llaso-base" else LlasoConfig(**TINY)
     config.audio_padding = padding
@@ -110,8 +127,11 @@ def measure(recipe: Recipe, padding: str, arguments: argparse.Namespace) -> dict
     model.train()
     keep_frozen(frozen, model)
     rows = arguments.rows or recipe.batch.per_device
-    batch = batch_of(config, rows, arguments.seconds, device)
-    flops = rows * arguments.accumulation * flops_of_a_row(model, {k: v[:1] for k, v in batch.items()}, device)
+    made = rows_of(config, rows, arguments.seconds, arguments.spread)
+    flops = arguments.accumulation * useful_flops(model, made, device)
+    if packing:
+        use_packing(model)
+    batch = send_to_device((pack if packing else pad)(made, 0), device)
     if recipe.compute.gradient_checkpointing:
         checkpoint_activations(model)
         keep_frozen(frozen, model)
@@ -133,17 +153,18 @@ def measure(recipe: Recipe, padding: str, arguments: argparse.Namespace) -> dict
             torch.cuda.synchronize()
         if done >= arguments.warmup:
             times.append(time.perf_counter() - start)
-    tokens = batch["input_ids"].numel() * arguments.accumulation
+    tokens = sum(len(row.input_ids) for row in made) * arguments.accumulation
     seconds = statistics.median(times)
     name = torch.cuda.get_device_name() if on_gpu else "CPU"
     peak = next((value for key, value in PEAK_TFLOPS.items() if key in name), None)
     return {
         "stage": recipe.train,
         "padding": padding,
+        "packing": packing,
         "device": name,
         "rows": rows * arguments.accumulation,
         "rows_at_once": rows,
-        "row_tokens": batch["input_ids"].shape[1],
+        "row_tokens": tokens / (rows * arguments.accumulation),
         "step_seconds": seconds,
         "step_seconds_spread": [min(times), max(times)],
         "tokens_per_second": tokens / seconds,
@@ -156,11 +177,13 @@ def measure(recipe: Recipe, padding: str, arguments: argparse.Namespace) -> dict
 
 
 def main() -> None:
-    """Measure both stages with both paddings, print a table, write JSON."""
+    """Measure both stages with both paddings, perhaps packed as well; print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("llaso-base", "tiny"), default="llaso-base")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seconds", type=float, default=8.0, help="of audio in a row (default: %(default)s)")
+    parser.add_argument("--spread", type=float, default=0.0, help="of the clips around --seconds, as a share of it")
+    parser.add_argument("--packing", action="store_true", help="measure rows end to end beside padded ones")
     parser.add_argument("--rows", type=int, help="of a micro-batch (default: the recipe's)")
     parser.add_argument("--accumulation", type=int, default=4, help="micro-batches of a step (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=8)
@@ -169,22 +192,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON to write")
     arguments = parser.parse_args()
     results = []
-    print("| stage | padding | rows at once | tokens a row | step s | rows/s | tokens/s | peak GiB | share of peak |")
-    print("|---|---|---|---|---|---|---|---|---|", flush=True)
-    for recipe in ("stage1_align", "stage2_instruct"):
-        for padding in ("full", "trim"):
-            result = measure(load_recipe(recipe), padding, arguments)
-            results.append(result)
-            memory, share = result["peak_memory_gib"], result["share_of_peak"]
-            print(
-                f"| {recipe} | {padding} | {result['rows_at_once']} | {result['row_tokens']} | "
-                f"{result['step_seconds']:.3f} | {result['rows'] / result['step_seconds']:.1f} | "
-                f"{result['tokens_per_second']:,.0f} | {'–' if memory is None else f'{memory:.1f}'} | "
-                f"{'–' if share is None else f'{share:.1%}'} |",
-                flush=True,
-            )
-            if arguments.device.startswith("cuda"):
-                torch.cuda.empty_cache()
+    print("| stage | padding | rows | rows at once | tokens a row | step s | rows/s | tokens/s | peak GiB | of peak |")
+    print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
+    ways = itertools.product(
+        ("stage1_align", "stage2_instruct"), ("full", "trim"), (False, True) if arguments.packing else (False,)
+    )
+    for recipe, padding, packing in ways:
+        result = measure(load_recipe(recipe), padding, packing, arguments)
+        results.append(result)
+        memory, share = result["peak_memory_gib"], result["share_of_peak"]
+        print(
+            f"| {recipe} | {padding} | {'packed' if packing else 'padded'} | {result['rows_at_once']} | "
+            f"{result['row_tokens']:.0f} | "
+            f"{result['step_seconds']:.3f} | {result['rows'] / result['step_seconds']:.1f} | "
+            f"{result['tokens_per_second']:,.0f} | {'–' if memory is None else f'{memory:.1f}'} | "
+            f"{'–' if share is None else f'{share:.1%}'} |",
+            flush=True,
+        )
+        if arguments.device.startswith("cuda"):
+            torch.cuda.empty_cache()
     if arguments.out:
         arguments.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 

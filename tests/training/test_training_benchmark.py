@@ -1,4 +1,4 @@
-"""The GPU benchmark's whole path, at a size for which no GPU is needed."""
+"""The benchmarks of training steps, at a size that takes seconds and needs no GPU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import training_gpu
+from benchmarks import packing, training_gpu
 
 
 def test_the_gpu_benchmark_runs_and_counts(tmp_path, monkeypatch, capsys):
@@ -30,3 +30,39 @@ def test_the_gpu_benchmark_runs_and_counts(tmp_path, monkeypatch, capsys):
         assert result["device"] == "CPU" and result["peak_memory_gib"] is None and result["share_of_peak"] is None
         assert result["tflops"] > 0 and result["loss"] > 0
     assert len(capsys.readouterr().out.splitlines()) == 2 + len(results)
+
+
+def test_the_gpu_benchmark_measures_unequal_rows_padded_and_packed(tmp_path, monkeypatch):
+    out = tmp_path / "figures.json"
+    options = (
+        "--size tiny --device cpu --seconds 1 --rows 2 --spread 0.5 --packing --accumulation 1 --warmup 0 --steps 1"
+    )
+    monkeypatch.setattr("sys.argv", ["training_gpu", *options.split(), "--out", str(out)])
+    training_gpu.main()
+    results = json.loads(out.read_text())
+    assert [result["packing"] for result in results] == [False, True] * 4
+    text = training_gpu.PROMPT_TOKENS + training_gpu.ANSWER_TOKENS
+    for padded, packed in zip(results[::2], results[1::2], strict=True):
+        assert packed["row_tokens"] == padded["row_tokens"] == text + (1500 if padded["padding"] == "full" else 50)
+        assert packed["loss"] == pytest.approx(padded["loss"], rel=0.02)  # in bf16
+        for name in ("stage", "padding", "rows"):
+            assert packed[name] == padded[name]
+
+
+def test_the_packing_benchmark_takes_the_same_rows_in_every_way(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "figures.json"
+    options = "--size tiny --rows 12 --at-once 4 --rounds 2 --scale 0.2 --threads 1"
+    monkeypatch.setattr("sys.argv", ["packing", *options.split(), "--out", str(out)])
+    packing.main()
+    found = json.loads(out.read_text())
+    assert list(found) == list(packing.WAYS)
+    reference = found[packing.REFERENCE]
+    for name, of_way in found.items():
+        assert of_way["loss"] == pytest.approx(reference["loss"], rel=1e-5)
+        assert len(of_way["seconds"]) == 2 and of_way["speed"][1] <= of_way["speed"][0] <= of_way["speed"][2]
+        assert (of_way["padding"] == 0) == name.startswith("packed")
+    by_row, one_mask = found["packed, at random"], found["packed, one mask"]
+    assert by_row["flops"] < found["padded, by length"]["flops"] < reference["flops"]
+    assert by_row["flops"] < one_mask["flops"] and by_row["peak_bytes"] < one_mask["peak_bytes"]
+    assert by_row["peak_bytes"] < reference["peak_bytes"]
+    assert "| packed, at random | 0.0% |" in capsys.readouterr().out
