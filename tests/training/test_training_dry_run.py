@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaForCausalLM, WhisperModel
 
 from llaso.training.cost.dry_run import config_of, dry_run, weigh
-from llaso.training.cost.flops import COPIES, ENCODER, LLM, LOGITS, BatchShape, OperatorCounter
+from llaso.training.cost.flops import COMPETING, COPIES, ENCODER, LLM, LOGITS, BatchShape, OperatorCounter
 from llaso.training.recipe.recipe import Recipe, load_recipe
 from llaso.training.rows.collator import IGNORED, Collator, RowEncoder
 from llaso.training.rows.corpora import open_corpus
@@ -234,3 +234,15 @@ def test_weights_are_weighed_as_they_are_trained_not_as_they_are_stored(root, tm
     halves = load_recipe(recipe, [f"model.encoder={tmp_path / 'encoder'}", f"model.llm={tmp_path / 'llm'}"])
     assert config_of(halves).text_config.dtype == torch.float16
     assert dry_run(halves).memory["weights"] == dry_run(recipe).memory["weights"]
+
+
+def test_without_the_llm_a_step_costs_the_encoder_and_the_projector(root):
+    recipe = load_recipe(tiny_recipe(root, "unused"))
+    config, shape = config_of(recipe), BatchShape(4, 60, 12, 4, 3000)
+    answers, aligned = (
+        weigh(load_recipe(recipe, [f"optimizer.ctc_weight={weight}"]), config, shape)[1] for weight in (0, 1)
+    )
+    assert aligned.flops[ENCODER] == answers.flops[ENCODER]
+    width, vectors = config.text_config.hidden_size, 4 * 1500
+    assert aligned.flops[LLM] == 2 * vectors * width * (config.audio_config.d_model + width) < answers.flops[LLM]
+    assert aligned.flops[LOGITS] == 2 * vectors * width * min(COMPETING, config.text_config.vocab_size)

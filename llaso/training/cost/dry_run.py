@@ -190,7 +190,12 @@ def weigh(recipe: Recipe, config: LlasoConfig, shape: BatchShape) -> tuple[list[
     with FakeTensorMode():
         _onto_fake_cpu(model)
         counter = count_micro_batch(
-            model, shape, compute.precision == "bf16", compute.answer_only_logits, compute.loss_chunk if chunked else 0
+            model,
+            shape,
+            compute.precision == "bf16",
+            compute.answer_only_logits,
+            compute.loss_chunk if chunked else 0,
+            llm_runs=recipe.optimizer.ctc_weight < 1,
         )
     return parts, counter
 

@@ -20,7 +20,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from transformers import PreTrainedConfig
 
-from modeling_llaso.configuration_llaso import count_audio_tokens
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 
 from ..rows.packing import taken_frames
@@ -31,6 +30,8 @@ from ..run.packed_encoder import encode_packed
 ENCODER, LLM, LOGITS = "activations of the encoder", "activations of projector and LLM", "logits"
 BACKWARD, COPIES = "the backward pass's own", "weights copied to bf16 for the arithmetic"
 """Purposes by which FLOPs and memory are counted."""
+COMPETING = 4096
+"""Tokens against which CTC scores an audio vector, assumed: those of a few hours of transcripts."""
 
 
 def _attention_flops(query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any) -> int:
@@ -126,7 +127,12 @@ class OperatorCounter(TorchDispatchMode):
 
 
 def count_micro_batch(
-    model: LlasoForConditionalGeneration, shape: BatchShape, bf16: bool, answer_only_logits: bool, loss_chunk: int = 0
+    model: LlasoForConditionalGeneration,
+    shape: BatchShape,
+    bf16: bool,
+    answer_only_logits: bool,
+    loss_chunk: int = 0,
+    llm_runs: bool = True,
 ) -> OperatorCounter:
     """Run one micro-batch of fake tensors forward and backward.
 
@@ -138,6 +144,7 @@ def count_micro_batch(
         bf16: multiply in bf16 in the operators for which autocast does.
         answer_only_logits: run the head on answer tokens alone.
         loss_chunk: answer tokens that go through the head together, if there are more; 0 means all of them.
+        llm_runs: whether the LLM answers; otherwise the audio is aligned with transcripts of `COMPETING` tokens.
     """
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -145,8 +152,6 @@ def count_micro_batch(
     counter = OperatorCounter(model)
     config, inner = model.config, model.model
     encoder_learns = any(parameter.requires_grad for parameter in inner.audio_tower.parameters())
-    tokens = shape.windows * count_audio_tokens(shape.frames, config.projector_stride)
-    length = shape.text + round(tokens / shape.rows)
 
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         with counter.on(ENCODER), torch.set_grad_enabled(encoder_learns):
@@ -160,28 +165,46 @@ def count_micro_batch(
                 vectors = inner.audio_tower(features.to(inner.audio_tower.conv1.weight.dtype)).last_hidden_state
         with counter.on(LLM):
             audio = inner.multi_modal_projector(inner.multi_modal_projector.pool(vectors, None).flatten(0, 1))
-            laid = (1, shape.rows * length) if shape.packed else (shape.rows, length)
-            text = inner.get_input_embeddings()(torch.empty(laid, dtype=torch.long))
-            places = torch.empty(*laid, 1, dtype=torch.bool)
-            embeddings = text.masked_scatter(places, audio.to(text.dtype))
-            apart = _apart(inner.language_model.config, shape.rows, length) if shape.packed else {}
-            hidden = inner.language_model(inputs_embeds=embeddings, use_cache=False, **apart).last_hidden_state
-            hidden = hidden.view(shape.rows, length, -1)
-        with counter.on(LOGITS):
-            answers = hidden[:, -shape.answers :] if answer_only_logits else hidden
-            labels = torch.empty(shape.rows * shape.answers, dtype=torch.long)
-            if 0 < loss_chunk < len(labels):
-                loss = chunked_losses(model.compute_logits, answers.flatten(0, 1), labels, loss_chunk).mean()
-            else:
-                logits = model.compute_logits(answers).float()
-                if not answer_only_logits:
-                    logits = logits[:, -shape.answers :].clone()
-                loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels)
-                del logits
-    del vectors, audio, text, places, embeddings, hidden, answers, labels
+        if llm_runs:
+            loss = _answer_loss(model, shape, audio, counter, answer_only_logits, loss_chunk)
+        else:
+            with counter.on(LOGITS):
+                table = model.get_input_embeddings().weight[:COMPETING].detach()
+                loss = nn.functional.linear(audio, table.to(audio.dtype)).float().log_softmax(-1).mean()
+    del vectors, audio
     with counter.on(BACKWARD):
         loss.backward()
     return counter
+
+
+def _answer_loss(
+    model: LlasoForConditionalGeneration,
+    shape: BatchShape,
+    audio: torch.Tensor,
+    counter: OperatorCounter,
+    answer_only_logits: bool,
+    loss_chunk: int,
+) -> torch.Tensor:
+    """Compute the loss of the LLM's answers, with what it costs counted."""
+    inner = model.model
+    length = shape.text + round(len(audio) / shape.rows)
+    laid = (1, shape.rows * length) if shape.packed else (shape.rows, length)
+    with counter.on(LLM):
+        text = inner.get_input_embeddings()(torch.empty(laid, dtype=torch.long))
+        places = torch.empty(*laid, 1, dtype=torch.bool)
+        embeddings = text.masked_scatter(places, audio.to(text.dtype))
+        apart = _apart(inner.language_model.config, shape.rows, length) if shape.packed else {}
+        hidden = inner.language_model(inputs_embeds=embeddings, use_cache=False, **apart).last_hidden_state
+        hidden = hidden.view(shape.rows, length, -1)
+    with counter.on(LOGITS):
+        answers = hidden[:, -shape.answers :] if answer_only_logits else hidden
+        labels = torch.empty(shape.rows * shape.answers, dtype=torch.long)
+        if 0 < loss_chunk < len(labels):
+            return chunked_losses(model.compute_logits, answers.flatten(0, 1), labels, loss_chunk).mean()
+        logits = model.compute_logits(answers).float()
+        if not answer_only_logits:
+            logits = logits[:, -shape.answers :].clone()
+        return nn.functional.cross_entropy(logits.flatten(0, 1), labels)
 
 
 def _apart(config: PreTrainedConfig, rows: int, length: int) -> dict[str, Any]:

@@ -116,6 +116,7 @@ class OptimizerChoice:
     normalization: Literal["token", "paper"] = "token"
     distill_weight: Annotated[float, FRACTION] = 0.0  # share of the text LLM's answers in the loss
     distill_temperature: Annotated[float, ABOVE_0] = 1.0
+    ctc_weight: Annotated[float, FRACTION] = 0.0  # share of aligning the projected audio with the transcript by CTC
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,28 @@ class Recipe:
                 raise ValueError(f"recipe: `optimizer.{part}` has values of its own, but `train` does not name {part}")
         if self.lora.rank > 0 and "llm" not in self.train:
             raise ValueError("recipe: `lora.rank` adapts the LLM, but `train` does not name llm")
+        if self.optimizer.ctc_weight > 0 and self.data.streaming:
+            raise ValueError(
+                "recipe: `optimizer.ctc_weight` scores the tokens of all transcripts, which a stream does not know "
+                "beforehand; set data.streaming=false"
+            )
+        if self.optimizer.ctc_weight > 0 and self.batch.packing:
+            raise ValueError("recipe: `optimizer.ctc_weight` takes rows apart; set batch.packing=false")
+        if self.optimizer.ctc_weight == 1:
+            self._check_without_llm()
+
+    def _check_without_llm(self) -> None:
+        """Raise a ValueError for settings that need the LLM, which does not run if `optimizer.ctc_weight` is 1."""
+        wrong = {
+            "`train` names llm; choose among encoder and projector": "llm" in self.train,
+            "`optimizer.distill_weight` compares its answers; set optimizer.distill_weight=0": (
+                self.optimizer.distill_weight > 0
+            ),
+            "`data.text_path` names rows for it alone; set data.text_path=null": self.data.text_path is not None,
+        }
+        for reason, is_wrong in wrong.items():
+            if is_wrong:
+                raise ValueError(f"recipe: with optimizer.ctc_weight=1 the LLM does not run, but {reason}")
 
     @property
     def encoder_cache_folder(self) -> Path | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -43,6 +43,7 @@ class Example:
         windows: the audio, window after window: log-mel `(mels, frames)`, or, if `encoded`, the encoder's output
             `(positions, width)`.
         encoded: whether `windows` hold the encoder's output.
+        transcript: `(words' tokens,)`, to be aligned with the audio; None if the row is not aligned.
     """
 
     id: str
@@ -51,6 +52,7 @@ class Example:
     labels: torch.Tensor
     windows: list[torch.Tensor]
     encoded: bool = False
+    transcript: torch.Tensor | None = None
 
 
 class RowEncoder:
@@ -60,10 +62,18 @@ class RowEncoder:
         processor: writes prompts, cuts and transforms audio, and counts tokens.
         max_length: tokens of text, counting each clip as one; what goes beyond is cut off the end.
         cache: the frozen encoder's output, used for a row if it has every clip of it.
+        align: which rows also give their transcript to be aligned: `no` row, `some`, those that can be, or `all`, and
+            a row that cannot be is refused.
     """
 
-    def __init__(self, processor: LlasoProcessor, max_length: int, cache: EncoderCache | None = None) -> None:
-        self.processor, self.max_length, self.cache = processor, max_length, cache
+    def __init__(
+        self,
+        processor: LlasoProcessor,
+        max_length: int,
+        cache: EncoderCache | None = None,
+        align: Literal["no", "some", "all"] = "no",
+    ) -> None:
+        self.processor, self.max_length, self.cache, self.align = processor, max_length, cache, align
 
     def __call__(self, row: Row) -> Example:
         """Return tokens, labels and audio of a row.
@@ -104,6 +114,7 @@ class RowEncoder:
         repeats = torch.ones_like(input_ids)
         repeats[is_audio] = torch.tensor([count for count, _ in windows_of_clips], dtype=torch.long)
         labels = input_ids.masked_fill(~answer, IGNORED)
+        vectors = sum(count for count, _ in windows_of_clips)
         return Example(
             id=row["id"],
             task=row["task"],
@@ -111,7 +122,28 @@ class RowEncoder:
             labels=labels.repeat_interleave(repeats),
             windows=[window for _, windows in windows_of_clips for window in windows],
             encoded=encoded and bool(clips),
+            transcript=None if self.align == "no" else self._transcript(row, labels[answer], vectors),
         )
+
+    def _transcript(self, row: Row, answer: torch.Tensor, vectors: int) -> torch.Tensor | None:
+        """Return the tokens of a row's transcript, without those that end the turn; None if it cannot be aligned.
+
+        CTC needs a vector for each token, and one more between two equal ones.
+
+        Raises:
+            ValueError: it cannot be aligned, but all rows have to be.
+        """
+        if row["task"] not in TRANSCRIBED or row["modality"] != "text_audio" or not vectors:
+            reason = f"it is not the transcript of one recording (task {row['task']}, format {row['modality']})"
+        else:
+            tokens = answer[~torch.isin(answer, torch.tensor(self.processor.tokenizer.all_special_ids))]
+            needed = len(tokens) + int((tokens[1:] == tokens[:-1]).sum())
+            if 0 < needed <= vectors:
+                return tokens
+            reason = f"its transcript needs {needed} audio tokens, but it has {vectors}"
+        if self.align == "all":
+            raise ValueError(f"{reason}, so nothing is learned from it with optimizer.ctc_weight=1")
+        return None
 
     def tokenize(self, messages: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a conversation's tokens, each clip as one placeholder, and a mask of those that the assistant wrote.
@@ -152,7 +184,8 @@ class Collator:
     The batch holds `input_ids`, `attention_mask`, `shift_labels` (the label of each token's successor), the rows'
     `ids` and `tasks`, and the audio of all rows, window after window. Rows whose encoder output is kept come first:
     theirs is in `mm_encoder_outputs`, that of the other rows in `input_features` with `input_features_mask`. For a
-    packed batch see `pack`.
+    packed batch see `pack`. Rows to be aligned have their `transcripts`, one after another, and `transcript_sizes`,
+    0 for the other rows.
 
     Attributes:
         encode: turns a row into an example.
@@ -196,6 +229,10 @@ def pad(examples: Sequence[Example], pad_token_id: int) -> dict[str, Any]:
         "attention_mask": (torch.arange(input_ids.shape[1]) < sizes[:, None]).long(),
         "shift_labels": torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED),
     }
+    if any(e.transcript is not None for e in examples):
+        transcripts = [input_ids.new_empty(0) if e.transcript is None else e.transcript for e in examples]
+        batch["transcripts"] = torch.cat(transcripts)
+        batch["transcript_sizes"] = torch.tensor([len(transcript) for transcript in transcripts])
     if kept := [window for e in examples if e.encoded for window in e.windows]:
         batch["mm_encoder_outputs"] = {"audio": kept_audio(kept)}
     if mels := [window for e in examples if not e.encoded for window in e.windows]:

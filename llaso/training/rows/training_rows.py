@@ -81,8 +81,8 @@ def set_up_rows(
     rule = batch_rule(recipe, world)
     epoch_steps, steps = count_steps(recipe, corpus, rule)
     cache = open_cache(recipe, model, processor)
-    encode = RowEncoder(processor, data.max_length, cache)
-    packing = recipe.batch.packing
+    weight, packing = recipe.optimizer.ctc_weight, recipe.batch.packing
+    encode = RowEncoder(processor, data.max_length, cache, "no" if weight == 0 else "all" if weight == 1 else "some")
     teacher = TeacherCollator(encode, packing) if recipe.optimizer.distill_weight > 0 else None
     held_out = open_held_out(data, HELD_OUT_TASK, max(recipe.watch.final_rows, recipe.watch.evaluate_rows))
     return TrainingRows(

@@ -16,6 +16,7 @@ from modeling_llaso.processing_llaso import LlasoProcessor
 
 from ..rows.corpora import decode_audio
 from ..rows.encoder_cache import EncoderCache, audio_tokens_of, clip_key, kept_audio
+from .ctc_loss import Alignment
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ class HeldOut:
         cache: the frozen encoder's output, if it is kept.
         sharded: the weights are split over processes, which then generate in step, without the cache.
         skip_bad_rows: leave out rows that cannot be read as well, instead of raising.
+        alignment: read the best path of the audio's alignment in place of an answer of the LLM, which is not yet
+            trained for it.
 
     Raises:
         ValueError: a row cannot be read.
@@ -64,12 +67,13 @@ class HeldOut:
         cache: EncoderCache | None = None,
         sharded: bool = False,
         skip_bad_rows: bool = False,
+        alignment: Alignment | None = None,
     ) -> None:
         self.rows = [row for row in rows if normalize(row.get("target") or "").split()]
         if untold := len(rows) - len(self.rows):
             logger.warning("%d held-out rows have no transcript and are left out", untold)
         self.rows = [row for row in self.rows if self._readable(row, processor, skip_bad_rows)]
-        self.processor, self.sharded = processor, sharded
+        self.processor, self.sharded, self.alignment = processor, sharded, alignment
         self.cache = None if sharded else cache
 
     @staticmethod
@@ -142,7 +146,10 @@ class HeldOut:
         }
 
     def _transcribe(self, model: LlasoForConditionalGeneration, rows: Sequence[Row]) -> list[str]:
-        """Generate the rows' greedy answers; encoder output comes from the cache if it holds all their clips."""
+        """Generate the rows' greedy answers, or read their alignment.
+
+        Encoder output comes from the cache if it holds all their clips.
+        """
         prompts = [clean_messages(row)[:-1] for row in rows]
         keys = [clip_key(clip_bytes(clip)) for row in rows for clip in row["audio"]]
         processor = self.processor
@@ -164,6 +171,14 @@ class HeldOut:
                 add_generation_prompt=True,
             )
         inputs = inputs.to(model.device)
+        if self.alignment is not None:
+            names = ("input_features", "input_features_mask", "mm_encoder_outputs")
+            with torch.no_grad():
+                audio = model.model.get_audio_embeds(*(inputs.get(name) for name in names))
+            assert audio is not None
+            sizes = inputs["input_ids"].eq(model.config.audio_token_id).sum(1)
+            paths = self.alignment.read(audio, sizes)
+            return [text.strip() for text in processor.tokenizer.batch_decode(paths, skip_special_tokens=True)]
         longest = max(len(processor.tokenizer(row["target"])["input_ids"]) for row in rows)
         written: torch.Tensor = model.generate(  # type: ignore[misc, assignment]
             **inputs, max_new_tokens=2 * longest + SPARE_TOKENS, do_sample=False, synced_gpus=self.sharded

@@ -88,7 +88,14 @@ def _train(recipe: Recipe, out: Path, plan: StepPlan, main_process: bool, report
     history = begin_run(out, recipe, plan, rows.corpus, start_step, main_process, report)
     trainer = LlasoTrainer(model, recipe, processor, rows, frozen, history, start_step)
     check_same_start(start_step, out)
-    held_out = HeldOut(rows.held_out, processor, rows.cache, trainer.shards, rows.collator.skip_bad_rows)
+    held_out = HeldOut(
+        rows.held_out,
+        processor,
+        rows.cache,
+        trainer.shards,
+        rows.collator.skip_bad_rows,
+        alignment=trainer.alignment if trainer.ctc_weight == 1 else None,
+    )
     stop = StopOnSignal(trainer)
     trainer.add_callback(Progress(trainer, report, rows.epoch_steps, recipe.watch.show_seconds))
     if held_out.rows:

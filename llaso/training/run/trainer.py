@@ -34,10 +34,12 @@ from modeling_llaso.processing_llaso import LlasoProcessor
 from ..recipe.recipe import Recipe
 from ..rows.batch_plan import Plan
 from ..rows.collator import IGNORED
+from ..rows.corpora import NumberedCorpus
 from ..rows.packing import Packed, members
 from ..rows.training_rows import TrainingRows
 from .answer_loss import chunked_losses
 from .checkpoints import WEIGHTS, frozen_digests, frozen_sources, load_trainable, mark_whole, save_trainable
+from .ctc_loss import Alignment, alignment_with, call_through
 from .distillation import Teacher
 from .distributed import gathered, is_peer_lost
 from .history import History
@@ -112,6 +114,15 @@ class LlasoTrainer(Trainer):
             self.teacher = Teacher(model, recipe.optimizer.distill_temperature, copies=self.shards)
             if recipe.compute.frozen_weights == "bf16":
                 self.teacher.hold_in(torch.bfloat16)
+        self.ctc_weight = recipe.optimizer.ctc_weight
+        self.alignment: Alignment | None = None
+        if self.ctc_weight > 0:
+            if self.shards:
+                raise ValueError(
+                    "optimizer.ctc_weight needs whole weights in each process; launch without FSDP or DeepSpeed"
+                )
+            assert isinstance(rows.corpus, NumberedCorpus)
+            self.alignment = alignment_with(model.get_input_embeddings(), processor, rows.corpus)
         self.loss_is_scaled_for_ga = self.per_token
 
     @property
@@ -178,6 +189,7 @@ class LlasoTrainer(Trainer):
         ids, tasks, skipped = inputs.pop("ids"), inputs.pop("tasks"), inputs.pop("skipped")
         targets = inputs.pop("shift_labels")
         teacher_inputs = {name: inputs.pop(name) for name in list(inputs) if name.startswith("teacher_")}
+        transcripts, transcript_sizes = (inputs.pop(name, None) for name in ("transcripts", "transcript_sizes"))
         is_answer = targets != IGNORED
         packed: Packed | dict = inputs.get("packed", {})
         if "input_features" not in inputs and "features" not in packed:
@@ -190,13 +202,31 @@ class LlasoTrainer(Trainer):
             tokens = inputs["attention_mask"].sum()
 
         with self.timer.measure(LLM):  # the encoder's time in it is taken off when the step is recorded
-            outputs, logits, losses = self._token_losses(model, inputs, is_answer, targets[is_answer])
+            if self.ctc_weight == 1:  # the LLM does not run
+                outputs, logits = None, None
+                audio = self._project(model, inputs)
+                losses = audio.new_zeros(int(is_answer.sum()), dtype=torch.float32) + 0 * audio.sum()
+            else:
+                outputs, logits, losses = self._token_losses(model, inputs, is_answer, targets[is_answer])
+                audio = outputs.audio_hidden_states
 
         if self.teacher is not None and teacher_inputs:
             assert logits is not None
             weight = self.distill_weight
             divergence, taught = self.teacher.divergence(logits, answer_rows, teacher_inputs)
             losses = losses.masked_scatter(taught, (1 - weight) * losses[taught] + weight * divergence)
+
+        if self.alignment is not None and transcripts is not None:
+            weight, aligned = self.ctc_weight, transcript_sizes > 0
+            audio_sizes = inputs["input_ids"].eq(self.unwrapped.config.audio_token_id).sum(1)
+            of_aligned = aligned.repeat_interleave(audio_sizes)
+            of_rows = torch.zeros(len(ids), device=losses.device)
+            of_rows[aligned] = self.alignment.row_losses(
+                audio[of_aligned], audio_sizes[aligned], transcripts, transcript_sizes[aligned]
+            )
+            of_rows = of_rows / is_answer.sum(1).clamp(min=1)  # answer tokens have equal parts of their row's loss
+            mixed = (1 - weight) * losses + weight * of_rows[answer_rows]
+            losses = torch.where(aligned[answer_rows], mixed, losses)
 
         row_losses = losses.new_zeros(len(ids)).index_add(0, answer_rows, losses.detach())
         self.step_parts.append(
@@ -243,6 +273,13 @@ class LlasoTrainer(Trainer):
         with self.accelerator.autocast():
             losses = chunked_losses(self.unwrapped.compute_logits, hidden, targets, compute.loss_chunk)
         return outputs, None, losses
+
+    def _project(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        """Return the batch's projected audio vectors, row after row, `(audio tokens, width)`."""
+        names = ("input_features", "input_features_mask", "mm_encoder_outputs")
+        whole = self.unwrapped
+        with self.accelerator.autocast():
+            return call_through(model, whole, whole.model.get_audio_embeds, *(inputs.get(name) for name in names))
 
     def _nothing_to_encode(self, kept: bool) -> dict[str, Any]:
         """Return inputs that give no audio tokens, for a batch that has nothing to encode.

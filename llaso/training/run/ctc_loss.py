@@ -1,0 +1,121 @@
+"""Aligns the projected audio with the transcript by CTC (Graves et al., 2006); the LLM does not run for it.
+
+Each audio vector is scored against the embeddings of the tokens in which the LLM would write the transcripts; one more
+token, the blank, stands for "nothing new is said here". Training moves the vectors near the embeddings of the words
+that are said, in their order, which is something that an LLM can read. A row costs the projector and one small matrix,
+so many epochs take minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from modeling_llaso.processing_llaso import LlasoProcessor
+
+from ..rows.collator import TRANSCRIBED
+from ..rows.corpora import NumberedCorpus
+from ..rows.corpus_columns import column_of
+
+BLANK = "\n"
+"""The token that stands for nothing new. It is no part of a transcript, LLMs read it as a break between words, and its
+embedding differs from the others': the tags that LLaSO adds begin as the mean of all, and do not train as a blank."""
+TRANSCRIPTS_READ = 200_000
+"""Transcripts whose tokens compete; more would take minutes to read, and hardly add a token."""
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Scores audio vectors against token embeddings.
+
+    Attributes:
+        embeddings: `(vocabulary, width)`, the LLM's; this loss does not train them.
+        competing: ids of the tokens that a vector is scored against, in their order, the blank among them; a batch's
+            own tokens compete as well.
+        blank: id of the blank.
+    """
+
+    embeddings: torch.Tensor
+    competing: torch.Tensor
+    blank: int
+
+    def row_losses(
+        self, audio: torch.Tensor, audio_sizes: torch.Tensor, tokens: torch.Tensor, token_sizes: torch.Tensor
+    ) -> torch.Tensor:
+        """Compute the negative log-likelihood of each row's transcript, `(rows,)`.
+
+        Args:
+            audio: projected vectors, row after row, `(sum of audio_sizes, width)`.
+            audio_sizes: number of vectors of each row, `(rows,)`.
+            tokens: ids of the transcripts, row after row, `(sum of token_sizes,)`.
+            token_sizes: number of ids of each row, `(rows,)`; `fits` tells whether a row has vectors enough.
+        """
+        competing = torch.cat([self.competing.to(tokens.device), tokens]).unique()
+        scores = self._scores(audio, competing).float().log_softmax(-1)
+        return nn.functional.ctc_loss(
+            nn.utils.rnn.pad_sequence(list(scores.split(audio_sizes.tolist()))),
+            torch.searchsorted(competing, tokens),
+            audio_sizes,
+            token_sizes,
+            blank=int(torch.searchsorted(competing, self.blank)),
+            reduction="none",
+        )
+
+    def read(self, audio: torch.Tensor, audio_sizes: torch.Tensor) -> list[list[int]]:
+        """Return the token ids of each row's best path, blanks and repetitions left out.
+
+        Args:
+            audio: projected vectors, row after row, `(sum of audio_sizes, width)`.
+            audio_sizes: number of vectors of each row, `(rows,)`.
+        """
+        competing = self.competing.to(audio.device)
+        best = competing[self._scores(audio, competing).argmax(-1)]
+        paths = [row.unique_consecutive().tolist() for row in best.split(audio_sizes.tolist())]
+        return [[token for token in path if token != self.blank] for path in paths]
+
+    def _scores(self, audio: torch.Tensor, competing: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(audio, self.embeddings.to(audio.device)[competing].to(audio.dtype))
+
+
+def alignment_with(embeddings: nn.Module, processor: LlasoProcessor, corpus: NumberedCorpus) -> Alignment:
+    """Return the alignment with the tokens of a corpus's transcripts.
+
+    Args:
+        embeddings: the LLM's.
+        processor: of the model.
+        corpus: the rows to train on.
+    """
+    columns = (column_of(corpus.table, name) for name in ("task", "target"))
+    rows = zip(*(column.slice(0, TRANSCRIPTS_READ).to_pylist() for column in columns), strict=True)
+    texts = [target for task, target in rows if task in TRANSCRIBED and target] or [""]
+    tokens = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    blank = processor.tokenizer(BLANK, add_special_tokens=False)["input_ids"][-1]
+    competing = torch.tensor(sorted({blank, *(token for row in tokens for token in row)}))
+    return Alignment(embeddings.weight.detach(), competing, blank)
+
+
+def call_through(wrapper: nn.Module, module: nn.Module, function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function of a wrapped module's parameters so that the wrapper takes it for the module's forward pass.
+
+    DistributedDataParallel averages the gradients of what its own forward pass has called.
+
+    Args:
+        wrapper: the module itself, or what is around it.
+        module: whose `forward` is replaced for this one call.
+        function: called in its place.
+        *args: of the function.
+    """
+    if wrapper is module:
+        return function(*args)
+    forward = module.forward
+
+    def instead(*args: Any) -> Any:
+        module.forward = forward
+        return function(*args)
+
+    module.forward = instead
+    return wrapper(*args)

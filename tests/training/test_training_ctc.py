@@ -1,0 +1,178 @@
+"""Alignment by CTC: its loss and best path, which rows it takes, and runs with it, mixed or without the LLM."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from support.tiny_training import curve, row, save_backbones, save_corpus, tiny_recipe, weights_digest
+
+from llaso.training.recipe.recipe import load_recipe
+from llaso.training.rows.collator import Collator, RowEncoder
+from llaso.training.rows.corpora import NumberedCorpus, open_corpus
+from llaso.training.run.ctc_loss import Alignment, alignment_with
+from llaso.training.run.model_setup import open_model
+from llaso.training.run.train import train
+from modeling_llaso import LlasoForConditionalGeneration
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ctc")
+    save_backbones(folder)
+    asr = [row(i) for i in range(24)]
+    save_corpus(folder / "corpus", {"train": asr, "validation": [row(i, seed=1) for i in range(4)]})
+    others = [row(i, task="IP", clips=2) for i in range(4)]
+    save_corpus(folder / "mixed", {"train": asr[:8] + others, "validation": [row(i, seed=1) for i in range(4)]})
+    save_corpus(folder / "text", {"train": [row(i, task="AQA", clips=0) for i in range(4)]})
+    return folder
+
+
+def aligned(root: Path, out: str, weight: float = 1.0, **changes):
+    return tiny_recipe(root, out, optimizer__ctc_weight=weight, **changes)
+
+
+def test_the_loss_sums_over_every_way_to_say_the_transcript():
+    torch.manual_seed(0)
+    table = torch.randn(9, 6)
+    alignment = Alignment(table, torch.tensor([2, 4, 7]), blank=4)
+    audio, sizes = torch.randn(7, 6), torch.tensor([3, 4])
+    transcripts, of_rows = torch.tensor([7, 2, 2, 8]), torch.tensor([1, 3])
+    got = alignment.row_losses(audio, sizes, transcripts, of_rows)
+    competing = [2, 4, 7, 8]  # 8 competes because the batch says it
+    rows = zip(audio.split([3, 4]), ([7], [2, 2, 8]), strict=True)
+    for loss, (vectors, said) in zip(got, rows, strict=True):
+        chances = (vectors @ table[competing].T).softmax(-1)
+        total = 0.0
+        for path in itertools.product(range(4), repeat=len(vectors)):
+            heard = [competing[place] for place, _ in itertools.groupby(path)]
+            if [token for token in heard if token != 4] == said:
+                total += float(torch.stack([chances[n, place] for n, place in enumerate(path)]).prod())
+        torch.testing.assert_close(loss, -torch.tensor(total).log(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_best_path_leaves_out_blanks_and_repetitions():
+    alignment = Alignment(torch.eye(5), torch.tensor([0, 1, 3]), blank=0)
+    audio = torch.eye(5)[[1, 1, 0, 1, 3, 3, 0, 3]]
+    assert alignment.read(audio, torch.tensor([5, 3])) == [[1, 1, 3], [3, 3]]
+    silent = alignment.read(torch.eye(5)[[0, 2]], torch.tensor([2]))  # 2 does not compete
+    assert silent == [[]]
+
+
+def test_the_corpus_says_which_tokens_compete(root):
+    model, processor = open_model(load_recipe(aligned(root, "unused")))
+    corpus = open_corpus(load_recipe(aligned(root, "unused")).data, 0)
+    assert isinstance(corpus, NumberedCorpus)
+    alignment = alignment_with(model.get_input_embeddings(), processor, corpus)
+    said = {token for text in corpus.table["target"] for token in processor.tokenizer(text)["input_ids"]}
+    special = set(processor.tokenizer.all_special_ids)
+    assert processor.tokenizer.decode([alignment.blank]) == "\n"
+    assert set(alignment.competing.tolist()) == said - special | {alignment.blank}
+
+
+def test_rows_that_are_no_transcript_are_refused_or_left_to_the_llm(root):
+    _, processor = open_model(load_recipe(aligned(root, "unused")))
+    rows = [row(0), row(1, task="IP", clips=2), row(2)]
+    batch = Collator(RowEncoder(processor, 2048, align="some"))(rows)
+    assert batch["transcript_sizes"].tolist()[1] == 0 and batch["transcript_sizes"].sum() == len(batch["transcripts"])
+    words = processor.tokenizer.decode(batch["transcripts"])
+    assert words == rows[0]["target"] + rows[2]["target"]
+    with pytest.raises(ValueError, match="ip-0-0001.*task IP.*ctc_weight=1"):
+        Collator(RowEncoder(processor, 2048, align="all"))(rows)
+    spoken = row(0) | {"modality": "audio"}  # the recording holds the instruction as well
+    with pytest.raises(ValueError, match="format audio"):
+        Collator(RowEncoder(processor, 2048, align="all"))([spoken])
+    processor.projector_stride = 100
+    with pytest.raises(ValueError, match=r"needs \d+ audio tokens, but it has 1"):
+        Collator(RowEncoder(processor, 2048, align="all"))([row(5)])
+    assert Collator(RowEncoder(processor, 2048, align="all"), skip_bad_rows=True)([row(5)])["skipped"] == [
+        "asr-0-0005"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": ["projector", "llm"]}, "`train` names llm"),
+        ({"optimizer__distill_weight": 0.5}, "distill_weight"),
+        ({"data__text_path": "text"}, "data.text_path"),
+        ({"data__streaming": True}, "stream"),
+        ({"batch__packing": True}, "packing"),
+    ],
+)
+def test_settings_that_need_the_llm_are_refused(root, changes, message):
+    with pytest.raises(ValueError, match=message):
+        load_recipe(aligned(root, "unused", **changes))
+
+
+@pytest.mark.parametrize("padding", ["trim", "full"])
+def test_a_run_without_the_llm_learns_to_read(root, padding, monkeypatch):
+    llm_steps = []
+    forward = LlasoForConditionalGeneration.forward
+    monkeypatch.setattr(
+        LlasoForConditionalGeneration, "forward", lambda *a, **k: llm_steps.append(1) or forward(*a, **k)
+    )
+    steps = 60 if padding == "trim" else 3
+    recipe = aligned(
+        root,
+        f"alone-{padding}",
+        model__audio_padding=padding,
+        model__projector_stride=2,
+        model__projector_pooling="concatenate",
+        model__projector_norm=True,
+        optimizer__max_steps=steps,
+        optimizer__learning_rate=1e-2,
+        compute__encoder_cache_gb=0.1,
+        watch__save_every=100,
+    )
+    result = train(recipe)
+    assert not llm_steps
+    losses = [loss for _, loss, _, _ in curve(Path(result.out))]
+    assert losses[-1] < (0.5 if padding == "trim" else 1.0) * losses[0]
+    records = [json.loads(line) for line in (Path(result.out) / "history.jsonl").read_text().splitlines()]
+    assert [r["rows"] for r in records if r["kind"] == "held_out"] == [4]
+    if padding == "trim":
+        assert result.wer is not None and result.wer < 0.9
+
+
+def test_a_mixed_loss_is_the_share_of_both(root):
+    def first(weight: float, data: str = "corpus") -> dict:
+        out = Path(
+            train(
+                aligned(root, f"share-{data}-{weight}", weight, data__path=str(root / data), optimizer__max_steps=1)
+            ).out
+        )
+        return next(
+            r for r in map(json.loads, (out / "history.jsonl").read_text().splitlines()) if r["kind"] == "step"
+        )
+
+    plain, half, whole = first(0.0), first(0.5), first(1.0)
+    assert half["loss"] == pytest.approx((plain["loss"] + whole["loss"]) / 2, rel=1e-5)
+    plain, half = first(0.0, "mixed"), first(0.5, "mixed")
+    assert half["tasks"]["IP"] == pytest.approx(plain["tasks"]["IP"])  # not aligned: the LLM alone
+    assert half["tasks"]["ASR"][0] != pytest.approx(plain["tasks"]["ASR"][0])
+
+
+def test_a_stopped_run_goes_on_as_if_undisturbed(root, monkeypatch):
+    whole = Path(train(aligned(root, "whole")).out)
+    out = root / "stopped"
+    steps = {"left": 3}
+    from llaso.training.run.trainer import LlasoTrainer
+
+    record = LlasoTrainer._record_step
+
+    def stop(self, grad_norm):
+        record(self, grad_norm)
+        steps["left"] -= 1
+        if steps["left"] < 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(LlasoTrainer, "_record_step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(aligned(root, "stopped"))
+    monkeypatch.undo()
+    train(aligned(root, "stopped"))
+    assert weights_digest(out) == weights_digest(whole)
