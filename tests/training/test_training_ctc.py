@@ -13,9 +13,10 @@ from support.tiny_training import curve, row, save_backbones, save_corpus, tiny_
 from llaso.training.recipe.recipe import load_recipe
 from llaso.training.rows.collator import Collator, RowEncoder
 from llaso.training.rows.corpora import NumberedCorpus, open_corpus
-from llaso.training.run.ctc_loss import Alignment, alignment_with
+from llaso.training.run.ctc_loss import SHARPNESS, Alignment, alignment_with
 from llaso.training.run.model_setup import open_model
 from llaso.training.run.train import train
+from llaso.training.run.trainer import LlasoTrainer
 from modeling_llaso import LlasoForConditionalGeneration
 
 
@@ -71,6 +72,8 @@ def test_the_corpus_says_which_tokens_compete(root):
     special = set(processor.tokenizer.all_special_ids)
     assert processor.tokenizer.decode([alignment.blank]) == "\n"
     assert set(alignment.competing.tolist()) == said - special | {alignment.blank}
+    own = alignment.embeddings[alignment.competing]
+    assert float((alignment.scale * own * own).sum(-1).mean()) == pytest.approx(SHARPNESS)
 
 
 def test_rows_that_are_no_transcript_are_refused_or_left_to_the_llm(root):
@@ -131,11 +134,11 @@ def test_a_run_without_the_llm_learns_to_read(root, padding, monkeypatch):
     result = train(recipe)
     assert not llm_steps
     losses = [loss for _, loss, _, _ in curve(Path(result.out))]
-    assert losses[-1] < (0.5 if padding == "trim" else 1.0) * losses[0]
+    assert losses[-1] < (0.6 if padding == "trim" else 1.0) * losses[0]
     records = [json.loads(line) for line in (Path(result.out) / "history.jsonl").read_text().splitlines()]
     assert [r["rows"] for r in records if r["kind"] == "held_out"] == [4]
     if padding == "trim":
-        assert result.wer is not None and result.wer < 0.9
+        assert result.wer is not None and result.wer < 0.95
 
 
 def test_a_mixed_loss_is_the_share_of_both(root):
@@ -160,8 +163,6 @@ def test_a_stopped_run_goes_on_as_if_undisturbed(root, monkeypatch):
     whole = Path(train(aligned(root, "whole")).out)
     out = root / "stopped"
     steps = {"left": 3}
-    from llaso.training.run.trainer import LlasoTrainer
-
     record = LlasoTrainer._record_step
 
     def stop(self, grad_norm):

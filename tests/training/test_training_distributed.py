@@ -146,6 +146,21 @@ def test_two_processes_follow_the_loss_curve_of_one(root, alone, tmp_path, packi
     assert_same_training(alone, Path(recipe["out"]))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+def test_two_processes_align_as_one_does(root, weight):
+    """The wrapper has to see a forward pass even if the LLM has none."""
+    changes = {"optimizer__ctc_weight": weight, "optimizer__max_steps": STEPS, "data__tasks": ["ASR"]}
+    one = train(tiny_recipe(root, f"aligned-{weight}", batch__accumulation=2, **changes))
+    recipe = tiny_recipe(root, f"aligned-{weight}-by-two", batch__accumulation=1, **changes)
+    file = Path(recipe["out"] + ".yaml")
+    file.write_text(yaml.safe_dump(recipe))
+    process = launch("cpu", "--main_process_port", free_port(), *LLASO, str(file))
+    output = process.communicate()[0]
+    assert process.returncode == 0, output[-4000:]
+    assert_same_training(Path(one.out), Path(recipe["out"]))
+
+
 def launch_two(recipe: dict[str, Any], **environment: str) -> subprocess.Popen[str]:
     """Two processes on this machine."""
     file = Path(recipe["out"] + ".yaml")

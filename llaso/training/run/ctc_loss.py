@@ -24,6 +24,10 @@ from ..rows.corpus_columns import column_of
 BLANK = "\n"
 """The token that stands for nothing new. It is no part of a transcript, LLMs read it as a break between words, and its
 embedding differs from the others': the tags that LLaSO adds begin as the mean of all, and do not train as a blank."""
+SHARPNESS = 8.0
+"""Mean score of a vector that equals its token's embedding. It makes the start alike for every LLM, whatever the norm
+of its embeddings: with scores near 0 no token is preferred, and with large ones the first choices last. SmolLM2-135M's
+own embeddings give 8."""
 TRANSCRIPTS_READ = 200_000
 """Transcripts whose tokens compete; more would take minutes to read, and hardly add a token."""
 
@@ -37,11 +41,13 @@ class Alignment:
         competing: ids of the tokens that a vector is scored against, in their order, the blank among them; a batch's
             own tokens compete as well.
         blank: id of the blank.
+        scale: times which a product with an embedding is its score.
     """
 
     embeddings: torch.Tensor
     competing: torch.Tensor
     blank: int
+    scale: float = 1.0
 
     def row_losses(
         self, audio: torch.Tensor, audio_sizes: torch.Tensor, tokens: torch.Tensor, token_sizes: torch.Tensor
@@ -78,7 +84,8 @@ class Alignment:
         return [[token for token in path if token != self.blank] for path in paths]
 
     def _scores(self, audio: torch.Tensor, competing: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(audio, self.embeddings.to(audio.device)[competing].to(audio.dtype))
+        embeddings = self.embeddings.to(audio.device)[competing].to(audio.dtype)
+        return self.scale * nn.functional.linear(audio, embeddings)
 
 
 def alignment_with(embeddings: nn.Module, processor: LlasoProcessor, corpus: NumberedCorpus) -> Alignment:
@@ -95,7 +102,9 @@ def alignment_with(embeddings: nn.Module, processor: LlasoProcessor, corpus: Num
     tokens = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
     blank = processor.tokenizer(BLANK, add_special_tokens=False)["input_ids"][-1]
     competing = torch.tensor(sorted({blank, *(token for row in tokens for token in row)}))
-    return Alignment(embeddings.weight.detach(), competing, blank)
+    table = embeddings.weight.detach()
+    mean_square = float(table[competing.to(table.device)].float().square().sum(-1).mean())
+    return Alignment(table, competing, blank, SHARPNESS / mean_square)
 
 
 def call_through(wrapper: nn.Module, module: nn.Module, function: Callable[..., Any], *args: Any) -> Any:
