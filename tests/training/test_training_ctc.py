@@ -67,7 +67,7 @@ def test_the_corpus_says_which_tokens_compete(root):
     model, processor = open_model(load_recipe(aligned(root, "unused")))
     corpus = open_corpus(load_recipe(aligned(root, "unused")).data, 0)
     assert isinstance(corpus, NumberedCorpus)
-    alignment = alignment_with(model.get_input_embeddings(), processor, corpus)
+    alignment = alignment_with(model.get_input_embeddings().weight, processor, corpus)
     said = {token for text in corpus.table["target"] for token in processor.tokenizer(text)["input_ids"]}
     special = set(processor.tokenizer.all_special_ids)
     assert processor.tokenizer.decode([alignment.blank]) == "\n"

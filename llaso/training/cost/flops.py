@@ -169,8 +169,8 @@ def count_micro_batch(
             loss = _answer_loss(model, shape, audio, counter, answer_only_logits, loss_chunk)
         else:
             with counter.on(LOGITS):
-                table = model.get_input_embeddings().weight[:COMPETING].detach()
-                loss = nn.functional.linear(audio, table.to(audio.dtype)).float().log_softmax(-1).mean()
+                table: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+                loss = nn.functional.linear(audio, table[:COMPETING].detach().to(audio.dtype)).float().log_softmax(-1).mean()
     del vectors, audio
     with counter.on(BACKWARD):
         loss.backward()

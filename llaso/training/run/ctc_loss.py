@@ -88,11 +88,11 @@ class Alignment:
         return self.scale * nn.functional.linear(audio, embeddings)
 
 
-def alignment_with(embeddings: nn.Module, processor: LlasoProcessor, corpus: NumberedCorpus) -> Alignment:
+def alignment_with(embeddings: torch.Tensor, processor: LlasoProcessor, corpus: NumberedCorpus) -> Alignment:
     """Return the alignment with the tokens of a corpus's transcripts.
 
     Args:
-        embeddings: the LLM's.
+        embeddings: `(vocabulary, width)`, the LLM's.
         processor: of the model.
         corpus: the rows to train on.
     """
@@ -102,7 +102,7 @@ def alignment_with(embeddings: nn.Module, processor: LlasoProcessor, corpus: Num
     tokens = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
     blank = processor.tokenizer(BLANK, add_special_tokens=False)["input_ids"][-1]
     competing = torch.tensor(sorted({blank, *(token for row in tokens for token in row)}))
-    table = embeddings.weight.detach()
+    table = embeddings.detach()
     mean_square = float(table[competing.to(table.device)].float().square().sum(-1).mean())
     return Alignment(table, competing, blank, SHARPNESS / mean_square)
 

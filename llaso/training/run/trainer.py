@@ -122,7 +122,8 @@ class LlasoTrainer(Trainer):
                     "optimizer.ctc_weight needs whole weights in each process; launch without FSDP or DeepSpeed"
                 )
             assert isinstance(rows.corpus, NumberedCorpus)
-            self.alignment = alignment_with(model.get_input_embeddings(), processor, rows.corpus)
+            embeddings: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+            self.alignment = alignment_with(embeddings, processor, rows.corpus)
         self.loss_is_scaled_for_ga = self.per_token
 
     @property
