@@ -170,7 +170,12 @@ def count_micro_batch(
         else:
             with counter.on(LOGITS):
                 table: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
-                loss = nn.functional.linear(audio, table[:COMPETING].detach().to(audio.dtype)).float().log_softmax(-1).mean()
+                loss = (
+                    nn.functional.linear(audio, table[:COMPETING].detach().to(audio.dtype))
+                    .float()
+                    .log_softmax(-1)
+                    .mean()
+                )
     del vectors, audio
     with counter.on(BACKWARD):
         loss.backward()
