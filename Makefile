@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-EXTRAS := formats,tts,data,train,eval,serve,demo,vad,export,docs,dev
+EXTRAS := formats,tts,data,train,eval,serve,demo,vad,export,onnx,docs,dev
 OUT    ?= runs/quickstart
 SPEECH ?=
 

@@ -9,7 +9,9 @@ from .option_types import at_least_1, some_text
 
 def add_parser(commands) -> None:
     """Add `export` to the `llaso` parser."""
-    export = commands.add_parser("export", help="write a model for llama.cpp, and check its answers there")
+    export = commands.add_parser(
+        "export", help="write a model for llama.cpp or ONNX Runtime, and check its answers there"
+    )
     actions = export.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     gguf = actions.add_parser(
@@ -29,14 +31,26 @@ def add_parser(commands) -> None:
     gguf.add_argument("--overwrite", action="store_true", help="replace the files that OUT holds")
     gguf.set_defaults(run=run_gguf)
 
+    onnx = actions.add_parser(
+        "onnx",
+        help="write ONNX files, which run without PyTorch",
+        description="Write a model as ONNX files in single precision: audio.onnx, embed.onnx and decoder.onnx, with "
+        "the tokenizer and llaso_onnx.json, which says how they fit.",
+    )
+    onnx.add_argument("model", type=some_text, metavar="ID_OR_DIR")
+    onnx.add_argument("out", type=some_text, metavar="OUT", help="the folder to write")
+    onnx.add_argument("--overwrite", action="store_true", help="replace the files that OUT holds")
+    onnx.set_defaults(run=run_onnx)
+
     check = actions.add_parser(
         "check",
-        help="compare answers in llama.cpp with the model's own",
-        description="Ask the installed llama.cpp (pip install xllamacpp) and the model itself about clips, greedily, "
-        "and compare tokens and log-probabilities. Exit code 1: they differ.",
+        help="compare answers of exported files with the model's own",
+        description="Ask exported files and the model itself about clips, greedily, and compare prompts, ids and "
+        "numbers. GGUF files run in the installed llama.cpp (pip install xllamacpp), ONNX files in ONNX Runtime. "
+        "Exit code 1: they differ.",
     )
-    check.add_argument("folder", type=some_text, metavar="OUT", help="what `llaso export gguf` wrote")
-    check.add_argument("clips", nargs="+", metavar="CLIP", help="audio files shorter than 30 s")
+    check.add_argument("folder", type=some_text, metavar="OUT", help="what `llaso export` wrote")
+    check.add_argument("clips", nargs="+", metavar="CLIP", help="audio files; for llama.cpp shorter than 30 s")
     check.add_argument(
         "--model", type=some_text, metavar="ID_OR_DIR", help="the model that was exported; by default as it was named"
     )
@@ -63,15 +77,70 @@ def run_gguf(arguments: argparse.Namespace) -> None:
         print(f"{file}: {file.stat().st_size / 1e6:,.1f} MB")
 
 
-def _without_extra(error: ModuleNotFoundError) -> ValueError:
-    return ValueError(f"{error.name} is not installed; exporting needs the extra: pip install 'llaso[export]'")
+def run_onnx(arguments: argparse.Namespace) -> None:
+    """Write the files and say how large they are."""
+    from llaso_common.output_folder import refuse_existing
+    from modeling_llaso.loading import load
+
+    from ..exporting.export_folder import refuse_other_folder
+    from ..exporting.onnx_files import export_onnx
+
+    refuse_existing(arguments.out, arguments.overwrite)
+    refuse_other_folder(arguments.out)
+    model, processor = load(arguments.model, device="cpu")
+    for file in export_onnx(model, processor, arguments.out, name=arguments.model):
+        weights = file.with_name(file.name + ".data")
+        size = sum(one.stat().st_size for one in (file, weights) if one.is_file())
+        print(f"{file}: {size / 1e6:,.1f} MB")
+
+
+def _without_extra(error: ModuleNotFoundError, extra: str = "export") -> ValueError:
+    return ValueError(f"{error.name} is not installed; exporting needs the extra: pip install 'llaso[{extra}]'")
 
 
 def run_check(arguments: argparse.Namespace) -> int:
     """Compare answers, a line for each clip; return exit code 1 if any differs."""
+    from ..exporting.export_folder import exported_model, holds_onnx
+
+    name = arguments.model or exported_model(arguments.folder)
+    return (_check_onnx if holds_onnx(arguments.folder) else _check_gguf)(arguments, name)
+
+
+def _check_onnx(arguments: argparse.Namespace, name: str) -> int:
+    from llaso_common.audio import read_audio
     from modeling_llaso.loading import load
 
-    from ..exporting.export_folder import exported_model
+    try:
+        from ..exporting.onnx_check import CLOSE, compare_clip, compare_prompts
+        from ..exporting.onnx_model import OnnxLlaso
+    except ModuleNotFoundError as error:
+        raise _without_extra(error, "onnx") from None
+    clips = [read_audio(clip) for clip in arguments.clips]
+    files = OnnxLlaso(arguments.folder)
+    model, processor = load(name, device="cpu")
+    model = model.float()
+    question = arguments.question or processor.default_transcription_prompt
+    prompts = compare_prompts(files, processor, question)
+    _print_prompts(prompts)
+    compared = []
+    for file, clip in zip(arguments.clips, clips, strict=True):
+        one = compare_clip(files, model, processor, clip, question, arguments.max_new_tokens)
+        compared.append(one)
+        same = one.ours == one.theirs
+        answer = f"equal ids, {len(one.ours)}" if same else f"DIFFERENT ids, {one.ours} and {one.theirs}"
+        print(f"{file}: {one.prompt_tokens} prompt tokens; {answer}; logits within {one.gap:.1e}")
+    equal = sum(one.equal for one in compared)
+    print(f"{equal} of {len(compared)} clips with equal ids and logits within {CLOSE:g}")
+    return 0 if equal == len(compared) and all(prompts.values()) else 1
+
+
+def _print_prompts(prompts: dict[str, bool]) -> None:
+    for form, same in prompts.items():
+        print(f"prompt of {form}: {'equal' if same else 'DIFFERENT'} token ids")
+
+
+def _check_gguf(arguments: argparse.Namespace, name: str) -> int:
+    from modeling_llaso.loading import load
 
     try:
         from ..exporting.llama_cpp_check import (
@@ -85,14 +154,12 @@ def run_check(arguments: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise _without_extra(error) from None
 
-    name = arguments.model or exported_model(arguments.folder)
     clips = read_clips(arguments.clips)
     model, processor = load(name, device="cpu")
     question = arguments.question or processor.default_transcription_prompt
     server = LlamaCppServer(arguments.folder, context_for(processor, question, arguments.max_new_tokens))
     prompts = compare_prompts(server, processor, question)
-    for form, same in prompts.items():
-        print(f"prompt of {form}: {'equal' if same else 'DIFFERENT'} token ids")
+    _print_prompts(prompts)
     compared = []
     for file, clip in zip(arguments.clips, clips, strict=True):
         one = compare_clip(server, model, processor, clip, question, arguments.max_new_tokens)

@@ -1,4 +1,4 @@
-"""The folder of an export: its two GGUF files, and `export.json`, which says what they were made of."""
+"""The folder of an export: the names of its files, and `export.json`, which says what they were made of."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from pathlib import Path
 from llaso_common import __version__
 
 RECORD_FILE = "export.json"
+DESCRIPTION_FILE = "llaso_onnx.json"
+"""Says how ONNX files fit together; a folder that holds it is an export as ONNX."""
+TOKENIZER_FILE, TEMPLATE_FILE, MEL_FILTERS_FILE = "tokenizer.json", "chat_template.jinja", "mel_filters.npy"
 
 
 def write_record(folder: Path, model: str, weights: str) -> None:
@@ -25,6 +28,11 @@ def refuse_other_folder(out: str | Path) -> None:
     folder = Path(out)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / RECORD_FILE).is_file():
         raise ValueError(f"{folder} holds no export ({RECORD_FILE} is missing), so --overwrite does not replace it")
+
+
+def holds_onnx(folder: str | Path) -> bool:
+    """Whether an export is one of ONNX files."""
+    return Path(folder, DESCRIPTION_FILE).is_file()
 
 
 def exported_model(folder: str | Path) -> str:

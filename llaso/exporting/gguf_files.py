@@ -34,6 +34,8 @@ from modeling_llaso.processing_llaso import AUDIO_TAGS, LlasoProcessor
 from .export_folder import write_record
 from .gguf_vocabulary import GgufVocabulary, gguf_vocabulary
 from .llama_cpp_template import llama_cpp_template
+from .own_answers import end_ids
+from .refusals import refuse_disagreement, refuse_sliding_windows, refuse_unfinished_weights
 
 TEXT_FILE, MMPROJ_FILE = "model.gguf", "mmproj.gguf"
 ARCHITECTURES = {"llama": "LLAMA", "mistral": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
@@ -103,9 +105,7 @@ def export_gguf(
         ValueError: llama.cpp cannot compute this model, or no mapping of its tokenizer is known.
     """
     refuse_inexpressible(model, processor)
-    ends = model.generation_config.eos_token_id
-    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    vocabulary = gguf_vocabulary(processor, model.config.text_config.vocab_size, ends)
+    vocabulary = gguf_vocabulary(processor, model.config.text_config.vocab_size, end_ids(model))
     template = llama_cpp_template(processor)
     out = Path(out)
     with replaced_folder(out) as folder:
@@ -123,19 +123,13 @@ def refuse_inexpressible(model: LlasoForConditionalGeneration, processor: LlasoP
     """
     config, audio, extractor = model.config, model.config.audio_config, processor.feature_extractor
     text: Any = config.text_config
-    if getattr(config, "quantization_config", None):
-        raise ValueError("the weights are quantized already; export the checkpoint that they were quantized from")
-    if any("lora_" in name for name, _ in model.named_parameters()):
-        raise ValueError(
-            "the model has adapters beside its weights; merge them (`llaso train` does) and save it first"
-        )
+    refuse_unfinished_weights(model)
     if config.audio_padding != "full":
         raise ValueError(
             'the model was made with audio_padding="trim", and llama.cpp encodes whole windows of 30 s only, so it '
             "would answer differently. Train it with model.audio_padding: full, or serve it with `llaso serve`"
         )
-    if processor.audio_padding != config.audio_padding or processor.projector_stride != config.projector_stride:
-        raise ValueError("processor and model disagree on audio_padding or projector_stride; save them together")
+    refuse_disagreement(model, processor)
     if VECTORS % config.projector_stride:
         raise ValueError(
             f"projector_stride is {config.projector_stride}, which does not divide the {VECTORS} vectors of a window; "
@@ -182,14 +176,8 @@ def _refuse_language_model(text: Any) -> None:
             f"the language model's rotary embedding is {rope['rope_type']!r}; for a {text.model_type} the export was "
             f"tried with {' and '.join(kinds)}"
         )
+    refuse_sliding_windows(text)
     fields = text.to_dict()
-    attention = set(fields.get("layer_types") or ()) - {"full_attention"}
-    windowed = fields.get("sliding_window") if text.model_type == "mistral" else fields.get("use_sliding_window")
-    if windowed or attention:
-        raise ValueError(
-            "the language model attends to a sliding window, which llama.cpp does not do for this family; if no text "
-            'is longer than the window, set "sliding_window": null in text_config of config.json'
-        )
     # Qwen2 has biases at query, key and value by itself; the others have this field.
     wrong = [name for name in ("attention_bias", "mlp_bias") if fields.get(name)]
     if rope.get("partial_rotary_factor", 1.0) != 1.0:

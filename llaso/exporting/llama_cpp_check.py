@@ -21,18 +21,16 @@ from typing import Any
 
 import numpy as np
 import soundfile
-import torch
 
 from llaso_common.audio import read_audio
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import AUDIO_TAGS, LlasoProcessor
 
 from .gguf_files import MMPROJ_FILE, RATE, TEXT_FILE, WINDOW_SECONDS
+from .own_answers import FORMS, end_ids, message_parts, own_answer, own_inputs
 
 LIKELIEST = 20
 """Number of tokens of which the server is asked the log-probability, at each place of an answer."""
-FORMS = ("text, audio", "audio, text", "audio", "text, audio, audio")
-"""Orders of parts in which prompts are compared."""
 MEL_FLOOR = 5.96e-8
 """The least power of a band in llama.cpp's log-mel; ours is 1e-10."""
 MEL_RANGE = 8.0
@@ -145,7 +143,7 @@ def compare_prompts(server: LlamaCppServer, processor: LlasoProcessor, question:
     for form in FORMS:
         kinds = form.split(", ")
         clips = [clip] * kinds.count("audio")
-        inputs = _our_inputs(processor, question, kinds, clips)
+        inputs = own_inputs(processor, question, kinds, clips)
         ours: list[int | None] = []
         inside = False
         for number in inputs["input_ids"][0].tolist():
@@ -177,27 +175,14 @@ def compare_clip(
         question: the text before the audio.
         max_new_tokens: length of an answer at most.
     """
-    kinds = ["text", "audio"]
-    inputs = _our_inputs(processor, question, kinds, [clip]).to(model.device)
-    length = inputs["input_ids"].shape[1]
-    generated: Any = model.generate(
-        **inputs,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    ours = generated.sequences[0, length:].tolist()
-    logits = torch.stack(generated.logits)[:, 0].float().log_softmax(-1)
-    ends = model.generation_config.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
-    ended = bool(ours) and ours[-1] in ends
+    own = own_answer(model, processor, clip, question, max_new_tokens)
+    scores = own.logits.log_softmax(-1)
 
     # Not /v1/chat/completions, which this is in two steps: it does not tell the ids of tokens that are half a letter.
     answer = server.ask(
         "/completion",
         {
-            "prompt": server.prompt(_their_messages(question, kinds, [clip]), [clip]),
+            "prompt": server.prompt(_their_messages(question, ["text", "audio"], [clip]), [clip]),
             "temperature": 0,
             "n_predict": max_new_tokens,
             "return_tokens": True,
@@ -207,24 +192,24 @@ def compare_clip(
     )
     theirs, places = answer["tokens"], answer.get("completion_probabilities", [])
     their_end = answer["stop_type"] == "eos"
-    if their_end and theirs and theirs[-1] in ends:
+    if their_end and theirs and theirs[-1] in end_ids(model):
         theirs = theirs[:-1]
     gaps = []
     remaining = iter(places)
     place = next(remaining, None)
-    for step, number in enumerate(ours):
-        if ours[:step] != theirs[:step] or place is None:
+    for step, number in enumerate(own.ids):
+        if own.ids[:step] != theirs[:step] or place is None:
             break
         if step < len(theirs) and place["id"] != theirs[step]:
             continue  # the server gives no log-probabilities of a token that is part of a character
         likely = {one["id"]: one["logprob"] for one in place["top_logprobs"]}
-        gaps.append(abs(logits[step, number].item() - likely[number]) if number in likely else float("inf"))
+        gaps.append(abs(scores[step, number].item() - likely[number]) if number in likely else float("inf"))
         place = next(remaining, None)
     return ClipComparison(
-        prompt_tokens=(length, answer["tokens_evaluated"]),
-        ours=ours[:-1] if ended else ours,
+        prompt_tokens=(own.prompt_tokens, answer["tokens_evaluated"]),
+        ours=own.said,
         theirs=theirs,
-        ended=(ended, their_end),
+        ended=(own.ended, their_end),
         gaps=gaps,
     )
 
@@ -256,22 +241,8 @@ def is_quiet(processor: LlasoProcessor, clip: np.ndarray) -> bool:
 def context_for(processor: LlasoProcessor, question: str, max_new_tokens: int) -> int:
     """Count the tokens of the longest prompt that is compared, with its answer."""
     kinds = FORMS[-1].split(", ")
-    messages = [{"role": "user", "content": _parts(question, kinds)}]
+    messages = [{"role": "user", "content": message_parts(question, kinds)}]
     return processor.expanded_length(messages, [1.0] * kinds.count("audio")) + max_new_tokens + SPARE_TOKENS
-
-
-def _parts(question: str, kinds: Sequence[str]) -> list[dict[str, Any]]:
-    return [{"type": "text", "text": question} if kind == "text" else {"type": "audio"} for kind in kinds]
-
-
-def _our_inputs(processor: LlasoProcessor, question: str, kinds: Sequence[str], clips: list[np.ndarray]) -> Any:
-    return processor.apply_chat_template(
-        [{"role": "user", "content": _parts(question, kinds)}],
-        audio=clips,
-        tokenize=True,
-        return_dict=True,
-        add_generation_prompt=True,
-    )
 
 
 def _their_messages(question: str, kinds: Sequence[str], clips: Sequence[np.ndarray]) -> list[dict[str, Any]]:

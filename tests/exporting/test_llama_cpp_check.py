@@ -21,7 +21,8 @@ from support.tiny_server import heard
 
 from llaso.cli import main
 from llaso.exporting.gguf_files import export_gguf
-from llaso.exporting.llama_cpp_check import FORMS, LlamaCppServer, compare_clip, compare_prompts, context_for, is_quiet
+from llaso.exporting.llama_cpp_check import LlamaCppServer, compare_clip, compare_prompts, context_for, is_quiet
+from llaso.exporting.own_answers import FORMS
 
 QUESTION = "What is said?"
 GAP = 0.02
