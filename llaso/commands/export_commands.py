@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from .option_types import at_least_1, some_text
 
@@ -10,7 +13,7 @@ from .option_types import at_least_1, some_text
 def add_parser(commands) -> None:
     """Add `export` to the `llaso` parser."""
     export = commands.add_parser(
-        "export", help="write a model for llama.cpp or ONNX Runtime, and check its answers there"
+        "export", help="write a model for llama.cpp, ONNX Runtime or ExecuTorch, and check its answers there"
     )
     actions = export.add_subparsers(dest="action", metavar="ACTION", required=True)
 
@@ -42,12 +45,30 @@ def add_parser(commands) -> None:
     onnx.add_argument("--overwrite", action="store_true", help="replace the files that OUT holds")
     onnx.set_defaults(run=run_onnx)
 
+    executorch = actions.add_parser(
+        "executorch",
+        help="write ExecuTorch programs, for phones",
+        description="Write a model as ExecuTorch programs in single precision: audio.pte, embed.pte and decoder.pte, "
+        "with the tokenizer and llaso_executorch.json, which says how they fit.",
+    )
+    executorch.add_argument("model", type=some_text, metavar="ID_OR_DIR")
+    executorch.add_argument("out", type=some_text, metavar="OUT", help="the folder to write")
+    executorch.add_argument(
+        "--most-tokens",
+        type=at_least_1,
+        default=2048,
+        metavar="N",
+        help="of a prompt with its audio and its answer; memory for so many is taken whatever the prompt",
+    )
+    executorch.add_argument("--overwrite", action="store_true", help="replace the files that OUT holds")
+    executorch.set_defaults(run=run_executorch)
+
     check = actions.add_parser(
         "check",
         help="compare answers of exported files with the model's own",
         description="Ask exported files and the model itself about clips, greedily, and compare prompts, ids and "
-        "numbers. GGUF files run in the installed llama.cpp (pip install xllamacpp), ONNX files in ONNX Runtime. "
-        "Exit code 1: they differ.",
+        "numbers. GGUF files run in the installed llama.cpp (pip install xllamacpp), the others in ONNX Runtime "
+        "or ExecuTorch. Exit code 1: they differ.",
     )
     check.add_argument("folder", type=some_text, metavar="OUT", help="what `llaso export` wrote")
     check.add_argument("clips", nargs="+", metavar="CLIP", help="audio files; for llama.cpp shorter than 30 s")
@@ -61,63 +82,93 @@ def add_parser(commands) -> None:
 
 def run_gguf(arguments: argparse.Namespace) -> None:
     """Write the files and say how large they are."""
-    from llaso_common.output_folder import refuse_existing
-    from modeling_llaso.loading import load
-
-    from ..exporting.export_folder import refuse_other_folder
-
-    refuse_existing(arguments.out, arguments.overwrite)
-    refuse_other_folder(arguments.out)
+    _refuse_existing(arguments)
     try:
         from ..exporting.gguf_files import export_gguf
     except ModuleNotFoundError as error:
-        raise _without_extra(error) from None
-    model, processor = load(arguments.model, device="cpu")
-    for file in export_gguf(model, processor, arguments.out, arguments.type, name=arguments.model):
-        print(f"{file}: {file.stat().st_size / 1e6:,.1f} MB")
+        raise _without_extra(error, "export") from None
+    model, processor = _loaded(arguments.model)
+    _print_sizes(export_gguf(model, processor, arguments.out, arguments.type, name=arguments.model))
 
 
 def run_onnx(arguments: argparse.Namespace) -> None:
     """Write the files and say how large they are."""
+    _refuse_existing(arguments)
+    try:
+        from ..exporting.onnx_files import export_onnx
+    except ModuleNotFoundError as error:
+        raise _without_extra(error, "onnx") from None
+    model, processor = _loaded(arguments.model)
+    _print_sizes(export_onnx(model, processor, arguments.out, name=arguments.model))
+
+
+def run_executorch(arguments: argparse.Namespace) -> None:
+    """Write the programs and say how large they are."""
+    _refuse_existing(arguments)
+    try:
+        from ..exporting.executorch_files import export_executorch
+    except ModuleNotFoundError as error:
+        raise _without_extra(error, "executorch") from None
+    model, processor = _loaded(arguments.model)
+    files = export_executorch(model, processor, arguments.out, arguments.model, arguments.most_tokens)
+    _print_sizes(files)
+
+
+def _refuse_existing(arguments: argparse.Namespace) -> None:
     from llaso_common.output_folder import refuse_existing
-    from modeling_llaso.loading import load
 
     from ..exporting.export_folder import refuse_other_folder
-    from ..exporting.onnx_files import export_onnx
 
     refuse_existing(arguments.out, arguments.overwrite)
     refuse_other_folder(arguments.out)
-    model, processor = load(arguments.model, device="cpu")
-    for file in export_onnx(model, processor, arguments.out, name=arguments.model):
-        weights = file.with_name(file.name + ".data")
+
+
+def _loaded(name: str) -> tuple[Any, Any]:
+    from modeling_llaso.loading import load
+
+    return load(name, device="cpu")
+
+
+def _print_sizes(files: Sequence[Path]) -> None:
+    for file in files:
+        weights = file.with_name(file.name + ".data")  # of a large ONNX graph
         size = sum(one.stat().st_size for one in (file, weights) if one.is_file())
         print(f"{file}: {size / 1e6:,.1f} MB")
 
 
-def _without_extra(error: ModuleNotFoundError, extra: str = "export") -> ValueError:
+def _without_extra(error: ModuleNotFoundError, extra: str) -> ValueError:
     return ValueError(f"{error.name} is not installed; exporting needs the extra: pip install 'llaso[{extra}]'")
 
 
 def run_check(arguments: argparse.Namespace) -> int:
     """Compare answers, a line for each clip; return exit code 1 if any differs."""
-    from ..exporting.export_folder import exported_model, holds_onnx
+    from ..exporting.export_folder import exported_kind, exported_model
 
     name = arguments.model or exported_model(arguments.folder)
-    return (_check_onnx if holds_onnx(arguments.folder) else _check_gguf)(arguments, name)
+    kind = exported_kind(arguments.folder)
+    return _check_gguf(arguments, name) if kind == "gguf" else _check_parts(arguments, name, kind)
 
 
-def _check_onnx(arguments: argparse.Namespace, name: str) -> int:
+def _check_parts(arguments: argparse.Namespace, name: str, kind: str) -> int:
     from llaso_common.audio import read_audio
-    from modeling_llaso.loading import load
 
+    from ..exporting.exported_check import CLOSE, compare_clip, compare_prompts
+    from ..exporting.exported_model import ExportedLlaso
+
+    files: ExportedLlaso
     try:
-        from ..exporting.onnx_check import CLOSE, compare_clip, compare_prompts
-        from ..exporting.onnx_model import OnnxLlaso
+        if kind == "onnx":
+            from ..exporting.onnx_model import OnnxLlaso
+
+            files = OnnxLlaso(arguments.folder)
+        else:
+            from ..exporting.executorch_model import ExecuTorchLlaso
+
+            files = ExecuTorchLlaso(arguments.folder)
     except ModuleNotFoundError as error:
-        raise _without_extra(error, "onnx") from None
+        raise _without_extra(error, kind) from None
     clips = [read_audio(clip) for clip in arguments.clips]
-    files = OnnxLlaso(arguments.folder)
-    model, processor = load(name, device="cpu")
+    model, processor = _loaded(name)
     model = model.float()
     question = arguments.question or processor.default_transcription_prompt
     prompts = compare_prompts(files, processor, question)
@@ -140,8 +191,6 @@ def _print_prompts(prompts: dict[str, bool]) -> None:
 
 
 def _check_gguf(arguments: argparse.Namespace, name: str) -> int:
-    from modeling_llaso.loading import load
-
     try:
         from ..exporting.llama_cpp_check import (
             LlamaCppServer,
@@ -152,10 +201,9 @@ def _check_gguf(arguments: argparse.Namespace, name: str) -> int:
             read_clips,
         )
     except ModuleNotFoundError as error:
-        raise _without_extra(error) from None
-
+        raise _without_extra(error, "export") from None
     clips = read_clips(arguments.clips)
-    model, processor = load(name, device="cpu")
+    model, processor = _loaded(name)
     question = arguments.question or processor.default_transcription_prompt
     server = LlamaCppServer(arguments.folder, context_for(processor, question, arguments.max_new_tokens))
     prompts = compare_prompts(server, processor, question)

@@ -9,6 +9,7 @@ optimum use.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,10 @@ from transformers import DynamicCache
 from modeling_llaso.compatibility_llaso import CACHE_SINCE_5_24
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 
+PAST = "past_key_values"
+Shape = tuple[int | str, ...]
+TRACED_WITH = {"windows": 2, "frames": 300, "batch": 2, "tokens": 3, "past": 5, "past + tokens": 5 + 3}
+"""Sizes of the example that a part is traced with; any others may come later."""
 Cache = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of each layer, `(batch, key_value_heads, tokens, head_dim)`."""
 
@@ -102,90 +107,95 @@ class DecoderPart(nn.Module):
 
 @dataclass(frozen=True)
 class NetworkPart:
-    """A part with what `torch.export` needs to know of it.
+    """A part with the names and shapes of its tensors.
 
     Attributes:
         module: the part.
-        arguments: an example; every length in it may be another.
-        lengths: names of the open dimensions of each argument, nested as the arguments are.
-        inputs: names of the tensors that go in, in order.
-        outputs: names of those that come out.
+        inputs: shapes of the tensors that go in, in order; an open length by its name.
+        outputs: shapes of those that come out.
     """
 
     module: nn.Module
-    arguments: tuple[Any, ...]
-    lengths: dict[str, Any]
-    inputs: list[str]
-    outputs: list[str]
+    inputs: dict[str, Shape]
+    outputs: dict[str, Shape]
 
-    def exported(self) -> ExportedProgram:
-        """Trace the part."""
+    def exported(self, most: Mapping[str, int] | None = None) -> ExportedProgram:
+        """Trace the part by `torch.export`.
+
+        Args:
+            most: the largest value of each open length, for runtimes that plan their memory ahead.
+        """
+
+        def open_lengths(name: str) -> dict[int, Any]:
+            lengths = self.open_lengths(name)
+            if most is None:
+                return dict.fromkeys(lengths, Dim.DYNAMIC)
+            return {
+                place: Dim.DYNAMIC(min=int(length != "past"), max=most[length]) for place, length in lengths.items()
+            }
+
         with torch.no_grad():
-            return torch.export.export(self.module, self.arguments, dynamic_shapes=_open(self.lengths), strict=False)
+            arguments, lengths = self.arranged(self._example), self.arranged(open_lengths)
+            return torch.export.export(self.module, arguments, dynamic_shapes=lengths, strict=False)
+
+    def arranged(self, leaf: Callable[[str], Any]) -> tuple[Any, ...]:
+        """Make something of each input's name, nested as the module's arguments are: keys and values in pairs."""
+        single = [leaf(name) for name in self.inputs if not name.startswith(PAST)]
+        past = [leaf(name) for name in self.inputs if name.startswith(PAST)]
+        return (*single, list(zip(past[::2], past[1::2], strict=True))) if past else tuple(single)
+
+    def open_lengths(self, name: str) -> dict[int, str]:
+        """Names of an input's open lengths, by their place in its shape."""
+        return {place: size for place, size in enumerate(self.inputs[name]) if isinstance(size, str)}
+
+    def _example(self, name: str) -> torch.Tensor:
+        """An input to trace with, a tensor of its own: torch.export takes the same tensor twice for one input."""
+        sizes = [TRACED_WITH[size] if isinstance(size, str) else size for size in self.inputs[name]]
+        whole = name.endswith(("_ids", "_mask"))
+        return torch.ones(sizes, dtype=torch.long if whole else next(self.module.parameters()).dtype)
 
 
-def _open(lengths: Any) -> Any:
-    """Replace the names of dimensions by `torch.export`'s mark of an open one."""
-    if isinstance(lengths, str):
-        return Dim.DYNAMIC
-    if isinstance(lengths, dict):
-        return {key: _open(value) for key, value in lengths.items()}
-    return type(lengths)(_open(value) for value in lengths)
-
-
-def network_parts(model: LlasoForConditionalGeneration) -> dict[str, NetworkPart]:
+def network_parts(model: LlasoForConditionalGeneration, one_by_one: bool = False) -> dict[str, NetworkPart]:
     """Take a model apart.
 
     Args:
         model: in the precision that is to be exported, on the CPU.
+        one_by_one: for one window of audio and one conversation at a time. Then `audio` needs no mask, because a
+            window alone is all real frames.
 
     Returns:
         `audio`, `embed` and `decoder`.
     """
     config: Any = model.config
-    text = config.text_config
-    hidden, layers, width = text.hidden_size, text.num_hidden_layers, _head_dim(text)
-    trims = config.audio_padding == "trim"
-    frames = 300 if trims else config.max_frames
-    mels = torch.zeros(2, config.audio_config.num_mel_bins, frames, dtype=model.dtype)
-    mask = torch.ones(2, frames, dtype=torch.long)
-    mask[1, 200:] = 0
-    open_mels = {"input_features": {0: "windows"} | ({2: "frames"} if trims else {})}
-    audio = NetworkPart(
-        module=AudioPart(model),
-        arguments=(mels, mask) if trims else (mels,),
-        lengths=open_mels | ({"input_features_mask": {0: "windows", 1: "frames"}} if trims else {}),
-        inputs=["input_features"] + ["input_features_mask"] * trims,
-        outputs=["audio_embeds"],
-    )
-    embed = NetworkPart(
-        module=EmbedPart(model),
-        arguments=(torch.zeros(2, 3, dtype=torch.long),),
-        lengths={"input_ids": {0: "batch", 1: "tokens"}},
-        inputs=["input_ids"],
-        outputs=["inputs_embeds"],
-    )
-    before = (2, text.num_key_value_heads, 5, width)
-    open_past = {0: "batch", 2: "past"}
-    decoder = NetworkPart(
-        module=DecoderPart(model),
-        arguments=(
-            torch.zeros(2, 3, hidden, dtype=model.dtype),
-            torch.ones(2, 5 + 3, dtype=torch.long),
-            torch.arange(5, 5 + 3).repeat(2, 1),
-            # A tensor of its own for each: torch.export takes the same tensor twice for one input.
-            [tuple(torch.zeros(before, dtype=model.dtype) for _ in range(2)) for _ in range(layers)],
+    text, mels, whole = config.text_config, config.audio_config.num_mel_bins, config.max_frames
+    hidden = text.hidden_size
+    windows: int | str = 1 if one_by_one else "windows"
+    batch: int | str = 1 if one_by_one else "batch"
+    features: dict[str, Shape] = {"input_features": (windows, mels, whole)}
+    if config.audio_padding == "trim":
+        features = {"input_features": (windows, mels, "frames")}
+        if not one_by_one:
+            features["input_features_mask"] = (windows, "frames")
+    names = [f"{layer}.{kind}" for layer in range(text.num_hidden_layers) for kind in ("key", "value")]
+    heads, width = text.num_key_value_heads, head_dim(text)
+    embeds: dict[str, Shape] = {"inputs_embeds": (batch, "tokens", hidden)}
+    return {
+        "audio": NetworkPart(AudioPart(model), features, {"audio_embeds": ("audio_tokens", hidden)}),
+        "embed": NetworkPart(EmbedPart(model), {"input_ids": (batch, "tokens")}, embeds),
+        "decoder": NetworkPart(
+            DecoderPart(model),
+            {
+                **embeds,
+                "attention_mask": (batch, "past + tokens"),
+                "position_ids": (batch, "tokens"),
+                **{f"{PAST}.{name}": (batch, heads, "past", width) for name in names},
+            },
+            {
+                "logits": (batch, 1, text.vocab_size),
+                **{f"present.{name}": (batch, heads, "past + tokens", width) for name in names},
+            },
         ),
-        lengths={
-            "inputs_embeds": {0: "batch", 1: "tokens"},
-            "attention_mask": {0: "batch", 1: "past + tokens"},
-            "position_ids": {0: "batch", 1: "tokens"},
-            "past": [(open_past, open_past)] * layers,
-        },
-        inputs=["inputs_embeds", "attention_mask", "position_ids", *_cache_names("past_key_values", layers)],
-        outputs=["logits", *_cache_names("present", layers)],
-    )
-    return {"audio": audio, "embed": embed, "decoder": decoder}
+    }
 
 
 def _without(module: Any, name: str) -> Any:
@@ -195,9 +205,6 @@ def _without(module: Any, name: str) -> Any:
     return light
 
 
-def _cache_names(prefix: str, layers: int) -> list[str]:
-    return [f"{prefix}.{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]
-
-
-def _head_dim(text: Any) -> int:
+def head_dim(text: Any) -> int:
+    """The width of an attention head of a language model."""
     return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

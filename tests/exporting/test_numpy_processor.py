@@ -8,7 +8,7 @@ from support.tiny_families import FAMILIES, family_llaso
 from support.tiny_llaso import ask, tiny_processor, tone
 
 from llaso.exporting.numpy_processor import NumpyProcessor
-from llaso.exporting.onnx_files import processor_description, write_processor
+from llaso.exporting.portable_files import processor_description, write_processor
 
 TEXT = {"type": "text", "text": "What is said? "}
 AUDIO = {"type": "audio"}

@@ -24,8 +24,8 @@ from support.tiny_families import family_llaso
 from support.tiny_llaso import ask, question, tone
 
 from llaso.cli import main
+from llaso.exporting.exported_check import CLOSE
 from llaso.exporting.network_parts import network_parts
-from llaso.exporting.onnx_check import CLOSE
 from llaso.exporting.onnx_files import export_onnx, write_part
 from llaso.exporting.onnx_model import OnnxLlaso
 from llaso.exporting.own_answers import FORMS
@@ -219,8 +219,12 @@ def test_torch_export_alone_gives_the_models_numbers(padding):
 
 def decoded(part, run) -> tuple[np.ndarray, np.ndarray]:
     """Logits of a prompt of seven tokens and of a step after it; `run` takes and gives arrays in the part's order."""
-    embeds = example(part.arguments[0].shape[-1])
-    past = [np.zeros_like(tensor[:1, :, :0].numpy()) for pair in part.arguments[3] for tensor in pair]
+    embeds = example(part.inputs["inputs_embeds"][-1])
+    past = [
+        np.zeros((1, shape[1], 0, shape[3]), np.float32)
+        for name, shape in part.inputs.items()
+        if name.startswith("past_key_values")
+    ]
     places = np.arange(8)[None]
     prompt = run(embeds[:, :7], np.ones((1, 7), dtype=np.int64), places[:, :7], *past)
     step = run(embeds[:, 7:], np.ones((1, 8), dtype=np.int64), places[:, 7:], *prompt[1:])

@@ -1,0 +1,144 @@
+"""What exports for ONNX Runtime and ExecuTorch share: parts, the processor's files, and a description of all.
+
+Each format writes the parts in its own way; everything around them is the same.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from llaso_common.output_folder import replaced_folder
+from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
+from modeling_llaso.processing_llaso import LlasoProcessor
+
+from .export_folder import DESCRIPTION_FILES, MEL_FILTERS_FILE, TEMPLATE_FILE, TOKENIZER_FILE, write_record
+from .network_parts import NetworkPart, network_parts
+from .own_answers import end_ids
+from .refusals import refuse_disagreement, refuse_sliding_windows, refuse_unfinished_weights
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+"""Language models, by their type in transformers, whose exported files were compared with them."""
+ROTARY = ("default", "llama3")
+"""Rotary embeddings that do not depend on the length of the text."""
+
+
+def export_parts(
+    model: LlasoForConditionalGeneration,
+    processor: LlasoProcessor,
+    out: str | Path,
+    name: str,
+    kind: str,
+    write_part: Callable[[NetworkPart, Path], None],
+    suffix: str,
+    one_by_one: bool = False,
+    **also: Any,
+) -> list[Path]:
+    """Write a model's parts in single precision, with what a program needs to run them.
+
+    Args:
+        model: with its weights as trained, neither quantized nor with adapters beside them, on the CPU.
+        processor: the model's.
+        out: a folder; what is there is replaced once all files are written.
+        name: the model's, for the record beside the files.
+        kind: a key of `DESCRIPTION_FILES`.
+        write_part: writes a part to a path.
+        suffix: of the parts' files.
+        one_by_one: see `network_parts`.
+        **also: for the description.
+
+    Returns:
+        The files of the parts.
+
+    Raises:
+        ValueError: the model is none that was tried.
+    """
+    refuse_untried(model, processor)
+    if model.dtype != torch.float32:
+        model = copy.deepcopy(model).float()
+    out = Path(out)
+    parts = network_parts(model.eval(), one_by_one)
+    with replaced_folder(out) as folder:
+        for part, network in parts.items():
+            write_part(network, folder / f"{part}{suffix}")
+        write_processor(processor, folder)
+        description = {
+            "parts": {
+                part: {"file": f"{part}{suffix}", "inputs": network.inputs, "outputs": network.outputs}
+                for part, network in parts.items()
+            },
+            **processor_description(processor),
+            "eos_token_ids": end_ids(model),
+            "max_tokens": model.config.text_config.max_position_embeddings,
+            **also,
+        }
+        described = json.dumps(description, indent=2, ensure_ascii=False)
+        (folder / DESCRIPTION_FILES[kind]).write_text(described + "\n", encoding="utf-8")
+        write_record(folder, name, kind)
+    return [out / f"{part}{suffix}" for part in parts]
+
+
+def refuse_untried(model: LlasoForConditionalGeneration, processor: LlasoProcessor) -> None:
+    """Refuse models whose files were never compared with them.
+
+    Raises:
+        ValueError: saying what is not known.
+    """
+    refuse_unfinished_weights(model)
+    refuse_disagreement(model, processor)
+    text: Any = model.config.text_config
+    if text.model_type not in FAMILIES:
+        raise ValueError(
+            f"the language model is a {text.model_type!r}; the export was tried with {', '.join(FAMILIES)}"
+        )
+    rotary = text.rope_parameters.get("rope_type", "default")
+    if rotary not in ROTARY:
+        raise ValueError(
+            f"the language model's rotary embedding is {rotary!r}; the export was tried with {' and '.join(ROTARY)}"
+        )
+    refuse_sliding_windows(text)
+    if not isinstance(processor.chat_template, str):
+        raise ValueError("the processor has several chat templates; save it with the one that the files shall use")
+
+
+def write_processor(processor: LlasoProcessor, folder: Path) -> None:
+    """Write the tokenizer, the chat template and the filters of the log-mel."""
+    tokenizer = copy.deepcopy(processor.tokenizer.backend_tokenizer)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.save(str(folder / TOKENIZER_FILE))
+    assert isinstance(processor.chat_template, str)
+    (folder / TEMPLATE_FILE).write_text(processor.chat_template, encoding="utf-8")
+    np.save(folder / MEL_FILTERS_FILE, processor.feature_extractor.mel_filters.astype(np.float32))
+
+
+def processor_description(processor: LlasoProcessor) -> dict[str, Any]:
+    """Say what a program needs to know of the processor: how audio is cut and counted, and what tokens mean."""
+    extractor = processor.feature_extractor
+    return {
+        "audio": {
+            "padding": processor.audio_padding,
+            "sampling_rate": extractor.sampling_rate,
+            "window_samples": extractor.n_samples,
+            "window_frames": extractor.nb_max_frames,
+            "n_fft": extractor.n_fft,
+            "hop_length": extractor.hop_length,
+            "mel_filters": MEL_FILTERS_FILE,
+            "projector_stride": processor.projector_stride,
+            "max_seconds": processor.max_audio_len,
+        },
+        "text": {
+            "tokenizer": TOKENIZER_FILE,
+            "chat_template": TEMPLATE_FILE,
+            "placeholder": processor.audio_token,
+            "placeholder_id": processor.audio_token_id,
+            "bos_token": processor.tokenizer.bos_token,
+            "transcription_prompt": processor.default_transcription_prompt,
+        },
+    }
