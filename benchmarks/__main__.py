@@ -17,6 +17,7 @@ SECTIONS = {
     "padding": "how much of a batch is padding",
     "hearing": "what a Whisper hears in trim against full",
     "packing": "training on unequal rows, padded and end to end",
+    "exported": "what files for llama.cpp hear, by type of weights",
     "serving": "many clients at a server against one",
     "training_gpu": "training on a GPU at full size",
 }

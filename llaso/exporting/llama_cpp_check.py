@@ -120,6 +120,21 @@ class LlamaCppServer:
         except urllib.error.HTTPError as error:
             raise ValueError(f"llama.cpp answered {error.code} to {path}: {error.read().decode()[:500]}") from error
 
+    def answer(self, question: str, clip: np.ndarray, max_new_tokens: int) -> dict[str, Any]:
+        """Ask about a clip, greedily, and return what the server says: its text, `content`, with ids and scores."""
+        # Not /v1/chat/completions, which this is in two steps: it does not tell ids of tokens that are half a letter.
+        return self.ask(
+            "/completion",
+            {
+                "prompt": self.prompt(_their_messages(question, ["text", "audio"], [clip]), [clip]),
+                "temperature": 0,
+                "n_predict": max_new_tokens,
+                "return_tokens": True,
+                "n_probs": LIKELIEST,
+                "cache_prompt": False,
+            },
+        )
+
     def prompt(self, messages: list[dict[str, Any]], clips: Sequence[np.ndarray]) -> dict[str, Any]:
         """The prompt that the server makes of messages, with the audio that belongs to it."""
         text = self.ask("/apply-template", {"messages": messages})["prompt"]
@@ -177,19 +192,7 @@ def compare_clip(
     """
     own = own_answer(model, processor, clip, question, max_new_tokens)
     scores = own.logits.log_softmax(-1)
-
-    # Not /v1/chat/completions, which this is in two steps: it does not tell the ids of tokens that are half a letter.
-    answer = server.ask(
-        "/completion",
-        {
-            "prompt": server.prompt(_their_messages(question, ["text", "audio"], [clip]), [clip]),
-            "temperature": 0,
-            "n_predict": max_new_tokens,
-            "return_tokens": True,
-            "n_probs": LIKELIEST,
-            "cache_prompt": False,
-        },
-    )
+    answer = server.answer(question, clip, max_new_tokens)
     theirs, places = answer["tokens"], answer.get("completion_probabilities", [])
     their_end = answer["stop_type"] == "eos"
     if their_end and theirs and theirs[-1] in end_ids(model):
