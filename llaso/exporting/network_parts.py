@@ -29,7 +29,7 @@ Cache = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of each layer, `(batch, key_value_heads, tokens, head_dim)`."""
 
 
-class AudioPart(nn.Module):
+class AudioEncoderPart(nn.Module):
     """Encodes, pools and projects log-mel windows."""
 
     def __init__(self, model: LlasoForConditionalGeneration):
@@ -180,7 +180,7 @@ def network_parts(model: LlasoForConditionalGeneration, one_by_one: bool = False
     heads, width = text.num_key_value_heads, head_dim(text)
     embeds: dict[str, Shape] = {"inputs_embeds": (batch, "tokens", hidden)}
     return {
-        "audio": NetworkPart(AudioPart(model), features, {"audio_embeds": ("audio_tokens", hidden)}),
+        "audio": NetworkPart(AudioEncoderPart(model), features, {"audio_embeds": ("audio_tokens", hidden)}),
         "embed": NetworkPart(EmbedPart(model), {"input_ids": (batch, "tokens")}, embeds),
         "decoder": NetworkPart(
             DecoderPart(model),
