@@ -17,7 +17,8 @@ def add_parser(commands) -> None:
     serve = commands.add_parser(
         "serve",
         help="answer OpenAI clients over HTTP",
-        description="Serve a model at /v1/chat/completions and /v1/audio/transcriptions, with /health and /metrics.",
+        description="Serve a model at /v1/chat/completions, /v1/audio/transcriptions and, live, /v1/realtime, with "
+        "/health and /metrics.",
     )
     serve.add_argument("model", metavar="ID_OR_DIR")
     serve.add_argument(

@@ -1,4 +1,4 @@
-"""The routes: OpenAI's chat completions, transcriptions and models, and the server's health and metrics."""
+"""The routes: OpenAI's chat completions, transcriptions, live transcription and models; health and metrics."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 
-from ..transcription.speech_finders import SpeechFinder
+from ..transcription.speech_finders import EnergyFinder, SpeechFinder
 from ..transcription.transcript_formats import joined_text, transcript
 from .engine import Engine
 from .errors import ApiError
 from .limits import Limits
+from .live_endpoint import LiveEndpoint
 from .middleware import ApiKeyMiddleware, BodyMiddleware, MetricsMiddleware
 from .protocol import ChatRequest, TranscriptionRequest, segment_record, transcription_usage, usage, validated
 from .remote_audio import AllowedHosts
@@ -31,7 +32,9 @@ from .sampling import Sampler
 from .server_metrics import ServerMetrics
 from .streams import ChatEvents, EventStreamResponse, TranscriptEvents
 
-ENDPOINTS = frozenset({"/v1/chat/completions", "/v1/audio/transcriptions", "/v1/models", "/health", "/metrics"})
+ENDPOINTS = frozenset(
+    {"/v1/chat/completions", "/v1/audio/transcriptions", "/v1/models", "/v1/realtime", "/health", "/metrics"}
+)
 UNUSED_HEADER = "LLaSO-Unused"
 """Header that names the fields of a request that had no effect on the answer."""
 
@@ -85,10 +88,14 @@ def build_app(
     context = model.config.text_config.max_position_embeddings
     prompts = PromptBuilder(processor, context, limits, AllowedHosts(audio_hosts), finder)
     endpoints = Endpoints(model, prompts, name, limits, metrics)
+    extractor = processor.feature_extractor
+    live = LiveEndpoint(
+        prompts, name, limits, metrics, finder or EnergyFinder(), extractor.n_samples, extractor.sampling_rate
+    )
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        endpoints.queue = RequestQueue(Engine(model, processor.tokenizer, limits), limits, metrics)
+        endpoints.queue = live.queue = RequestQueue(Engine(model, processor.tokenizer, limits), limits, metrics)
         try:
             yield
         finally:
@@ -102,6 +109,8 @@ def build_app(
         routes=[
             Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
             Route("/v1/audio/transcriptions", endpoints.transcription, methods=["POST"]),
+            WebSocketRoute("/v1/realtime", live.talk),
+            Route("/v1/realtime", live.refuse_http),
             Route("/v1/models", endpoints.models),
             Route("/v1/models/{model:path}", endpoints.model),
             Route("/health", endpoints.health),

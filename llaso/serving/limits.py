@@ -21,6 +21,9 @@ class Limits:
     waiting: int = _limit(64, "requests beyond those; the next one gets status 429")
     upload_seconds: float = _limit(30.0, "for a request to arrive whole (408)")
     answer_seconds: float = _limit(300.0, "from then to the last token, waiting included (504)")
+    live_sessions: int = _limit(8, "live transcriptions at once; the next one gets status 429")
+    live_seconds: float = _limit(7200.0, "length of a live transcription; it is closed then")
+    live_idle_seconds: float = _limit(120.0, "that a live transcription may send nothing; it is closed then")
     shutdown_seconds: float = _limit(30.0, "that running requests get to end after SIGTERM")
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import asdict
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -33,9 +33,14 @@ Stops = Annotated[
 
 
 class RequestModel(BaseModel):
-    """Part of a request; unknown fields and values of another JSON type are errors."""
+    """Part of a request; unknown fields and values of another JSON type are errors.
+
+    Attributes:
+        nullable: fields whose null says something.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
+    nullable: ClassVar[frozenset[str]] = frozenset()
 
     @model_validator(mode="before")
     @classmethod
@@ -43,8 +48,8 @@ class RequestModel(BaseModel):
         """Treat null, [] and {} as not given, as clients send them for unused fields; a required field keeps them."""
         if not isinstance(given, dict):
             return given
-        required = {name for name, field in cls.model_fields.items() if field.is_required()}
-        return {name: value for name, value in given.items() if name in required or value not in (None, [], {})}
+        kept = {name for name, field in cls.model_fields.items() if field.is_required()} | cls.nullable
+        return {name: value for name, value in given.items() if name in kept or value not in (None, [], {})}
 
 
 class TextPart(RequestModel):
@@ -168,7 +173,7 @@ class ChatRequest(RequestModel):
         return self.max_completion_tokens or self.max_tokens
 
 
-def _primary_language(tag: str) -> str:
+def primary_language(tag: str) -> str:
     """Return the language of a tag such as en or en-US, without its region or script."""
     if not re.fullmatch("[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*", tag):
         raise ValueError(f"{tag!r} is no language tag; write it as en or en-US")
@@ -181,7 +186,7 @@ class TranscriptionRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str
-    language: Annotated[str, AfterValidator(_primary_language)] | None = None
+    language: Annotated[str, AfterValidator(primary_language)] | None = None
     prompt: str | None = None
     response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
     temperature: float = Field(default=0, ge=0, le=1)

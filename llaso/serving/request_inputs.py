@@ -126,12 +126,20 @@ class PromptBuilder:
             samples = read_audio(file, rate, name="file", max_seconds=self._limits.audio_seconds)
         except ValueError as error:
             raise ApiError(400, str(error), param="file", code="invalid_audio") from None
-        window = self._processor.feature_extractor.n_samples
-        whole = len(samples) <= window
-        if whole and not request.with_segments:
-            return samples, [(0, len(samples))], rate
-        pieces = speech_pieces(samples, rate, PieceRules(max_seconds=window / rate), self._finder)
-        return samples, pieces or [(0, min(window, len(samples)))], rate
+        return samples, self.pieces(samples, request.with_segments), rate
+
+    def pieces(self, samples: np.ndarray, cut_short: bool = False) -> list[Span]:
+        """Find the pieces of samples, at least one.
+
+        Args:
+            samples: mono samples at the encoder's rate.
+            cut_short: cut what the encoder takes whole, too.
+        """
+        rate, window = self._processor.feature_extractor.sampling_rate, self._processor.feature_extractor.n_samples
+        if len(samples) <= window and not cut_short:
+            return [(0, len(samples))]
+        found = speech_pieces(samples, rate, PieceRules(max_seconds=window / rate), self._finder)
+        return found or [(0, min(window, len(samples)))]
 
     def for_transcription(self, request: TranscriptionRequest, clip: np.ndarray) -> tuple[Inputs, PromptSize]:
         """Build the prompt that asks for a transcription; the request's `prompt` follows the instruction as context.

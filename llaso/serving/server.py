@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import ipaddress
 import signal
 import socket
@@ -55,13 +56,15 @@ def configured(app, limits: Limits) -> uvicorn.Config:
             self.loop.call_later(limits.upload_seconds, self._close_if_idle)
 
         def _close_if_idle(self) -> None:
-            if self.cycle is None and not self.transport.is_closing():
+            has_upgraded = self.transport.get_protocol() is not self
+            if self.cycle is None and not has_upgraded and not self.transport.is_closing():
                 self.transport.close()
 
     return uvicorn.Config(
         app,
         http=DeadlineProtocol,
-        ws="none",
+        ws="websockets-sansio" if importlib.util.find_spec("websockets") else "none",
+        ws_max_size=limits.body_bytes,
         lifespan="on",
         log_config=None,
         access_log=False,

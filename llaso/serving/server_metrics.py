@@ -33,6 +33,7 @@ class ServerMetrics:
         self.disconnected = Counter("llaso_departed", "Clients that left before their answer", registry=self._registry)
         self.running = Gauge("llaso_running", "Requests in the batch", registry=self._registry)
         self.waiting = Gauge("llaso_waiting", "Requests waiting for the batch", registry=self._registry)
+        self.live = Gauge("llaso_live_sessions", "Live transcriptions that are open", registry=self._registry)
         ProcessCollector(registry=self._registry)
 
     def text(self) -> bytes:

@@ -50,7 +50,24 @@ def speech_pieces(
     levels = frame_levels(samples, frame)
     if not len(levels):
         return []
-    speech = (finder or EnergyFinder())(samples, rate)
+    finder = finder or EnergyFinder()
+    speech = finder.judge(finder.measure(samples, rate)[0])
+    return [
+        (first * frame, min(last * frame, len(samples))) for first, last in pieces_of_frames(speech, levels, rules)
+    ]
+
+
+def pieces_of_frames(speech: np.ndarray, levels: np.ndarray, rules: PieceRules) -> list[tuple[int, int]]:
+    """Find the pieces of a recording by its frames.
+
+    Args:
+        speech: whether each frame holds speech.
+        levels: level of each frame, dB.
+        rules: where to cut.
+
+    Returns:
+        `(start, stop)` frames, in order and without overlap.
+    """
     margin, pause = (round(seconds / FRAME_SECONDS) for seconds in (rules.margin_seconds, rules.pause_seconds))
     shortest = round(rules.min_seconds / FRAME_SECONDS)
     stretches = [(start, stop) for start, stop in _runs(speech, pause) if speech[start:stop].sum() >= shortest]
@@ -61,7 +78,7 @@ def speech_pieces(
         after = len(levels) if number + 1 == len(stretches) else (stop + stretches[number + 1][0]) // 2
         widened = max(start - margin, before), min(stop + margin, after)
         for first, last in _split(levels, *widened, int(rules.max_seconds / FRAME_SECONDS)):
-            pieces.append((first * frame, min(last * frame, len(samples))))
+            pieces.append((first, last))
     return pieces
 
 

@@ -19,17 +19,32 @@ BLOCK_SECONDS = 30.0
 FINDERS = ("energy", "silero")
 
 
+BLOCK_FRAMES = 8
+"""Recordings that are heard block by block come in multiples of so many frames: 0.16 s."""
+
+
 class SpeechFinder(Protocol):
-    """Finds speech in mono samples; safe to call from several threads.
+    """Finds speech in mono samples, in two steps; safe to use from several threads."""
 
-    Attributes:
-        context_seconds: sound before a place that the decision there depends on.
-    """
+    def measure(self, samples: np.ndarray, rate: int, state: Any = None) -> tuple[np.ndarray, Any]:
+        """Measure each frame of `FRAME_SECONDS`.
 
-    context_seconds: float
+        Args:
+            samples: a recording, or the next block of one; every block but the last has a multiple of `BLOCK_FRAMES`.
+            rate: of the samples, Hz.
+            state: what the call before returned; None for the beginning.
 
-    def __call__(self, samples: np.ndarray, rate: int) -> np.ndarray:
-        """Return whether each frame of `FRAME_SECONDS` holds speech; the last frame may be shorter."""
+        Returns:
+            A number for each frame, the last of which may be shorter, and the state for the next block.
+        """
+        ...
+
+    def judge(self, measured: np.ndarray) -> np.ndarray:
+        """Return whether each frame holds speech, by what was measured of it and its neighbours."""
+        ...
+
+    def for_live(self) -> SpeechFinder:
+        """Return the finder to use while a recording is still being made."""
         ...
 
 
@@ -71,28 +86,41 @@ MIN_RISE_DB, MIN_DROP_DB = 6.0, 10.0
 
 
 class EnergyFinder:
-    """A frame is speech if its level exceeds a threshold between the quiet and the loud frames around it."""
+    """A frame is speech if its level exceeds a threshold between the quiet and the loud frames around it.
 
-    context_seconds = NEIGHBOURHOOD_SECONDS
+    Args:
+        keep_steady: sound without pauses is speech, so that nothing is lost of a recording that is all speech. While
+            a recording is made that would be the noise before the first word.
+    """
 
-    def __call__(self, samples: np.ndarray, rate: int) -> np.ndarray:
-        levels = frame_levels(samples, round(FRAME_SECONDS * rate))
-        if not len(levels):
+    def __init__(self, keep_steady: bool = True) -> None:
+        self._keep_steady = keep_steady
+
+    def measure(self, samples: np.ndarray, rate: int, state: Any = None) -> tuple[np.ndarray, Any]:
+        """Return the level of each frame in dB of full scale."""
+        return frame_levels(samples, round(FRAME_SECONDS * rate)), None
+
+    def judge(self, measured: np.ndarray) -> np.ndarray:
+        """Return which levels are those of speech."""
+        if not len(measured):
             return np.zeros(0, bool)
-        return levels > np.maximum(_threshold(levels), 20 * np.log10(SILENT_PEAK))
+        return measured > np.maximum(self._threshold(measured), 20 * np.log10(SILENT_PEAK))
 
+    def for_live(self) -> EnergyFinder:
+        """Return a finder to which steady noise is no speech."""
+        return EnergyFinder(keep_steady=False)
 
-def _threshold(levels: np.ndarray) -> np.ndarray:
-    """Return the level above which each frame is speech."""
-    size = round(NEIGHBOURHOOD_SECONDS / FRAME_SECONDS)
-    starts = range(0, len(levels), size // 2)
-    loudest = np.percentile(levels, LOUD)
-    thresholds = []
-    for start in starts:
-        quiet, loud = np.percentile(levels[max(0, start - size // 4) : start + 3 * size // 4], [QUIET, LOUD])
-        threshold = max(quiet + max((loud - quiet) / 4, MIN_RISE_DB), loud - MAX_RANGE_DB)
-        thresholds.append(min(threshold, loudest - MIN_DROP_DB))
-    return np.repeat(thresholds, size // 2)[: len(levels)]
+    def _threshold(self, levels: np.ndarray) -> np.ndarray:
+        """Return the level above which each frame is speech."""
+        size = round(NEIGHBOURHOOD_SECONDS / FRAME_SECONDS)
+        starts = range(0, len(levels), size // 2)
+        most = np.percentile(levels, LOUD) - MIN_DROP_DB if self._keep_steady else np.inf
+        thresholds = []
+        for start in starts:
+            quiet, loud = np.percentile(levels[max(0, start - size // 4) : start + 3 * size // 4], [QUIET, LOUD])
+            threshold = max(quiet + max((loud - quiet) / 4, MIN_RISE_DB), loud - MAX_RANGE_DB)
+            thresholds.append(min(threshold, most))
+        return np.repeat(thresholds, size // 2)[: len(levels)]
 
 
 # --- by silero-vad ---------------------------------------------------------------------------------------------------
@@ -114,8 +142,6 @@ class SileroFinder:
         ValueError: the extra `vad` is not installed.
     """
 
-    context_seconds = 2.0
-
     def __init__(self) -> None:
         package = importlib.util.find_spec("silero_vad")
         try:
@@ -134,23 +160,37 @@ class SileroFinder:
             network, sess_options=options, providers=["CPUExecutionProvider"]
         )
 
-    def __call__(self, samples: np.ndarray, rate: int) -> np.ndarray:
-        """Return whether each frame of `FRAME_SECONDS` holds speech.
+    def measure(self, samples: np.ndarray, rate: int, state: Any = None) -> tuple[np.ndarray, Any]:
+        """Return the probability of speech at the middle of each frame.
 
         Raises:
             ValueError: the rate is not the network's, 16 kHz.
         """
         if rate != SAMPLE_RATE:
             raise ValueError(f"the silero speech finder takes samples at {SAMPLE_RATE} Hz, not {rate} Hz")
-        judged = _with_hysteresis(self.probabilities(samples))
+        probabilities, state = self._probabilities(samples, state)
         frame = round(FRAME_SECONDS * rate)
         middles = np.minimum(np.arange(0, len(samples), frame) + frame // 2, max(0, len(samples) - 1))
-        return judged[middles // SILERO_FRAME]
+        return probabilities[middles // SILERO_FRAME], state
 
-    def probabilities(self, samples: np.ndarray) -> np.ndarray:
-        """Return the probability of speech in each frame of 32 ms."""
+    def judge(self, measured: np.ndarray) -> np.ndarray:
+        """Return which probabilities are those of speech: stretches above the lower that somewhere reach the upper."""
+        above = measured >= SPEECH_GOES_ON
+        begins = above & ~np.concatenate([[False], above[:-1]])
+        stretch = np.cumsum(begins)  # number of the stretch, for frames above
+        reached = np.unique(stretch[measured >= SPEECH_BEGINS])
+        return above & np.isin(stretch, reached)
+
+    def for_live(self) -> SileroFinder:
+        """Return itself."""
+        return self
+
+    def _probabilities(self, samples: np.ndarray, state: Any) -> tuple[np.ndarray, Any]:
+        """Return the probability of speech in each 32 ms, and the network's state behind them."""
         hidden = cell = np.zeros((1, 1, 128), np.float32)
         context = np.zeros((1, SILERO_CONTEXT), np.float32)
+        if state is not None:
+            hidden, cell, context = state
         found = [np.zeros(0, np.float32)]
         for start in range(0, len(samples), SILERO_BLOCK * SILERO_FRAME):
             block = np.asarray(samples[start : start + SILERO_BLOCK * SILERO_FRAME], np.float32)
@@ -162,13 +202,4 @@ class SileroFinder:
             )
             context = frames[-1:, -SILERO_CONTEXT:]
             found.append(values.reshape(-1))
-        return np.concatenate(found)
-
-
-def _with_hysteresis(probabilities: np.ndarray) -> np.ndarray:
-    """Return whether each frame is speech: a stretch above the lower threshold that somewhere reaches the upper."""
-    above = probabilities >= SPEECH_GOES_ON
-    begins = above & ~np.concatenate([[False], above[:-1]])
-    stretch = np.cumsum(begins)  # number of the stretch, for frames above
-    reached = np.unique(stretch[probabilities >= SPEECH_BEGINS])
-    return above & np.isin(stretch, reached)
+        return np.concatenate(found), (hidden, cell, context)

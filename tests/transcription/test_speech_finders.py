@@ -51,10 +51,15 @@ def test_silero_hears_speech_and_no_noise(silero):
 def test_silero_says_the_same_whatever_the_blocks_and_leaves_torch_alone(silero, monkeypatch):
     threads = torch.get_num_threads()
     samples = np.concatenate([spoken("one two three"), silence(0.7), spoken("four five")])[: 5 * RATE + 7]
-    whole = silero.probabilities(samples)
-    assert len(whole) == -(-len(samples) // 512) and whole.max() > 0.9
+    whole, _ = silero.measure(samples, RATE)
+    assert len(whole) == -(-len(samples) // 320) and whole.max() > 0.9
     monkeypatch.setattr(speech_finders, "SILERO_BLOCK", 7)
-    np.testing.assert_allclose(silero.probabilities(samples), whole, atol=1e-4)
+    np.testing.assert_allclose(silero.measure(samples, RATE)[0], whole, atol=1e-4)
+    block, state, found = 3 * speech_finders.BLOCK_FRAMES * 320, None, []
+    for start in range(0, len(samples), block):
+        measured, state = silero.measure(samples[start : start + block], RATE, state)
+        found.append(measured)
+    np.testing.assert_allclose(np.concatenate(found), whole, atol=1e-4)
     assert torch.get_num_threads() == threads
 
 
@@ -62,9 +67,9 @@ def test_silero_says_the_same_whatever_the_blocks_and_leaves_torch_alone(silero,
 def test_both_finders_judge_every_frame(silero, length):
     samples = np.full(length, 0.1, np.float32)
     for finder in (silero, EnergyFinder()):
-        assert len(finder(samples, RATE)) == -(-length // 320)
+        assert len(finder.judge(finder.measure(samples, RATE)[0])) == -(-length // 320)
     with pytest.raises(ValueError, match="takes samples at 16000 Hz, not 8000 Hz"):
-        silero(samples, 8000)
+        silero.measure(samples, 8000)
 
 
 @pytest.mark.parametrize(
@@ -76,8 +81,8 @@ def test_both_finders_judge_every_frame(silero, length):
         ([], []),
     ],
 )
-def test_speech_goes_on_below_the_level_at_which_it_begins(probabilities, speech):
-    found = speech_finders._with_hysteresis(np.array(probabilities))
+def test_speech_goes_on_below_the_level_at_which_it_begins(silero, probabilities, speech):
+    found = silero.judge(np.array(probabilities))
     assert found.tolist() == [bool(one) for one in speech]
 
 
@@ -87,6 +92,12 @@ def test_without_the_extra_a_command_ends_in_one_line_that_names_it(command, mon
     assert main([*command, "--speech-finder", "silero"]) == 2
     error = capsys.readouterr().err
     assert "the silero speech finder needs pip install 'llaso[vad]'" in error and error.count("\n") == 1
+
+
+def test_while_a_recording_is_made_steady_noise_is_no_speech():
+    noise = np.random.default_rng(0).normal(0, 0.01, 5 * RATE).astype(np.float32)
+    for finder, share in ((EnergyFinder(), 1.0), (EnergyFinder().for_live(), 0.0)):
+        assert finder.judge(finder.measure(noise, RATE)[0]).mean() == share
 
 
 def test_names_of_finders():
