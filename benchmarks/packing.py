@@ -134,9 +134,10 @@ def compare(
         scale: of the rows' seconds.
 
     Returns:
-        For each way: `padding`, the share of tokens that carry nothing; `seconds` and `loss` of every round; `speed`,
-        rows a second to those of `REFERENCE` as median, least and most; `flops` and `peak_bytes`, of the tensors of
-        the largest micro-batch without weights and gradients.
+        For each way: `padding`, the share of tokens that carry nothing; `loss`, `seconds` by the clock and
+        `processor_seconds` of every round; `speed` and `processor_speed`, how many times as fast as `REFERENCE` by
+        either, as median, least and most; `flops`; and `peak_bytes`, of the tensors of the largest micro-batch without
+        weights and gradients.
     """
     torch.manual_seed(0)
     model = llaso("trim")(SIZES[size])
@@ -153,18 +154,21 @@ def compare(
         attend_with_one_mask(model, way.one_mask)
         computed = sum(batch["input_ids"].numel() for batch in batches[name])
         flops, peak = count(model, batches[name])
-        found[name] = {"padding": 1 - real / computed, "flops": flops, "peak_bytes": peak, "seconds": [], "loss": []}
+        found[name] = {"padding": 1 - real / computed, "flops": flops, "peak_bytes": peak, "loss": []}
+        found[name] |= {"seconds": [], "processor_seconds": []}
     for number in range(rounds):
         for name in WAYS if number % 2 == 0 else reversed(WAYS):
             attend_with_one_mask(model, WAYS[name].one_mask)
-            start = time.perf_counter()
+            start, start_processor = time.perf_counter(), time.process_time()
             loss = sum(step(model, batch) for batch in batches[name])
             found[name]["seconds"].append(time.perf_counter() - start)
+            found[name]["processor_seconds"].append(time.process_time() - start_processor)
             found[name]["loss"].append(loss)
             model.zero_grad()
     for of_way in found.values():
-        each = [one / other for one, other in zip(found[REFERENCE]["seconds"], of_way["seconds"], strict=True)]
-        of_way["speed"] = [median(each), min(each), max(each)]
+        for ratio, measure in (("speed", "seconds"), ("processor_speed", "processor_seconds")):
+            each = [one / other for one, other in zip(found[REFERENCE][measure], of_way[measure], strict=True)]
+            of_way[ratio] = [median(each), min(each), max(each)]
     return found
 
 
@@ -187,14 +191,17 @@ def table(found: dict[str, dict[str, Any]]) -> list[str]:
     """Return the lines of a Markdown table."""
     reference = found[REFERENCE]
     lines = [
-        "| micro-batches | padding | seconds | as fast | FLOPs | memory of tensors |",
-        "|---|---|---|---|---|---|",
+        "| micro-batches | padding | seconds | as fast | by processor time | FLOPs | memory of tensors |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, of_way in found.items():
-        middle, least, most = of_way["speed"]
+        speeds = [
+            f"{middle:.2f}× ({least:.2f}–{most:.2f})"
+            for middle, least, most in (of_way["speed"], of_way["processor_speed"])
+        ]
         lines.append(
             f"| {name} | {of_way['padding']:.1%} | {median(of_way['seconds']):.2f} | "
-            f"{middle:.2f}× ({least:.2f}–{most:.2f}) | {of_way['flops'] / reference['flops']:.2f}× | "
+            f"{speeds[0]} | {speeds[1]} | {of_way['flops'] / reference['flops']:.2f}× | "
             f"{of_way['peak_bytes'] / reference['peak_bytes']:.2f}× |"
         )
     return lines

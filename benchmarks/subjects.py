@@ -62,6 +62,7 @@ class Size:
 
 SIZES = {
     "medium": Size(),
+    "small": Size(192, 4, 4, 256, 704, 6, 4, 2, vocabulary=32_000),
     "tiny": Size(32, 2, 2, 32, 64, 2, 2, 1, vocabulary=300, rows=2, prompt=8, answer=4, new_tokens=3),
 }
 

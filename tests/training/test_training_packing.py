@@ -11,9 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.tiny_llaso import tiny_llaso
+from support.tiny_llaso import ask, question, tiny_llaso, tone
 from support.tiny_training import row, save_backbones, save_corpus, tiny_recipe
-from transformers import AutoConfig, AutoModel
+from torch.nn.attention import flex_attention as flex_module
+from transformers import AutoConfig, AutoModel, masking_utils
+from transformers.integrations import flex_attention as flex_attention_integration
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaModel
 
@@ -207,6 +209,49 @@ def test_flash_attention_gets_the_bounds_of_rows_and_windows(monkeypatch):
     torch.testing.assert_close(packed_loss, padded_loss, rtol=1e-5, atol=1e-5)
     for name, gradient in padded.items():
         torch.testing.assert_close(packed[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_flex_attention_gets_masks_that_keep_rows_and_windows_apart(monkeypatch, family):
+    """Forward only, and not compiled: on a CPU it has no backward pass."""
+    model, _ = tiny_llaso("trim", family)
+    for layer in model.modules():
+        if getattr(layer, "sliding_window", None):
+            layer.sliding_window = WINDOW
+    model.config.text_config.sliding_window = WINDOW if family == "gemma3_text" else None
+    made = examples(model, ROWS)
+    monkeypatch.setattr(masking_utils, "create_block_mask", not_compiled(masking_utils.create_block_mask))
+    monkeypatch.setattr(flex_attention_integration, "compile_friendly_flex_attention", flex_on_cpu)
+    monkeypatch.setattr(flex_module, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    padded = answer_logits(model, pad(made, 0))
+    model.set_attn_implementation("flex_attention")
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.accelerator, "is_available", lambda: True)
+        use_packing(model)
+    torch.testing.assert_close(answer_logits(model, pack(made, 0)), padded, rtol=1e-4, atol=1e-4)
+
+
+def not_compiled(create_block_mask):
+    return lambda *args, **kwargs: create_block_mask(*args, **{**kwargs, "_compile": False})
+
+
+def flex_on_cpu(query, key, value, training=False, **kwargs):
+    return flex_module.flex_attention(query, key, value, **kwargs)
+
+
+def answer_logits(model: LlasoForConditionalGeneration, batch: dict[str, Any]) -> torch.Tensor:
+    inputs = {name: part for name, part in batch.items() if name not in ("ids", "tasks", "shift_labels")}
+    with torch.no_grad():
+        return model(**inputs, logits_to_keep=batch["shift_labels"] != IGNORED, use_cache=False).logits
+
+
+def test_a_model_that_packs_answers_padded_batches_as_before():
+    model, processor = tiny_llaso("trim")
+    inputs = ask(processor, [question("Who?"), question("Which word is said twice?")], [tone(0.4), tone(1.1)])
+    before = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    use_packing(model)
+    assert model.model.language_model.config._attn_implementation == BY_ROW
+    assert torch.equal(model.generate(**inputs, max_new_tokens=6, do_sample=False), before)
 
 
 def test_sdpa_computes_nothing_across_rows(monkeypatch):

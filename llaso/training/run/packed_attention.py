@@ -138,7 +138,7 @@ def check_rows_apart(language_model: PreTrainedModel) -> None:
     tokens = torch.arange(1, 1 + sum(PROBE_ROWS), device=device)[None] % config.vocab_size
     try:
         language_model.eval()
-        with torch.autocast(device.type, torch.bfloat16, enabled=bool(narrow)):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bool(narrow), cache_enabled=False):
             inputs = packed_inputs(config, PROBE_ROWS, device)
             packed = language_model(input_ids=tokens, use_cache=False, **inputs).last_hidden_state
             alone = language_model(input_ids=tokens[:, PROBE_ROWS[0] :], use_cache=False).last_hidden_state
