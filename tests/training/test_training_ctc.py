@@ -133,6 +133,10 @@ def test_a_run_without_the_llm_learns_to_read(root, padding, monkeypatch):
     )
     result = train(recipe)
     assert not llm_steps
+    model = LlasoForConditionalGeneration.from_pretrained(result.out)
+    rows = (model.model.multi_modal_projector.norm.weight, model.get_input_embeddings().weight)
+    loudness = [float(row.detach().square().mean().sqrt()) for row in rows]
+    assert loudness[0] == pytest.approx(loudness[1], rel=1e-4)
     losses = [loss for _, loss, _, _ in curve(Path(result.out))]
     assert losses[-1] < (0.6 if padding == "trim" else 1.0) * losses[0]
     records = [json.loads(line) for line in (Path(result.out) / "history.jsonl").read_text().splitlines()]

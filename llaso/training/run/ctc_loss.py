@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor
 
 from ..rows.collator import TRANSCRIBED
@@ -105,6 +106,21 @@ def alignment_with(embeddings: torch.Tensor, processor: LlasoProcessor, corpus: 
     table = embeddings.detach()
     mean_square = float(table[competing.to(table.device)].float().square().sum(-1).mean())
     return Alignment(table, competing, blank, SHARPNESS / mean_square)
+
+
+@torch.no_grad()
+def match_loudness(model: LlasoForConditionalGeneration) -> None:
+    """Make projected audio as loud as the LLM's embeddings again, in place, if a norm follows the projector.
+
+    CTC is surer the louder the vectors are, and makes them several times as loud. What a layer of the LLM adds to such
+    a vector, for instance what comes before it, is then lost beside it. The order of the scores does not change.
+    """
+    if not model.config.projector_norm:
+        return
+    embeddings: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+    weight = model.model.multi_modal_projector.norm.weight
+    assert isinstance(weight, torch.Tensor)
+    weight.mul_(embeddings.float().square().mean().sqrt().item() / weight.float().square().mean().sqrt().item())
 
 
 def call_through(wrapper: nn.Module, module: nn.Module, function: Callable[..., Any], *args: Any) -> Any:

@@ -27,6 +27,7 @@ from ..rows.corpora import NumberedCorpus
 from ..rows.training_rows import TrainingRows, set_up_rows
 from .callbacks import HeldOutEvaluation, Progress, StopOnSignal
 from .checkpoints import discard_all, last_checkpoint
+from .ctc_loss import match_loudness
 from .distributed import check_same_start, long_barrier, plain_errors
 from .held_out import HeldOut
 from .history import RESULT, TrainResult, draw_curve, result_of
@@ -116,6 +117,8 @@ def _train(recipe: Recipe, out: Path, plan: StepPlan, main_process: bool, report
         if main_process:
             draw_curve(out, f"{out.name}: {', '.join(recipe.train)}")
 
+    if trainer.ctc_weight == 1:
+        match_loudness(trainer.unwrapped)
     export(trainer, out)
     result = result_of(recipe.out, rows.steps, recipe.watch.gate_wer, time.perf_counter() - start)
     if main_process:
