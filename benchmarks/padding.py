@@ -7,19 +7,17 @@ takes those of a corpus instead. Only lengths are read, no audio.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from llaso.training.rows.batch_plan import BatchRule, epoch_steps, padding_share, shuffled_windows, stream_windows
+from llaso.training.rows.batch_plan import BatchRule, Plan, RowGroups, padding_share
 
 ROWS, TOKENS_PER_SECOND = 10_000, 50
-BUFFER = 1000
-"""Rows that a stream is shuffled in, as the trainer does."""
+ROW_GROUP = 100
+"""Rows of a row group, as `llaso data build` writes them."""
 RULES = {
     "8 rows, at random": BatchRule(per_device=8, group_by_length=False, parallel=4),
     "8 rows, by length": BatchRule(per_device=8, parallel=4),
-    "8 rows, by length, streamed": BatchRule(per_device=8, parallel=4),
     "4000 tokens, by length": BatchRule(per_device=64, max_tokens=4000, parallel=4),
 }
 
@@ -34,32 +32,9 @@ def realistic_lengths(rows: int = ROWS) -> list[int]:
 
 def shares(lengths: list[int], seed: int = 0) -> dict[str, float]:
     """Return the padding share of one epoch under each rule."""
-
-    def stream(epoch: int) -> Iterator[int]:
-        """Return the rows in an order that does not depend on length, shuffled in a buffer."""
-        return shuffled_in_buffer(np.random.default_rng(1).permutation(lengths).tolist(), seed)
-
-    found = {}
-    for name, rule in RULES.items():
-        numbered = shuffled_windows(lengths, rule, seed)
-        windows = stream_windows(stream, int, rule) if name.endswith("streamed") else numbered
-        steps = epoch_steps(windows(0), rule, seed, 0)
-        found[name] = padding_share((batch for step in steps for batch in step), rule)
-    return found
-
-
-def shuffled_in_buffer(rows: Iterable[int], seed: int, size: int = BUFFER) -> Iterator[int]:
-    """Yield rows in the order that a shuffle buffer lets them out."""
-    random = np.random.default_rng(seed)
-    held: list[int] = []
-    for row in rows:
-        if len(held) < size:
-            held.append(row)
-            continue
-        place = int(random.integers(size))
-        held[place], out = row, held[place]
-        yield out
-    yield from held
+    groups = RowGroups(np.array(lengths), np.append(np.arange(0, len(lengths), ROW_GROUP), len(lengths)))
+    plans = {name: Plan(groups, rule, seed) for name, rule in RULES.items()}
+    return {name: padding_share(plan.epoch(0), groups.lengths, plan.rule) for name, plan in plans.items()}
 
 
 def main() -> None:
@@ -70,11 +45,9 @@ def main() -> None:
     lengths = realistic_lengths()
     if arguments.data:
         from llaso.training.recipe.recipe import DataChoice
-        from llaso.training.rows.corpora import NumberedCorpus, open_corpus
+        from llaso.training.rows.corpora import open_corpus
 
-        corpus = open_corpus(DataChoice(path=arguments.data), seed=0)
-        assert isinstance(corpus, NumberedCorpus)
-        lengths = corpus.lengths.tolist()
+        lengths = open_corpus(DataChoice(path=arguments.data)).lengths.tolist()
     print(f"{len(lengths):,} rows of {min(lengths)} to {max(lengths)} tokens, {np.mean(lengths):.0f} in the mean\n")
     print("| micro-batch | padding |\n|---|---|")
     for name, share in shares(lengths).items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,7 @@ def open_split(
     import datasets
     import pyarrow as pa
 
-    folder = Path(path)
-    if folder.is_file():
-        raise ValueError(f"{path} is a file; give the corpus folder that holds README.md and data/")
-    if not folder.exists() and path.startswith((".", "/", "runs/")):
-        raise FileNotFoundError(f"no corpus at {path}; build it with `llaso data build`, or name another folder")
+    folder = _folder_or_id(path)
     cache = None if streaming else _cache_of(folder)
     try:
         return datasets.load_dataset(
@@ -48,6 +45,69 @@ def open_split(
         ) from error
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"{path} (config {config or 'default'}, split {split}): {error}") from error
+
+
+class NoSuchSplit(ValueError):
+    """A corpus has no split of this name."""
+
+
+def parquet_files(path: str, split: str, config: str | None = None, *, revision: str | None = None) -> list[str]:
+    """Name the Parquet files of one split, in their order, without reading or copying any.
+
+    Args:
+        path: a corpus folder, or the id of a data set on the Hub.
+        split: its name.
+        config: one of the corpus's configs; its default one by default.
+        revision: branch, tag or commit on the Hub.
+
+    Returns:
+        Paths on this disk, or `hf://` addresses that hold the commit, so that they name the same bytes for ever.
+
+    Raises:
+        FileNotFoundError: there is no such folder or data set.
+        NoSuchSplit: there is no such split.
+        ValueError: the path is a file, there is no such config, or the corpus is not Parquet.
+    """
+    import datasets
+    from datasets.packaged_modules.parquet.parquet import ParquetConfig
+
+    _folder_or_id(path)
+    try:
+        builder = datasets.load_dataset_builder(path, config, revision=revision)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise FileNotFoundError(f"no corpus {path}: neither a folder here nor a data set on the Hub") from error
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"{path} (config {config or 'default'}): {error}") from error
+    if not isinstance(builder.config, ParquetConfig) or not builder.config.data_files:
+        raise ValueError(
+            f"{path} is not Parquet, the only form that training reads; "
+            'datasets.load_dataset(…, split="train").to_parquet("data/train-0.parquet") writes it'
+        )
+    files: dict[str, list[str]] = {str(name): list(names) for name, names in builder.config.data_files.items()}
+    if split not in files:
+        raise NoSuchSplit(f"{path} (config {config or 'default'}): no split {split}; it has {', '.join(files)}")
+    return files[split]
+
+
+def state_of(files: Sequence[str]) -> str:
+    """Digest what tells one state of files from another: paths, and of local ones sizes and times of change."""
+    state: list[list[Any]] = []
+    for file in files:
+        if file.startswith("hf://"):
+            state.append([file])
+        else:
+            found = Path(file).stat()
+            state.append([str(Path(file).resolve()), found.st_size, found.st_mtime_ns])
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
+
+
+def _folder_or_id(path: str) -> Path:
+    folder = Path(path)
+    if folder.is_file():
+        raise ValueError(f"{path} is a file; give the corpus folder that holds README.md and data/")
+    if not folder.exists() and path.startswith((".", "/", "runs/")):
+        raise FileNotFoundError(f"no corpus at {path}; build it with `llaso data build`, or name another folder")
+    return folder
 
 
 def _broken_file(folder: Path) -> Path | None:
@@ -74,6 +134,4 @@ def _cache_of(folder: Path) -> str | None:
     from datasets import config
 
     files = sorted(path for path in (*folder.rglob("*.parquet"), folder / "README.md") if path.is_file())
-    state = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-    name = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
-    return str(Path(config.HF_DATASETS_CACHE) / "llaso" / name)
+    return str(Path(config.HF_DATASETS_CACHE) / "llaso" / state_of(list(map(str, files))))

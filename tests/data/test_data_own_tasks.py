@@ -195,7 +195,7 @@ def test_from_yaml_to_a_scored_report(built: Path, tmp_path: Path, capsys: pytes
 
 
 def test_training_takes_the_task(built: Path):
-    corpus = open_corpus(DataChoice(path=str(built / "llaso-instruct"), config="default", tasks=("URGENCY", "ASR")), 0)
+    corpus = open_corpus(DataChoice(path=str(built / "llaso-instruct"), config="default", tasks=("URGENCY", "ASR")))
     assert {corpus[number]["task"] for number in range(corpus.rows)} == {"URGENCY", "ASR"}
 
 

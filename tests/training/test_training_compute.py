@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from llaso.cli import main
 from llaso.training.recipe.recipe import load_recipe
 from llaso.training.rows.corpora import open_corpus
-from llaso.training.rows.training_rows import batch_rule
+from llaso.training.rows.training_rows import plan_of
 from llaso.training.run import train as training
 from llaso.training.run.distillation import Teacher
 from llaso.training.run.train import NORM_ROWS, train
@@ -253,25 +254,18 @@ def test_an_encoder_that_is_named_learns(root, plain):
     assert len(moved) > 10 and all("embed_positions" in name or "k_proj.bias" in name for name in still)
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_text_rows_are_mixed_in_at_their_share(root, streaming):
-    recipe = load_recipe(
-        tiny_recipe(
-            root, "unused", data__text_path=str(root / "text"), data__text_share=0.25, data__streaming=streaming
-        )
-    )
-    corpus = open_corpus(recipe.data, seed=0)
-    windows = corpus.windows(batch_rule(recipe, 1), seed=0)
-    epochs = [[corpus[row]["id"] for window in windows(epoch) for row, _ in window] for epoch in range(2)]
+def test_text_rows_are_mixed_in_at_their_share(root):
+    recipe = load_recipe(tiny_recipe(root, "unused", data__text_path=str(root / "text"), data__text_share=0.25))
+    corpus = open_corpus(recipe.data)
+    plan = plan_of(recipe, corpus, 1)
+    numbers = [chain.from_iterable(chain.from_iterable(plan.epoch(epoch))) for epoch in range(2)]
+    epochs = [[corpus[int(number)]["id"] for number in of_epoch] for of_epoch in numbers]
     for ids in epochs:
         text = [row_id for row_id in ids if row_id.startswith("aqa")]
         assert len(ids) == len(set(ids))
-        if streaming:  # drawn row by row until one of the two ends
-            assert 0.05 < len(text) / len(ids) < 0.5
-        else:
-            assert len(text) / len(ids) == pytest.approx(0.25, abs=0.02)
-            assert len(ids) - len(text) == 32  # every row with audio, once
-    assert sorted(epochs[0]) != sorted(epochs[1]) or streaming  # other text rows each epoch
+        assert len(text) / len(ids) == pytest.approx(0.25, abs=0.02)
+        assert len(ids) - len(text) == 32  # every row with audio, once
+    assert sorted(epochs[0]) != sorted(epochs[1])  # other text rows each epoch
 
 
 TRACKIO = '''

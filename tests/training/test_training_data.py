@@ -18,9 +18,10 @@ from support.tiny_training import FEATURES, row, save_backbones, save_corpus
 from torch.utils.data import DataLoader
 
 from llaso.training.recipe.recipe import DataChoice
-from llaso.training.rows.batch_plan import BatchRule, Plan, steps_per_epoch
+from llaso.training.rows.batch_plan import BatchRule, Plan
 from llaso.training.rows.collator import Collator, RowEncoder
 from llaso.training.rows.corpora import Corpus, open_corpus
+from llaso.training.rows.read_ahead import ReadAhead, RowsAsRead
 from llaso.training.run.held_out import HeldOut
 from modeling_llaso.conversion import new_processor
 from modeling_llaso.processing_llaso import LlasoProcessor
@@ -37,10 +38,10 @@ def mixed_rows() -> list[dict[str, Any]]:
     return rows + [row(i, task="AQA", clips=0) for i in range(3)]
 
 
-def planned(corpus: Corpus, rule: BatchRule | None = None) -> dict[str, int]:
+def planned(corpus: Corpus) -> dict[str, int]:
     """The length by which every row of the first epoch is batched."""
-    windows = corpus.windows(rule or BatchRule(per_device=4), seed=0)
-    return {corpus[row]["id"]: length for window in windows(0) for row, length in window}
+    numbers = chain.from_iterable(chain.from_iterable(Plan(corpus.row_groups, BatchRule(per_device=4), 0).epoch(0)))
+    return {corpus[int(number)]["id"]: int(corpus.lengths[number]) for number in numbers}
 
 
 def counted(rows: list[dict[str, Any]], processor: LlasoProcessor) -> dict[str, int]:
@@ -49,8 +50,7 @@ def counted(rows: list[dict[str, Any]], processor: LlasoProcessor) -> dict[str, 
 
 
 def ids(folder) -> list[str]:
-    corpus = open_corpus(DataChoice(path=str(folder)), seed=0)
-    return sorted(corpus[number]["id"] for number in range(len(corpus.lengths)))
+    return sorted(row["id"] for row in open_corpus(DataChoice(path=str(folder))))
 
 
 def test_corpora_of_one_name_are_told_apart(tmp_path):
@@ -70,7 +70,6 @@ def test_a_rebuilt_corpus_is_read_anew(tmp_path):
 # ---- Corpora that cannot be learned from ----
 
 
-@pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize(
     ("column", "values", "message"),
     [
@@ -82,20 +81,19 @@ def test_a_rebuilt_corpus_is_read_anew(tmp_path):
         ("id", [1, 2], r"`id` is Value\('int64'\), not text"),
     ],
 )
-def test_a_column_of_another_type_is_told_before_a_row_is_read(tmp_path, column, values, message, streaming):
+def test_a_column_of_another_type_is_told_before_a_row_is_read(tmp_path, column, values, message):
     table = pa.Table.from_pylist([row(0), row(1)], schema=FEATURES.arrow_schema).replace_schema_metadata(None)
     table = table.set_column(table.schema.get_field_index(column), column, pa.array(values))
     pq.write_table(table, tmp_path / "train-0.parquet")
     with pytest.raises(ValueError, match=f"{tmp_path}, split train: column {message}"):
-        open_corpus(DataChoice(str(tmp_path), streaming=streaming), seed=0)
+        open_corpus(DataChoice(str(tmp_path)))
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_a_file_cut_short_is_named(tmp_path, streaming):
+def test_a_file_cut_short_is_named(tmp_path):
     (file,) = (save_corpus(tmp_path / "corpus", {"train": [row(0)]}) / "data").iterdir()
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ValueError, match=f"{file} cannot be read: .*build or fetch it again"):
-        open_corpus(DataChoice(str(tmp_path / "corpus"), streaming=streaming), seed=0)
+        open_corpus(DataChoice(str(tmp_path / "corpus")))
 
 
 def wav(amplitude: float) -> bytes:
@@ -126,20 +124,19 @@ def empty_rows() -> dict[str, dict[str, Any]]:
     }
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_rows_with_nothing_in_them_are_named_and_left_out_only_where_allowed(backbones, tmp_path, streaming):
+def test_rows_with_nothing_in_them_are_named_and_left_out_only_where_allowed(backbones, tmp_path):
     processor = new_processor(*backbones)
     bad = [row(n) | {"id": f"bad-{n}"} | change for n, change in enumerate(empty_rows().values())]
     odd = [
         row(n) | {"duration": seconds, "length": -3} for n, seconds in enumerate((float("nan"), float("inf"), -1.0))
     ]
     save_corpus(tmp_path / "corpus", {"train": [*odd, *bad]})
-    corpus = open_corpus(DataChoice(str(tmp_path / "corpus"), streaming=streaming), 0, processor)
+    corpus = open_corpus(DataChoice(str(tmp_path / "corpus")), processor)
     lengths = planned(corpus)
     want = counted([one | {"duration": None} for one in odd], processor)
     assert len(lengths) == len(odd) + len(bad) and {name: lengths[name] for name in want} == want
     encode = RowEncoder(processor, 2048)
-    rows = list(corpus.stream if streaming else corpus.table)
+    rows = list(corpus)
     assert Collator(encode, skip_bad_rows=True)(rows)["skipped"] == [one["id"] for one in bad]
     for one, message in zip(rows[len(odd) :], empty_rows(), strict=True):
         with pytest.raises(ValueError, match=f"row {one['id']}: {message.rstrip('.')}.*set data.bad_rows=skip"):
@@ -158,7 +155,7 @@ def test_a_text_corpus_need_not_have_lengths_or_durations(backbones, tmp_path):
     (tmp_path / "text").mkdir()
     pq.write_table(table.replace_schema_metadata(None), tmp_path / "text" / "train-0.parquet")
     choice = DataChoice(str(tmp_path / "corpus"), text_path=str(tmp_path / "text"), text_share=0.2)
-    lengths = planned(open_corpus(choice, 0, processor))
+    lengths = planned(open_corpus(choice, processor))
     assert len(lengths) == 10
     want = counted(heard + written, processor)
     assert lengths == {name: want[name] for name in lengths}
@@ -167,30 +164,28 @@ def test_a_text_corpus_need_not_have_lengths_or_durations(backbones, tmp_path):
 # ---- Lengths ----
 
 
-@pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize(("padding", "stride"), [("trim", 1), ("trim", 2), ("full", 1), ("full", 4)])
-def test_planned_lengths_are_those_of_the_batches(backbones, tmp_path, streaming, padding, stride):
+def test_planned_lengths_are_those_of_the_batches(backbones, tmp_path, padding, stride):
     processor = new_processor(*backbones, audio_padding=padding, projector_stride=stride)
     rows = mixed_rows()
     save_corpus(tmp_path / "corpus", {"train": rows})
-    choice = DataChoice(path=str(tmp_path / "corpus"), streaming=streaming)
+    choice = DataChoice(path=str(tmp_path / "corpus"))
     want = counted(rows, processor)
-    assert planned(open_corpus(choice, 0, processor)) == want
+    assert planned(open_corpus(choice, processor)) == want
     save_corpus(tmp_path / "filled", {"train": [row | {"length": want[row["id"]]} for row in rows]})
-    assert planned(open_corpus(DataChoice(str(tmp_path / "filled"), streaming=streaming), 0, processor)) == want
+    assert planned(open_corpus(DataChoice(str(tmp_path / "filled")), processor)) == want
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_lengths_of_another_processor_are_found_out_and_counted_anew(backbones, tmp_path, caplog, streaming):
+def test_lengths_of_another_processor_are_found_out_and_counted_anew(backbones, tmp_path, caplog):
     full, trim = (new_processor(*backbones, audio_padding=padding) for padding in ("full", "trim"))
     rows = mixed_rows()
     of_full = counted(rows, full)
     save_corpus(tmp_path / "corpus", {"train": [row | {"length": of_full[row["id"]]} for row in rows]})
-    choice = DataChoice(str(tmp_path / "corpus"), streaming=streaming)
+    choice = DataChoice(str(tmp_path / "corpus"))
     with caplog.at_level(logging.WARNING, logger="modeling_llaso"):
-        assert planned(open_corpus(choice, 0, full)) == of_full
+        assert planned(open_corpus(choice, full)) == of_full
         assert not caplog.records
-        assert planned(open_corpus(choice, 0, trim)) == counted(rows, trim)
+        assert planned(open_corpus(choice, trim)) == counted(rows, trim)
     assert "asr-0-0000" in caplog.text and "counted for another processor" in caplog.text
     assert "llaso data build --processor" in caplog.text
 
@@ -202,27 +197,26 @@ def test_lengths_are_counted_once_and_without_a_look_at_the_audio(backbones, tmp
     for each in rows:
         each["audio"][0]["bytes"] = b"nobody reads this"
     choice = DataChoice(str(save_corpus(tmp_path / "corpus", {"train": rows})))
-    assert planned(open_corpus(choice, 0, processor)) == want
+    assert planned(open_corpus(choice, processor)) == want
 
     def again(*arguments: object) -> int:
         raise AssertionError("counted a second time")
 
     with monkeypatch.context() as patch:
         patch.setattr(LlasoProcessor, "expanded_length", again)
-        assert planned(open_corpus(choice, 0, processor)) == want
+        assert planned(open_corpus(choice, processor)) == want
     other = new_processor(*backbones, audio_padding="full")
-    assert set(planned(open_corpus(choice, 0, other)).values()) != set(want.values())
+    assert set(planned(open_corpus(choice, other)).values()) != set(want.values())
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_headers_tell_lengths_where_durations_do_not(backbones, tmp_path, streaming):
+def test_headers_tell_lengths_where_durations_do_not(backbones, tmp_path):
     processor = new_processor(*backbones, audio_padding="trim")
     rows = [row(i) | {"duration": None} for i in range(3)]
     want = counted(rows, processor) | {"broken": 1}
     broken = row(3) | {"id": "broken", "duration": None, "audio": [{"bytes": b"no audio", "path": "x.flac"}]}
     save_corpus(tmp_path / "corpus", {"train": [*rows, broken]})
-    choice = DataChoice(str(tmp_path / "corpus"), streaming=streaming)
-    assert planned(open_corpus(choice, 0, processor)) == want  # the broken one is told when it is read
+    choice = DataChoice(str(tmp_path / "corpus"))
+    assert planned(open_corpus(choice, processor)) == want  # the broken one is told when it is read
 
 
 # ---- Reading with several processes ----
@@ -232,18 +226,18 @@ def ids_of(rows: list[dict[str, Any]]) -> list[str]:
     return [row["id"] for row in rows]
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_ranks_and_workers_read_every_row_once(backbones, tmp_path, streaming):
+def test_ranks_and_workers_read_every_row_once(backbones, tmp_path):
     """Two ranks of three workers each over one file: as one process without workers, and nothing lost or doubled."""
     processor = new_processor(*backbones, audio_padding="trim")
     rows = [row(i) for i in range(17)] + [row(i, task="AQA", clips=0) for i in range(6)]
-    choice = DataChoice(str(save_corpus(tmp_path / "corpus", {"train": rows})), streaming=streaming)
-    corpus, rule = open_corpus(choice, 0, processor), BatchRule(per_device=3, window=3, parallel=4)
-    epochs = [steps_per_epoch(lambda _, e=epoch: corpus.windows(rule, 0)(e), rule, 0) for epoch in (0, 1)]
+    choice = DataChoice(str(save_corpus(tmp_path / "corpus", {"train": rows})))
+    corpus = open_corpus(choice, processor)
+    plan = Plan(corpus.row_groups, BatchRule(per_device=3, window=3, parallel=4), 0)
+    epochs = [plan.epoch_steps(epoch) for epoch in (0, 1)]
 
     def batches(rank: int, world: int, workers: int) -> list[list[str]]:
-        plan: Plan = Plan(corpus.windows(rule, 0), rule, steps=sum(epochs), seed=0, rank=rank, world=world)
-        return list(DataLoader(corpus, batch_sampler=plan, collate_fn=ids_of, num_workers=workers))
+        reading = ReadAhead(corpus, plan, sum(epochs), rank, world)
+        return list(DataLoader(RowsAsRead(), batch_sampler=reading, collate_fn=ids_of, num_workers=workers))
 
     alone, shares = batches(0, 1, 0), [batches(rank, 2, 3) for rank in range(2)]
     assert len(shares[0]) == len(shares[1]) == len(alone) / 2
@@ -253,6 +247,6 @@ def test_ranks_and_workers_read_every_row_once(backbones, tmp_path, streaming):
     read = [sorted(chain(*chain(*steps[: epochs[0]]))), sorted(chain(*chain(*steps[epochs[0] :])))]
     everything = sorted(row["id"] for row in rows)
     for ids in read:
-        assert len(set(ids)) == len(ids) > len(everything) - rule.parallel and set(ids) <= set(everything)
+        assert len(set(ids)) == len(ids) > len(everything) - plan.rule.parallel and set(ids) <= set(everything)
     orders = [list(chain(*chain(*part))) for part in (steps[: epochs[0]], steps[epochs[0] :])]
     assert orders[0] != orders[1]  # each epoch is shuffled anew

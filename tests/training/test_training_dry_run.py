@@ -17,7 +17,7 @@ from llaso.training.cost.flops import COMPETING, COPIES, ENCODER, LLM, LOGITS, B
 from llaso.training.recipe.recipe import Recipe, load_recipe
 from llaso.training.rows.collator import IGNORED, Collator, RowEncoder
 from llaso.training.rows.corpora import open_corpus
-from llaso.training.rows.training_rows import TrainingRows, batch_rule
+from llaso.training.rows.training_rows import TrainingRows, plan_of
 from llaso.training.run.history import History, read_history
 from llaso.training.run.model_setup import freeze_all_but, open_model, set_up_parts
 from llaso.training.run.train import train
@@ -37,17 +37,16 @@ def one_step(recipe: Recipe, out: Path, counting: Any) -> BatchShape:
     """A real forward and backward pass over four rows of almost one length, inside `counting`; that batch's shape."""
     model, processor = open_model(recipe)
     frozen = set_up_parts(model, recipe)
+    corpus = open_corpus(recipe.data, processor)
     rows = TrainingRows(
-        corpus=open_corpus(recipe.data, 0, processor),
+        corpus=corpus,
+        plan=plan_of(recipe, corpus, 1),
         held_out=[],
-        rule=batch_rule(recipe, 1),
-        epoch_steps=1,
         steps=1,
         collator=Collator(RowEncoder(processor, 2048), packing=recipe.batch.packing),
         cache=None,
     )
     trainer = LlasoTrainer(model, recipe, processor, rows, frozen, History(out / "history.jsonl"))
-    corpus = rows.corpus
     first, second = corpus.lengths.argsort()[
         -2:
     ].tolist()  # not all alike, so that padding is masked as it is in a run

@@ -18,7 +18,7 @@ from llaso.training.recipe.recipe import load_recipe
 from llaso.training.rows.collator import IGNORED, Collator, RowEncoder, TeacherCollator
 from llaso.training.rows.corpora import decode_audio, open_corpus
 from llaso.training.rows.encoder_cache import EncoderCache, clip_key, encode_windows, kept_audio
-from llaso.training.rows.training_rows import TrainingRows, batch_rule
+from llaso.training.rows.training_rows import TrainingRows, plan_of
 from llaso.training.run.distillation import Teacher
 from llaso.training.run.held_out import HeldOut, normalize, word_errors
 from llaso.training.run.history import History, read_history
@@ -63,11 +63,11 @@ def make_trainer(root: Path, out: Path, model=None, cache: EncoderCache | None =
     fresh, processor = open_model(recipe)
     model = model or fresh
     frozen = freeze_all_but(model, recipe.train)
+    corpus = open_corpus(recipe.data)
     rows = TrainingRows(
-        corpus=open_corpus(recipe.data, 0),
+        corpus=corpus,
+        plan=plan_of(recipe, corpus, 1),
         held_out=[],
-        rule=batch_rule(recipe, 1),
-        epoch_steps=4,
         steps=4,
         collator=Collator(RowEncoder(processor, recipe.data.max_length, cache)),
         cache=cache,
@@ -534,18 +534,18 @@ def test_unreadable_rows_stop_the_run_or_are_counted(root, tmp_path):
 def test_data_mistakes_are_named(root, tmp_path):
     recipe = load_recipe(tiny_recipe(root, "unused"))
     with pytest.raises(FileNotFoundError, match="no corpus at ./nowhere"):
-        open_corpus(load_recipe(recipe, ["data.path=./nowhere"]).data, 0)
+        open_corpus(load_recipe(recipe, ["data.path=./nowhere"]).data)
     with pytest.raises(ValueError, match=r"leave no row; it has ASR \(text_audio\), IP \(text_audio\)"):
-        open_corpus(load_recipe(recipe, ["data.without_tasks=[ASR, IP]"]).data, 0)
+        open_corpus(load_recipe(recipe, ["data.without_tasks=[ASR, IP]"]).data)
     with pytest.raises(ValueError, match=r"names PR, which it has no row of; it has ASR, IP"):
-        open_corpus(load_recipe(recipe, ["data.tasks=[ASR, PR]"]).data, 0)
+        open_corpus(load_recipe(recipe, ["data.tasks=[ASR, PR]"]).data)
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     (tmp_path / "data").mkdir()
     pq.write_table(pa.table({"id": ["a"], "text": ["b"]}), tmp_path / "data" / "train-0.parquet")
     with pytest.raises(ValueError, match="no column task, modality, messages, audio, target"):
-        open_corpus(load_recipe(recipe, [f"data.path={tmp_path}"]).data, 0)
+        open_corpus(load_recipe(recipe, [f"data.path={tmp_path}"]).data)
     for setting, message in (
         (f"model.llm={root / 'encoder'}", "the LLM is a 'whisper', not a language model of text"),
         (f"model.encoder={root / 'llm'}", "the encoder is a 'llama', not a Whisper"),

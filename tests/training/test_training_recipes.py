@@ -107,7 +107,7 @@ def test_the_first_recipe_names_what_the_others_change():
         (["batch.per_device=two"], "`batch.per_device` is an integer, not 'two'"),
         (["batch.per_device=0"], "`batch.per_device` is 0, but must be at least 1"),
         (["train=[projektor]"], "perhaps projector?"),
-        (["data.streaming=yes", "optimizer.epochs=2"], "set `optimizer.max_steps`"),
+        (["data.streaming=yes"], "`data.streaming` is no setting any more: every corpus is read while training"),
         (["compute.encoder_cache_gb=1", "train=[encoder]"], "output of a frozen encoder"),
         (["lora.rank=4"], "does not name llm"),
         (["compute.precision=fp32"], "set compute.frozen_weights=fp32 as well"),

@@ -38,7 +38,6 @@ from llaso.training.run.resume import (
     MEASURES,
     StepPlan,
     decisive,
-    digest_of,
     record_run,
     refuse_another_run,
 )
@@ -61,7 +60,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 STAGE_1: dict[str, Any] = {"compute__workers": 1, "compute__encoder_cache_gb": 0.01}
 STAGE_2: dict[str, Any] = {
     "train": ["projector", "llm"],
-    "data__streaming": True,
     "lora": {"rank": 2, "dropout": 0.2},  # dropout draws random numbers, which must go on where they stopped
     "compute__precision": "bf16",
     "compute__frozen_weights": "bf16",
@@ -99,8 +97,8 @@ def frozen_run(recipe: dict[str, Any], freeze: str) -> Iterator[subprocess.Popen
 @pytest.mark.parametrize(
     ("changes", "point"),
     [
-        pytest.param(STAGE_1, f"step:0:{KILL_AT}", id="stage1-numbered-workers-cache-in-a-step"),
-        pytest.param(STAGE_2, "save:0:2", id="stage2-streamed-lora-bf16-in-a-checkpoint"),
+        pytest.param(STAGE_1, f"step:0:{KILL_AT}", id="stage1-workers-cache-in-a-step"),
+        pytest.param(STAGE_2, "save:0:2", id="stage2-lora-bf16-in-a-checkpoint"),
         pytest.param(STAGE_2 | {"batch__packing": True}, f"step:0:{KILL_AT}", id="stage2-packed"),
     ],
 )
@@ -261,15 +259,13 @@ def test_deepspeed_goes_on_with_as_many_processes_only(root, tmp_path):
         refuse_another_run(tmp_path, recipe, StepPlan(2, 1, "deepspeed"), finished=False)
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_a_corpus_is_known_by_its_rows_and_a_stream_by_its_files(root, tmp_path, streaming):
-    changes = {"data__path": str(tmp_path / "corpus"), "data__streaming": streaming}
-    choice = load_recipe(recipe_for(root, "unused", changes)).data
+def test_a_corpus_is_known_by_its_rows(root, tmp_path):
+    choice = load_recipe(recipe_for(root, "unused", {"data__path": str(tmp_path / "corpus")})).data
     digests = []
     for rows in ([row(0), row(1)], [row(0), row(1)], [row(0), row(2)], [row(0), row(1), row(2)]):
         shutil.rmtree(tmp_path / "corpus", ignore_errors=True)
         save_corpus(tmp_path / "corpus", {"train": rows})
-        digests.append(digest_of(open_corpus(choice, 0), choice))
+        digests.append(open_corpus(choice).digest())
     assert digests[0] == digests[1] and len(set(digests)) == 3
 
 

@@ -7,6 +7,7 @@ corpus is on this disk, and taken from the recipe if it is not.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Iterable
@@ -27,10 +28,9 @@ from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor
 
 from ..recipe.recipe import ModelChoice, Recipe, load_recipe
-from ..rows.batch_plan import padding_share, steps_per_epoch
-from ..rows.corpora import NumberedCorpus, open_corpus
-from ..rows.corpus_columns import column_of
-from ..rows.training_rows import batch_rule
+from ..rows.batch_plan import padding_share
+from ..rows.corpora import open_corpus
+from ..rows.training_rows import plan_of
 from ..run.model_setup import PartReport, describe_parts, keep_frozen, report_parts, set_up_parts
 from ..run.packed_attention import set_packed_attention
 from .flops import ENCODER, BatchShape, OperatorCounter, count_micro_batch
@@ -207,27 +207,24 @@ def rows_of(recipe: Recipe, config: LlasoConfig, world: int) -> MeanRows:
         ValueError: it is not at hand, and the recipe does not say what it holds.
     """
     data, full = recipe.data, config.audio_padding == "full"
-    rule = batch_rule(recipe, world)
-    if Path(data.path).exists() and not data.streaming:
-        corpus = open_corpus(data, recipe.seed, _processor_at_hand(recipe, config), recipe.compute.workers)
-        assert isinstance(corpus, NumberedCorpus)
-        windows = corpus.windows(rule, recipe.seed)
-        lengths = [length for window in windows(0) for _, length in window]
-        seconds = np.zeros(1)
-        if "duration" in corpus.table.column_names:
-            seconds = column_of(corpus.table, "duration").fill_null(0).to_numpy()
+    if Path(data.path).exists():
+        corpus = open_corpus(data, _processor_at_hand(recipe, config), recipe.compute.workers)
+        plan = plan_of(recipe, corpus, world)
+        planned = list(plan.epoch(0))
+        lengths = corpus.lengths[np.concatenate(list(itertools.chain.from_iterable(planned)))]
+        seconds = corpus.seconds()
         cut = np.ceil(seconds * MEL_FRAMES_PER_SECOND / config.max_frames)
         frames = (
             config.max_frames if full else max(2, round(MEL_FRAMES_PER_SECOND * seconds.sum() / max(1, cut.sum())))
         )
         audio = cut.mean() * count_audio_tokens(frames, config.projector_stride)
         return MeanRows(
-            count=len(lengths),
-            text=max(1.0, float(np.mean(lengths) - audio)),
+            count=plan.rows,
+            text=max(1.0, float(lengths.mean() - audio)),
             windows=float(cut.mean()),
             frames=frames,
-            padding=padding_share(rule.epoch(windows(0), recipe.seed, 0), rule),
-            steps=steps_per_epoch(windows, rule, recipe.seed),
+            padding=padding_share(planned, corpus.lengths, plan.rule),
+            steps=len(planned),
         )
     if not data.rows or not data.text_tokens_per_row:
         raise ValueError(
@@ -237,7 +234,7 @@ def rows_of(recipe: Recipe, config: LlasoConfig, world: int) -> MeanRows:
     of_a_row = data.seconds_per_row * MEL_FRAMES_PER_SECOND
     clips = math.ceil(of_a_row / config.max_frames)
     frames = config.max_frames if full else max(2, round(of_a_row / max(1, clips)))
-    steps = math.ceil(data.rows / (recipe.batch.per_device * rule.parallel))
+    steps = math.ceil(data.rows / (recipe.batch.per_device * recipe.batch.accumulation * world))
     return MeanRows(data.rows, data.text_tokens_per_row, clips, frames, None, steps)
 
 

@@ -15,7 +15,6 @@ import json
 import multiprocessing
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.queues import SimpleQueue
@@ -30,8 +29,8 @@ from llaso_common.atomic_write import write_atomically
 from llaso_common.folder_lock import FolderBusy, alone_in, one_at_a_time
 
 from ..recipe.recipe import DataChoice, Recipe, load_recipe
-from ..rows.corpora import NumberedCorpus, open_corpus
-from ..rows.training_rows import batch_rule, count_steps
+from ..rows.corpora import open_corpus
+from ..rows.training_rows import count_steps, plan_of
 from ..run.history import RESULT, TrainResult
 from ..run.resume import RECIPE, decisive
 from ..run.train import train
@@ -79,9 +78,7 @@ class Inputs:
 
     def tasks(self) -> list[str]:
         """Return the tasks of the instruction corpus, most rows first."""
-        corpus = open_corpus(DataChoice(path=str(self.instruct)), seed=0)
-        assert isinstance(corpus, NumberedCorpus)
-        counts = Counter(corpus.table["task"])
+        counts = open_corpus(DataChoice(path=str(self.instruct))).tasks()
         return sorted(counts, key=lambda task: (-counts[task], task))
 
 
@@ -350,7 +347,7 @@ class _Runs:
 def _steps_of(recipe: str, overrides: tuple[str, ...]) -> int:
     """Count the optimizer steps that a recipe takes on its corpus."""
     settings = load_recipe(recipe, (*overrides, "out=not yet known"))
-    return count_steps(settings, open_corpus(settings.data, settings.seed), batch_rule(settings, 1))[1]
+    return count_steps(settings, plan_of(settings, open_corpus(settings.data), 1))
 
 
 def flat_scores(scores: Scores) -> dict[str, Any]:

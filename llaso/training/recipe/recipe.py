@@ -15,6 +15,14 @@ from .yaml_loader import Range, check_ranges, read_settings, read_yaml, to_plain
 
 RECIPES = Path(__file__).parent / "recipes"
 """The package's own recipes; `llaso train stage1_align` finds them by name."""
+RETIRED = {
+    "data.streaming": (
+        False,
+        "every corpus is read while training, none is copied; take it out, and optimizer.max_steps if `epochs` is "
+        "to set the length",
+    )
+}
+"""Former settings, with the value that files of old runs have and what to do about another."""
 
 AT_LEAST_0 = Range(lambda value: value >= 0, "at least 0")
 AT_LEAST_1 = Range(lambda value: value >= 1, "at least 1")
@@ -67,7 +75,6 @@ class DataChoice:
     tasks: tuple[str, ...] = ()  # only these; empty means all
     without_tasks: tuple[str, ...] = ()  # all but these
     without_modalities: tuple[Modality, ...] = ()  # no row of these formats
-    streaming: bool = False  # read while training, never the whole corpus at once; needs optimizer.max_steps
     text_path: str | None = None  # a corpus of rows without audio, mixed in
     text_share: Annotated[float, BELOW_1] = 0.1  # of the rows, if text_path is named
     max_length: Annotated[int, AT_LEAST_1] = 2048  # tokens of text; a longer row is cut, its audio never is
@@ -103,7 +110,7 @@ class OptimizerChoice:
 
     learning_rate: Annotated[float, ABOVE_0]
     epochs: Annotated[float, ABOVE_0] = 1.0
-    max_steps: Annotated[int, AT_LEAST_0] = 0  # 0: `epochs` sets the length; needed if `data.streaming`
+    max_steps: Annotated[int, AT_LEAST_0] = 0  # 0: `epochs` sets the length
     warmup_ratio: Annotated[float, BELOW_1] = 0.0
     schedule: Schedule = "cosine"  # of transformers' Trainer
     weight_decay: Annotated[float, AT_LEAST_0] = 0.0
@@ -173,8 +180,6 @@ class Recipe:
             raise ValueError("recipe: `train` names no part; choose among encoder, projector, llm")
         if self.model.checkpoint is None and not (self.model.encoder and self.model.llm):
             raise ValueError("recipe: name `model.encoder` and `model.llm`, or `model.checkpoint`")
-        if self.data.streaming and self.optimizer.max_steps <= 0:
-            raise ValueError("recipe: a streamed corpus has no known end; set `optimizer.max_steps`")
         if self.compute.encoder_cache_gb > 0 and "encoder" in self.train:
             raise ValueError(
                 "recipe: `compute.encoder_cache_gb` keeps the output of a frozen encoder, but `train` names the "
@@ -245,8 +250,9 @@ def load_recipe(
     """
     if isinstance(recipe, str | Path):
         path = find_recipe(recipe)
-        return read_settings(Recipe, read_yaml(path, find_recipe), overrides, path.name)
-    return read_settings(Recipe, recipe.to_dict() if isinstance(recipe, Recipe) else recipe, overrides, "recipe")
+        return read_settings(Recipe, read_yaml(path, find_recipe), overrides, path.name, RETIRED)
+    tree = recipe.to_dict() if isinstance(recipe, Recipe) else recipe
+    return read_settings(Recipe, tree, overrides, "recipe", RETIRED)
 
 
 def find_recipe(name: str | Path) -> Path:

@@ -30,7 +30,13 @@ class Range:
     words: str
 
 
-def read_settings(kind: type[Settings], tree: Mapping[str, Any], overrides: Any = (), where: str = "") -> Settings:
+def read_settings(
+    kind: type[Settings],
+    tree: Mapping[str, Any],
+    overrides: Any = (),
+    where: str = "",
+    retired: Mapping[str, tuple[Any, str]] = types.MappingProxyType({}),
+) -> Settings:
     """Build a dataclass from a mapping with overrides.
 
     Args:
@@ -38,6 +44,8 @@ def read_settings(kind: type[Settings], tree: Mapping[str, Any], overrides: Any 
         tree: values by name, sections as mappings.
         overrides: `"section.name=value"` strings, or a mapping of dotted names to values.
         where: the file's name, for messages.
+        retired: dotted names of former settings; with each the value that it may still have, as files of old runs do,
+            and what to do about any other.
 
     Raises:
         ValueError: an unknown key (with the nearest valid one), or a value of the wrong type.
@@ -45,9 +53,14 @@ def read_settings(kind: type[Settings], tree: Mapping[str, Any], overrides: Any 
     plain: dict[str, Any] = to_plain(tree)
     valid = dict(names_and_ranges(kind))
     for name, value in _override_items(overrides):
-        if name not in valid:
+        if name not in valid and name not in retired:
             raise ValueError(f"--set {name}: {_unknown(name, valid)}")
         _set(plain, name, value)
+    for name, (former, remedy) in retired.items():
+        section, _, key = name.rpartition(".")
+        found = plain.get(section)
+        if isinstance(found, dict) and found.pop(key, former) != former:
+            raise ValueError(f"{where}: `{name}` is no setting any more: {remedy}")
     return _build(kind, plain, where, "", valid)
 
 

@@ -1,24 +1,27 @@
 """Plans which rows form which micro-batch, for the whole run, before any audio is read.
 
-The input is the rows' expanded lengths (or a stream of rows with their lengths) and a seed. The order of micro-batches
-depends on the seed alone, not on workers, restarts or the number of processes: a killed run resumes by skipping
-micro-batches without reading them, and two processes train on the same rows as one.
+Rows lie in row groups, the units in which Parquet is read. An epoch shuffles twice: the row groups, and then the rows
+of a window, which spans several of them and in which batches are formed by length. The shuffled groups, end to end,
+are cut into lanes, as many as a step has micro-batches; every step takes one micro-batch from each lane. A process
+reads its own lanes only: neighbouring ones, so that it shares at most the row groups at the two ends of its part with
+other processes.
+
+Every order is a function of seed, epoch and position, not of workers, restarts or the number of processes: a killed
+run finds its place without reading what came before it, and the processes of a run train on the rows of one.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
 
 import numpy as np
-from torch.utils.data import Sampler
 
-Item = TypeVar("Item")
-Batch = list[tuple[Item, int]]
-"""A micro-batch: rows, or their numbers, with their lengths in tokens."""
+Step = list[np.ndarray]
+"""The micro-batches of a step, one for each lane, as numbers of rows."""
 
 
 def seeded(*parts: object) -> np.random.Generator:
@@ -29,13 +32,13 @@ def seeded(*parts: object) -> np.random.Generator:
 
 @dataclass(frozen=True)
 class BatchRule:
-    """How a window of rows is cut into micro-batches.
+    """How rows become micro-batches.
 
     Attributes:
         per_device: rows of a micro-batch, at most.
         max_tokens: tokens that a micro-batch computes, at most; 0 means no limit. A single row may exceed it.
-        group_by_length: sort a window by length before cutting it.
-        window: micro-batches' worth of rows that are sorted together.
+        group_by_length: sort a lane's rows of a window by length before cutting them.
+        window: micro-batches of a lane that are sorted together.
         parallel: micro-batches of one optimizer step, all processes together.
         packing: a micro-batch computes the tokens of its rows; without it, rows x longest row.
     """
@@ -47,185 +50,187 @@ class BatchRule:
     parallel: int = 1
     packing: bool = False
 
-    def cut(self, lengths: Sequence[int], random: np.random.Generator) -> list[list[int]]:
-        """Cut one window into micro-batches.
+    def cut(self, lengths: np.ndarray) -> list[slice]:
+        """Cut rows, in the order given, into micro-batches; return their places."""
+        if not self.max_tokens:
+            return [slice(at, at + self.per_device) for at in range(0, len(lengths), self.per_device)]
+        cuts, start, longest, total = [], 0, 0, 0
+        for at, length in enumerate(lengths.tolist()):
+            longest, total = max(longest, length), total + length
+            computed = total if self.packing else (at - start + 1) * longest
+            if at > start and (at - start == self.per_device or computed > self.max_tokens):
+                cuts.append(slice(start, at))
+                start, longest, total = at, length, length
+        return [*cuts, slice(start, len(lengths))]
 
-        Args:
-            lengths: tokens of each row of the window, in the order the rows came.
-            random: shuffles the finished micro-batches, so that length does not follow time.
-
-        Returns:
-            Positions in the window, one list a micro-batch; every position once.
-        """
-        order = np.argsort(np.asarray(lengths), kind="stable") if self.group_by_length else range(len(lengths))
-        batches: list[list[int]] = []
-        batch: list[int] = []
-        longest = total = 0
-        for position in map(int, order):
-            longest, total = max(longest, lengths[position]), total + lengths[position]
-            computed = total if self.packing else (len(batch) + 1) * longest
-            too_long = self.max_tokens > 0 and computed > self.max_tokens
-            if batch and (len(batch) == self.per_device or too_long):
-                batches.append(batch)
-                batch, longest, total = [], lengths[position], lengths[position]
-            batch.append(position)
-        if batch:
-            batches.append(batch)
-        if self.group_by_length:
-            batches = [batches[i] for i in random.permutation(len(batches))]
-        return batches
-
-    def computed_tokens(self, batch: Batch[Any]) -> int:
+    def computed_tokens(self, lengths: np.ndarray) -> int:
         """Return the tokens that a micro-batch computes, padding included."""
-        lengths = [length for _, length in batch]
-        return sum(lengths) if self.packing else len(batch) * max(lengths)
-
-    def epoch(self, windows: Iterable[list[tuple[Item, int]]], seed: int, epoch: int) -> Iterator[Batch[Item]]:
-        """Yield one epoch's micro-batches of `(row, length)`, window by window."""
-        for number, window in enumerate(windows):
-            for batch in self.cut([length for _, length in window], seeded(seed, epoch, number)):
-                yield [window[position] for position in batch]
+        return int(lengths.sum()) if self.packing else len(lengths) * int(lengths.max())
 
 
-class Plan(Sampler[list[Item]], Generic[Item]):
-    """The micro-batches of this process, from `start_step` to the end of the run.
+@dataclass(frozen=True)
+class RowGroups:
+    """The rows of a run as they lie in row groups.
 
-    Every optimizer step holds exactly `accumulation` micro-batches for each of `world` processes. Within a step the
-    micro-batches are ordered by length, so that processes work at the same time on batches of similar size.
-
-    Args:
-        windows: called with an epoch; yields windows of `(row, length)` in that epoch's order.
-        rule: how windows become micro-batches; `rule.parallel` is accumulation x world.
-        steps: optimizer steps of the run.
-        seed: of the run.
-        rank: this process.
-        world: processes.
-        start_step: steps already trained.
-    """
-
-    def __init__(
-        self,
-        windows: Callable[[int], Iterable[list[tuple[Item, int]]]],
-        rule: BatchRule,
-        steps: int,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-        start_step: int = 0,
-    ) -> None:
-        assert rule.parallel % world == 0
-        self.windows, self.rule, self.steps, self.seed = windows, rule, steps, seed
-        self.rank, self.world, self.start_step = rank, world, start_step
-
-    def __len__(self) -> int:
-        """Return the number of this process's micro-batches, those before `start_step` included."""
-        return self.steps * self.rule.parallel // self.world
-
-    def __iter__(self) -> Iterator[list[Item]]:
-        for step in itertools.islice(self.global_steps(), self.start_step, self.steps):
-            yield from ([row for row, _ in batch] for batch in step[self.rank :: self.world])
-
-    def global_steps(self) -> Iterator[list[Batch[Item]]]:
-        """Yield every step's micro-batches for all processes together, epoch after epoch, without end.
-
-        Raises:
-            ValueError: an epoch has too few rows for a single step.
-        """
-        for epoch in itertools.count():
-            empty = True
-            for step in epoch_steps(self.windows(epoch), self.rule, self.seed, epoch):
-                empty = False
-                yield step
-            if empty:
-                raise ValueError(
-                    f"the recipe's data section admits fewer rows than the {self.rule.parallel} micro-batches of one "
-                    "step need; take a smaller batch.accumulation, fewer processes or more data"
-                )
-
-
-def epoch_steps(
-    windows: Iterable[list[tuple[Item, int]]], rule: BatchRule, seed: int, epoch: int
-) -> Iterator[list[Batch[Item]]]:
-    """Yield one epoch's steps, each of `rule.parallel` micro-batches ordered by their size."""
-    step: list[Batch[Item]] = []
-    for batch in rule.epoch(windows, seed, epoch):
-        step.append(batch)
-        if len(step) == rule.parallel:
-            yield sorted(step, key=rule.computed_tokens)
-            step = []
-    if step and (split := _split_to(step, rule.parallel)):
-        yield sorted(split, key=rule.computed_tokens)
-
-
-def shuffled_windows(
-    lengths: Sequence[int] | np.ndarray, rule: BatchRule, seed: int, drawn_from: int | None = None, drawn: int = 0
-) -> Callable[[int], Iterator[list[tuple[int, int]]]]:
-    """Return windows of a corpus whose rows are numbered, shuffled anew each epoch.
-
-    Args:
-        lengths: tokens of every row.
-        rule: tells how many rows a window holds.
-        seed: of the run.
-        drawn_from: rows from this number on are not all read each epoch; `drawn` of them are, drawn anew.
+    Attributes:
+        lengths: `(rows,)`, tokens after audio expansion.
+        starts: `(groups + 1,)`, the number of each group's first row, and of one after the last.
+        drawn_from: groups from this one on are not all read each epoch; some rows of them are, drawn anew and spread
+            evenly among the others. None: every row is read.
         drawn: how many.
-
-    Returns:
-        A function from the epoch to its windows of `(row number, length)`.
     """
-    table = np.asarray(lengths, dtype=np.int64)
-    always = len(table) if drawn_from is None else drawn_from
-    size = rule.per_device * rule.window
 
-    def windows(epoch: int) -> Iterator[list[tuple[int, int]]]:
-        random = seeded(seed, epoch, "order")
-        extra = always + random.permutation(len(table) - always)[:drawn]
-        order = random.permutation(np.concatenate([np.arange(always), extra]))
-        for start in range(0, len(order), size):
-            chosen = order[start : start + size]
-            yield list(zip(chosen.tolist(), table[chosen].tolist(), strict=True))
+    lengths: np.ndarray
+    starts: np.ndarray
+    drawn_from: int | None = None
+    drawn: int = 0
 
-    return windows
+    @property
+    def always(self) -> int:
+        """Rows that every epoch reads."""
+        return len(self.lengths) if self.drawn_from is None else int(self.starts[self.drawn_from])
 
 
-def stream_windows(
-    stream: Callable[[int], Iterable[Item]], length_of: Callable[[Item], int], rule: BatchRule
-) -> Callable[[int], Iterator[list[tuple[Item, int]]]]:
-    """Return windows of a streamed corpus, in the stream's order of the epoch."""
-    size = rule.per_device * rule.window
+class Plan:
+    """The steps of a run, found by their number.
 
-    def windows(epoch: int) -> Iterator[list[tuple[Item, int]]]:
-        rows = ((row, length_of(row)) for row in stream(epoch))
-        while window := list(itertools.islice(rows, size)):
-            yield window
+    Args:
+        groups: the rows.
+        rule: how they become micro-batches.
+        seed: of the run.
 
-    return windows
+    Raises:
+        ValueError: there are too few rows for a single step.
+    """
+
+    def __init__(self, groups: RowGroups, rule: BatchRule, seed: int) -> None:
+        self.groups, self.rule, self.seed = groups, rule, seed
+        self.rows = groups.always + groups.drawn
+        """Rows of an epoch."""
+        lane = self.rows // rule.parallel
+        if not lane:
+            raise ValueError(
+                f"the recipe's data section admits {self.rows:,} rows, fewer than the {rule.parallel} micro-batches "
+                "of one step need; take a smaller batch.accumulation, fewer processes or more data"
+            )
+        self.windows = max(1, round(lane / (rule.per_device * rule.window)))
+        """Windows of an epoch."""
+        self._order = functools.lru_cache(maxsize=4)(self._shuffled_groups)
+        self._steps_in = functools.lru_cache(maxsize=None)(self._count_steps)
+
+    def steps(self, epoch: int, window: int) -> list[Step]:
+        """Return the steps of a window.
+
+        Micro-batches of a step come from the same place in the order of length of their lanes, so that processes work
+        at the same time on batches of similar size. Fewer rows than lanes are left out of an epoch.
+        """
+        lanes = [self._sorted(epoch, window, lane) for lane in range(self.rule.parallel)]
+        cuts = [self.rule.cut(self.groups.lengths[rows]) for rows in lanes]
+        fewest = min(map(len, lanes))
+        if max(map(len, cuts)) > fewest:  # one row a micro-batch, and a lane with a row more than others
+            lanes = [rows[:fewest] for rows in lanes]
+            cuts = [self.rule.cut(self.groups.lengths[rows]) for rows in lanes]
+        count = max(map(len, cuts))
+        order = range(count)
+        if self.rule.group_by_length:
+            order = seeded(self.seed, epoch, window, "batches").permutation(count).tolist()
+        cuts = [_split_to(places, count) for places in cuts]
+        return [[rows[places[at]] for rows, places in zip(lanes, cuts, strict=True)] for at in order]
+
+    def steps_in(self, epoch: int, window: int) -> int:
+        """Count the steps of a window. Only a limit in tokens makes them differ from one epoch to the next."""
+        return self._steps_in(epoch if self.rule.max_tokens else 0, window)
+
+    def epoch_steps(self, epoch: int = 0) -> int:
+        """Count the steps of an epoch."""
+        return sum(self.steps_in(epoch, window) for window in range(self.windows))
+
+    def epoch(self, epoch: int) -> Iterator[Step]:
+        """Yield the steps of an epoch."""
+        return itertools.chain.from_iterable(self.steps(epoch, window) for window in range(self.windows))
+
+    def windows_from(self, step: int) -> Iterator[tuple[int, int, int]]:
+        """Yield epoch, window and the first step in it, from a step of the run on, without end."""
+        for epoch in itertools.count():
+            for window in range(self.windows):
+                steps = self.steps_in(epoch, window)
+                if step < steps:
+                    yield epoch, window, step
+                step = max(0, step - steps)
+
+    def _count_steps(self, epoch: int, window: int) -> int:
+        if self.rule.max_tokens:
+            return len(self.steps(epoch, window))
+        sizes = [stop - start for start, stop in (self._places(window, lane) for lane in range(self.rule.parallel))]
+        return min(min(sizes), -(-max(sizes) // self.rule.per_device))
+
+    def _places(self, window: int, lane: int) -> tuple[int, int]:
+        """Return the part of the epoch's order that a lane has in a window.
+
+        Every second lane goes from its end to its beginning, so that two lanes that share a row group come to it at
+        the same time.
+        """
+        lanes, fewest = self.rule.parallel, self.rows // self.rule.parallel
+        first, end = (lane * self.rows // lanes, (lane + 1) * self.rows // lanes)
+        start, stop = window * fewest // self.windows, (window + 1) * fewest // self.windows
+        if window == self.windows - 1:
+            stop = end - first
+        return (end - stop, end - start) if lane % 2 else (first + start, first + stop)
+
+    def _sorted(self, epoch: int, window: int, lane: int) -> np.ndarray:
+        """Return the numbers of a lane's rows in a window: in the order in which they are cut into micro-batches."""
+        start, stop = self._places(window, lane)
+        always = self.groups.always
+        # Of `rows` places, `always` are those of rows that every epoch reads, evenly among those that are drawn.
+        first, last = start * always // self.rows, stop * always // self.rows
+        rows = np.concatenate(
+            [self._rows_at(epoch, False, first, last), self._rows_at(epoch, True, start - first, stop - last)]
+        )
+        rows = seeded(self.seed, epoch, window, lane).permutation(rows)
+        if self.rule.group_by_length:
+            rows = rows[np.argsort(self.groups.lengths[rows], kind="stable")]
+        return rows
+
+    def _rows_at(self, epoch: int, drawn: bool, start: int, stop: int) -> np.ndarray:
+        """Return the numbers of the rows in a part of the order of the shuffled groups."""
+        order, ends = self._order(epoch, drawn)
+        found = [np.zeros(0, dtype=np.int64)]
+        place = int(np.searchsorted(ends, start, side="right"))
+        while start < stop:
+            group = int(order[place])
+            first, size = (
+                int(self.groups.starts[group]),
+                int(self.groups.starts[group + 1] - self.groups.starts[group]),
+            )
+            begins = int(ends[place]) - size
+            inside = seeded(self.seed, epoch, "group", group).permutation(size)
+            found.append(first + inside[start - begins : stop - begins])
+            start, place = int(ends[place]), place + 1
+        return np.concatenate(found)
+
+    def _shuffled_groups(self, epoch: int, drawn: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Return the order of the groups, and where each of them ends in the order of the rows."""
+        number = len(self.groups.starts) - 1
+        border = number if self.groups.drawn_from is None else self.groups.drawn_from
+        chosen = np.arange(border, number) if drawn else np.arange(border)
+        order = seeded(self.seed, epoch, "drawn groups" if drawn else "groups").permutation(chosen)
+        return order, np.cumsum((self.groups.starts[1:] - self.groups.starts[:-1])[order])
 
 
-def steps_per_epoch(windows: Callable[[int], Iterable[list[tuple[Any, int]]]], rule: BatchRule, seed: int) -> int:
-    """Count the optimizer steps of the first epoch; with a token limit, later epochs differ by a few."""
-    return max(1, sum(1 for _ in epoch_steps(windows(0), rule, seed, 0)))
-
-
-def padding_share(batches: Iterable[Batch[Any]], rule: BatchRule) -> float:
-    """Return the share of padding among all tokens, over micro-batches of `(row, length)`."""
+def padding_share(steps: Iterable[Step], lengths: np.ndarray, rule: BatchRule) -> float:
+    """Return the share of padding among all tokens of some steps."""
     used = padded = 0
-    for batch in batches:
-        used += sum(length for _, length in batch)
-        padded += rule.computed_tokens(batch)
+    for batch in itertools.chain.from_iterable(steps):
+        used += int(lengths[batch].sum())
+        padded += rule.computed_tokens(lengths[batch])
     return 1 - used / padded if padded else 0.0
 
 
-def _split_to(step: list[Batch[Item]], parallel: int) -> list[Batch[Item]]:
-    """Split the micro-batches of an epoch's last step until every process has its share.
-
-    Returns an empty list if fewer rows are left than micro-batches are needed; the next epoch shuffles them again.
-    """
-    step = list(step)
-    while len(step) < parallel:
-        step.sort(key=len)
-        largest = step.pop()
-        if len(largest) < 2:
-            return []
-        half = len(largest) // 2
-        step += [largest[:half], largest[half:]]
-    return step
+def _split_to(places: Sequence[slice], count: int) -> list[slice]:
+    """Split the largest micro-batches until there are `count`, in the same order of rows."""
+    places = list(places)
+    while len(places) < count:
+        at = max(range(len(places)), key=lambda number: places[number].stop - places[number].start)
+        start, stop = places[at].start, places[at].stop
+        places[at : at + 1] = [slice(start, (start + stop) // 2), slice((start + stop) // 2, stop)]
+    return places

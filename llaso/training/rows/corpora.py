@@ -1,94 +1,139 @@
-"""Opens, checks and filters the corpora that a recipe names, numbered or streamed.
+"""Opens, checks and filters the corpora that a recipe names, and reads their rows by row group.
 
 The input is the recipe's data section. The output is rows of the schema (`llaso_common/schema.py`), their audio still
-encoded, with the expanded length of each, so that batches are planned before any audio is decoded.
+encoded, with the expanded length of each, so that batches are planned before any audio is read.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
 from llaso_common.audio import read_audio
-from llaso_common.open_corpus import open_split
+from llaso_common.open_corpus import NoSuchSplit
 from llaso_common.schema import Row, clip_bytes
 from modeling_llaso.processing_llaso import LlasoProcessor
 
 from ..recipe.recipe import DataChoice
-from .batch_plan import BatchRule, shuffled_windows, stream_windows
-from .corpus_columns import checked_columns, column_of
-from .row_lengths import COMPARED, length_rule, lengths_of
+from .batch_plan import RowGroups
+from .corpus_index import CorpusIndex, open_index
 
 logger = logging.getLogger(__name__)
 
-Windows = Callable[[int], Iterator[list[tuple[Any, int]]]]
-"""A function from the number of an epoch to its windows of `(row or row number, length in tokens)`."""
+
+@dataclass(frozen=True)
+class CorpusPart:
+    """The rows of one split that a recipe admits.
+
+    Attributes:
+        index: of all rows.
+        rows: `(rows,)`, the numbers in the index of those admitted, in their order.
+        groups: `(groups,)`, row groups that have any.
+        starts: `(groups + 1,)`, where the rows of each begin among those admitted.
+        lengths: `(rows,)`, tokens after audio expansion.
+    """
+
+    index: CorpusIndex
+    rows: np.ndarray
+    groups: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+
+    def read_group(self, place: int) -> list[Row]:
+        """Read the admitted rows of the row group at a place in `groups`."""
+        group = int(self.groups[place])
+        table = self.index.read(group, self.index.columns)
+        inside = self.rows[self.starts[place] : self.starts[place + 1]] - self.index.starts[group]
+        return (table if len(inside) == len(table) else table.take(inside)).to_pylist()
 
 
-@dataclass
-class NumberedCorpus:
-    """A corpus whose rows have numbers: first `audio_rows` rows, then text-only ones, some drawn each epoch."""
+class Corpus:
+    """The rows of a run: those of the corpus, and after them those without audio that are mixed in.
 
-    table: datasets.Dataset
-    lengths: np.ndarray  # (rows,) tokens after audio expansion
-    audio_rows: int
-    text_drawn: int = 0
+    Args:
+        parts: the corpus, and perhaps the rows to mix in.
+        drawn: rows of the second part that an epoch reads.
+    """
+
+    def __init__(self, parts: Sequence[CorpusPart], drawn: int = 0) -> None:
+        self.parts = list(parts)
+        first = parts[0]
+        lengths, starts = first.lengths, first.starts
+        if len(parts) > 1:
+            lengths = np.concatenate([lengths, parts[1].lengths])
+            starts = np.concatenate([starts, len(first.rows) + parts[1].starts[1:]])
+        self.row_groups = RowGroups(lengths, starts, len(first.groups) if len(parts) > 1 else None, drawn)
+        self._group = functools.lru_cache(maxsize=2)(self.read_group)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of every row after audio expansion, `(rows,)`."""
+        return self.row_groups.lengths
 
     @property
     def rows(self) -> int:
         """Rows in all."""
         return len(self.lengths)
 
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of column chunks read so far, as they lie in the files."""
+        return sum(part.index.reader.bytes_read for part in self.parts)
+
+    def groups_of(self, rows: np.ndarray) -> np.ndarray:
+        """Return the row group of each row."""
+        return np.searchsorted(self.row_groups.starts, rows, side="right") - 1
+
+    def read_group(self, group: int) -> list[Row]:
+        """Read the rows of a row group."""
+        of_first = len(self.parts[0].groups)
+        return self.parts[0].read_group(group) if group < of_first else self.parts[1].read_group(group - of_first)
+
     def __getitem__(self, number: int) -> Row:
-        return self.table[number]
+        """Return one row; its row group, and the one asked for before, stay in memory."""
+        group = int(self.groups_of(np.array([number]))[0])
+        return self._group(group)[number - int(self.row_groups.starts[group])]
 
-    def windows(self, rule: BatchRule, seed: int) -> Windows:
-        """Return a function that yields an epoch's rows, shuffled, a window at a time."""
-        return shuffled_windows(self.lengths, rule, seed, self.audio_rows, self.text_drawn)
+    def __iter__(self) -> Iterator[Row]:
+        """Yield every row, a row group at a time."""
+        for group in range(len(self.row_groups.starts) - 1):
+            yield from self.read_group(group)
 
+    def seconds(self) -> np.ndarray:
+        """Return the seconds of audio of every row, `(rows,)`; 0 where the corpus does not say."""
+        return np.concatenate([part.index.known["duration"].to_numpy()[part.rows] for part in self.parts])
 
-@dataclass
-class StreamedCorpus:
-    """A corpus read from its beginning while training, shuffled in a buffer."""
+    def tasks(self) -> Counter[str]:
+        """Count the rows of each task."""
+        counts = Counter[str]()
+        for part in self.parts:
+            for found in pc.value_counts(part.index.known["task"].combine_chunks().take(part.rows)).to_pylist():
+                counts[found["values"]] += found["counts"]
+        return counts
 
-    stream: datasets.IterableDataset
-    length_of: Callable[[Row], int]
-    buffer: int = 1000
-    rows: int = 0  # not known
-
-    def __getitem__(self, row: Row) -> Row:
-        """Return the row itself: a stream has no numbers, so its batches carry the rows."""
-        return row
-
-    def windows(self, rule: BatchRule, seed: int) -> Windows:
-        """Return a function that yields the stream a window at a time; each epoch shuffles files and buffer again."""
-
-        def stream(epoch: int) -> datasets.IterableDataset:
-            shuffled = self.stream.shuffle(seed=seed, buffer_size=self.buffer)
-            shuffled.set_epoch(epoch)
-            return shuffled
-
-        return stream_windows(stream, self.length_of, rule)
+    def digest(self) -> str:
+        """Digest what the order of rows depends on: ids, lengths, and where the row groups begin."""
+        digest = hashlib.sha256("".join(part.index.digest for part in self.parts).encode())
+        digest.update(np.ascontiguousarray(self.lengths, dtype=np.int64).tobytes())
+        digest.update(self.row_groups.starts.astype(np.int64).tobytes())
+        return digest.hexdigest()[:16]
 
 
-Corpus = NumberedCorpus | StreamedCorpus
-
-
-def open_corpus(choice: DataChoice, seed: int, processor: LlasoProcessor | None = None, workers: int = 0) -> Corpus:
-    """Open the training rows of a recipe.
+def open_corpus(choice: DataChoice, processor: LlasoProcessor | None = None, workers: int = 0) -> Corpus:
+    """Open the training rows of a recipe. Columns are read, or what an earlier run kept of them; no audio is.
 
     Args:
         choice: the recipe's data section.
-        seed: of the run.
         processor: of the model that is to read them; counts their lengths. Without one, the column `length` is
             trusted, and estimated if it is missing.
         workers: processes that count lengths if the corpus does not have them.
@@ -97,46 +142,31 @@ def open_corpus(choice: DataChoice, seed: int, processor: LlasoProcessor | None 
         ValueError: a column is missing, or no row passes the recipe's filters.
         FileNotFoundError: no such corpus.
     """
-    if choice.streaming:
-        stream = _load(choice.path, choice, choice.split, streaming=True)
-        if (admit := _filter(choice)) is not None:
-            stream = stream.filter(admit, input_columns=["task", "modality"])
-        length_of = length_rule(stream.take(COMPARED), processor, choice.path)
-        if choice.text_path:
-            text = _load(choice.text_path, choice, choice.split, streaming=True, config="default")
-            text_length = length_rule(text.take(COMPARED), processor, choice.text_path)
-            shares = [1 - choice.text_share, choice.text_share]
-            stream = datasets.interleave_datasets(
-                [stream, text], shares, seed=seed, stopping_strategy="first_exhausted"
-            )
-            return StreamedCorpus(stream, lambda row: (length_of if row["audio"] else text_length)(row))
-        return StreamedCorpus(stream, length_of)
-
-    table = _admitted(_load(choice.path, choice, choice.split), choice)
-    audio_rows, text_drawn = len(table), 0
+    index = open_index(choice.path, choice.split, choice.config, choice.revision)
+    parts, drawn = [_part(index, _admitted(index, choice), processor, choice.path, workers)], 0
     if choice.text_path:
-        text = _load(choice.text_path, choice, choice.split, config="default")
-        text_drawn = min(len(text), round(audio_rows * choice.text_share / (1 - choice.text_share)))
-        known = datasets.Features({name: table.features.get(name, kind) for name, kind in text.features.items()})
-        table = datasets.concatenate_datasets([table, text.cast(known)])
-    return NumberedCorpus(table, lengths_of(table, processor, choice.path, workers), audio_rows, text_drawn)
+        text = open_index(choice.text_path, choice.split, "default", choice.revision)
+        parts.append(_part(text, np.arange(len(text.known)), processor, choice.text_path, workers))
+        drawn = min(len(text.known), round(len(parts[0].rows) * choice.text_share / (1 - choice.text_share)))
+    return Corpus(parts, drawn)
 
 
 def open_held_out(choice: DataChoice, task: str, rows: int) -> list[Row]:
     """Draw `rows` held-out rows of one task by a digest of their ids; none if there is no such split or task."""
     try:
-        table = _load(choice.path, choice, choice.validation_split)
-    except ValueError as error:
-        if "Unknown split" in str(error) or "Bad split" in str(error):
-            logger.warning("%s has no split %s: nothing is held out", choice.path, choice.validation_split)
-            return []
-        raise
-    columns = (column_of(table, name).to_pylist() for name in ("id", "task"))
-    numbered = enumerate(zip(*columns, strict=True))
-    chosen = sorted(
-        (hashlib.sha256(str(key).encode()).digest(), number) for number, (key, code) in numbered if code == task
-    )
-    return [table[number] for _, number in chosen[:rows]]
+        index = open_index(choice.path, choice.validation_split, choice.config, choice.revision)
+    except NoSuchSplit:
+        logger.warning("%s has no split %s: nothing is held out", choice.path, choice.validation_split)
+        return []
+    of_task = np.flatnonzero(_among(index.known["task"], (task,)))
+    if not rows:
+        return []
+    digests = (hashlib.sha256(row_id.encode()).digest() for row_id in _ids(index, of_task))
+    drawn = [row for _, row in sorted(zip(digests, of_task.tolist(), strict=True))[:rows]]
+    part = _part_of(index, np.array(sorted(drawn), dtype=np.int64), np.zeros(len(drawn)))
+    read = (row for place in range(len(part.groups)) for row in part.read_group(place))
+    found = dict(zip(part.rows.tolist(), read, strict=True))
+    return [found[row] for row in drawn]
 
 
 def decode_audio(row: Row, sampling_rate: int) -> list[np.ndarray]:
@@ -161,47 +191,56 @@ def log_mels(row: Row, processor: LlasoProcessor) -> list[tuple[int, list[torch.
     return clips
 
 
-def _load(path: str, choice: DataChoice, split: str, streaming: bool = False, config: str | None = None) -> Any:
-    """Open one split with the columns that training reads."""
-    table = open_split(path, split, config or choice.config, revision=choice.revision, streaming=streaming)
-    table = table.select_columns(checked_columns(table.features or {}, f"{path}, split {split}"))
-    clip = table.features["audio"].feature
-    if not isinstance(clip, datasets.Audio) or clip.decode:
-        table = table.cast_column("audio", datasets.List(datasets.Audio(decode=False)))
-    return table
+def _part(
+    index: CorpusIndex, rows: np.ndarray, processor: LlasoProcessor | None, where: str, workers: int
+) -> CorpusPart:
+    everything = len(rows) == len(index.known)
+    lengths = index.lengths(processor, where, workers, None if everything else rows)
+    return _part_of(index, rows, lengths if everything else lengths[rows])
 
 
-def _filter(choice: DataChoice) -> Callable[[str, str], bool] | None:
-    """Return a test of whether a row's task and format are wanted; None if all are."""
-    wanted, unwanted, formats = set(choice.tasks), set(choice.without_tasks), set(choice.without_modalities)
-    if not wanted and not unwanted and not formats:
-        return None
-    return lambda task, modality: (not wanted or task in wanted) and task not in unwanted and modality not in formats
+def _part_of(index: CorpusIndex, rows: np.ndarray, lengths: np.ndarray) -> CorpusPart:
+    borders = np.searchsorted(rows, index.starts)
+    groups = np.flatnonzero(np.diff(borders))
+    return CorpusPart(index, rows, groups, np.append(borders[groups], len(rows)), lengths)
 
 
-def _admitted(table: datasets.Dataset, choice: DataChoice) -> datasets.Dataset:
-    """Select the rows of the recipe's tasks and formats."""
-    if not len(table):
+def _ids(index: CorpusIndex, rows: np.ndarray) -> list[str]:
+    """Return the ids of some rows, which are in order."""
+    part = _part_of(index, rows, np.zeros(len(rows)))
+    ids: list[str] = []
+    for place, group in enumerate(part.groups.tolist()):
+        inside = rows[part.starts[place] : part.starts[place + 1]] - index.starts[group]
+        ids += map(str, index.read(group, ["id"])["id"].take(inside).to_pylist())
+    return ids
+
+
+def _among(column: pa.ChunkedArray, names: Iterable[str]) -> np.ndarray:
+    """Return which values of a dictionary-encoded column are among some names, `(rows,)`."""
+    return pc.is_in(column.cast(pa.string()), pa.array(names, pa.string())).to_numpy()
+
+
+def _admitted(index: CorpusIndex, choice: DataChoice) -> np.ndarray:
+    """Return the numbers of the rows of the recipe's tasks and formats."""
+    rows = np.arange(len(index.known))
+    if not len(rows):
         raise ValueError(f"{choice.path}, split {choice.split}: no rows")
     if not (choice.tasks or choice.without_tasks or choice.without_modalities):
-        return table
-    tasks, formats = column_of(table, "task"), column_of(table, "modality")
-    if absent := sorted({*choice.tasks, *choice.without_tasks} - set(tasks.unique().to_pylist())):
+        return rows
+    tasks, formats = index.known["task"], index.known["modality"]
+    there = cast(list[str], sorted(filter(None, tasks.unique().to_pylist())))
+    if absent := sorted({*choice.tasks, *choice.without_tasks} - set(there)):
         raise ValueError(
             f"{choice.path}: data.tasks or data.without_tasks names {', '.join(absent)}, which it has no row of; it "
-            f"has {', '.join(sorted(tasks.unique().to_pylist()))}"
+            f"has {', '.join(there)}"
         )
-
-    def among(column: pa.ChunkedArray, names: tuple[str, ...]) -> np.ndarray:
-        return pc.is_in(column, pa.array(names, pa.string())).to_numpy()
-
-    admitted = ~among(tasks, choice.without_tasks) & ~among(formats, choice.without_modalities)
+    admitted = ~_among(tasks, choice.without_tasks) & ~_among(formats, choice.without_modalities)
     if choice.tasks:
-        admitted &= among(tasks, choice.tasks)
+        admitted &= _among(tasks, choice.tasks)
     if not admitted.any():
-        pairs = sorted({f"{task} ({form})" for task, form in zip(tasks.to_pylist(), formats.to_pylist(), strict=True)})
+        pairs = pa.table({"task": tasks, "format": formats}).group_by(["task", "format"]).aggregate([]).to_pylist()
+        has = ", ".join(sorted(f"{pair['task']} ({pair['format']})" for pair in pairs))
         raise ValueError(
-            f"{choice.path}: data.tasks, data.without_tasks and data.without_modalities leave no row; it has "
-            f"{', '.join(pairs)}"
+            f"{choice.path}: data.tasks, data.without_tasks and data.without_modalities leave no row; it has {has}"
         )
-    return table.select(np.flatnonzero(admitted))
+    return rows[admitted]

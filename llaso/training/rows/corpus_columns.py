@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import datasets
-import pyarrow as pa
 
 Feature = Any
 """One of datasets' column types."""
@@ -75,8 +74,3 @@ def checked_columns(features: Mapping[str, Feature], where: str) -> list[str]:
         if name in features and not fits(features[name]):
             raise ValueError(f"{where}: column `{name}` is {features[name]}, not {words}")
     return [name for name in TYPES if name in features]
-
-
-def column_of(table: datasets.Dataset, name: str) -> pa.ChunkedArray:
-    """Read one column whole; row by row, as datasets gives it, millions of rows take minutes."""
-    return table.select_columns([name]).with_format("arrow")[:][name]

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 import torch
 
 from llaso.progress import Report, progress_report
+from llaso_common.schema import Row
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor
 
 from ..recipe.recipe import Recipe
-from .batch_plan import BatchRule, steps_per_epoch
+from .batch_plan import BatchRule, Plan
 from .collator import Collator, RowEncoder, TeacherCollator
-from .corpora import Corpus, NumberedCorpus, open_corpus, open_held_out
+from .corpora import Corpus, open_corpus, open_held_out
 from .encoder_cache import GIGABYTE, EncoderCache, fill, fingerprint
-from .row_lengths import Row
 
 HELD_OUT_TASK = "ASR"
 ENCODER_REPORT_SECONDS = 5.0
@@ -29,19 +29,17 @@ class TrainingRows:
     """The data of a run.
 
     Attributes:
-        corpus: rows to train on, numbered or streamed.
+        corpus: rows to train on.
+        plan: of their steps.
         held_out: rows to transcribe while training.
-        rule: how rows become micro-batches.
-        epoch_steps: optimizer steps of one epoch.
         steps: optimizer steps of the run.
         collator: turns rows into a batch.
         cache: the frozen encoder's output, if the recipe keeps it.
     """
 
     corpus: Corpus
+    plan: Plan
     held_out: list[Row]
-    rule: BatchRule
-    epoch_steps: int
     steps: int
     collator: Collator
     cache: EncoderCache | None
@@ -55,12 +53,11 @@ class TrainingRows:
         report: Report,
     ) -> None:
         """Encode every clip of training and of `held_out` that the cache does not hold; see `encoder_cache.fill`."""
-        if self.cache is None or not isinstance(self.corpus, NumberedCorpus):
+        if self.cache is None:
             return
-        order = self.corpus.lengths.argsort(kind="stable").tolist()
-        total = len(held_out) + len(order)
+        total = len(held_out) + self.corpus.rows
         show = progress_report("encoding rows", report, ENCODER_REPORT_SECONDS)
-        rows = itertools.chain(held_out, map(self.corpus.__getitem__, order))
+        rows = itertools.chain(held_out, self.corpus)
         processor = self.collator.encode.processor
         model.eval()
         fill(self.cache, model, processor, rows, precision, device, lambda done: show(done, total), report)
@@ -77,23 +74,25 @@ def set_up_rows(
         FileNotFoundError: there is no such corpus.
     """
     data = recipe.data
-    corpus = open_corpus(data, recipe.seed, processor, recipe.compute.workers)
-    rule = batch_rule(recipe, world)
-    epoch_steps, steps = count_steps(recipe, corpus, rule)
+    corpus = open_corpus(data, processor, recipe.compute.workers)
+    plan = plan_of(recipe, corpus, world)
     cache = open_cache(recipe, model, processor)
     weight, packing = recipe.optimizer.ctc_weight, recipe.batch.packing
     encode = RowEncoder(processor, data.max_length, cache, "no" if weight == 0 else "all" if weight == 1 else "some")
     teacher = TeacherCollator(encode, packing) if recipe.optimizer.distill_weight > 0 else None
     held_out = open_held_out(data, HELD_OUT_TASK, max(recipe.watch.final_rows, recipe.watch.evaluate_rows))
-    return TrainingRows(
-        corpus, held_out, rule, epoch_steps, steps, Collator(encode, data.bad_rows == "skip", teacher, packing), cache
-    )
+    collator = Collator(encode, data.bad_rows == "skip", teacher, packing)
+    return TrainingRows(corpus, plan, held_out, count_steps(recipe, plan), collator, cache)
 
 
-def batch_rule(recipe: Recipe, world: int) -> BatchRule:
-    """Return the rule by which this recipe's rows become micro-batches on `world` processes."""
+def plan_of(recipe: Recipe, corpus: Corpus, world: int) -> Plan:
+    """Plan the steps of this recipe on `world` processes.
+
+    Raises:
+        ValueError: there are too few rows for a single step.
+    """
     batch = recipe.batch
-    return BatchRule(
+    rule = BatchRule(
         batch.per_device,
         batch.max_tokens,
         batch.group_by_length,
@@ -101,14 +100,12 @@ def batch_rule(recipe: Recipe, world: int) -> BatchRule:
         batch.accumulation * world,
         batch.packing,
     )
+    return Plan(corpus.row_groups, rule, recipe.seed)
 
 
-def count_steps(recipe: Recipe, corpus: Corpus, rule: BatchRule) -> tuple[int, int]:
-    """Count the optimizer steps of one epoch and of the run; a stream's run counts as one epoch."""
-    if recipe.data.streaming:
-        return recipe.optimizer.max_steps, recipe.optimizer.max_steps
-    epoch_steps = steps_per_epoch(corpus.windows(rule, recipe.seed), rule, recipe.seed)
-    return epoch_steps, recipe.optimizer.max_steps or max(1, round(recipe.optimizer.epochs * epoch_steps))
+def count_steps(recipe: Recipe, plan: Plan) -> int:
+    """Count the optimizer steps of a run."""
+    return recipe.optimizer.max_steps or max(1, round(recipe.optimizer.epochs * plan.epoch_steps()))
 
 
 def open_cache(recipe: Recipe, model: LlasoForConditionalGeneration, processor: LlasoProcessor) -> EncoderCache | None:

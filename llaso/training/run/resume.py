@@ -6,7 +6,6 @@ weights, and a digest of the rows. The number of processes may change as long as
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Collection, Mapping
@@ -19,10 +18,9 @@ import yaml
 from llaso.progress import Report
 from llaso_common.atomic_write import write_atomically
 
-from ..recipe.recipe import DataChoice, Recipe, load_recipe
+from ..recipe.recipe import Recipe, load_recipe
 from ..recipe.yaml_loader import flatten
-from ..rows.corpora import Corpus, NumberedCorpus
-from ..rows.corpus_columns import column_of
+from ..rows.corpora import Corpus
 from .history import HISTORY, RESULT, History, TrainResult
 
 RECIPE, PLAN = "recipe.yaml", "plan.json"
@@ -47,7 +45,8 @@ CHANGEABLE = (
 """Settings that a resumed run may change if `--change` names them."""
 MEASURES = ("batch.accumulation", "watch.final_rows")
 """Those of `MAY_CHANGE` that change a run's result: the rows of a step, and of the last word error rate."""
-ROWS_AT_ONCE = 100_000
+ORDER = 1
+"""The way in which rows are ordered; 0 is that of runs whose plan does not name one."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,9 @@ class StepPlan:
         micro_batches: number in a step, all processes together.
         processes: number of training processes.
         sharding: of the weights: `none`, `fsdp` or `deepspeed`.
-        rows: of the corpus; 0 if it is streamed.
-        data: a digest of what is read.
+        rows: of the corpus.
+        data: a digest of what the order of rows depends on.
+        order: the way in which rows are ordered.
     """
 
     micro_batches: int
@@ -67,12 +67,13 @@ class StepPlan:
     sharding: str
     rows: int = 0
     data: str = ""
+    order: int = 0
 
 
 def step_plan(recipe: Recipe, world: int) -> StepPlan:
     """Return the plan of this launch, without the digest of its data."""
     used = [kind for kind in ("fsdp", "deepspeed") if os.environ.get(f"ACCELERATE_USE_{kind.upper()}") == "true"]
-    return StepPlan(recipe.batch.accumulation * world, world, used[0] if used else "none")
+    return StepPlan(recipe.batch.accumulation * world, world, used[0] if used else "none", order=ORDER)
 
 
 def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,6 +162,11 @@ def refuse_other_rows(out: Path, plan: StepPlan) -> None:
         ValueError: the rows differ.
     """
     earlier = _read(out)
+    if earlier is not None and earlier.order != plan.order:
+        raise ValueError(
+            f"{out}: this run began with another version of llaso, which ordered the rows otherwise; finish it with "
+            "that version, or name another folder with --set out=…"
+        )
     if earlier is not None and earlier.data != plan.data:
         count = f" ({earlier.rows:,} then, {plan.rows:,} now)" if earlier.rows != plan.rows else ""
         raise ValueError(
@@ -178,7 +184,7 @@ def begin_run(
         ValueError: the run is resumed, and the corpus has changed since it began.
     """
     if main_process:
-        plan = replace(plan, rows=corpus.rows, data=digest_of(corpus, recipe.data))
+        plan = replace(plan, rows=corpus.rows, data=corpus.digest())
         if start_step:
             refuse_other_rows(out, plan)
     history = History(out / HISTORY, start_step, main_process, recent=max(1000, 6 * recipe.watch.log_every))
@@ -210,24 +216,6 @@ def finished_result(out: Path, recipe: Recipe, plan: StepPlan, change: Collectio
         return None
     result = TrainResult(**json.loads((out / RESULT).read_text(encoding="utf-8")))
     return replace(result, out=recipe.out)  # the folder may have moved since
-
-
-def digest_of(corpus: Corpus, choice: DataChoice) -> str:
-    """Digest a corpus's rows: ids and lengths in their order, or the names and sizes of the files of a stream.
-
-    A stream from the Hub has neither at hand: its `data.revision` is what the recipe says.
-    """
-    digest = hashlib.sha256()
-    if isinstance(corpus, NumberedCorpus):
-        ids = column_of(corpus.table, "id")
-        for start in range(0, len(ids), ROWS_AT_ONCE):
-            digest.update("".join(f"{row_id}\n" for row_id in ids.slice(start, ROWS_AT_ONCE).to_pylist()).encode())
-        digest.update(corpus.lengths.tobytes())
-    else:
-        for folder in (Path(path) for path in (choice.path, choice.text_path) if path):
-            files = sorted(path for path in folder.rglob("*.parquet") if path.is_file())
-            digest.update(json.dumps([[str(p.relative_to(folder)), p.stat().st_size] for p in files]).encode())
-    return digest.hexdigest()[:16]
 
 
 def _read(out: Path) -> StepPlan | None:

@@ -23,7 +23,6 @@ from llaso_common.folder_lock import alone_in
 
 from ..recipe.recipe import Recipe, load_recipe
 from ..rows.collator import RowEncoder, pad
-from ..rows.corpora import NumberedCorpus
 from ..rows.training_rows import TrainingRows, set_up_rows
 from .callbacks import HeldOutEvaluation, Progress, StopOnSignal
 from .checkpoints import discard_all, last_checkpoint
@@ -98,7 +97,7 @@ def _train(recipe: Recipe, out: Path, plan: StepPlan, main_process: bool, report
         alignment=trainer.alignment if trainer.ctc_weight == 1 else None,
     )
     stop = StopOnSignal(trainer)
-    trainer.add_callback(Progress(trainer, report, rows.epoch_steps, recipe.watch.show_seconds))
+    trainer.add_callback(Progress(trainer, report, rows.plan.epoch_steps(), recipe.watch.show_seconds))
     if held_out.rows:
         trainer.add_callback(HeldOutEvaluation(trainer, held_out, recipe.watch, report))
     trainer.add_callback(stop)
@@ -130,7 +129,7 @@ def _train(recipe: Recipe, out: Path, plan: StepPlan, main_process: bool, report
 
 def _report_norms(trainer: LlasoTrainer, rows: TrainingRows, report: Report) -> None:
     """Report the norms of audio and text embeddings, on a few rows with audio."""
-    if trainer.shards or not isinstance(rows.corpus, NumberedCorpus):
+    if trainer.shards:
         return
     encode = RowEncoder(trainer.processor, rows.collator.encode.max_length)
     examples = []

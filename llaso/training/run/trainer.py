@@ -32,10 +32,10 @@ from modeling_llaso.modeling_llaso import LlasoAudioOutput, LlasoForConditionalG
 from modeling_llaso.processing_llaso import LlasoProcessor
 
 from ..recipe.recipe import Recipe
-from ..rows.batch_plan import Plan
 from ..rows.collator import IGNORED
 from ..rows.corpora import NumberedCorpus
 from ..rows.packing import Packed, members
+from ..rows.read_ahead import ReadAhead, RowsAsRead
 from ..rows.training_rows import TrainingRows
 from .answer_loss import chunked_losses
 from .checkpoints import WEIGHTS, frozen_digests, frozen_sources, load_trainable, mark_whole, save_trainable
@@ -98,7 +98,7 @@ class LlasoTrainer(Trainer):
         super().__init__(
             model=model,
             args=training_arguments(recipe, rows.steps),
-            train_dataset=rows.corpus,
+            train_dataset=RowsAsRead(),
             data_collator=rows.collator,
             processing_class=processor,
         )
@@ -141,18 +141,12 @@ class LlasoTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """Return the loader of this process's micro-batches; it draws nothing from the training's random state."""
         args = self.args
-        plan: Plan = Plan(
-            self.rows.corpus.windows(self.rows.rule, args.seed),
-            self.rows.rule,
-            steps=args.max_steps,
-            seed=args.seed,
-            rank=args.process_index,
-            world=args.world_size,
-            start_step=self.start_step,
+        rows = ReadAhead(
+            self.rows.corpus, self.rows.plan, args.max_steps, args.process_index, args.world_size, self.start_step
         )
         return DataLoader(
-            self.rows.corpus,  # type: ignore[arg-type]
-            batch_sampler=plan,
+            RowsAsRead(),
+            batch_sampler=rows,
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
