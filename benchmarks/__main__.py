@@ -14,6 +14,7 @@ SECTIONS = {
     "profile": "which operators one model's time goes to",
     "data": "how fast corpora are planned and built",
     "scoring": "how long scoring takes",
+    "loading": "how training reads its rows",
     "padding": "how much of a batch is padding",
     "hearing": "what a Whisper hears in trim against full",
     "packing": "training on unequal rows, padded and end to end",

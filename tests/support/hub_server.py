@@ -35,6 +35,7 @@ class HubServer(ThreadingHTTPServer):
         private: names of the private ones.
         sdks: of the Spaces, by name.
         uploads: SHA-256 of each large file that was received whole, in order.
+        sent: bytes of files that were sent.
         lose_replies: whether commits are made but their answers lost.
     """
 
@@ -50,6 +51,7 @@ class HubServer(ThreadingHTTPServer):
         self.private: set[str] = set()
         self.sdks: dict[str, str] = {}
         self.uploads: list[str] = []
+        self.sent = 0
         self.lose_replies = False
         self._left: int | None = None
         self._counting = threading.Lock()
@@ -317,6 +319,8 @@ class _Handler(BaseHTTPRequestHandler):
             first, last = int(asked[1]), int(asked[2] or len(content) - 1)
             part, status = content[first : last + 1], 206
             headers["Content-Range"] = f"bytes {first}-{first + len(part) - 1}/{len(content)}"
+        if self.command == "GET":
+            self.server.sent += len(part)
         return self._send(part, status, "application/octet-stream", headers)
 
     def _tree(self, match: re.Match, recursive: bool) -> None:

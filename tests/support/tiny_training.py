@@ -11,7 +11,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,9 +26,6 @@ from transformers import (
     WhisperFeatureExtractor,
     WhisperModel,
 )
-
-datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0
-"""datasets waits five seconds at the end of every shuffled stream, for threads that here have long ended."""
 
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 MARKS = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
@@ -140,13 +136,13 @@ def row(number: int, seed: int = 0, task: str = "ASR", clips: int = 1) -> dict[s
     }
 
 
-def save_corpus(folder: Path, rows: dict[str, list[dict[str, Any]]]) -> Path:
-    """Save rows by split, as a corpus folder that `load_dataset` reads."""
+def save_corpus(folder: Path, rows: dict[str, list[dict[str, Any]]], group: int = 7) -> Path:
+    """Save rows by split, as a corpus folder that `load_dataset` reads, in row groups of `group` rows."""
     (folder / "data").mkdir(parents=True)
     lines = ["---", "configs:", "- config_name: default", "  data_files:"]
     for split, of_split in rows.items():
         table = pa.Table.from_pylist(of_split, schema=FEATURES.arrow_schema)
-        pq.write_table(table, folder / "data" / f"{split}-00000-of-00001.parquet")
+        pq.write_table(table, folder / "data" / f"{split}-00000-of-00001.parquet", row_group_size=group)
         lines += [f"  - split: {split}", f"    path: data/{split}-*.parquet"]
     (folder / "README.md").write_text("\n".join([*lines, "---", ""]), encoding="utf-8")
     return folder

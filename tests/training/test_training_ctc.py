@@ -12,7 +12,7 @@ from support.tiny_training import curve, row, save_backbones, save_corpus, tiny_
 
 from llaso.training.recipe.recipe import load_recipe
 from llaso.training.rows.collator import Collator, RowEncoder
-from llaso.training.rows.corpora import NumberedCorpus, open_corpus
+from llaso.training.rows.corpora import open_corpus
 from llaso.training.run.ctc_loss import SHARPNESS, Alignment, alignment_with
 from llaso.training.run.model_setup import open_model
 from llaso.training.run.train import train
@@ -65,10 +65,9 @@ def test_the_best_path_leaves_out_blanks_and_repetitions():
 
 def test_the_corpus_says_which_tokens_compete(root):
     model, processor = open_model(load_recipe(aligned(root, "unused")))
-    corpus = open_corpus(load_recipe(aligned(root, "unused")).data, 0)
-    assert isinstance(corpus, NumberedCorpus)
+    corpus = open_corpus(load_recipe(aligned(root, "unused")).data)
     alignment = alignment_with(model.get_input_embeddings().weight, processor, corpus)
-    said = {token for text in corpus.table["target"] for token in processor.tokenizer(text)["input_ids"]}
+    said = {token for one in corpus for token in processor.tokenizer(one["target"])["input_ids"]}
     special = set(processor.tokenizer.all_special_ids)
     assert processor.tokenizer.decode([alignment.blank]) == "\n"
     assert set(alignment.competing.tolist()) == said - special | {alignment.blank}
@@ -102,7 +101,6 @@ def test_rows_that_are_no_transcript_are_refused_or_left_to_the_llm(root):
         ({"train": ["projector", "llm"]}, "`train` names llm"),
         ({"optimizer__distill_weight": 0.5}, "distill_weight"),
         ({"data__text_path": "text"}, "data.text_path"),
-        ({"data__streaming": True}, "stream"),
         ({"batch__packing": True}, "packing"),
     ],
 )

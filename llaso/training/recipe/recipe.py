@@ -195,11 +195,6 @@ class Recipe:
                 raise ValueError(f"recipe: `optimizer.{part}` has values of its own, but `train` does not name {part}")
         if self.lora.rank > 0 and "llm" not in self.train:
             raise ValueError("recipe: `lora.rank` adapts the LLM, but `train` does not name llm")
-        if self.optimizer.ctc_weight > 0 and self.data.streaming:
-            raise ValueError(
-                "recipe: `optimizer.ctc_weight` scores the tokens of all transcripts, which a stream does not know "
-                "beforehand; set data.streaming=false"
-            )
         if self.optimizer.ctc_weight > 0 and self.batch.packing:
             raise ValueError("recipe: `optimizer.ctc_weight` takes rows apart; set batch.packing=false")
         if self.optimizer.ctc_weight == 1:

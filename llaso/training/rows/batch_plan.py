@@ -209,11 +209,24 @@ class Plan:
         return np.concatenate(found)
 
     def _shuffled_groups(self, epoch: int, drawn: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Return the order of the groups, and where each of them ends in the order of the rows."""
+        """Return the order of the groups, and where each of them ends in the order of the rows.
+
+        Groups of similar tokens are dealt one to each lane, so that lanes have as much to read and to compute.
+        """
         number = len(self.groups.starts) - 1
         border = number if self.groups.drawn_from is None else self.groups.drawn_from
-        chosen = np.arange(border, number) if drawn else np.arange(border)
-        order = seeded(self.seed, epoch, "drawn groups" if drawn else "groups").permutation(chosen)
+        random = seeded(self.seed, epoch, "drawn groups" if drawn else "groups")
+        order = random.permutation(np.arange(border, number) if drawn else border)
+        if not drawn:
+            lanes = self.rule.parallel
+            spare, order = order[: border % lanes], order[border % lanes :]
+            lengths = self.groups.lengths[: self.groups.always]
+            tokens = np.add.reduceat(lengths, self.groups.starts[:border], dtype=np.int64)
+            dealt = random.permuted(order[np.argsort(tokens[order], kind="stable")].reshape(-1, lanes), axis=1)
+            parts = np.split(spare, np.arange(1, lanes) * len(spare) // lanes)  # none or one for each lane
+            order = np.concatenate(
+                [random.permutation(np.append(dealt[:, lane], parts[lane])) for lane in range(lanes)]
+            )
         return order, np.cumsum((self.groups.starts[1:] - self.groups.starts[:-1])[order])
 
 

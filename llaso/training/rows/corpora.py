@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -49,10 +50,10 @@ class CorpusPart:
     starts: np.ndarray
     lengths: np.ndarray
 
-    def read_group(self, place: int) -> list[Row]:
-        """Read the admitted rows of the row group at a place in `groups`."""
+    def read_group(self, place: int, columns: Sequence[str] = ()) -> list[Row]:
+        """Read the admitted rows of the row group at a place in `groups`; all that training reads, or some columns."""
         group = int(self.groups[place])
-        table = self.index.read(group, self.index.columns)
+        table = self.index.read(group, columns or self.index.columns)
         inside = self.rows[self.starts[place] : self.starts[place + 1]] - self.index.starts[group]
         return (table if len(inside) == len(table) else table.take(inside)).to_pylist()
 
@@ -94,10 +95,16 @@ class Corpus:
         """Return the row group of each row."""
         return np.searchsorted(self.row_groups.starts, rows, side="right") - 1
 
-    def read_group(self, group: int) -> list[Row]:
-        """Read the rows of a row group."""
+    def read_group(self, group: int, columns: Sequence[str] = ()) -> list[Row]:
+        """Read the rows of a row group: all that training reads of them, or some columns."""
         of_first = len(self.parts[0].groups)
-        return self.parts[0].read_group(group) if group < of_first else self.parts[1].read_group(group - of_first)
+        part, place = (self.parts[0], group) if group < of_first else (self.parts[1], group - of_first)
+        return part.read_group(place, columns)
+
+    def first(self, rows: int, columns: Sequence[str]) -> Iterator[Row]:
+        """Yield some columns of the first so many rows."""
+        groups = range(len(self.row_groups.starts) - 1)
+        return itertools.islice((row for group in groups for row in self.read_group(group, columns)), rows)
 
     def __getitem__(self, number: int) -> Row:
         """Return one row; its row group, and the one asked for before, stay in memory."""
@@ -108,6 +115,15 @@ class Corpus:
         """Yield every row, a row group at a time."""
         for group in range(len(self.row_groups.starts) - 1):
             yield from self.read_group(group)
+
+    def by_length(self) -> Iterator[Row]:
+        """Yield every row, a row group at a time, each in the order of length."""
+        starts = self.row_groups.starts
+        for group in range(len(starts) - 1):
+            rows = self.read_group(group)
+            yield from (
+                rows[place] for place in self.lengths[starts[group] : starts[group + 1]].argsort(kind="stable")
+            )
 
     def seconds(self) -> np.ndarray:
         """Return the seconds of audio of every row, `(rows,)`; 0 where the corpus does not say."""

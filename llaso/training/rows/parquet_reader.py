@@ -104,10 +104,12 @@ def _named(file: str) -> Iterator[None]:
     """
     try:
         yield
-    except pa.ArrowException as error:
-        raise ValueError(f"{file} cannot be read: {error}; build or fetch it again") from error
     except (HTTPError, OfflineModeIsEnabled) as error:
         raise OSError(
             f"{file} could not be read from the Hub ({type(error).__name__}: {str(error).strip().splitlines()[0]}); "
             "earlier checkpoints are kept. Run the same command again"
         ) from error
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, FileNotFoundError) or isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ValueError(f"{file} cannot be read: {str(error).strip()}; build or fetch it again") from error

@@ -142,7 +142,7 @@ def _from_text(row: Row, processor: LlasoProcessor | None) -> int | None:
     except ValueError:
         return 1  # the value that `row_length` returns for a row that cannot be counted
     clips = _clips_in(messages)
-    if clips > 1 or (clips and not _known_seconds(row)):
+    if processor is not None and (clips > 1 or (clips and not _known_seconds(row))):
         return None
     return row_length(cast(Row, {**row, "audio": [None] * clips}), processor)
 

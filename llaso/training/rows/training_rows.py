@@ -57,7 +57,7 @@ class TrainingRows:
             return
         total = len(held_out) + self.corpus.rows
         show = progress_report("encoding rows", report, ENCODER_REPORT_SECONDS)
-        rows = itertools.chain(held_out, self.corpus)
+        rows = itertools.chain(held_out, self.corpus.by_length())
         processor = self.collator.encode.processor
         model.eval()
         fill(self.cache, model, processor, rows, precision, device, lambda done: show(done, total), report)

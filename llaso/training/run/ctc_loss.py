@@ -19,8 +19,7 @@ from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor
 
 from ..rows.collator import TRANSCRIBED
-from ..rows.corpora import NumberedCorpus
-from ..rows.corpus_columns import column_of
+from ..rows.corpora import Corpus
 
 BLANK = "\n"
 """The token that stands for nothing new. It is no part of a transcript, LLMs read it as a break between words, and its
@@ -89,7 +88,7 @@ class Alignment:
         return self.scale * nn.functional.linear(audio, embeddings)
 
 
-def alignment_with(embeddings: torch.Tensor, processor: LlasoProcessor, corpus: NumberedCorpus) -> Alignment:
+def alignment_with(embeddings: torch.Tensor, processor: LlasoProcessor, corpus: Corpus) -> Alignment:
     """Return the alignment with the tokens of a corpus's transcripts.
 
     Args:
@@ -97,9 +96,8 @@ def alignment_with(embeddings: torch.Tensor, processor: LlasoProcessor, corpus: 
         processor: of the model.
         corpus: the rows to train on.
     """
-    columns = (column_of(corpus.table, name) for name in ("task", "target"))
-    rows = zip(*(column.slice(0, TRANSCRIPTS_READ).to_pylist() for column in columns), strict=True)
-    texts = [target for task, target in rows if task in TRANSCRIBED and target] or [""]
+    rows = corpus.first(TRANSCRIPTS_READ, ("task", "target"))
+    texts = [row["target"] for row in rows if row["task"] in TRANSCRIBED and row["target"]] or [""]
     tokens = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
     blank = processor.tokenizer(BLANK, add_special_tokens=False)["input_ids"][-1]
     competing = torch.tensor(sorted({blank, *(token for row in tokens for token in row)}))

@@ -33,7 +33,6 @@ from modeling_llaso.processing_llaso import LlasoProcessor
 
 from ..recipe.recipe import Recipe
 from ..rows.collator import IGNORED
-from ..rows.corpora import NumberedCorpus
 from ..rows.packing import Packed, members
 from ..rows.read_ahead import ReadAhead, RowsAsRead
 from ..rows.training_rows import TrainingRows
@@ -121,7 +120,6 @@ class LlasoTrainer(Trainer):
                 raise ValueError(
                     "optimizer.ctc_weight needs whole weights in each process; launch without FSDP or DeepSpeed"
                 )
-            assert isinstance(rows.corpus, NumberedCorpus)
             embeddings: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
             self.alignment = alignment_with(embeddings, processor, rows.corpus)
         self.loss_is_scaled_for_ga = self.per_token
