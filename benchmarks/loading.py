@@ -267,9 +267,7 @@ def tables(short: int = 1_000_000, spoken: int = 2_000, rounds: int = 3, old: st
         size = _bytes_in(corpus)
         late = short // (PER_DEVICE * PARALLEL) * 9 // 10
         yield f"{short:,} rows of a tenth of a second, {size / 1e6:,.0f} MB\n"
-        yield (
-            "| loader | first start s | copied MB | second start s | start at nine tenths s | kill to next step s | MB |"
-        )
+        yield ("| loader | first start s | copied MB | second start s | start at 9/10 s | kill to next step s | MB |")
         yield "|---|---|---|---|---|---|---|"
         for loader in bench.loaders:
             first = bench.measure(loader, corpus, PER_DEVICE)
