@@ -53,13 +53,21 @@ WORKER = str(ROOT / "tests/support/rank_worker.py")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resume")
     save_backbones(folder)
-    save_corpus(folder / "corpus", {"train": [row(i) for i in range(20)] + [row(i, task="IP") for i in range(10)]})
+    rows = [row(i) for i in range(20)] + [row(i, task="IP") for i in range(10)]
+    save_corpus(folder / "corpus", {"train": rows})
+    broken = row(40) | {"audio": [{"bytes": b"no audio at all", "path": "40.flac"}]}
+    save_corpus(folder / "broken", {"train": [*rows[:11], broken, *rows[11:]]})
+    save_corpus(folder / "text", {"train": [row(i, task="AQA", clips=0) for i in range(12)]})
     return folder
 
 
 STAGE_1: dict[str, Any] = {"compute__workers": 1, "compute__encoder_cache_gb": 0.01}
 STAGE_2: dict[str, Any] = {
     "train": ["projector", "llm"],
+    "data__path": "broken",
+    "data__bad_rows": "skip",
+    "data__text_path": "text",
+    "data__text_share": 0.2,
     "lora": {"rank": 2, "dropout": 0.2},  # dropout draws random numbers, which must go on where they stopped
     "compute__precision": "bf16",
     "compute__frozen_weights": "bf16",
@@ -67,7 +75,9 @@ STAGE_2: dict[str, Any] = {
 
 
 def recipe_for(root: Path, out: str, changes: dict[str, Any]) -> dict[str, Any]:
-    return tiny_recipe(root, out, optimizer__max_steps=STEPS, watch__save_every=3, batch__per_device=2, **changes)
+    paths = {name: str(root / changes[name]) for name in ("data__path", "data__text_path") if name in changes}
+    fixed = {"optimizer__max_steps": STEPS, "watch__save_every": 3, "batch__per_device": 2}
+    return tiny_recipe(root, out, **fixed, **(changes | paths))
 
 
 def wait_until_frozen(process: subprocess.Popen[str]) -> None:
@@ -279,6 +289,15 @@ def test_rows_that_changed_are_noticed(root, tmp_path):
     save_corpus(tmp_path / "corpus", {"train": rows[1:]})
     with pytest.raises(ValueError, match=r"the corpus has changed since this run began \(12 then, 11 now\)"):
         train(recipe)
+
+
+def test_a_run_whose_rows_were_ordered_otherwise_is_not_resumed(root, checkpoints, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(checkpoints, out)
+    plan = json.loads((out / "plan.json").read_text())
+    (out / "plan.json").write_text(json.dumps({name: value for name, value in plan.items() if name != "order"}))
+    with pytest.raises(ValueError, match="another version of llaso, which ordered the rows otherwise; finish it with"):
+        train(recipe_for(root, "checkpoints", {}) | {"out": str(out)})
 
 
 def test_a_full_disk_keeps_the_checkpoint_before_and_the_run_goes_on_once_there_is_room(root):
