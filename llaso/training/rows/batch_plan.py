@@ -113,7 +113,7 @@ class Plan:
                 f"the recipe's data section admits {self.rows:,} rows, fewer than the {rule.parallel} micro-batches "
                 "of one step need; take a smaller batch.accumulation, fewer processes or more data"
             )
-        self.windows = max(1, round(lane / (rule.per_device * rule.window)))
+        self.windows = max(1, min(lane // rule.per_device, round(lane / (rule.per_device * rule.window))))
         """Windows of an epoch."""
         self._order = functools.lru_cache(maxsize=4)(self._shuffled_groups)
         self._steps_in = functools.lru_cache(maxsize=None)(self._count_steps)
@@ -126,8 +126,8 @@ class Plan:
         """
         lanes = [self._sorted(epoch, window, lane) for lane in range(self.rule.parallel)]
         cuts = [self.rule.cut(self.groups.lengths[rows]) for rows in lanes]
-        fewest = min(map(len, lanes))
-        if max(map(len, cuts)) > fewest:  # one row a micro-batch, and a lane with a row more than others
+        fewest, counts = min(map(len, lanes)), {len(places) for places in cuts}
+        if len(counts) > 1 and not (self.rule.max_tokens and max(counts) <= fewest):  # for lanes with a row more
             lanes = [rows[:fewest] for rows in lanes]
             cuts = [self.rule.cut(self.groups.lengths[rows]) for rows in lanes]
         count = max(map(len, cuts))
@@ -162,17 +162,18 @@ class Plan:
         if self.rule.max_tokens:
             return len(self.steps(epoch, window))
         sizes = [stop - start for start, stop in (self._places(window, lane) for lane in range(self.rule.parallel))]
-        return min(min(sizes), -(-max(sizes) // self.rule.per_device))
+        return -(-min(sizes) // self.rule.per_device)
 
     def _places(self, window: int, lane: int) -> tuple[int, int]:
         """Return the part of the epoch's order that a lane has in a window.
 
-        Every second lane goes from its end to its beginning, so that two lanes that share a row group come to it at
-        the same time.
+        Only the last window has more than full micro-batches. Every second lane goes from its end to its beginning, so
+        that two lanes that share a row group come to it at the same time.
         """
-        lanes, fewest = self.rule.parallel, self.rows // self.rule.parallel
+        lanes, of_batch = self.rule.parallel, self.rule.per_device
         first, end = (lane * self.rows // lanes, (lane + 1) * self.rows // lanes)
-        start, stop = window * fewest // self.windows, (window + 1) * fewest // self.windows
+        full = self.rows // lanes // of_batch
+        start, stop = (number * full // self.windows * of_batch for number in (window, window + 1))
         if window == self.windows - 1:
             stop = end - first
         return (end - stop, end - start) if lane % 2 else (first + start, first + stop)
@@ -198,12 +199,9 @@ class Plan:
         place = int(np.searchsorted(ends, start, side="right"))
         while start < stop:
             group = int(order[place])
-            first, size = (
-                int(self.groups.starts[group]),
-                int(self.groups.starts[group + 1] - self.groups.starts[group]),
-            )
-            begins = int(ends[place]) - size
-            inside = seeded(self.seed, epoch, "group", group).permutation(size)
+            first, last = self.groups.starts[group : group + 2].tolist()
+            begins = int(ends[place]) - (last - first)
+            inside = seeded(self.seed, epoch, "group", group).permutation(last - first)
             found.append(first + inside[start - begins : stop - begins])
             start, place = int(ends[place]), place + 1
         return np.concatenate(found)
