@@ -20,6 +20,9 @@ SECTIONS = {
     "packing": "training on unequal rows, padded and end to end",
     "exported": "what files for llama.cpp hear, by type of weights",
     "serving": "many clients at a server against one",
+    "digits_model": "trains a small model on spoken digits, for the next two",
+    "transcription": "an hour of speech against its pieces given by hand, and live",
+    "word_times": "how well attention tells when a word is said",
     "training_gpu": "training on a GPU at full size",
 }
 
