@@ -90,7 +90,7 @@ class DecoderPart(nn.Module):
             cache.update(keys, values, layer)
         # Written here, because how transformers makes masks differs from version to version.
         places = torch.arange(attention_mask.shape[1], device=inputs_embeds.device)
-        new_places = places[past[0][0].shape[2] :]
+        new_places = past[0][0].shape[2] + torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
         seen = (places <= new_places[:, None]) & attention_mask[:, None, None, :].bool()
         mask = torch.zeros_like(seen, dtype=inputs_embeds.dtype)
         mask = mask.masked_fill(~seen, torch.finfo(inputs_embeds.dtype).min)
@@ -127,11 +127,9 @@ class NetworkPart:
         """
 
         def open_lengths(name: str) -> dict[int, Any]:
-            lengths = self.open_lengths(name)
-            if most is None:
-                return dict.fromkeys(lengths, Dim.DYNAMIC)
             return {
-                place: Dim.DYNAMIC(min=int(length != "past"), max=most[length]) for place, length in lengths.items()
+                place: Dim.DYNAMIC(min=int(length != "past"), max=most[length] if most else None)
+                for place, length in self.open_lengths(name).items()
             }
 
         with torch.no_grad():

@@ -82,9 +82,7 @@ class NumpyProcessor:
         for part in sources:
             source = next((part[key] for key in AUDIO_KEYS if part.get(key) is not None), None)
             if source is None and not remaining:
-                raise ValueError(
-                    f"the conversation has more audio parts to fill than the {len(audio)} audios that came"
-                )
+                raise ValueError(f"{len(audio)} audios came, fewer than the conversation has places for")
             clips.append(self._read(remaining.pop(0) if source is None else source, len(clips)))
         if remaining:
             raise ValueError(f"{len(audio)} audios came, {len(remaining)} more than the conversation has places for")
@@ -175,15 +173,16 @@ class NumpyProcessor:
         if self.audio["padding"] == "full":
             # Frames up to half a transform after the last sample still overlap it; those after hold silence.
             frames = min(frames + half // hop + 1, whole)
-        # The samples under these frames, as if the window were padded with silence and reflected at both ends.
-        samples = np.zeros((frames - 1) * hop + n_fft, dtype=np.float32)
+        # The samples under these frames, as if the window were padded with silence and reflected at both ends; a whole
+        # number of hops, so that the reflection of a single frame is inside.
+        samples = np.zeros(-(-((frames - 1) * hop + n_fft) // hop) * hop, dtype=np.float32)
         samples[half : half + len(window)] = window[: len(samples) - half]
         samples[:half] = samples[half + 1 : n_fft + 1][::-1]
         beyond = len(samples) - half - size
         if beyond > 0:
             samples[-beyond:] = samples[-2 * beyond - 1 : -beyond - 1][::-1]
         hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft)
-        spectrum = np.fft.rfft(np.lib.stride_tricks.sliding_window_view(samples, n_fft)[::hop] * hann)
+        spectrum = np.fft.rfft(np.lib.stride_tricks.sliding_window_view(samples, n_fft)[::hop][:frames] * hann)
         power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
         mel = np.log10(np.maximum(power @ self.mel_filters, MEL_FLOOR)).T
         if self.audio["padding"] == "full":
