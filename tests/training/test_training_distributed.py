@@ -232,7 +232,7 @@ def test_when_a_loss_is_no_number_the_rows_of_all_processes_are_named_once(root)
 
 @pytest.mark.slow
 def test_two_sharded_nodes_lose_one_resume_and_follow_the_loss_curve_of_one_process(root, alone, tmp_path):
-    recipe = recipe_of(root, "nodes", 1, batch__packing=True)
+    recipe = recipe_of(root, "nodes", 1)
     out, file = Path(recipe["out"]), tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe))
     nodes = launch_two_nodes(file, FREEZE=f"step:1:{LOSE_AT}")
