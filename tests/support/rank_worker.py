@@ -3,8 +3,9 @@
 Two environment variables change it. `SHARD=1`, for configurations that shard: the CPU is declared an accelerator,
 since accelerate allows FSDP on those only. `FREEZE=POINT:RANK:NUMBER,…`: the process of that rank stops itself
 (SIGSTOP) the NUMBERth time it comes to a point, so that a test can act on it there. Points are `step`, when a step is
-recorded but not yet taken; `save`, when a checkpoint's files are written but it is not marked complete; `hear`, during
-an evaluation; `train`, when the last step is done and the model not yet written.
+recorded but not yet taken; `save`, when a checkpoint's small files are written; `write`, when its weights are, in the
+thread that writes them; `hear`, during an evaluation; `train`, when the last step is done and the model not yet
+written.
 """
 
 from __future__ import annotations
@@ -12,24 +13,27 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from types import ModuleType
 
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from transformers import Trainer
 
 from llaso.cli import main
+from llaso.training.run import checkpoints
 from llaso.training.run.held_out import HeldOut
 from llaso.training.run.history import History
 
 POINTS = {
     "step": (History, "add"),
     "save": (Trainer, "_save_checkpoint"),
+    "write": (checkpoints, "save_file"),
     "hear": (HeldOut, "_transcribe"),
     "train": (Trainer, "train"),
 }
 
 
-def after(kind: type, name: str, then) -> None:
+def after(kind: type | ModuleType, name: str, then) -> None:
     """Call `then` with a method's arguments, each time the method has returned."""
     method = getattr(kind, name)
 

@@ -6,12 +6,14 @@ import json
 import os
 import shutil
 import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support.tiny_training import curve, row, save_backbones, save_corpus, tiny_recipe, weights_digest
 from torch import nn
 from transformers import WhisperModel
@@ -19,10 +21,13 @@ from transformers import WhisperModel
 from llaso.training.cost.flops import OperatorCounter
 from llaso.training.recipe.recipe import load_recipe
 from llaso.training.rows.training_rows import set_up_rows
+from llaso.training.run import checkpoints
+from llaso.training.run.background_save import BackgroundSave, WaitForSave
 from llaso.training.run.callbacks import time_shares
 from llaso.training.run.checkpoints import FROZEN, WEIGHTS
 from llaso.training.run.history import History, read_history
 from llaso.training.run.model_setup import open_model, set_up_parts
+from llaso.training.run.step_timer import StepTimer
 from llaso.training.run.train import train
 from llaso.training.run.trainer import LlasoTrainer
 from modeling_llaso import LlasoForConditionalGeneration
@@ -91,6 +96,53 @@ def test_a_resumed_run_is_the_undisturbed_one_from_either_form_of_checkpoint(roo
     train(recipe)
     assert curve(tmp_path / "run") == curve(undisturbed) and len(curve(undisturbed)) == STEPS
     assert weights_digest(tmp_path / "run") == weights_digest(undisturbed)
+
+
+def test_what_is_written_beside_the_training_is_of_the_step_that_was_saved(root, tmp_path, monkeypatch):
+    """A thread that writes slowly sees the weights and the optimizer's states before the next update."""
+    threads: list[str] = []
+
+    def slowly(*args: Any) -> None:
+        threads.append(threading.current_thread().name)
+        time.sleep(0.3)  # far longer than a step
+        save_file(*args)
+
+    monkeypatch.setattr(checkpoints, "save_file", slowly)
+    saved = []
+    for beside in (True, False):
+        recipe = recipe_for(root, "unused", **STAGE_2) | {"out": str(tmp_path / str(beside))}
+        recipe["watch"] |= {"save_beside": beside, "keep": 9}
+        train_until(recipe, 4)
+        folder = tmp_path / str(beside) / "checkpoint-4"
+        saved.append((load_file(folder / WEIGHTS), torch.load(folder / "optimizer.pt", weights_only=True)["state"]))
+    assert set(threads) == {"save-checkpoint"}
+    (weights, state), (expected, expected_state) = saved
+    torch.testing.assert_close(weights, expected, rtol=0, atol=0)
+    torch.testing.assert_close(state, expected_state, rtol=0, atol=0)
+
+
+def test_an_error_of_the_thread_that_writes_ends_the_run_at_the_next_step(root, tmp_path, monkeypatch):
+    def fail(*args: Any) -> None:
+        raise OSError("[Errno 5] Input/output error")
+
+    monkeypatch.setattr(checkpoints, "save_file", fail)
+    recipe = recipe_for(root, "unused", watch__save_every=3) | {"out": str(tmp_path / "run")}
+    with pytest.raises(
+        OSError, match=r"checkpoint-3 could not be written: .*error\. Earlier checkpoints are kept; make"
+    ):
+        train(recipe)
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+    assert [record["step"] for record in read_history(tmp_path / "run" / "history.jsonl")] == [1, 2, 3, 4]
+
+
+def test_only_copies_are_written_while_weights_are_updated():
+    writer, may_end = BackgroundSave(), threading.Event()
+    writer.start(may_end.wait)
+    WaitForSave(writer, copies=True, timer=StepTimer(cuda=False)).on_pre_optimizer_step(None, None, None)
+    assert writer.started
+    may_end.set()
+    WaitForSave(writer, copies=False, timer=StepTimer(cuda=False)).on_pre_optimizer_step(None, None, None)
+    assert not writer.started
 
 
 def test_a_frozen_part_that_changed_is_refused_by_name(root, tmp_path):
@@ -225,7 +277,7 @@ def test_the_history_says_where_the_seconds_of_a_step_went(root, tmp_path):
     assert all({"reading", "encoder", "llm", "backward", "total"} <= seconds.keys() for seconds in records)
     assert all(value >= 0 for seconds in records for value in seconds.values())
     assert "optimizer" not in records[0] and all("optimizer" in seconds for seconds in records[1:])
-    assert [number for number, seconds in enumerate(records, 1) if "saving" in seconds] == [4]  # saved after step 3
+    assert [number for number, seconds in enumerate(records, 1) if "saving" in seconds] == [4, 5]  # saved after step 3
     assert sum("reading" in line and "%" in line for line in lines) == STEPS
 
 

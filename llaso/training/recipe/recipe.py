@@ -149,6 +149,7 @@ class WatchChoice:
     show_seconds: bool = False  # add the seconds by purpose to progress lines; `history.jsonl` always has them
     save_every: Annotated[int, AT_LEAST_1] = 500  # steps
     save_whole: bool = False  # write frozen weights into every checkpoint, too; sharded runs always do
+    save_beside: bool = True  # write checkpoints in a thread beside the training; sharded runs never do
     keep: Annotated[int, AT_LEAST_1] = 2  # checkpoints
     evaluate_every: Annotated[int, AT_LEAST_0] = 0  # steps; 0 means only at the end
     evaluate_rows: Annotated[int, AT_LEAST_0] = 64  # held-out ASR rows transcribed each time

@@ -138,10 +138,16 @@ def clip_key(content: bytes) -> str:
 
 
 def fingerprint(model: LlasoForConditionalGeneration, processor: LlasoProcessor, precision: str) -> str:
-    """Digest all that a clip's encoder output depends on: weights, padding, log-mel settings, precision."""
+    """Digest all that a clip's encoder output depends on: weights, padding, log-mel settings, precision.
+
+    Weights that bf16 arithmetic multiplies are digested as bf16, so that stages which hold them in different types
+    share what is kept.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.model.audio_tower.state_dict().items()):
         digest.update(name.encode())
+        if precision == "bf16":
+            tensor = tensor.to(torch.bfloat16)
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
     settings = {
         "padding": processor.audio_padding,

@@ -127,11 +127,9 @@ def frozen_sources(choice: ModelChoice) -> dict[str, str]:
 
 
 def save_trainable(
-    model: LlasoForConditionalGeneration, folder: Path, digests: Mapping[str, str], sources: Mapping[str, str]
+    learned: dict[str, torch.Tensor], folder: Path, digests: Mapping[str, str], sources: Mapping[str, str]
 ) -> None:
-    """Write the parameters that learn, and what the frozen ones are."""
-    folder.mkdir(parents=True, exist_ok=True)
-    learned = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    """Write the parameters that learn, by name, and what the frozen ones are."""
     save_file(learned, folder / WEIGHTS)
     frozen = {part: {"source": sources[part], "sha256": digests[part]} for part in PARTS}
     (folder / FROZEN).write_text(json.dumps(frozen, indent=1) + "\n", encoding="utf-8")

@@ -113,6 +113,7 @@ def _train(recipe: Recipe, out: Path, plan: StepPlan, main_process: bool, report
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             stop.end_run(report)
     finally:
+        trainer.writer.close()
         if main_process:
             draw_curve(out, f"{out.name}: {', '.join(recipe.train)}")
 

@@ -15,7 +15,8 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from modeling_llaso.compatibility_llaso import CHECKPOINTING_SINCE_5_23
 from modeling_llaso.modeling_llaso import LlasoAudioOutput, LlasoForConditionalGeneration
@@ -37,6 +39,7 @@ from ..rows.packing import Packed, members
 from ..rows.read_ahead import ReadAhead, RowsAsRead
 from ..rows.training_rows import TrainingRows
 from .answer_loss import chunked_losses
+from .background_save import BackgroundSave, WaitForSave, on_host
 from .checkpoints import WEIGHTS, frozen_digests, frozen_sources, load_trainable, mark_whole, save_trainable
 from .ctc_loss import Alignment, alignment_with, call_through
 from .distillation import Teacher
@@ -106,6 +109,9 @@ class LlasoTrainer(Trainer):
         self.timer.watch(model.model.audio_tower, ENCODER)
         if recipe.batch.packing:
             use_packing(model, lambda: self.timer.measure(ENCODER))
+        self.writer = BackgroundSave()
+        self.to_write: list[Callable[[], None]] = []  # what is left to write of the checkpoint that is being saved
+        self.add_callback(WaitForSave(self.writer, self.args.device.type != "cpu", self.timer))
         self.add_callback(OptimizerTime(self.timer))
         self.distill_weight = recipe.optimizer.distill_weight
         self.teacher: Teacher | None = None
@@ -420,7 +426,19 @@ class LlasoTrainer(Trainer):
             super()._save(output_dir, state_dict)
         elif self.args.should_save:
             assert output_dir is not None
-            save_trainable(self.unwrapped, Path(output_dir), self.frozen_digests, self.sources)
+            folder = Path(output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            learned = on_host({name: p for name, p in self.unwrapped.named_parameters() if p.requires_grad})
+            self.to_write.append(lambda: save_trainable(learned, folder, self.frozen_digests, self.sources))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.shards:
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            assert self.optimizer is not None and self.lr_scheduler is not None
+            state = on_host(self.optimizer.state_dict())
+            self.to_write.append(lambda: torch.save(state, os.path.join(output_dir, OPTIMIZER_NAME)))
+            torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
@@ -432,24 +450,50 @@ class LlasoTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint, and mark it complete only after every file is on disk.
 
+        The large files are written beside the training (`watch.save_beside`), unless weights are sharded.
+
         Raises:
-            OSError: it cannot be written, on a full disk say; the one before is kept.
+            OSError: it, or the one before, cannot be written, on a full disk say; earlier ones are kept.
         """
         folder = self.out / f"checkpoint-{self.state.global_step}"
-        try:
-            with self.timer.measure(SAVING):
+        step, keep = self.state.global_step, self.recipe.watch.keep
+        with self.timer.measure(SAVING):
+            self.writer.wait()
+            with told(folder):
                 super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
-            if self.is_world_process_zero():
-                mark_whole(folder, self.state.global_step, self.recipe.watch.keep)
-        except WRITE_ERRORS as error:
-            if is_peer_lost(error):
-                raise
-            shutil.rmtree(folder, ignore_errors=True)
-            raise OSError(
-                f"checkpoint {folder} could not be written: {error}. Earlier checkpoints are kept; make room and run "
-                "the same command again"
-            ) from error
+            jobs, self.to_write = self.to_write, []
+            if not self.is_world_process_zero():
+                return
+
+            def finish() -> None:
+                with told(folder):
+                    for job in jobs:
+                        job()
+                    mark_whole(folder, step, keep)
+
+            self.writer.start(finish)
+            if not self.recipe.watch.save_beside:
+                self.writer.wait()
+
+
+@contextmanager
+def told(folder: Path) -> Iterator[None]:
+    """Turn what a full disk causes into a plain error, and remove the checkpoint that was being written.
+
+    Raises:
+        OSError: the message names the folder, the cause and the remedy.
+    """
+    try:
+        yield
+    except WRITE_ERRORS as error:
+        if is_peer_lost(error):
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+        raise OSError(
+            f"checkpoint {folder} could not be written: {error}. Earlier checkpoints are kept; make room and run "
+            "the same command again"
+        ) from error
 
 
 def training_arguments(recipe: Recipe, steps: int) -> TrainingArguments:
