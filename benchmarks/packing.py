@@ -21,10 +21,10 @@ import torch
 
 from benchmarks.padding import TOKENS_PER_SECOND
 from benchmarks.subjects import IGNORED, SIZES, Size, llaso
-from llaso.training.cost.flops import OperatorCounter
 from llaso.training.rows.batch_plan import BatchRule, seeded
 from llaso.training.rows.collator import Example, pack, pad
 from llaso.training.run.model_setup import freeze_all_but, keep_frozen
+from llaso.training.run.operator_counter import OperatorCounter
 from llaso.training.run.packed_forward import use_packing
 from llaso_common.audio import MEL_FRAMES_PER_SECOND
 from modeling_llaso.configuration_llaso import count_audio_tokens

@@ -126,7 +126,7 @@ def measure(recipe: Recipe, padding: str, packing: bool, arguments: argparse.Nam
         hold_frozen_in(model, torch.bfloat16)
     model.train()
     keep_frozen(frozen, model)
-    rows = arguments.rows or recipe.batch.per_device
+    rows = arguments.rows or recipe.batch.at_once
     made = rows_of(config, rows, arguments.seconds, arguments.spread)
     flops = arguments.accumulation * useful_flops(model, made, device)
     if packing:

@@ -18,7 +18,6 @@ from support.tiny_training import curve, row, save_backbones, save_corpus, tiny_
 from torch import nn
 from transformers import WhisperModel
 
-from llaso.training.cost.flops import OperatorCounter
 from llaso.training.recipe.recipe import load_recipe
 from llaso.training.rows.training_rows import set_up_rows
 from llaso.training.run import checkpoints
@@ -27,6 +26,7 @@ from llaso.training.run.callbacks import time_shares
 from llaso.training.run.checkpoints import FROZEN, WEIGHTS
 from llaso.training.run.history import History, read_history
 from llaso.training.run.model_setup import open_model, set_up_parts
+from llaso.training.run.operator_counter import OperatorCounter
 from llaso.training.run.step_timer import StepTimer
 from llaso.training.run.train import train
 from llaso.training.run.trainer import LlasoTrainer

@@ -13,13 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaForCausalLM, WhisperModel
 
 from llaso.training.cost.dry_run import config_of, dry_run, weigh
-from llaso.training.cost.flops import COMPETING, COPIES, ENCODER, LLM, LOGITS, BatchShape, OperatorCounter
+from llaso.training.cost.flops import COMPETING, ENCODER, LLM, LOGITS, BatchShape
 from llaso.training.recipe.recipe import Recipe, load_recipe
 from llaso.training.rows.collator import IGNORED, Collator, RowEncoder
 from llaso.training.rows.corpora import open_corpus
 from llaso.training.rows.training_rows import TrainingRows, plan_of
 from llaso.training.run.history import History, read_history
 from llaso.training.run.model_setup import freeze_all_but, open_model, set_up_parts
+from llaso.training.run.operator_counter import COPIES, OperatorCounter
 from llaso.training.run.train import train
 from llaso.training.run.trainer import LlasoTrainer
 from modeling_llaso.compatibility_llaso import checkpoint_activations

@@ -11,7 +11,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, PreTrainedConfig
 
 from llaso_common.audio import MEL_FRAMES_PER_SECOND
-from modeling_llaso.compatibility_llaso import checkpoint_activations
 from modeling_llaso.configuration_llaso import LLAMA_3_2_3B, WHISPER_LARGE_V3, LlasoConfig, count_audio_tokens
 from modeling_llaso.conversion import new_processor
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
@@ -33,6 +32,7 @@ from ..rows.corpora import open_corpus
 from ..rows.training_rows import plan_of
 from ..run.model_setup import PartReport, describe_parts, keep_frozen, report_parts, set_up_parts
 from ..run.packed_attention import set_packed_attention
+from ..run.recomputation import checkpoint_layers
 from .flops import ENCODER, BatchShape, OperatorCounter, count_micro_batch
 
 KNOWN_ENCODERS = {"openai/whisper-large-v3": WHISPER_LARGE_V3}
@@ -130,10 +130,11 @@ def dry_run(recipe: str | Path | Recipe, overrides: Iterable[str] = ()) -> RunCo
     settings = load_recipe(recipe, overrides)
     config = config_of(settings)
     world = int(os.environ.get("WORLD_SIZE", 1))
+    settings = replace(settings, batch=replace(settings.batch, per_device=settings.batch.at_once).on(world))
     rows = rows_of(settings, config, world)
     steps = settings.optimizer.max_steps or max(1, round(settings.optimizer.epochs * rows.steps))
     a_row = rows.text + rows.windows * count_audio_tokens(rows.frames, config.projector_stride)
-    at_once = settings.batch.per_device
+    at_once = settings.batch.at_once
     if settings.batch.max_tokens:
         at_once = max(1, min(at_once, int(settings.batch.max_tokens // a_row)))
     text = round(rows.text)
@@ -181,8 +182,7 @@ def weigh(recipe: Recipe, config: LlasoConfig, shape: BatchShape) -> tuple[list[
         for part in (model.model.audio_tower, model.model.language_model):
             set_packed_attention(part)
     model.train()
-    if recipe.compute.gradient_checkpointing:
-        checkpoint_activations(model)
+    checkpoint_layers(model, recipe.compute.gradient_checkpointing)
     keep_frozen(frozen, model)
     parts = report_parts(model)
     compute = recipe.compute
@@ -234,7 +234,7 @@ def rows_of(recipe: Recipe, config: LlasoConfig, world: int) -> MeanRows:
     of_a_row = data.seconds_per_row * MEL_FRAMES_PER_SECOND
     clips = math.ceil(of_a_row / config.max_frames)
     frames = config.max_frames if full else max(2, round(of_a_row / max(1, clips)))
-    steps = math.ceil(data.rows / (recipe.batch.per_device * recipe.batch.accumulation * world))
+    steps = math.ceil(data.rows / (recipe.batch.at_once * recipe.batch.accumulation * world))
     return MeanRows(data.rows, data.text_tokens_per_row, clips, frames, None, steps)
 
 

@@ -36,6 +36,7 @@ Modality = Literal["text_audio", "audio_text", "audio"]
 Schedule = Literal[
     "cosine", "linear", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt", "cosine_with_restarts"
 ]
+Checkpointing = bool | Literal["selective"]
 Attention = Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"]
 
 
@@ -86,14 +87,66 @@ class DataChoice:
 
 @dataclass(frozen=True)
 class BatchChoice:
-    """How rows are put into batches."""
+    """How rows are put into batches, and how many make a step.
 
-    per_device: Annotated[int, AT_LEAST_1] = 1  # rows of a micro-batch, at most
+    A step has `per_device` x `accumulation` rows on each device. If `rows` or `tokens` says what a step holds on all
+    devices together, `accumulation` follows from it and is not read.
+    """
+
+    per_device: Annotated[int, AT_LEAST_1] | Literal["auto"] = 1  # rows of a micro-batch, at most; auto: what fits
     accumulation: Annotated[int, AT_LEAST_1] = 1  # micro-batches of one step, on each device
+    rows: Annotated[int, AT_LEAST_0] = 0  # of one step, on all devices together
+    tokens: Annotated[int, AT_LEAST_0] = 0  # of one step likewise, counted as `max_tokens` does
     group_by_length: bool = True  # neighbours in length share a micro-batch
     max_tokens: Annotated[int, AT_LEAST_0] = 0  # of a micro-batch, padding included, at most; 0 means no such limit
     packing: bool = False  # rows of a micro-batch end to end, without padding
     window: Annotated[int, AT_LEAST_1] = 64  # micro-batches sorted together; larger pads less and shuffles less
+
+    def __post_init__(self) -> None:
+        if self.rows and self.tokens:
+            raise ValueError("recipe: `batch.rows` and `batch.tokens` both say how large a step is; set one of them")
+        if self.rows and self.max_tokens:
+            raise ValueError(
+                "recipe: `batch.max_tokens` makes micro-batches of unequal numbers of rows, so that a step cannot "
+                "have exactly `batch.rows`; set batch.tokens in its place, or batch.max_tokens=0"
+            )
+        if self.per_device == "auto" and not self.rows and not self.tokens:
+            raise ValueError(
+                "recipe: `batch.per_device` is auto, which depends on the device, so a step's size must not follow "
+                "from it; set batch.rows or batch.tokens"
+            )
+        if self.tokens and not self.max_tokens and self.per_device != "auto":
+            raise ValueError(
+                "recipe: `batch.tokens` is filled by micro-batches of `batch.max_tokens`; set it to what fits on a "
+                "device, or batch.per_device=auto"
+            )
+
+    @property
+    def at_once(self) -> int:
+        """Rows of a micro-batch, at most; 1 if they are still to be measured."""
+        return self.per_device if isinstance(self.per_device, int) else 1
+
+    def on(self, processes: int) -> BatchChoice:
+        """Return the same batches for so many processes, with the accumulation that follows.
+
+        Raises:
+            ValueError: a step cannot be divided into equal shares.
+        """
+        if self.per_device == "auto" or not (self.rows or self.tokens):
+            return self
+        whole, name, part = self.rows, "rows", self.per_device
+        if self.tokens:
+            whole, name, part = self.tokens, "tokens", self.max_tokens
+        accumulation, rest = divmod(whole, part * processes)
+        if rest:
+            setting = "per_device" if self.rows else "max_tokens"
+            near = max((one for one in range(1, part + 1) if whole % (one * processes) == 0), default=0)
+            remedy = f"set batch.{setting}={near}" if near else f"take a number of processes that divides {whole:,}"
+            raise ValueError(
+                f"recipe: a step of batch.{name}={whole:,} cannot be divided into micro-batches of {part:,} on "
+                f"{processes} process{'es' if processes > 1 else ''}; {remedy}"
+            )
+        return dataclasses.replace(self, accumulation=accumulation, rows=0, tokens=0)
 
 
 @dataclass(frozen=True)
@@ -132,13 +185,16 @@ class ComputeChoice:
 
     precision: Literal["bf16", "fp32"] = "bf16"
     frozen_weights: Literal["bf16", "fp32"] = "fp32"  # type of frozen weights; trainable ones are always fp32
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Checkpointing = False  # compute layers again in the backward pass; see recomputation.py
     answer_only_logits: bool = True  # the LLM's head runs on answer tokens alone
     attention: Attention | None = None  # transformers' choice by default
     encoder_cache_gb: Annotated[float, AT_LEAST_0] = 0.0  # disk for the frozen encoder's output; 0: none kept
     encoder_cache: str | None = None  # its folder; `encoder-cache` beside `out` by default
     loss_chunk: Annotated[int, AT_LEAST_1] = 1024  # answer tokens whose logits are made together
     workers: Annotated[int, AT_LEAST_0] = 0  # processes that read and featurize
+    memory_gb: Annotated[float, AT_LEAST_0] = (
+        0.0  # what a run on the CPU may take, for `batch.per_device: auto`; 0: most
+    )
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,8 @@ def check_ranges(settings: Any, where: str) -> None:
     values = flatten(to_plain(dataclasses.asdict(settings)))
     for name, allowed in names_and_ranges(type(settings)):
         value = values[name]
-        if allowed is not None and value is not None and not (math.isfinite(value) and allowed.allows(value)):
+        named = value is None or isinstance(value, str)  # a name in place of a number, such as `auto`
+        if allowed is not None and not named and not (math.isfinite(value) and allowed.allows(value)):
             raise ValueError(f"{where}: `{name}` is {value}, but must be {allowed.words}")
 
 
@@ -209,8 +210,11 @@ def _value(hint: Any, value: Any, name: str) -> Any:
     """Return one value in its type; YAML 1.1 reads `1e-3` as text, so numbers in text are taken too."""
     origin, choices = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        inner = next(choice for choice in choices if choice is not types.NoneType)
-        return None if value is None else _value(inner, value, name)
+        kinds = [choice for choice in choices if choice is not types.NoneType]
+        if value is None and len(kinds) < len(choices):
+            return None
+        words = [word for kind in kinds[1:] for word in typing.get_args(kind)]  # names in place of a number
+        return value if value in words else _value(kinds[0], value, name)
     if origin is Literal:
         if value in choices:
             return value

@@ -93,7 +93,7 @@ def plan_of(recipe: Recipe, corpus: Corpus, world: int) -> Plan:
     """
     batch = recipe.batch
     rule = BatchRule(
-        batch.per_device,
+        batch.at_once,
         batch.max_tokens,
         batch.group_by_length,
         batch.window,

@@ -18,7 +18,7 @@ import yaml
 from llaso.progress import Report
 from llaso_common.atomic_write import write_atomically
 
-from ..recipe.recipe import Recipe, load_recipe
+from ..recipe.recipe import BatchChoice, Recipe, load_recipe
 from ..recipe.yaml_loader import flatten
 from ..rows.corpora import Corpus
 from .history import HISTORY, RESULT, History, TrainResult
@@ -60,6 +60,8 @@ class StepPlan:
         rows: of the corpus.
         data: a digest of what the order of rows depends on.
         order: the way in which rows are ordered.
+        per_device: rows of a micro-batch, at most.
+        max_tokens: rows x longest row of a micro-batch, at most; 0 means no such limit.
     """
 
     micro_batches: int
@@ -68,12 +70,38 @@ class StepPlan:
     rows: int = 0
     data: str = ""
     order: int = 0
+    per_device: int = 0
+    max_tokens: int = 0
 
 
-def step_plan(recipe: Recipe, world: int) -> StepPlan:
-    """Return the plan of this launch, without the digest of its data."""
+def step_plan(batch: BatchChoice, world: int) -> StepPlan:
+    """Return the plan of this launch, without the digest of its data.
+
+    Args:
+        batch: in numbers; of one that is still to be measured, the micro-batches of a step are 0.
+        world: processes.
+    """
     used = [kind for kind in ("fsdp", "deepspeed") if os.environ.get(f"ACCELERATE_USE_{kind.upper()}") == "true"]
-    return StepPlan(recipe.batch.accumulation * world, world, used[0] if used else "none", order=ORDER)
+    micro_batches = 0 if batch.per_device == "auto" else batch.accumulation * world
+    sharding = used[0] if used else "none"
+    at_once = batch.at_once if micro_batches else 0
+    return StepPlan(micro_batches, world, sharding, order=ORDER, per_device=at_once, max_tokens=batch.max_tokens)
+
+
+def batch_in_numbers(out: Path, batch: BatchChoice, world: int) -> BatchChoice:
+    """Return a recipe's batches for so many processes, as the run in a folder measured them if it did.
+
+    Returns:
+        Batches whose accumulation is known; `auto` stays if nothing has been measured yet.
+
+    Raises:
+        ValueError: a step cannot be divided into equal shares.
+    """
+    earlier = _read(out)
+    if batch.per_device == "auto" and earlier is not None and earlier.per_device:
+        tokens = earlier.micro_batches * earlier.max_tokens if batch.tokens else 0
+        batch = replace(batch, per_device=earlier.per_device, max_tokens=earlier.max_tokens, tokens=tokens)
+    return batch.on(world)
 
 
 def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:

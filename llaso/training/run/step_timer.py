@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 READING, ENCODER, LLM, BACKWARD, OPTIMIZER = "reading", "encoder", "llm", "backward", "optimizer"
 SAVING, EVALUATING, TOTAL = "saving", "evaluating", "total"
@@ -30,6 +31,7 @@ class StepTimer:
         self.cuda = cuda
         self.spans: list[tuple[str, Mark, Mark]] = []
         self.taken = time.perf_counter()
+        self._hooks: list[RemovableHandle] = []
 
     def mark(self) -> Mark:
         """Return this moment, on the device's clock."""
@@ -49,8 +51,15 @@ class StepTimer:
     def watch(self, module: nn.Module, purpose: str) -> None:
         """Count the forward passes of a module for `purpose`."""
         starts: list[Mark] = []
-        module.register_forward_pre_hook(lambda *_: starts.append(self.mark()))
-        module.register_forward_hook(lambda *_: self.spans.append((purpose, starts.pop(), self.mark())))
+        self._hooks.append(module.register_forward_pre_hook(lambda *_: starts.append(self.mark())))
+        self._hooks.append(
+            module.register_forward_hook(lambda *_: self.spans.append((purpose, starts.pop(), self.mark())))
+        )
+
+    def unwatch(self) -> None:
+        """Count no module any longer."""
+        while self._hooks:
+            self._hooks.pop().remove()
 
     def take(self) -> dict[str, float]:
         """Return the seconds by purpose since the last call, with their total."""

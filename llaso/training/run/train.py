@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from llaso.progress import Report, time_in_words
 from llaso_common.atomic_write import write_atomically
 from llaso_common.folder_lock import alone_in
 
-from ..recipe.recipe import Recipe, load_recipe
+from ..recipe.recipe import BatchChoice, Recipe, load_recipe
 from ..rows.collator import RowEncoder, pad
 from ..rows.training_rows import TrainingRows, set_up_rows
+from .batch_size import measured_batch
 from .callbacks import HeldOutEvaluation, Progress, StopOnSignal
 from .checkpoints import discard_all, last_checkpoint
 from .ctc_loss import match_loudness
@@ -31,7 +32,7 @@ from .distributed import check_same_start, long_barrier, plain_errors
 from .held_out import HeldOut
 from .history import RESULT, TrainResult, draw_curve, result_of
 from .model_setup import set_up_model, vector_norms
-from .resume import StepPlan, begin_run, finished_result, step_plan
+from .resume import StepPlan, batch_in_numbers, begin_run, finished_result, step_plan
 from .trainer import LlasoTrainer, export
 
 logger = logging.getLogger(__name__)
@@ -68,24 +69,37 @@ def train(
     settings = load_recipe(recipe, overrides)
     out = Path(settings.out)
     main_process, world = int(os.environ.get("RANK", 0)) == 0, int(os.environ.get("WORLD_SIZE", 1))
-    plan = step_plan(settings, world)
+    batch = batch_in_numbers(out, settings.batch, world)
+    plan = step_plan(batch, world)
     if finished := finished_result(out, settings, plan, change):
         return finished
     with plain_errors(), alone_in(out) if main_process else contextlib.nullcontext():
         # Another process may have finished the run just before the lock was taken.
         return finished_result(out, settings, plan, change) or _train(
-            settings, out, plan, main_process, report if main_process else logger.debug
+            settings, batch, plan, main_process, report if main_process else logger.debug
         )
 
 
-def _train(recipe: Recipe, out: Path, plan: StepPlan, main_process: bool, report: Report) -> TrainResult:
-    """Train, with the folder's lock held."""
+def _train(asked: Recipe, batch: BatchChoice, plan: StepPlan, main_process: bool, report: Report) -> TrainResult:
+    """Train, with the folder's lock held.
+
+    Args:
+        asked: the recipe as it was given, which the folder records.
+        batch: its batches in numbers, or still to be measured.
+        plan: of this launch.
+        main_process: whether this process writes.
+        report: takes progress lines.
+    """
+    out, recipe = Path(asked.out), replace(asked, batch=batch)
     start = time.perf_counter()
     start_step, checkpoint = last_checkpoint(out, main_process)
     set_seed(recipe.seed)
     model, processor, frozen = set_up_model(recipe, report)
+    if batch.per_device == "auto":
+        found = measured_batch(recipe, model, processor, frozen, plan.processes, report).on(plan.processes)
+        recipe, plan = replace(asked, batch=found), step_plan(found, plan.processes)
     rows = set_up_rows(recipe, model, processor, plan.processes)
-    history = begin_run(out, recipe, plan, rows.corpus, start_step, main_process, report)
+    history = begin_run(out, asked, plan, rows.corpus, start_step, main_process, report)
     trainer = LlasoTrainer(model, recipe, processor, rows, frozen, history, start_step)
     check_same_start(start_step, out)
     held_out = HeldOut(
@@ -105,7 +119,7 @@ def _train(recipe: Recipe, out: Path, plan: StepPlan, main_process: bool, report
     if not start_step:
         _report_norms(trainer, rows, report)
     report(
-        f"{rows.steps:,} steps of {recipe.batch.per_device} x {recipe.batch.accumulation} x {plan.processes} rows"
+        f"{rows.steps:,} steps of {recipe.batch.at_once} x {recipe.batch.accumulation} x {plan.processes} rows"
         + (f", going on from step {start_step:,}" if start_step else "")
     )
     try:

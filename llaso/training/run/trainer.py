@@ -29,7 +29,6 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
-from modeling_llaso.compatibility_llaso import CHECKPOINTING_SINCE_5_23
 from modeling_llaso.modeling_llaso import LlasoAudioOutput, LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor
 
@@ -44,10 +43,12 @@ from .checkpoints import WEIGHTS, frozen_digests, frozen_sources, load_trainable
 from .ctc_loss import Alignment, alignment_with, call_through
 from .distillation import Teacher
 from .distributed import gathered, is_peer_lost
+from .heap import TrimHeap
 from .history import History
 from .model_setup import add_lora, keep_frozen, merge_lora
 from .optimizer_groups import has_own_rates, parameter_groups, set_learning_rates
 from .packed_forward import use_packing
+from .recomputation import checkpointing_arguments
 from .step_timer import BACKWARD, ENCODER, LLM, OPTIMIZER, READING, SAVING, Mark, StepTimer
 
 logger = logging.getLogger(__name__)
@@ -113,6 +114,8 @@ class LlasoTrainer(Trainer):
         self.to_write: list[Callable[[], None]] = []  # what is left to write of the checkpoint that is being saved
         self.add_callback(WaitForSave(self.writer, self.args.device.type != "cpu", self.timer))
         self.add_callback(OptimizerTime(self.timer))
+        if self.args.device.type == "cpu":
+            self.add_callback(TrimHeap())
         self.distill_weight = recipe.optimizer.distill_weight
         self.teacher: Teacher | None = None
         if self.distill_weight > 0:
@@ -502,10 +505,9 @@ def training_arguments(recipe: Recipe, steps: int) -> TrainingArguments:
     reporters = list(watch.reporters)
     if reporters == ["auto"]:
         reporters = ["trackio"] if importlib.util.find_spec("trackio") else ["none"]
-    checkpointing: dict[str, Any] = {CHECKPOINTING_SINCE_5_23: compute.gradient_checkpointing}
     arguments = TrainingArguments(
         output_dir=recipe.out,
-        per_device_train_batch_size=recipe.batch.per_device,
+        per_device_train_batch_size=recipe.batch.at_once,
         gradient_accumulation_steps=recipe.batch.accumulation,
         max_steps=steps,
         learning_rate=optimizer.learning_rate,
@@ -516,7 +518,7 @@ def training_arguments(recipe: Recipe, steps: int) -> TrainingArguments:
         adam_beta2=optimizer.beta2,
         max_grad_norm=optimizer.clip,
         bf16=compute.precision == "bf16",
-        **checkpointing,
+        **checkpointing_arguments(compute.gradient_checkpointing),
         use_cpu=not torch.accelerator.is_available(),
         dataloader_num_workers=compute.workers,
         dataloader_pin_memory=torch.cuda.is_available(),
