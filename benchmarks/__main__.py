@@ -23,6 +23,7 @@ SECTIONS = {
     "digits_model": "trains a small model on spoken digits, for the next two",
     "transcription": "an hour of speech against its pieces given by hand, and live",
     "word_times": "how well attention tells when a word is said",
+    "training": "transforms, checkpoints and steps of a training run",
     "training_gpu": "training on a GPU at full size",
 }
 

@@ -145,7 +145,7 @@ def test_auto_trains_as_the_number_that_it_chose_and_resumes_with_it(root, tmp_p
     assert (stored.per_device, stored.accumulation) == (chosen, 6 // chosen if 6 % chosen == 0 else 1)
 
 
-def test_auto_fills_a_step_of_tokens_and_refuses_what_cannot_be_measured(root, tmp_path):
+def test_auto_fills_a_step_of_tokens_and_refuses_rows_that_do_not_fit(root, tmp_path):
     lines: list[str] = []
     recipe = recipe_for(root, tmp_path / "tokens", {"tokens": 3000, "per_device": "auto", "window": 2})
     train(recipe, {"optimizer.max_steps": 1}, lines.append)
@@ -154,9 +154,6 @@ def test_auto_fills_a_step_of_tokens_and_refuses_what_cannot_be_measured(root, t
     assert any(f"of {plan['max_tokens']:,} tokens together" in line for line in lines)
     with pytest.raises(ValueError, match=r"the longest row, \d+ tokens, does not fit"):
         train(recipe | {"out": str(tmp_path / "small")}, {"compute.memory_gb": 0.001})
-    streamed = recipe_for(root, tmp_path / "s", {"rows": 4, "per_device": "auto"}, data__streaming=True)
-    with pytest.raises(ValueError, match="auto needs the lengths of all rows, but data.streaming is set"):
-        train(streamed)
 
 
 def test_the_dry_run_counts_the_steps_of_a_global_batch(root, tmp_path):

@@ -77,12 +77,17 @@ def set_up_rows(
     corpus = open_corpus(data, processor, recipe.compute.workers)
     plan = plan_of(recipe, corpus, world)
     cache = open_cache(recipe, model, processor)
-    weight, packing = recipe.optimizer.ctc_weight, recipe.batch.packing
+    held_out = open_held_out(data, HELD_OUT_TASK, max(recipe.watch.final_rows, recipe.watch.evaluate_rows))
+    collator = collator_for(recipe, processor, cache)
+    return TrainingRows(corpus, plan, held_out, count_steps(recipe, plan), collator, cache)
+
+
+def collator_for(recipe: Recipe, processor: LlasoProcessor, cache: EncoderCache | None) -> Collator:
+    """Return the collator that a recipe's losses and batches need."""
+    data, weight, packing = recipe.data, recipe.optimizer.ctc_weight, recipe.batch.packing
     encode = RowEncoder(processor, data.max_length, cache, "no" if weight == 0 else "all" if weight == 1 else "some")
     teacher = TeacherCollator(encode, packing) if recipe.optimizer.distill_weight > 0 else None
-    held_out = open_held_out(data, HELD_OUT_TASK, max(recipe.watch.final_rows, recipe.watch.evaluate_rows))
-    collator = Collator(encode, data.bad_rows == "skip", teacher, packing)
-    return TrainingRows(corpus, plan, held_out, count_steps(recipe, plan), collator, cache)
+    return Collator(encode, data.bad_rows == "skip", teacher, packing)
 
 
 def plan_of(recipe: Recipe, corpus: Corpus, world: int) -> Plan:

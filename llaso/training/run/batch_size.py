@@ -24,10 +24,8 @@ from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor
 
 from ..recipe.recipe import BatchChoice, Recipe
-from ..rows.batch_plan import BatchRule
-from ..rows.collator import Collator, RowEncoder, TeacherCollator
-from ..rows.corpora import NumberedCorpus, open_corpus
-from ..rows.training_rows import TrainingRows
+from ..rows.corpora import open_corpus
+from ..rows.training_rows import TrainingRows, collator_for, plan_of
 from .distributed import gathered
 from .history import HISTORY, History
 from .operator_counter import OperatorCounter
@@ -72,8 +70,8 @@ def measured_batch(
     """Measure what fits on this device, and choose the largest micro-batch that divides the recipe's step.
 
     Raises:
-        ValueError: the weights are sharded, the corpus is streamed, a single row does not fit, or the step cannot be
-            divided among the processes.
+        ValueError: the weights are sharded, a single row does not fit, or the step cannot be divided among the
+            processes.
     """
     batch = recipe.batch
     whole, name = (batch.rows, "rows") if batch.rows else (batch.tokens, "tokens")
@@ -137,15 +135,9 @@ class Probe:
         processor: LlasoProcessor,
         frozen: list[nn.Module],
     ) -> None:
-        corpus = open_corpus(recipe.data, recipe.seed, processor, recipe.compute.workers)
-        if not isinstance(corpus, NumberedCorpus):
-            raise ValueError(
-                "batch.per_device: auto needs the lengths of all rows, but data.streaming is set; name a number"
-            )
-        encode = RowEncoder(processor, recipe.data.max_length)
-        teacher = TeacherCollator(encode) if recipe.optimizer.distill_weight > 0 else None
-        self.collator = Collator(encode, also=teacher)
-        rows = TrainingRows(corpus, [], BatchRule(per_device=1), 1, 1, self.collator, None)
+        corpus = open_corpus(recipe.data, processor, recipe.compute.workers)
+        self.collator = collator_for(recipe, processor, cache=None)
+        rows = TrainingRows(corpus, plan_of(recipe, corpus, world=1), [], 1, self.collator, None)
         history = History(Path(recipe.out) / HISTORY, write=False)
         self.trainer = LlasoTrainer(model, recipe, processor, rows, frozen, history)
         if self.trainer.shards:
@@ -155,7 +147,7 @@ class Probe:
         self.mean_length = float(np.mean(corpus.lengths))
         for number in np.argsort(corpus.lengths)[::-1][:LONGEST_TRIED].tolist():
             try:
-                encode(corpus[number])
+                self.collator.encode(corpus[number])
             except ValueError:
                 continue  # training names it, or counts it as skipped
             self.row, self.length = corpus[number], int(corpus.lengths[number])
