@@ -125,8 +125,8 @@ def test_the_heap_is_trimmed_when_the_process_has_outgrown_single_steps(monkeypa
     for _ in range(11):
         heap.on_step_end(None, None, None)
         counts.append(len(trims))
-    # 116 > 1.15 x 100; 105 is a single step's; 119 > 115; 121 is one's; 140 > 1.15 x 121; 149 is one's
-    assert counts == [0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3]
+    # 116 > 1.15 x 100; 105 is a single step's; 121 > 1.15 x 105; 130 is a single step's; 150 > 1.15 x 130
+    assert counts == [0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 3]
 
 
 @pytest.mark.skipif(TrimHeap().trim is None, reason="another C library than glibc")
