@@ -8,15 +8,15 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from support.tiny_training import curve, row, save_backbones, save_corpus, tiny_recipe, weights_digest
 
 from llaso.training.cost.dry_run import dry_run
 from llaso.training.recipe.recipe import BatchChoice, load_recipe
-from llaso.training.run.batch_size import HEAP_SHARE, Probe, largest_divisor, largest_that_fits
+from llaso.training.run.batch_size import Fit, Probe, largest_divisor, largest_that_fits
 from llaso.training.run.model_setup import open_model, set_up_parts
+from llaso.training.run.operator_counter import OperatorCounter
 from llaso.training.run.resume import batch_in_numbers
 from llaso.training.run.train import train
 
@@ -97,8 +97,6 @@ def test_what_is_measured_is_what_a_step_of_so_many_rows_takes(root, tmp_path):
     assert torch.equal(before[0], torch.get_rng_state())
     assert all(torch.equal(p, before[1][name]) and p.grad is None for name, p in model.named_parameters())
 
-    from llaso.training.run.operator_counter import OperatorCounter
-
     peaks = {}
     for rows in (1, 2, 12):
         counter = OperatorCounter(model)
@@ -109,20 +107,11 @@ def test_what_is_measured_is_what_a_step_of_so_many_rows_takes(root, tmp_path):
 
 
 def test_auto_trains_as_the_number_that_it_chose_and_resumes_with_it(root, tmp_path, monkeypatch):
-    """A run with a memory limit for four rows of the longest, killed, and resumed with all memory there is."""
-    recipe = recipe_for(root, tmp_path / "auto", {"rows": 12, "per_device": "auto", "window": 4})
-    model, processor = open_model(load_recipe(recipe))
-    probe_recipe = load_recipe(recipe, {"batch.per_device": 1})
-    probe = Probe(probe_recipe, model, processor, set_up_parts(model, probe_recipe))
-    a_row, probe.trainer.recipe = probe.on_cpu(2), probe_recipe
-    size = float(a_row.words.split(" MB")[0].replace(",", "")) * 1e6
-    assert size > 0
+    """Five rows fit when the run begins, and a hundred when it is resumed, which are not asked for."""
     lines: list[str] = []
-    fixed = 8 * probe.trainable + HEAP_SHARE * size
-    limit = psutil.Process().memory_info().rss + fixed + 1e9
-    monkeypatch.setattr(
-        psutil.Process, "memory_info", lambda self: type("Memory", (), {"rss": limit - fixed - 5 * HEAP_SHARE * size})
-    )
+    fitting = iter([5, 100])
+    monkeypatch.setattr(Probe, "on_cpu", lambda self, most: Fit(min(most, next(fitting)), self.length, "measured"))
+    recipe = recipe_for(root, tmp_path / "auto", {"rows": 12, "per_device": "auto"})
 
     def stop(line: str) -> None:
         lines.append(line)
@@ -130,19 +119,19 @@ def test_auto_trains_as_the_number_that_it_chose_and_resumes_with_it(root, tmp_p
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(SystemExit):
-        train(recipe, {"compute.memory_gb": limit / 1e9}, report=stop)
-    (said,) = (line for line in lines if "batch.per_device: auto" in line)
-    chosen = json.loads((tmp_path / "auto" / "plan.json").read_text())["per_device"]
-    assert chosen in (3, 4) and f"auto is {chosen} rows: of the longest, " in said
-    monkeypatch.undo()
-    train(recipe, {"compute.memory_gb": limit / 1e9}, report=lines.append)
-    assert f"3 steps of {chosen} x {12 // chosen} x 1 rows, going on from step 2" in lines
-    fixed_number = recipe_for(root, tmp_path / "fixed", {"rows": 12, "per_device": chosen, "window": 4})
-    train(fixed_number)
-    assert curve(tmp_path / "auto") == curve(tmp_path / "fixed")
-    assert weights_digest(tmp_path / "auto") == weights_digest(tmp_path / "fixed")
-    stored = batch_in_numbers(tmp_path / "auto", load_recipe(recipe).batch, 2)
-    assert (stored.per_device, stored.accumulation) == (chosen, 6 // chosen if 6 % chosen == 0 else 1)
+        train(recipe, report=stop)
+    assert any(line.startswith("batch.per_device: auto is 4 rows: of the longest, ") for line in lines)
+    assert json.loads((tmp_path / "auto" / "plan.json").read_text())["per_device"] == 4
+    train(recipe, report=lines.append)
+    assert "3 steps of 4 x 3 x 1 rows, going on from step 2" in lines
+    assert train(recipe).steps == 3  # finished
+    train(recipe_for(root, tmp_path / "four", {"rows": 12, "per_device": 4}))
+    assert curve(tmp_path / "auto") == curve(tmp_path / "four")
+    assert weights_digest(tmp_path / "auto") == weights_digest(tmp_path / "four")
+    resumed = batch_in_numbers(tmp_path / "auto", load_recipe(recipe).batch, processes := 3)
+    assert (resumed.per_device, resumed.accumulation * processes) == (4, 3)
+    with pytest.raises(ValueError, match="a step of batch.rows=12 cannot be divided"):
+        batch_in_numbers(tmp_path / "auto", load_recipe(recipe).batch, 2)
 
 
 def test_auto_fills_a_step_of_tokens_and_refuses_rows_that_do_not_fit(root, tmp_path):

@@ -133,7 +133,7 @@ def test_the_heap_is_trimmed_when_the_process_has_outgrown_single_steps(monkeypa
 def test_holes_between_tensors_go_back_to_the_system():
     """Half a gigabyte in pieces below the threshold for mapped memory, every second one freed."""
     heap = TrimHeap()
-    torch.empty(2**25, dtype=torch.uint8)  # once freed, the threshold is 32 MB
+    torch.empty(2**24, dtype=torch.uint8)  # once freed, what is smaller comes from the heap
     pieces = [torch.ones(2**22, dtype=torch.uint8) for _ in range(128)]
     small = pieces[::2]
     del pieces
