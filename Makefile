@@ -1,4 +1,4 @@
-# The doors: `make quickstart`, `make test`, `make check`, `make bench`, `make docs`. Each sets up by itself.
+# The doors: `make quickstart`, `make real`, `make test`, `make check`, `make bench`, `make docs`. Each sets up by itself.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -6,9 +6,14 @@ EXTRAS := formats,tts,data,train,eval,serve,demo,vad,export,onnx,docs,dev
 OUT    ?= runs/quickstart
 SPEECH ?=
 
-.PHONY: quickstart test test-versions check bench docs clean
+.PHONY: quickstart real test test-versions check bench docs clean
 quickstart: $(VENV)/.ready
 	$(BIN)/llaso quickstart --out $(OUT) $(if $(SPEECH),--speech $(SPEECH))
+
+# From real pretrained parts and people's speech: make real SPEECH=PATH [ENCODER=DIR_OR_ID LLM=DIR_OR_ID OUT=DIR]
+real: OUT = runs/real
+real: $(VENV)/.ready
+	$(BIN)/llaso real --out $(OUT) $(if $(SPEECH),--speech $(SPEECH)) $(if $(ENCODER),--encoder $(ENCODER)) $(if $(LLM),--llm $(LLM))
 
 # Order and drawn examples are the same in each run; `pytest` by itself draws new ones.
 test: $(VENV)/.ready

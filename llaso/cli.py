@@ -20,6 +20,7 @@ from llaso_common import __version__
 
 COMMANDS = (
     "llaso.commands.quickstart_commands",
+    "llaso.commands.real_commands",
     "llaso.commands.model_commands",
     "llaso.commands.train_commands",
     "llaso.commands.data_commands",

@@ -125,5 +125,52 @@ def load(name: str, device: str | None = None) -> tuple[Any, Any]:
     return model.to(device), processor
 
 
+def load_for_text(name: str, device: str | None = None) -> tuple[Any, Any]:
+    """Load a LLaSO, or a causal language model with the prompt that LLaSO would give it, to ask it in text alone.
+
+    On a CPU the weights become float32.
+
+    Args:
+        name: a folder or a Hub id.
+        device: by default the GPU if there is one.
+
+    Raises:
+        ValueError: there is no such model, or it is neither.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, WhisperFeatureExtractor
+
+    from .conversion import grow_embeddings
+    from .processing_llaso import LlasoProcessor, add_audio_tokens
+
+    local = Path(name).expanduser()
+    where = str(local) if local.is_dir() else name
+    try:
+        kind = AutoConfig.from_pretrained(where).model_type
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{name}: neither a model's folder here nor one that can be fetched ({_first_line(error)})"
+        ) from error
+    if kind == "llaso":
+        loaded, its_processor = load(where, device)
+        return _in_fp32_on_cpu(loaded), its_processor
+    if kind == "whisper":
+        raise ValueError(f"{name}: a whisper answers no questions; name a LLaSO checkpoint or a causal language model")
+    with readable_weights(name):
+        model: Any = AutoModelForCausalLM.from_pretrained(where, dtype="auto")
+    tokenizer = AutoTokenizer.from_pretrained(where)
+    known = len(tokenizer)
+    add_audio_tokens(tokenizer)
+    processor = LlasoProcessor(WhisperFeatureExtractor(), tokenizer)
+    grow_embeddings(model, known, processor.audio_token_id)  # the system prompt names the tags of audio
+    model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    return _in_fp32_on_cpu(model), processor
+
+
+def _in_fp32_on_cpu(model: Any) -> Any:
+    """Return the model in float32 if it is on a CPU, where half precision is slow and rounds close answers."""
+    return model.float() if model.device.type == "cpu" else model
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -26,7 +26,10 @@ def add_parser(commands) -> None:
         "recordings/*.wav",
     )
     quickstart.add_argument(
-        "--encoder", type=some_text, metavar="ID", help="a Whisper, in place of the stand-in trained here"
+        "--encoder",
+        type=some_text,
+        metavar="ID",
+        help="a Whisper, in place of the stand-in trained here; the recipes are then small_stage1 and small_stage2",
     )
     quickstart.add_argument(
         "--llm", type=some_text, metavar="ID", help="a causal language model, in place of the stand-in"

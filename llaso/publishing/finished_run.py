@@ -17,7 +17,8 @@ from typing import Any
 import yaml
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-QUICKSTART_MODEL = "llaso-tiny"
+STAND_IN_MODEL, REAL_MODEL = "llaso-tiny", "llaso-small"
+"""The model in a quickstart's folder: of stand-ins, and of real pretrained parts."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def read_run(
         options = read_json(folder / "quickstart.json")["options"]
         stand_ins = not options["encoder"]
         report, evaluated_on = report or folder / "report", evaluated_on or folder / "llaso-eval"
-        folder = folder / QUICKSTART_MODEL
+        folder = folder / (STAND_IN_MODEL if stand_ins else REAL_MODEL)
     stages = _read_stages(folder)
     if report is None or evaluated_on is None:
         raise ValueError(

@@ -6,99 +6,32 @@ Each stage calls the functions behind the commands and passes files to the next.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import multiprocessing
 import os
-import queue
 import resource
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llaso.progress import progress_report, time_in_words
 from llaso_common.atomic_write import write_atomically
 
+from ..publishing.finished_run import REAL_MODEL, STAND_IN_MODEL
+from .options import SIZES, Options
+from .stand_ins import rows_of
+
 if TYPE_CHECKING:
     from dataset_scripts.sources.base import Source
+    from llaso_common.tasks import Task
 
 CORPORA = ("align", "instruct", "eval")
 STAGES = ("corpora", "backbones", "stage 1", "stage 2", "evaluation", "report")
+REAL_STAGES = ("backbones", "corpora", *STAGES[2:])
+"""With real parts: a part that cannot be fetched is known before anything is built."""
 REPORT_SECONDS = 10.0
 """Between two lines of progress."""
-AMERICAN = "en-us"
-"""The accent that a person's recordings are spelled out in."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of a quickstart; they stay the same for all runs in a folder.
-
-    Args:
-        speech: real recordings: a sources file, a folder laid out like the Free Spoken Digit Dataset, or any manifest,
-            folder or data set that `llaso data sources --inspect` reads; "" for none.
-        encoder, llm: Hub ids or folders of real backbones; "" for the stand-ins.
-        seed: of every draw.
-        size: "standard", or "minimum", which only shows in a minute or two that every stage works.
-    """
-
-    speech: str = ""
-    encoder: str = ""
-    llm: str = ""
-    seed: int = 0
-    size: str = "standard"
-
-    def __post_init__(self) -> None:
-        if bool(self.encoder) != bool(self.llm):
-            raise ValueError("--encoder and --llm go together: a stand-in does not fit a real backbone")
-        if self.size not in SIZES:
-            raise ValueError(f"no size {self.size!r}; there are {', '.join(SIZES)}")
-
-
-@dataclass(frozen=True)
-class Size:
-    """The amounts of one size.
-
-    Args:
-        utterances, notes, questions: items of the synthetic source.
-        eval_rows, validation_rows: rows held out.
-        encoder_steps, llm_steps: of the stand-ins.
-        overrides: of both training recipes.
-    """
-
-    utterances: int
-    notes: int
-    questions: int
-    eval_rows: int
-    validation_rows: int
-    encoder_steps: int
-    llm_steps: int
-    overrides: tuple[str, ...] = ()
-
-
-SIZES = {
-    "standard": Size(
-        utterances=6000,
-        notes=700,
-        questions=1500,
-        eval_rows=1400,
-        validation_rows=600,
-        encoder_steps=2600,
-        llm_steps=2200,
-    ),
-    "minimum": Size(
-        utterances=160,
-        notes=24,
-        questions=90,
-        eval_rows=80,
-        validation_rows=12,
-        encoder_steps=12,
-        llm_steps=12,
-        overrides=("optimizer.max_steps=6", "watch.evaluate_rows=4", "watch.final_rows=8", "watch.save_every=3"),
-    ),
-}
 
 
 def quickstart(out: str | Path, options: Options, *, ignore_gate: bool = False) -> int:
@@ -116,10 +49,11 @@ def quickstart(out: str | Path, options: Options, *, ignore_gate: bool = False) 
         ValueError: `out` holds a quickstart with other options, or an input cannot be used.
     """
     run = _Pipeline(Path(out), options)
-    run.stage("corpora", run.build_corpora)
     if options.encoder:
-        print(f"[2/6] backbones: {options.encoder} and {options.llm}, as given")
+        run.stage("backbones", run.fetch_backbones)
+        run.stage("corpora", run.build_corpora)
     else:
+        run.stage("corpora", run.build_corpora)
         run.stage("backbones", run.train_backbones)
     run.stage("stage 1", run.align)
     if not run.gate_passed():
@@ -142,6 +76,7 @@ class _Pipeline:
         self.record: dict[str, Any] = {"options": asdict(options), "done": {}}
         if self.record_file.exists():
             self.record = json.loads(self.record_file.read_text())
+            self.record["options"] = Options.recorded(self.record["options"])
             if self.record["options"] != asdict(options):
                 raise ValueError(
                     f"{out} holds a quickstart with other options ({self.record['options']}); "
@@ -151,7 +86,8 @@ class _Pipeline:
 
     def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
         """Run a stage unless it is done, and record its result and time."""
-        label = f"[{1 + STAGES.index(name)}/{len(STAGES)}] {name}"
+        stages = REAL_STAGES if self.options.encoder else STAGES
+        label = f"[{1 + stages.index(name)}/{len(stages)}] {name}"
         if name in self.record["done"]:
             print(f"{label}: done before")
             return
@@ -174,9 +110,13 @@ class _Pipeline:
         real = bool(self.options.speech)
         size = self.size
         counts = {"utterances": size.utterances, "notes": size.notes, "questions": size.questions}
-        sources = [synthetic.SOURCE.at(".", **counts, seed=self.options.seed, real=real)]
+        sources: list[Source] = []
+        tasks: Sequence[Task] = ()
+        if self.options.synthetic:
+            sources.append(synthetic.SOURCE.at(".", **counts, seed=self.options.seed, real=real))
         if real:
-            sources += self.recordings()
+            recorded, tasks = self.recordings()
+            sources += recorded
         rows = {}
         for corpus in CORPORA:
             build(
@@ -190,27 +130,39 @@ class _Pipeline:
                 validation_rows=size.validation_rows,
                 rows_per_shard=500,
                 voices=synthetic.voices(),
+                tasks=tasks,
                 against=[self.corpus(other) for other in CORPORA[:2]] if corpus == "eval" else (),
                 progress=progress_report(f"      llaso-{corpus}: rows", _say, REPORT_SECONDS),
             )
             rows[corpus] = json.loads((self.corpus(corpus) / "build.json").read_text())["rows"]
         return {"rows": rows}
 
-    def recordings(self) -> list[Source]:
-        """Return the sources of `speech`: of a sources file, of digits, or of data whose columns are guessed."""
+    def recordings(self) -> tuple[list[Source], Sequence[Task]]:
+        """Return the sources of `speech`, and tasks of their own.
+
+        `speech` is a sources file, spoken digits, or data whose columns are guessed. For real parts, all that a rule
+        can ask of a transcript is asked, too.
+        """
         from dataset_scripts import inspect_source, sources_file
         from dataset_scripts.sources import fsdd
 
+        from .speech_sources import speech_sources
+
         said = Path(self.options.speech).expanduser()
-        if said.suffix in (".yaml", ".yml"):
-            return sources_file.read(said).sources
         if any((said / "recordings").glob("*.wav")):
-            return [fsdd.SOURCE.at(said, strings=2)]
-        guessed = self.out / "speech-sources.yaml"
-        if not guessed.exists():
-            write_atomically(guessed, inspect_source.inspect(self.options.speech))
-        print(f"      {said}: its columns are guessed, see {guessed}")
-        return sources_file.read(guessed).sources
+            return [fsdd.SOURCE.at(said, strings=2)], ()
+        if said.suffix in (".yaml", ".yml"):
+            file = said
+        elif self.options.encoder:
+            file = speech_sources(self.options.speech, self.out / "speech")
+        else:
+            file = self.out / "speech-sources.yaml"
+            if not file.exists():
+                write_atomically(file, inspect_source.inspect(self.options.speech))
+        if file != said:
+            print(f"      {said}: its columns are guessed, see {file}")
+        found = sources_file.read(file)
+        return found.sources, found.settings.get("tasks", ())
 
     def corpus(self, name: str) -> Path:
         """Return the folder of a corpus."""
@@ -218,39 +170,18 @@ class _Pipeline:
 
     # --- backbones --------------------------------------------------------------------------------------------------
 
+    def fetch_backbones(self) -> dict[str, Any]:
+        """Fetch the real encoder and language model."""
+        from .real_parts import fetch
+
+        return {"fetched": fetch(self.options.encoder, self.options.llm, lambda line: _say(f"      {line}"))}
+
     def train_backbones(self) -> dict[str, Any]:
-        """Train the small encoder and language model side by side, on half the cores each."""
-        print("      no pretrained weights are fetched: a small Whisper encoder and a small Llama are trained from")
-        print("      scratch in their place. This step only replaces a download (--encoder ID --llm ID skips it).")
-        spelled = self.out / "backbones" / "phonemes.json"
-        if not spelled.exists():
-            self.spell_transcripts(spelled)
-        spawn = multiprocessing.get_context("spawn")
-        reports = spawn.Queue()
-        jobs = [
-            spawn.Process(target=work, args=(self.out, self.size, self.options.seed, reports), daemon=True)
-            for work in (_train_encoder, _train_language_model)
-        ]
-        for job in jobs:
-            job.start()
-        while any(job.is_alive() for job in jobs) or not reports.empty():
-            with contextlib.suppress(queue.Empty):
-                print(f"      {reports.get(timeout=1.0)}", flush=True)
-            if any(job.exitcode for job in jobs):
-                for job in jobs:
-                    job.terminate()
-                break
-        if any(job.exitcode for job in jobs):
-            raise RuntimeError("training a stand-in failed; its traceback is above")
+        """Train the small encoder and language model, on half the cores each."""
+        from .stand_ins import train_stand_ins
+
+        train_stand_ins(self.out, self.size, self.options.seed, lambda line: _say(f"      {line}"))
         return {}
-
-    def spell_transcripts(self, file: Path) -> None:
-        """Write the phonemes of Align's training transcripts, each in the accent of its voice."""
-        from dataset_scripts import synthesize
-
-        rows = _rows(self.corpus("align"), "train", ("id", "target", "voice"))
-        spelled = {row["id"]: synthesize.phonemes(row["target"], row["voice"] or AMERICAN) for row in rows}
-        write_atomically(file, json.dumps(spelled, ensure_ascii=False))
 
     # --- the two training stages ------------------------------------------------------------------------------------
 
@@ -259,7 +190,7 @@ class _Pipeline:
         encoder = self.options.encoder or str(self.out / "backbones" / "encoder")
         llm = self.options.llm or str(self.out / "backbones" / "llm")
         return self.train(
-            "quickstart_stage1",
+            self.options.recipes[0],
             f"model.encoder={encoder}",
             f"model.llm={llm}",
             f"data.path={self.corpus('align')}",
@@ -269,7 +200,7 @@ class _Pipeline:
     def instruct(self) -> dict[str, Any]:
         """Train Stage 2: the projector and the language model, on all tasks."""
         return self.train(
-            "quickstart_stage2",
+            self.options.recipes[1],
             f"model.checkpoint={self.out / 'stage1'}",
             f"data.path={self.corpus('instruct')}",
             f"out={self.model}",
@@ -278,7 +209,7 @@ class _Pipeline:
     @property
     def model(self) -> Path:
         """The folder of the trained model."""
-        return self.out / "llaso-tiny"
+        return self.out / (REAL_MODEL if self.options.encoder else STAND_IN_MODEL)
 
     def train(self, recipe: str, *overrides: str) -> dict[str, Any]:
         """Train one stage by its recipe."""
@@ -295,11 +226,23 @@ class _Pipeline:
     def gate_message(self) -> str:
         """Return the message for a Stage 1 that did not pass its gate, with the remedy."""
         result = self.record["done"]["stage 1"]
+        if result["wer"] is None:
+            return (
+                "Stage 1 has no word error rate: the corpus holds out no transcripts. Name held-out speakers in the "
+                "sources file (`split`, or a larger `eval_share`), or go on all the same with --ignore-gate."
+            )
         return (
             f"Stage 1 did not pass its gate: WER {result['wer']:.3f} on {result['wer_words']} held-out words, "
             f"{result['gate_wer']:.2f} wanted. A model that mishears cannot follow instructions: see "
             f"{self.out / 'stage1' / 'loss.png'}, train longer, or go on all the same with --ignore-gate."
         )
+
+    def stage_1_line(self) -> str:
+        """Return what Stage 1 came to."""
+        result = self.record["done"]["stage 1"]
+        if result["wer"] is None:
+            return "stage 1     no held-out rows"
+        return f"stage 1     WER {result['wer']:.3f} on held-out voices and sentences ({result['wer_words']} words)"
 
     # --- evaluation -------------------------------------------------------------------------------------------------
 
@@ -308,28 +251,53 @@ class _Pipeline:
         from eval_suite.generate import generate
 
         generate(
-            self.model, self.corpus("eval"), self.out / "predictions", batch_size=32, max_new_tokens=64, overwrite=True
+            self.model,
+            self.corpus("eval"),
+            self.out / "predictions",
+            batch_size=32,
+            max_new_tokens=self.size.answer_tokens,
+            overwrite=True,
         )
         return {}
 
     def report(self) -> dict[str, Any]:
         """Write the scores, the report and the model's card, and return what the last lines quote."""
         from eval_suite.report import write_report
-        from eval_suite.score import score_rows
 
         from ..publishing.model_card import write_card
 
-        scored = score_rows(self.out / "predictions", protocol="strict", system="llaso-tiny")
+        scored = score_rows(self.out / "predictions", protocol="strict", system=self.model.name)
         scored.write(self.out / "scores.json")
         write_report(
             [scored], self.out / "report", data=self.corpus("eval"), title="LLaSO quickstart", seed=self.options.seed
         )
         (self.model / "README.md").write_text(write_card(self.out), encoding="utf-8")
-        return {"held_out": self.held_out_recording(), "real_speech": _real_speech(scored.content)}
+        return {
+            "held_out": self.held_out_recording(),
+            "real_speech": _real_speech(scored.content),
+            "text_skill": self.text_skill() if self.options.encoder else [],
+        }
+
+    def text_skill(self) -> list[str]:
+        """Measure the language model's text skill before and after, write every answer, and return a line each."""
+        from eval_suite import text_skill
+        from modeling_llaso.loading import load_for_text
+
+        names = {"before": self.options.llm, "after": str(self.model)}
+        chosen = {when: text_skill.measure(*load_for_text(name)) for when, name in names.items()}
+        records = {when: text_skill.record(names[when], found) for when, found in chosen.items()}
+        test = text_skill.compare(chosen["before"], chosen["after"])
+        write_atomically(
+            self.out / "text_skill.json", json.dumps({**records, "test": test}, indent=1, ensure_ascii=False)
+        )
+        return [
+            f"{made['accuracy']:.2f} [{made['low']:.2f}, {made['high']:.2f}] of {made['n']} questions {when} training"
+            for when, made in records.items()
+        ]
 
     def held_out_recording(self) -> dict[str, str]:
         """Pick one transcribed recording of the evaluation, preferably of a person, and write its audio to a file."""
-        rows = _rows(self.corpus("eval"), "test", ("id", "task", "target", "speaker", "audio"))
+        rows = rows_of(self.corpus("eval"), "test", ("id", "task", "target", "speaker", "audio"))
         spoken = [row for row in rows if row["task"] == "ASR"]
         chosen = min(spoken, key=lambda row: (not row["speaker"], row["id"]))
         file = self.out / "held-out.flac"
@@ -352,6 +320,7 @@ class _Pipeline:
         whose = f"speaker {heard['speaker']}" if heard["speaker"] else "a synthetic voice"
         seconds = sum(stage["seconds"] for stage in done.values())
         real = [f"real speech {line}" for line in done["report"]["real_speech"]]
+        real += [f"text skill  {line}" for line in done["report"].get("text_skill", ())]
         return "\n".join(
             (
                 (self.out / "report" / "report.md").read_text(encoding="utf-8").split("\n## ")[0].strip(),
@@ -360,8 +329,7 @@ class _Pipeline:
                 f"model       {self.model}",
                 f"report      {self.out / 'report' / 'index.html'} (and report.json, radar.png)",
                 f"time        {time_in_words(seconds)} of work; {size:,} MB of memory at most in one process",
-                f"stage 1     WER {done['stage 1']['wer']:.3f} on held-out voices and sentences"
-                f" ({done['stage 1']['wer_words']} words)",
+                self.stage_1_line(),
                 *real,
                 "",
                 f"held out, {whose}: {heard['file']}",
@@ -378,77 +346,21 @@ class _Pipeline:
 
 
 def _real_speech(scores: Mapping[str, Any]) -> list[str]:
-    """Return word accuracy on the speaker kept from all training, if recordings of people were given.
+    """Return the word error rate of each source of recordings, on speakers kept from all training.
 
-    Unnormalized: Whisper's normalizer writes "two five" as the one word "25", and would count strings for words.
+    Of spoken digits it is unnormalized: Whisper's normalizer writes "two five" as the one word "25".
     """
-    rates = [entry["metrics"]["wer_raw"] for name, entry in scores["files"].items() if name.startswith("fsdd_ASR")]
-    return [
-        f"word accuracy {1 - rate['value']:.3f} [{1 - rate['high']:.3f}, {1 - rate['low']:.3f}] on the speaker kept "
-        f"from training ({rate['n']} recordings)"
-        for rate in rates
-    ]
-
-
-# --- work in processes of its own -----------------------------------------------------------------------------------
-
-
-def _train_encoder(out: Path, size: Size, seed: int, reports: Any) -> None:
-    """Train the small encoder on Align's recordings and the notes of Instruct."""
-    import torch
-
-    from llaso_common.audio import read_audio
-
-    from . import small_backbones
-
-    torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
-    spelled = json.loads((out / "backbones" / "phonemes.json").read_text())
-    heard = [(row, small_backbones.split_phonemes(spelled[row["id"]])) for row in _rows(out / "llaso-align", "train")]
-    notes = {row["sha256"]: row for row in _rows(out / "llaso-instruct", "train") if row["task"] in ("PP", "IC")}
-    heard += [(row, ()) for row in notes.values()]
-    clips = [
-        small_backbones.HeardClip(read_audio(row["audio"][0]["bytes"], name=row["id"]), sounds)
-        for row, sounds in heard
-    ]
-    schedule = small_backbones.encoder_schedule(size.encoder_steps)
-    small_backbones.train_encoder(clips, out / "backbones" / "encoder", reports.put, seed=seed, schedule=schedule)
-
-
-def _train_language_model(out: Path, size: Size, seed: int, reports: Any) -> None:
-    """Train the small language model on text: Align's transcripts in phonemes, and the words of Instruct."""
-    import torch
-
-    from . import small_backbones
-
-    torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
-    spelled = json.loads((out / "backbones" / "phonemes.json").read_text())
-    lines = [
-        small_backbones.Line(_written(row), row["target"], small_backbones.split_phonemes(spelled[row["id"]]))
-        for row in _rows(out / "llaso-align", "train", ("id", "messages", "target"))
-    ]
-    instructions = [
-        text
-        for row in _rows(out / "llaso-instruct", "train", ("messages", "target"))
-        for text in (_written(row), row["target"])
-    ]
-    schedule = small_backbones.llm_schedule(size.llm_steps)
-    small_backbones.train_language_model(
-        lines, instructions, out / "backbones" / "llm", reports.put, seed=seed, schedule=schedule
-    )
-
-
-def _written(row: dict[str, Any]) -> str:
-    """Return the text of a row's first message."""
-    return " ".join(part["text"] for part in row["messages"][0]["content"] if part["type"] == "text")
-
-
-def _rows(corpus: Path, split: str, columns: tuple[str, ...] | None = None) -> list[dict[str, Any]]:
-    """Return the rows of a split, in the order of the files."""
-    import pyarrow.parquet as parquet
-
-    files = sorted(corpus.glob(f"data/*/{split}-*.parquet"))
-    names = list(columns) if columns else None
-    return [row for file in files for row in parquet.read_table(file, columns=names).to_pylist()]
+    lines = []
+    for name, entry in scores["files"].items():
+        source, asr, modality = name.partition("_ASR_")
+        if not asr or not modality.startswith("text_audio") or source == "quickstart":
+            continue
+        rate = entry["metrics"]["wer_raw" if source == "fsdd" else "wer"]
+        lines.append(
+            f"{source}: WER {rate['value']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}], {rate['n']} recordings of "
+            "speakers kept from training"
+        )
+    return lines
 
 
 def _say(line: str) -> None:

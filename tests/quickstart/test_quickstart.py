@@ -180,7 +180,7 @@ def test_transcribe_and_ask_print_an_answer(journey):
 def test_speech_is_spoken_digits_a_sources_file_or_anything_that_can_be_inspected(tmp_path):
     def named(speech: Path) -> list[tuple[str, int]]:
         run = pipeline._Pipeline(tmp_path / f"run-{speech.name}", pipeline.Options(speech=str(speech)))
-        return [(source.name, len(list(source.items()))) for source in run.recordings()]
+        return [(source.name, len(list(source.items()))) for source in run.recordings()[0]]
 
     digits = write_digits(tmp_path / "digits")
     assert [name for name, _ in named(digits)] == ["fsdd"]

@@ -35,8 +35,37 @@ from ..run.packed_attention import set_packed_attention
 from ..run.recomputation import checkpoint_layers
 from .flops import ENCODER, BatchShape, OperatorCounter, count_micro_batch
 
-KNOWN_ENCODERS = {"openai/whisper-large-v3": WHISPER_LARGE_V3}
-KNOWN_LLMS = {"meta-llama/Llama-3.2-3B-Instruct": LLAMA_3_2_3B}
+WHISPER_BASE = {
+    "vocab_size": 51865,
+    "num_mel_bins": 80,
+    "d_model": 512,
+    "encoder_layers": 6,
+    "encoder_attention_heads": 8,
+    "encoder_ffn_dim": 2048,
+    "decoder_layers": 6,
+    "decoder_attention_heads": 8,
+    "decoder_ffn_dim": 2048,
+}
+SMOLLM2_135M = {
+    "vocab_size": 49156,  # 49,152 and the four tags of audio
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0},
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+    "tie_word_embeddings": True,
+}
+KNOWN_ENCODERS = {"openai/whisper-large-v3": WHISPER_LARGE_V3, "openai/whisper-base": WHISPER_BASE}
+KNOWN_LLMS = {
+    "meta-llama/Llama-3.2-3B-Instruct": LLAMA_3_2_3B,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": SMOLLM2_135M,
+}
 """Backbones whose sizes are known here, so that a dry run of the released recipes needs no download."""
 
 ANSWER_SHARE = 0.4

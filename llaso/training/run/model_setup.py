@@ -25,6 +25,8 @@ from ..recipe.recipe import LoraChoice, Part, Recipe
 
 logger = logging.getLogger(__name__)
 
+LARGE_PART, LARGE_RATE = 50_000_000, 5e-4
+"""Parameters from which a part has surely been pretrained, and a learning rate that ruins such weights."""
 PARTS: tuple[Part, ...] = ("encoder", "projector", "llm")
 
 
@@ -59,7 +61,8 @@ def set_up_model(
     """
     model, processor = open_model(recipe)
     frozen = set_up_parts(model, recipe)
-    for line in describe_parts(report_parts(model)):
+    parts = report_parts(model)
+    for line in (*describe_parts(parts), *rate_warnings(parts, recipe)):
         report(line)
     return model, processor, frozen
 
@@ -237,6 +240,23 @@ def describe_parts(reports: Iterable[PartReport]) -> list[str]:
             state = "frozen, in eval() and no_grad()"
         size = part.weight_bytes / 1e9
         lines.append(f"{part.name:<10}{part.parameters:>15,} parameters {size:>7.2f} GB   {state}")
+    return lines
+
+
+def rate_warnings(parts: Iterable[PartReport], recipe: Recipe) -> list[str]:
+    """Return a line for each pretrained part whose weights train at a rate meant for small new ones.
+
+    Adapters and projectors start from nothing and take such rates.
+    """
+    lines = []
+    for part in parts:
+        rate = getattr(recipe.optimizer, part.name).learning_rate or recipe.optimizer.learning_rate
+        if part.name != "projector" and part.trainable >= LARGE_PART and not part.adapted and rate >= LARGE_RATE:
+            lines.append(
+                f"warning: {part.name} has {part.parameters:,} parameters, which look pretrained, and learns at "
+                f"{rate:g}: that overwrites what it knows. Set optimizer.{part.name}.learning_rate to "
+                f"{LARGE_RATE / 5:g} or less, or start from the recipe small_stage2"
+            )
     return lines
 
 

@@ -1,0 +1,120 @@
+"""People's speech for a model of real parts: a sources file, written for a manifest or a folder of manifests.
+
+Beside transcripts it asks for what the columns tell (gender, age) and for questions made from transcripts by rule.
+What was written lies beside the run, to be looked at and changed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dataset_scripts import draw, inspect_source
+from dataset_scripts.own_rows import MANIFESTS
+from dataset_scripts.row_items import SPLIT_OF
+from llaso_common.atomic_write import write_atomically
+
+SOURCES, AGE_FILE, AGE = "sources.yaml", "age.txt", "AGE"
+AGES = (0, 110)
+AGE_ASKED = (
+    "How old is the speaker, in years?",
+    "Guess the age of the speaker and answer with a number of years.",
+    "Give the speaker's age in years.",
+)
+QUESTIONS = {"WORDS": 0.25, "SAID": 0.25, "SPOT": 0.25, "AFTER": 0.25, "ABOUT": 1.0}
+"""Share of the clips that get each question; few transcripts have a clause to ask about."""
+SEEN = 200
+"""Rows looked at to guess whether transcripts are in lower case, and whether there are ages."""
+
+
+def speech_sources(said: str, out: Path) -> Path:
+    """Return the sources file for people's speech, written once into `out` unless it is one already.
+
+    Args:
+        said: a sources file; a folder of manifests named by split (`train.jsonl`, `dev.jsonl`, …); or a manifest, a
+            folder of recordings or a data set, whose columns are guessed.
+        out: folder for what is written.
+
+    Raises:
+        ValueError: there is nothing by this name, or it cannot be read.
+    """
+    place = Path(said).expanduser()
+    if place.suffix in (".yaml", ".yml"):
+        return place
+    file = out / SOURCES
+    if file.exists():
+        return file
+    out.mkdir(parents=True, exist_ok=True)
+    manifests = _manifests(place)
+    guess = yaml.safe_load(inspect_source.inspect(str(next(iter(manifests.values()))) if manifests else said))
+    ((name, block),) = guess["sources"].items()
+    if "text" not in block.get("tasks", {}).values():
+        raise ValueError(f"{said}: no column with transcripts was found; write a sources file, and name that")
+    if manifests:
+        if "test" not in manifests and "validation" in manifests:
+            manifests |= _halved(manifests["validation"], out)
+        name = place.name.replace(".", "_")
+        block |= {
+            "manifest": {split: str(path) for split, path in manifests.items()},
+            "audio_root": str(place.absolute()),
+        }
+    rows = _first_rows(block)
+    if any(isinstance(row.get("age"), int | float) for row in rows):
+        block["tasks"][AGE] = "age"
+    texts = [str(row["text"]) for row in rows if row.get("text")]
+    if texts and sum(text == text.lower() for text in texts) > len(texts) / 2:
+        block["lowercase"] = True
+    content: dict[str, Any] = {"sources": {name: block | {"questions": dict(QUESTIONS)}}}
+    if AGE in block["tasks"]:
+        (out / AGE_FILE).write_text("\n".join(AGE_ASKED) + "\n", encoding="utf-8")
+        task = {"kind": "number", "name": "age in years", "bounds": list(AGES), "instructions": AGE_FILE}
+        content["tasks"] = {AGE: task}
+    head = f"# Guessed from {said}: look at it, and change it before the corpora are built.\n"
+    write_atomically(file, head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    return file
+
+
+def _manifests(place: Path) -> dict[str, Path]:
+    """Return the manifests of a folder by split; none if it has no manifest named by one."""
+    found = sorted(place.iterdir()) if place.is_dir() else []
+    named = (
+        (SPLIT_OF.get(file.name.split(".")[0].casefold()), file) for file in found if file.name.endswith(MANIFESTS)
+    )
+    return {split: file.absolute() for split, file in named if split is not None}
+
+
+def _halved(file: Path, out: Path) -> dict[str, Path]:
+    """Write the two halves of a development part, by speaker: one to watch training by, one for the report.
+
+    Raises:
+        ValueError: it is not JSON lines.
+    """
+    if not file.name.endswith(".jsonl"):
+        raise ValueError(f"{file}: without a test part it has to be JSON lines, which are halved by speaker")
+    halves: dict[str, list[str]] = {"validation": [], "test": []}
+    for line in filter(None, file.read_text(encoding="utf-8").splitlines()):
+        row = json.loads(line)
+        speaker = str(row.get("speaker") or row.get("text"))
+        halves["test" if draw.unit(0, speaker, "half") < 0.5 else "validation"].append(line)
+    written = {}
+    for split, lines in halves.items():
+        written[split] = (out / f"{split}.jsonl").absolute()
+        written[split].write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return written
+
+
+def _first_rows(block: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the first rows of a block's JSON-lines manifests, from each; none of other kinds."""
+    said = block.get("manifest", {})
+    paths = list(said.values()) if isinstance(said, Mapping) else [said]
+    return [row for path in paths for row in _json_rows(Path(str(path)))]
+
+
+def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.name.endswith(".jsonl") else []
+    step = max(1, len(lines) // SEEN)
+    yield from (row for line in lines[::step] if line and isinstance(row := json.loads(line), dict))
