@@ -263,6 +263,7 @@ class _Pipeline:
     def report(self) -> dict[str, Any]:
         """Write the scores, the report and the model's card, and return what the last lines quote."""
         from eval_suite.report import write_report
+        from eval_suite.score import score_rows
 
         from ..publishing.model_card import write_card
 

@@ -10,6 +10,7 @@ import queue
 from pathlib import Path
 from typing import Any
 
+from llaso.progress import Report
 from llaso_common.atomic_write import write_atomically
 
 from .options import Size
@@ -18,10 +19,17 @@ AMERICAN = "en-us"
 """The accent that a person's recordings are spelled out in."""
 
 
-def train_stand_ins(out: Path, size: Size, seed: int) -> None:
-    """Train the small encoder and language model side by side, on half the cores each."""
-    print("      no pretrained weights are fetched: a small Whisper encoder and a small Llama are trained from")
-    print("      scratch in their place. This step only replaces a download (--encoder ID --llm ID skips it).")
+def train_stand_ins(out: Path, size: Size, seed: int, report: Report) -> None:
+    """Train the small encoder and language model side by side, on half the cores each.
+
+    Args:
+        out: folder of the quickstart, whose corpora are built.
+        size: how long to train.
+        seed: of every draw.
+        report: takes progress lines.
+    """
+    report("no pretrained weights are fetched: a small Whisper encoder and a small Llama are trained from")
+    report("scratch in their place. This step only replaces a download (--encoder ID --llm ID skips it).")
     spelled = out / "backbones" / "phonemes.json"
     if not spelled.exists():
         _spell_transcripts(out, spelled)
@@ -35,7 +43,7 @@ def train_stand_ins(out: Path, size: Size, seed: int) -> None:
         job.start()
     while any(job.is_alive() for job in jobs) or not reports.empty():
         with contextlib.suppress(queue.Empty):
-            print(f"      {reports.get(timeout=1.0)}", flush=True)
+            report(reports.get(timeout=1.0))
         if any(job.exitcode for job in jobs):
             for job in jobs:
                 job.terminate()
@@ -63,9 +71,8 @@ def _train_encoder(out: Path, size: Size, seed: int, reports: Any) -> None:
 
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
     spelled = json.loads((out / "backbones" / "phonemes.json").read_text())
-    heard = [
-        (row, small_backbones.split_phonemes(spelled[row["id"]])) for row in rows_of(out / "llaso-align", "train")
-    ]
+    rows = rows_of(out / "llaso-align", "train")
+    heard = [(row, small_backbones.split_phonemes(spelled[row["id"]])) for row in rows]
     notes = {row["sha256"]: row for row in rows_of(out / "llaso-instruct", "train") if row["task"] in ("PP", "IC")}
     heard += [(row, ()) for row in notes.values()]
     clips = [

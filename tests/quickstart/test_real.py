@@ -1,4 +1,4 @@
-"""`llaso real` with tiny parts: people's speech from a folder of manifests to a report, resumed; and what is refused."""
+"""`llaso real` with tiny parts: from a folder of manifests to a report, resumed; and what is refused."""
 
 from __future__ import annotations
 
