@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import yaml
-from support.tiny_llaso import save_parts
-from support.tiny_training import tiny_recipe
+from support.tiny_training import WORDS, save_backbones, tiny_recipe
 
 from dataset_scripts import sources_file
 from llaso.cli import main
@@ -24,8 +23,6 @@ from llaso.training.recipe.recipe import load_recipe
 from llaso.training.run import model_setup
 from llaso_common.tasks import TASKS
 
-WORDS = "bridge window garden violin hammer kettle carpet ladder basket mirror doctor teacher captain painter".split()
-
 
 def write_speech(folder: Path) -> Path:
     """Write hum of twelve speakers with transcripts, genders and ages as `train.jsonl` and `dev.jsonl`."""
@@ -35,9 +32,9 @@ def write_speech(folder: Path) -> Path:
         rows = []
         for number in range(5 * len(speakers)):
             speaker, name = speakers[number % len(speakers)], f"{split}-{number}.wav"
-            time = np.arange(4000 + 60 * number) / 8000
+            time = np.arange(16000 + 200 * number) / 8000  # long enough for CTC: more audio tokens than text tokens
             soundfile.write(folder / name, 0.3 * np.sin(2 * np.pi * (150 + 9 * number) * time), 8000)
-            text = f"{' '.join(chance.sample(WORDS, 3))} and {' '.join(chance.sample(WORDS, 3))} {split}{number}"
+            text = f"{' '.join(chance.sample(WORDS, 4))} and {' '.join(chance.sample(WORDS, 3))}"
             person = {"speaker": f"p{speaker}", "gender": ("male", "female")[speaker % 2], "age": 8 + speaker}
             rows.append({"audio": name, "text": text, "split": split, **person})
         (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
@@ -46,7 +43,7 @@ def write_speech(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return save_parts(tmp_path_factory.mktemp("parts"), "qwen2")
+    return save_backbones(tmp_path_factory.mktemp("parts"))
 
 
 @pytest.fixture(scope="module")
