@@ -126,14 +126,12 @@ def long_recording(model: str, made: Recording, out: Path) -> tuple[list[str], d
     kept = partial.read_bytes().count(b"\n") - 1
     second, second_seconds = watched(command)
     record = json.loads(result.read_text(encoding="utf-8"))
-    levels = [mib for _, mib in second]
-    settled = levels[len(levels) // 4 :]
     measured = {
         "seconds_of_sound": record["duration"],
         "pieces_found": len(record["segments"]),
         "kept_after_the_kill": kept,
         "seconds": {"until_killed": first_seconds, "after": second_seconds},
-        "resident_mib": {"first_quarter": max(levels[: len(levels) // 4]), "rest": max(settled), "most": max(levels)},
+        "most_resident_mib": max(mib for _, mib in [*first, *second]),
         "curves": {"killed": first, "resumed": second},
     }
     return record["text"].split(), measured
@@ -164,7 +162,7 @@ async def live(model: str, made: Recording, seconds: float) -> dict[str, Any]:
                 await asyncio.sleep(0.1)
         async with client.realtime.connect(extra_query={"intent": "transcription"}) as connection:
             sound = {"format": {"type": "audio/pcm", "rate": SAMPLE_RATE}}
-            await connection.session.update(session={"type": "transcription", "audio": {"input": sound}})  # type: ignore[typeddict-item]
+            await connection.session.update(session={"type": "transcription", "audio": {"input": sound}})
             started = time.monotonic()
 
             async def speak() -> None:
@@ -234,21 +232,20 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     made = recording(arguments.digits, 60 * arguments.minutes)
+    report: dict[str, Any] = {"cores": os.cpu_count(), "strings": len(made.strings), "words": len(made.words)}
+
+    def add(**measured: Any) -> None:
+        """Add to the report and write it: an hour takes long, and what is measured is kept."""
+        report.update(measured, load=os.getloadavg()[0])
+        (arguments.out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
     heard, measured = long_recording(arguments.model, made, arguments.out)
-    alone = by_hand(Transcriber(*load(arguments.model, "cpu"), max_new_tokens=TOKENS), made)
-    rates = {"by_hand": error_rate(made.words, alone), "found": error_rate(made.words, heard)}
-    report = {
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "strings": len(made.strings),
-        "words": len(made.words),
-        "word_error_rate": rates,
-        "ratio": rates["found"] / rates["by_hand"],
-        **measured,
-        "live": asyncio.run(live(arguments.model, made, arguments.live_seconds)),
-    }
-    draw(report.pop("curves"), arguments.out / "memory.png")
-    (arguments.out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    draw(measured.pop("curves"), arguments.out / "memory.png")
+    found = error_rate(made.words, heard)
+    add(**measured, word_error_rate={"found": found})
+    alone = error_rate(made.words, by_hand(Transcriber(*load(arguments.model, "cpu"), max_new_tokens=TOKENS), made))
+    add(word_error_rate={"found": found, "by_hand": alone}, ratio=found / alone)
+    add(live=asyncio.run(live(arguments.model, made, arguments.live_seconds)))
     print(json.dumps(report, indent=2))
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from benchmarks.digits_model import DigitString, digit_string, noisy, read_digits
+from llaso_common.audio import SAMPLE_RATE
 from modeling_llaso.loading import load
 
 BEST_HEADS = 3
@@ -74,10 +75,10 @@ def peaks(weights: np.ndarray, seconds: float) -> list[float]:
     return ((weights.argmax(1) + 0.5) * seconds).tolist()
 
 
-def evenly(string: DigitString) -> list[float]:
-    """Return starts that spread the words evenly."""
-    whole = len(string.samples) / 16_000
-    return [whole * number / len(string.words) for number in range(len(string.words))]
+def evenly(string: DigitString, part: float) -> list[float]:
+    """Return times that spread the words evenly: their starts with part 0, their middles with 1/2."""
+    whole = len(string.samples) / SAMPLE_RATE
+    return [whole * (number + part) / len(string.words) for number in range(len(string.words))]
 
 
 def errors(found: list[float], true: list[float]) -> list[float]:
@@ -122,7 +123,12 @@ def main() -> None:
         return all.flatten(0, 1).mean(0)
 
     rest = range(half, len(strings))
-    even = [error for number in rest for error in errors(evenly(strings[number]), begins[number])]
+
+    def even(aims: list[list[float]], part: float) -> float:
+        return statistics.median(
+            error for number in rest for error in errors(evenly(strings[number], part), aims[number])
+        )
+
     report = {
         "strings": len(rest),
         "words": sum(len(strings[number].words) for number in rest),
@@ -131,11 +137,12 @@ def main() -> None:
         "median_error_of_starts": {
             "chosen heads": statistics.median(off(chosen, begins, rest, starts)),
             "all heads": statistics.median(off(everything, begins, rest, starts)),
-            "evenly spread": statistics.median(even),
+            "evenly spread": even(begins, 0),
         },
         "median_error_of_middles": {
             "chosen heads": statistics.median(off(chosen, middles, rest, peaks)),
             "all heads": statistics.median(off(everything, middles, rest, peaks)),
+            "evenly spread": even(middles, 0.5),
         },
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Transcribing recordings of any length, with times.
 
-`recordings` decodes a file in bounded memory, `pieces` cuts it at pauses, `transcriber` runs the model on batches of
-pieces, `partial` keeps what is done, and `transcript_formats` writes text, JSON, SRT and WebVTT. The command line, the
-server and the demo use the same pieces and formats.
+`recordings` decodes a file in bounded memory, `speech_finders` finds its speech, `pieces` cuts it at pauses,
+`transcriber` runs the model on batches of pieces, `partial` keeps what is done, and `transcript_formats` writes text,
+JSON, SRT and WebVTT. `live` cuts a recording while it is being made. The command line and the server use all of it.
 """
