@@ -92,13 +92,15 @@ def text_config(family: str = "llama", vocab_size: int = 270, **overrides):
     return AutoConfig.for_model(family, **{**fields, **overrides})
 
 
-def tiny_processor(family: str = "llama", vocab_size: int | None = None, **settings) -> LlasoProcessor:
+def tiny_processor(
+    family: str = "llama", vocab_size: int | None = None, rows_are_fixed: bool = False, **settings
+) -> LlasoProcessor:
     """Return a processor of a tokenizer with so many tokens before the placeholder; by default as few as can be."""
     tokenizer = tiny_tokenizer(family)
     if vocab_size is not None:
         begun = len(tokenizer) + (tokenizer.pad_token is None) + len(AUDIO_TAGS)
         tokenizer.add_tokens([f"[filler {number}]" for number in range(begun, vocab_size)])
-    add_audio_tokens(tokenizer)
+    add_audio_tokens(tokenizer, rows_are_fixed)
     return LlasoProcessor(WhisperFeatureExtractor(feature_size=16), tokenizer, **settings)
 
 

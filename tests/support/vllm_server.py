@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from configparser import ConfigParser
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,15 @@ from typing import Any
 import httpx
 import numpy as np
 
-from support.tiny_server import heard
+from support.paths import ROOT
+from support.tiny_server import audio_file, heard
 
 STARTS_WITHIN = 600
 """Seconds; the first start of an environment compiles its Python files."""
 
 
 @contextmanager
-def vllm_server(python: str, model: Path, *arguments: str, log: Path) -> Iterator[httpx.Client]:
+def vllm_server(python: str, model: Path, *arguments: str, log: Path, plugin: bool = False) -> Iterator[httpx.Client]:
     """Serve a checkpoint with vLLM's Transformers backend, in float32 on the CPU; yield a client of the server.
 
     Args:
@@ -32,6 +34,7 @@ def vllm_server(python: str, model: Path, *arguments: str, log: Path) -> Iterato
         model: the folder of the checkpoint.
         *arguments: more of vLLM's options.
         log: file for what the server prints.
+        plugin: let vLLM find our plugin, as if this package were installed beside it.
 
     Raises:
         RuntimeError: the server ended before it was ready; the message has the end of its log.
@@ -40,14 +43,14 @@ def vllm_server(python: str, model: Path, *arguments: str, log: Path) -> Iterato
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
     options = ["--model", str(model), "--served-model-name", "llaso", "--trust-remote-code"]
-    options += ["--model-impl", "transformers", "--dtype", "float32", "--enforce-eager"]
+    options += ["--model-impl", "auto" if plugin else "transformers", "--dtype", "float32", "--enforce-eager"]
     options += ["--host", "127.0.0.1", "--port", str(port), *arguments]
     environment = {
         **os.environ,
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": "",
+        "PYTHONPATH": f"{_entry_points(log.parent)}:{ROOT}" if plugin else "",
     }
     with log.open("wb") as written:
         server = subprocess.Popen(
@@ -68,6 +71,18 @@ def vllm_server(python: str, model: Path, *arguments: str, log: Path) -> Iterato
             except subprocess.TimeoutExpired:
                 server.kill()
                 server.wait()
+
+
+def _entry_points(folder: Path) -> Path:
+    """Write what an installation tells about the plugin: setup.cfg's entry points, without the package's code."""
+    settings = ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    group = "vllm.general_plugins"
+    told = folder / "entry_points" / "llaso-0.dist-info"
+    told.mkdir(parents=True)
+    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: llaso\nVersion: 0\n")
+    (told / "entry_points.txt").write_text(f"[{group}]\n{settings['options.entry_points'][group].strip()}\n")
+    return told.parent
 
 
 def _wait_until_ready(client: httpx.Client, server: subprocess.Popen, log: Path) -> None:
@@ -97,3 +112,9 @@ def ask_vllm(client: httpx.Client, text: str, clips: list[np.ndarray], tokens: i
         **more,
     }
     return client.post("/v1/chat/completions", json=body)
+
+
+def transcribe_with_vllm(client: httpx.Client, clip: np.ndarray, tokens: int, prompt: str = "") -> httpx.Response:
+    """Ask for a greedy transcript."""
+    fields = {"model": "llaso", "prompt": prompt, "temperature": "0", "max_completion_tokens": str(tokens)}
+    return client.post("/v1/audio/transcriptions", data=fields, files={"file": ("clip.wav", audio_file(clip))})
