@@ -32,8 +32,8 @@ import soundfile
 
 RATE = 16_000
 NEW_TOKENS = 48
-STARTS_WITHIN = 600
-"""Seconds until a server answers; vLLM's first start in an environment takes minutes."""
+STARTS_WITHIN = 1800
+"""Seconds until a server answers; vLLM's takes minutes on a busy machine."""
 VLLM_OPTIONS = (
     *("--trust-remote-code", "--model-impl", "transformers", "--dtype", "float32", "--enforce-eager"),
     *("--max-model-len", "4096", "--max-num-batched-tokens", "4096", "--host", "127.0.0.1"),
