@@ -200,6 +200,11 @@ def check_command(words: list[str]) -> None:
 
         named = [re.sub(r"^llaso[/_]", "", word) for word in words if re.match(r"llaso[/_]", word)]
         assert named and {name.upper() for name in named} <= {code.upper() for code in TASKS}, words
+    elif words[0].startswith("vllm-env/bin/"):  # tests/exporting/test_vllm.py runs vLLM's server, where there is one
+        from benchmarks.serving import VLLM_OPTIONS
+
+        options = {word for word in words[1:] if words[1] == "-m" and word.startswith("--")}
+        assert options <= {*VLLM_OPTIONS, "--model", "--served-model-name", "--limit-mm-per-prompt"}, words
     elif words[0] == "llama-server":
         assert all(Path(words[words.index(option) + 1]).is_file() for option in ("--model", "--mmproj")), words
     elif words[0] == "make":
