@@ -160,7 +160,8 @@ def test_the_plugin_transcribes_and_takes_any_vocabulary(placeholder_has_a_row, 
             _, answer, _ = ours(served, text, [clip])
             response = transcribe_with_vllm(client, clip, TOKENS, context)
             assert response.status_code == 200, response.text
-            assert response.json()["text"] == processor.decode(answer, skip_special_tokens=True)
+            wanted = processor.decode(answer, skip_special_tokens=True)
+            assert response.json()["text"] == wanted.removesuffix("\N{REPLACEMENT CHARACTER}")  # half a letter
         response = ask_vllm(client, "Who?", [tone(0.5)], TOKENS)
         ids, answer, _ = ours(served, "Who?", [tone(0.5)])
         assert response.json()["prompt_token_ids"] == ids
