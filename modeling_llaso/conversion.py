@@ -381,6 +381,7 @@ def new_model(
     projector: str | Path | None = None,
     dtype: str = "auto",
     seed: int = 0,
+    rows_are_fixed: bool = False,
 ) -> tuple[LlasoForConditionalGeneration, LlasoProcessor]:
     """Make an untrained LLaSO of a Whisper's encoder, a causal language model and a randomly drawn projector.
 
@@ -392,6 +393,7 @@ def new_model(
         projector: a stage-1 artefact, `mm_audio_aligner.bin`, instead of a drawn projector.
         dtype: of the weights; `"auto"` keeps the language model's.
         seed: of the drawn projector.
+        rows_are_fixed: see `add_audio_tokens`; as released, whatever the number of rows.
 
     Returns:
         The model and its processor. New rows of the embeddings are the mean of the old ones, as released.
@@ -407,7 +409,13 @@ def new_model(
     with readable_weights(llm):
         language_model = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype)
     known = len(AutoTokenizer.from_pretrained(llm))
-    processor = new_processor(encoder, llm, audio_padding=audio_padding, projector_stride=projector_stride)
+    processor = new_processor(
+        encoder,
+        llm,
+        audio_padding=audio_padding,
+        projector_stride=projector_stride,
+        rows_are_fixed=rows_are_fixed,
+    )
     grow_embeddings(language_model, known, processor.audio_token_id)
     with readable_weights(encoder):
         whisper = WhisperModel.from_pretrained(encoder, dtype=language_model.dtype)
@@ -443,11 +451,16 @@ def new_model(
 
 
 def new_processor(
-    encoder: str | Path, llm: str | Path, *, audio_padding: str = "full", projector_stride: int = 1
+    encoder: str | Path,
+    llm: str | Path,
+    *,
+    audio_padding: str = "full",
+    projector_stride: int = 1,
+    rows_are_fixed: bool = False,
 ) -> LlasoProcessor:
     """Make the processor of an untrained LLaSO: the LLM's tokenizer with audio tokens, and the Whisper's log-mel."""
     tokenizer = AutoTokenizer.from_pretrained(llm)
-    add_audio_tokens(tokenizer)
+    add_audio_tokens(tokenizer, rows_are_fixed)
     extractor = WhisperFeatureExtractor.from_pretrained(encoder)
     return LlasoProcessor(extractor, tokenizer, audio_padding=audio_padding, projector_stride=projector_stride)
 

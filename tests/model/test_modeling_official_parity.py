@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -295,10 +296,14 @@ def test_labels_loss_and_gradients(official, name, stage):
         model.eval()
 
 
+def released_parts(official) -> tuple[Path, Path]:
+    return official.folder / "whisper", official.folder / "base_llm"
+
+
 @pytest.fixture(scope="module")
 def untrained(official):
     """What the released training starts from: `llaso new` on the two parts, and the projector as it was drawn."""
-    model, processor = new_model(official.folder / "whisper", official.folder / "base_llm", dtype="float32")
+    model, processor = new_model(*released_parts(official), dtype="float32", rows_are_fixed=True)
     embeddings = load_file(official.folder / "stage1" / "resized_embed_tokens.safetensors")["embed_tokens"]
     torch.testing.assert_close(model.get_input_embeddings().weight.detach(), embeddings, atol=1e-7, rtol=0)
     drawn = {
@@ -314,7 +319,7 @@ def test_the_released_trainer_runs(official, untrained, stage, tmp_path):
     """Both stages of the released scripts, micro-batch by micro-batch, from the same start and in the same order."""
     run = json.loads((official.folder / f"train_stage{stage}.json").read_text())
     _, processor, drawn = untrained
-    model, _ = new_model(official.folder / "whisper", official.folder / "base_llm", dtype="float32")
+    model, _ = new_model(*released_parts(official), dtype="float32", rows_are_fixed=True)
     torch.save(drawn, tmp_path / "drawn.bin")
     load_projector(
         model, tmp_path / "drawn.bin" if stage == 1 else official.folder / "stage1" / "mm_audio_aligner.bin"
