@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.padding import TOKENS_PER_SECOND
 from benchmarks.subjects import IGNORED, SIZES, Size, llaso
-from llaso.training.rows.batch_plan import BatchRule, seeded
+from llaso.training.rows.batch_plan import BatchRule
 from llaso.training.rows.collator import Example, pack, pad
 from llaso.training.run.model_setup import freeze_all_but, keep_frozen
 from llaso.training.run.operator_counter import OperatorCounter
@@ -92,16 +92,16 @@ def random_rows(model: LlasoForConditionalGeneration, size: Size, count: int, sc
 
 def batches_of(rows: Sequence[Example], way: Way, at_once: int) -> list[dict[str, Any]]:
     """Lay rows into micro-batches of `at_once` rows, or of as many tokens as those have in the mean."""
-    lengths = [len(row.input_ids) for row in rows]
-    tokens = round(at_once * float(np.mean(lengths)))
+    lengths = np.array([len(row.input_ids) for row in rows])
+    tokens = round(at_once * float(lengths.mean()))
     rule = BatchRule(
         per_device=len(rows) if way.by_tokens else at_once,
         max_tokens=tokens if way.by_tokens else 0,
-        group_by_length=way.by_length,
         packing=way.packed,
     )
     lay = pack if way.packed else pad
-    return [lay([rows[place] for place in batch], 0) for batch in rule.cut(lengths, seeded(0))]
+    order = np.argsort(lengths, kind="stable") if way.by_length else np.arange(len(lengths))
+    return [lay([rows[place] for place in order[places]], 0) for places in rule.cut(lengths[order])]
 
 
 def step(model: LlasoForConditionalGeneration, batch: dict[str, Any]) -> float:

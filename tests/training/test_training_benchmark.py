@@ -7,6 +7,7 @@ import json
 import pytest
 
 from benchmarks import packing, training_gpu
+from benchmarks.loading import PARALLEL, PER_DEVICE, Bench, write_corpus
 
 
 def test_the_gpu_benchmark_runs_and_counts(tmp_path, monkeypatch, capsys):
@@ -66,3 +67,12 @@ def test_the_packing_benchmark_takes_the_same_rows_in_every_way(tmp_path, monkey
     assert by_row["flops"] < one_mask["flops"] and by_row["peak_bytes"] < one_mask["peak_bytes"]
     assert by_row["peak_bytes"] < reference["peak_bytes"]
     assert "| packed, at random | 0.0% |" in capsys.readouterr().out
+
+
+def test_the_loading_benchmark_reads_what_it_says(tmp_path):
+    bench = Bench(tmp_path, old=None)
+    corpus = write_corpus(tmp_path / "corpus", 1200, 0.1, bench.processor)
+    size = sum(path.stat().st_size for path in corpus.iterdir())
+    found = bench.measure("here", corpus, 1200 - PER_DEVICE * PARALLEL)
+    assert size < found["bytes"] < 1.5 * size + 4_000_000  # and the modules that are imported meanwhile
+    assert found["rows_per_second"] > 0 and found["first"] > 0 and found["open"] > 0
