@@ -13,7 +13,7 @@ from .option_types import at_least_1, some_text
 def add_parser(commands) -> None:
     """Add `export` to the `llaso` parser."""
     export = commands.add_parser(
-        "export", help="write a model for llama.cpp, ONNX Runtime or ExecuTorch, and check its answers there"
+        "export", help="write a model for llama.cpp or ONNX Runtime, and check its answers there"
     )
     actions = export.add_subparsers(dest="action", metavar="ACTION", required=True)
 
@@ -45,30 +45,12 @@ def add_parser(commands) -> None:
     onnx.add_argument("--overwrite", action="store_true", help="replace the files that OUT holds")
     onnx.set_defaults(run=run_onnx)
 
-    executorch = actions.add_parser(
-        "executorch",
-        help="write ExecuTorch programs, for phones",
-        description="Write a model as ExecuTorch programs in single precision: audio.pte, embed.pte and decoder.pte, "
-        "with the tokenizer and llaso_executorch.json, which says how they fit.",
-    )
-    executorch.add_argument("model", type=some_text, metavar="ID_OR_DIR")
-    executorch.add_argument("out", type=some_text, metavar="OUT", help="the folder to write")
-    executorch.add_argument(
-        "--most-tokens",
-        type=at_least_1,
-        default=2048,
-        metavar="N",
-        help="of a prompt with its audio and its answer; memory for so many is taken whatever the prompt",
-    )
-    executorch.add_argument("--overwrite", action="store_true", help="replace the files that OUT holds")
-    executorch.set_defaults(run=run_executorch)
-
     check = actions.add_parser(
         "check",
         help="compare answers of exported files with the model's own",
         description="Ask exported files and the model itself about clips, greedily, and compare prompts, ids and "
-        "numbers. GGUF files run in the installed llama.cpp (pip install xllamacpp), the others in ONNX Runtime "
-        "or ExecuTorch. Exit code 1: they differ.",
+        "numbers. GGUF files run in the installed llama.cpp (pip install xllamacpp), ONNX files in ONNX "
+        "Runtime. Exit code 1: they differ.",
     )
     check.add_argument("folder", type=some_text, metavar="OUT", help="what `llaso export` wrote")
     check.add_argument("clips", nargs="+", metavar="CLIP", help="audio files; for llama.cpp shorter than 30 s")
@@ -100,18 +82,6 @@ def run_onnx(arguments: argparse.Namespace) -> None:
         raise _without_extra(error, "onnx") from None
     model, processor = _loaded(arguments.model)
     _print_sizes(export_onnx(model, processor, arguments.out, name=arguments.model))
-
-
-def run_executorch(arguments: argparse.Namespace) -> None:
-    """Write the programs and say how large they are."""
-    _refuse_existing(arguments)
-    try:
-        from ..exporting.executorch_files import export_executorch
-    except ModuleNotFoundError as error:
-        raise _without_extra(error, "executorch") from None
-    model, processor = _loaded(arguments.model)
-    files = export_executorch(model, processor, arguments.out, arguments.model, arguments.most_tokens)
-    _print_sizes(files)
 
 
 def _refuse_existing(arguments: argparse.Namespace) -> None:
@@ -146,27 +116,18 @@ def run_check(arguments: argparse.Namespace) -> int:
 
     name = arguments.model or exported_model(arguments.folder)
     kind = exported_kind(arguments.folder)
-    return _check_gguf(arguments, name) if kind == "gguf" else _check_parts(arguments, name, kind)
+    return _check_gguf(arguments, name) if kind == "gguf" else _check_onnx(arguments, name)
 
 
-def _check_parts(arguments: argparse.Namespace, name: str, kind: str) -> int:
+def _check_onnx(arguments: argparse.Namespace, name: str) -> int:
     from llaso_common.audio import read_audio
 
-    from ..exporting.exported_check import CLOSE, compare_clip, compare_prompts
-    from ..exporting.exported_model import ExportedLlaso
-
-    files: ExportedLlaso
     try:
-        if kind == "onnx":
-            from ..exporting.onnx_model import OnnxLlaso
-
-            files = OnnxLlaso(arguments.folder)
-        else:
-            from ..exporting.executorch_model import ExecuTorchLlaso
-
-            files = ExecuTorchLlaso(arguments.folder)
+        from ..exporting.exported_check import CLOSE, compare_clip, compare_prompts
+        from ..exporting.onnx_model import OnnxLlaso
     except ModuleNotFoundError as error:
-        raise _without_extra(error, kind) from None
+        raise _without_extra(error, "onnx") from None
+    files = OnnxLlaso(arguments.folder)
     clips = [read_audio(clip) for clip in arguments.clips]
     model, processor = _loaded(name)
     model = model.float()

@@ -8,7 +8,7 @@ from pathlib import Path
 from llaso_common import __version__
 
 RECORD_FILE = "export.json"
-DESCRIPTION_FILES = {"onnx": "llaso_onnx.json", "executorch": "llaso_executorch.json"}
+DESCRIPTION_FILES = {"onnx": "llaso_onnx.json"}
 """Files that say how the parts of a model fit together, by the kind of export."""
 TOKENIZER_FILE, TEMPLATE_FILE, MEL_FILTERS_FILE = "tokenizer.json", "chat_template.jinja", "mel_filters.npy"
 

@@ -129,12 +129,11 @@ class ExportedLlaso(ABC):
         return embeds
 
     def _audio(self, features: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Encode windows, several at a time if the part takes several."""
+        """Encode windows, a few at a time."""
         takes = self.description["parts"]["audio"]["inputs"]
-        at_once = 1 if takes["input_features"][0] == 1 else WINDOWS_AT_ONCE
         embeds = []
-        for start in range(0, len(features), at_once):
-            of_some, real = features[start : start + at_once], mask[start : start + at_once]
+        for start in range(0, len(features), WINDOWS_AT_ONCE):
+            of_some, real = features[start : start + WINDOWS_AT_ONCE], mask[start : start + WINDOWS_AT_ONCE]
             if self.description["audio"]["padding"] == "trim":
                 longest = real.sum(1).max()
                 of_some, real = of_some[:, :, :longest], real[:, :longest]

@@ -9,7 +9,7 @@ optimum use.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ Shape = tuple[int | str, ...]
 TRACED_WITH = {"windows": 2, "frames": 300, "batch": 2, "tokens": 3, "past": 5, "past + tokens": 5 + 3}
 """Sizes of the example that a part is traced with; any others may come later."""
 Cache = list[tuple[torch.Tensor, torch.Tensor]]
-"""Keys and values of each layer, `(batch, key_value_heads, tokens, head_dim)`."""
+"""Keys and values of each layer, `("batch", key_value_heads, tokens, head_dim)`."""
 
 
 class AudioEncoderPart(nn.Module):
@@ -59,7 +59,7 @@ class EmbedPart(nn.Module):
         self.placeholder = model.config.audio_token_id
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Embed `(batch, tokens)` into `(batch, tokens, hidden_size)`."""
+        """Embed `("batch", tokens)` into `("batch", tokens, hidden_size)`."""
         return self.table(input_ids.masked_fill(input_ids.eq(self.placeholder), 0))
 
 
@@ -77,13 +77,13 @@ class DecoderPart(nn.Module):
         """Compute the logits of the last token.
 
         Args:
-            inputs_embeds: `(batch, tokens, hidden_size)`, the tokens that are new.
-            attention_mask: `(batch, past + tokens)`, 0 for padding, which comes first, otherwise 1.
-            position_ids: `(batch, tokens)`.
+            inputs_embeds: `("batch", tokens, hidden_size)`, the tokens that are new.
+            attention_mask: `("batch", past + tokens)`, 0 for padding, which comes first, otherwise 1.
+            position_ids: `("batch", tokens)`.
             past: of the tokens before; of length 0 at first.
 
         Returns:
-            Logits `(batch, 1, vocab_size)`, the placeholder's the least there is; and `past` with the new tokens.
+            Logits `("batch", 1, vocab_size)`, the placeholder's the least there is; and `past` with the new tokens.
         """
         cache = DynamicCache()
         for layer, (keys, values) in enumerate(past):
@@ -119,18 +119,12 @@ class NetworkPart:
     inputs: dict[str, Shape]
     outputs: dict[str, Shape]
 
-    def exported(self, most: Mapping[str, int] | None = None) -> ExportedProgram:
-        """Trace the part by `torch.export`.
-
-        Args:
-            most: the largest value of each open length, for runtimes that plan their memory ahead.
-        """
+    def exported(self) -> ExportedProgram:
+        """Trace the part by `torch.export`."""
 
         def open_lengths(name: str) -> dict[int, Any]:
-            return {
-                place: Dim.DYNAMIC(min=int(length != "past"), max=most[length] if most else None)
-                for place, length in self.open_lengths(name).items()
-            }
+            lengths = self.open_lengths(name)
+            return {place: Dim.DYNAMIC(min=int(length != "past")) for place, length in lengths.items()}
 
         with torch.no_grad():
             arguments, lengths = self.arranged(self._example), self.arranged(open_lengths)
@@ -153,13 +147,11 @@ class NetworkPart:
         return torch.ones(sizes, dtype=torch.long if whole else next(self.module.parameters()).dtype)
 
 
-def network_parts(model: LlasoForConditionalGeneration, one_by_one: bool = False) -> dict[str, NetworkPart]:
+def network_parts(model: LlasoForConditionalGeneration) -> dict[str, NetworkPart]:
     """Take a model apart.
 
     Args:
         model: in the precision that is to be exported, on the CPU.
-        one_by_one: for one window of audio and one conversation at a time. Then `audio` needs no mask, because a
-            window alone is all real frames.
 
     Returns:
         `audio`, `embed` and `decoder`.
@@ -167,30 +159,27 @@ def network_parts(model: LlasoForConditionalGeneration, one_by_one: bool = False
     config: Any = model.config
     text, mels, whole = config.text_config, config.audio_config.num_mel_bins, config.max_frames
     hidden = text.hidden_size
-    windows: int | str = 1 if one_by_one else "windows"
-    batch: int | str = 1 if one_by_one else "batch"
-    features: dict[str, Shape] = {"input_features": (windows, mels, whole)}
+    features: dict[str, Shape] = {"input_features": ("windows", mels, whole)}
     if config.audio_padding == "trim":
-        features = {"input_features": (windows, mels, "frames")}
-        if not one_by_one:
-            features["input_features_mask"] = (windows, "frames")
+        features = {"input_features": ("windows", mels, "frames")}
+        features["input_features_mask"] = ("windows", "frames")
     names = [f"{layer}.{kind}" for layer in range(text.num_hidden_layers) for kind in ("key", "value")]
     heads, width = text.num_key_value_heads, head_dim(text)
-    embeds: dict[str, Shape] = {"inputs_embeds": (batch, "tokens", hidden)}
+    embeds: dict[str, Shape] = {"inputs_embeds": ("batch", "tokens", hidden)}
     return {
         "audio": NetworkPart(AudioEncoderPart(model), features, {"audio_embeds": ("audio_tokens", hidden)}),
-        "embed": NetworkPart(EmbedPart(model), {"input_ids": (batch, "tokens")}, embeds),
+        "embed": NetworkPart(EmbedPart(model), {"input_ids": ("batch", "tokens")}, embeds),
         "decoder": NetworkPart(
             DecoderPart(model),
             {
                 **embeds,
-                "attention_mask": (batch, "past + tokens"),
-                "position_ids": (batch, "tokens"),
-                **{f"{PAST}.{name}": (batch, heads, "past", width) for name in names},
+                "attention_mask": ("batch", "past + tokens"),
+                "position_ids": ("batch", "tokens"),
+                **{f"{PAST}.{name}": ("batch", heads, "past", width) for name in names},
             },
             {
-                "logits": (batch, 1, text.vocab_size),
-                **{f"present.{name}": (batch, heads, "past + tokens", width) for name in names},
+                "logits": ("batch", 1, text.vocab_size),
+                **{f"present.{name}": ("batch", heads, "past + tokens", width) for name in names},
             },
         ),
     }

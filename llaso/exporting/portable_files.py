@@ -1,4 +1,4 @@
-"""What exports for ONNX Runtime and ExecuTorch share: parts, the processor's files, and a description of all.
+"""What exports of a model's parts share: parts, the processor's files, and a description of all.
 
 Each format writes the parts in its own way; everything around them is the same.
 """
@@ -37,8 +37,6 @@ def export_parts(
     kind: str,
     write_part: Callable[[NetworkPart, Path], None],
     suffix: str,
-    one_by_one: bool = False,
-    **also: Any,
 ) -> list[Path]:
     """Write a model's parts in single precision, with what a program needs to run them.
 
@@ -50,8 +48,6 @@ def export_parts(
         kind: a key of `DESCRIPTION_FILES`.
         write_part: writes a part to a path.
         suffix: of the parts' files.
-        one_by_one: see `network_parts`.
-        **also: for the description.
 
     Returns:
         The files of the parts.
@@ -63,7 +59,7 @@ def export_parts(
     if model.dtype != torch.float32:
         model = copy.deepcopy(model).float()
     out = Path(out)
-    parts = network_parts(model.eval(), one_by_one)
+    parts = network_parts(model.eval())
     with replaced_folder(out) as folder:
         for part, network in parts.items():
             write_part(network, folder / f"{part}{suffix}")
@@ -76,7 +72,6 @@ def export_parts(
             **processor_description(processor),
             "eos_token_ids": end_ids(model),
             "max_tokens": model.config.text_config.max_position_embeddings,
-            **also,
         }
         described = json.dumps(description, indent=2, ensure_ascii=False)
         (folder / DESCRIPTION_FILES[kind]).write_text(described + "\n", encoding="utf-8")
