@@ -6,8 +6,8 @@
 `transforms`: how many seconds of sound one core decodes, resamples and turns into a log-mel in a second.
 `checkpoints`: the bytes of a checkpoint and of all weights at full size, counted from shapes. `steps`: seconds by
 purpose, processor seconds and memory of a Stage-2 step without checkpointing, with `selective` and with all layers
-computed again. Each measurement of `steps` is a fresh process, and they take turns. `packing` and `padding` run the
-sections of that name.
+computed again. Each measurement of `steps` is a fresh process, and they take turns. `loading`, `padding` and
+`packing` run the sections of that name.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def steps(size: str, rows: int, rounds: int, threads: int) -> list[str]:
 
 def main() -> None:
     """Print the tables that were asked for."""
-    parts = ("transforms", "checkpoints", "steps", "padding", "packing")
+    parts = ("transforms", "checkpoints", "steps", "loading", "padding", "packing")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)} (default: all)")
     parser.add_argument("--size", choices=SIZES, default="medium", help="of the model; tiny tries the command out")
@@ -213,7 +213,8 @@ def main() -> None:
         elif part == "steps":
             print("\n".join(steps(arguments.size, arguments.rows, arguments.rounds, arguments.threads)), flush=True)
         else:
-            sys.argv[1:] = ["--size", arguments.size] if part == "packing" else []
+            small = ["--short", "2000", "--spoken", "400", "--rounds", "1"] if arguments.size == "tiny" else []
+            sys.argv[1:] = {"packing": ["--size", arguments.size], "loading": small, "padding": []}[part]
             runpy.run_module(f"benchmarks.{part}", run_name="__main__", alter_sys=True)
 
 
