@@ -29,6 +29,7 @@ from llaso.exporting.network_parts import network_parts
 from llaso.exporting.onnx_files import export_onnx, write_part
 from llaso.exporting.onnx_model import OnnxLlaso
 from llaso.exporting.own_answers import FORMS
+from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 
 SETTINGS = {
     "llama3": {"audio_padding": "trim", "projector_stride": 6, "projector_pooling": "concatenate"},
@@ -60,7 +61,9 @@ def exported(request, tmp_path_factory):
     for part in (model, processor):
         part.save_pretrained(checkpoint)
     assert main(["export", "onnx", checkpoint, out]) == 0
-    return Exported(model.float(), processor, checkpoint, out)
+    opened = LlasoForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    opened.generation_config = model.generation_config
+    return Exported(opened, processor, checkpoint, out)
 
 
 # ---- Answers ----

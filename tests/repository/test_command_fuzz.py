@@ -28,8 +28,8 @@ NUMBERS = ("banana", "", "-1", "nan", "inf", "-inf", "1e400", "9" * 30, "0x10", 
 """Wrong for every number: all are refused while the options are read."""
 LINES = 10
 """Of a message, at most: some list what was found, or how a file is to look."""
-RUN_ON = {"serve", "demo", "quickstart"}
-"""Commands that would not come back if everything they ask for were there."""
+RUN_ON = {"serve", "demo", "quickstart", "export onnx"}
+"""Commands that would not come back, or would take long, if everything they ask for were there."""
 
 
 def leaves(parser: argparse.ArgumentParser, words: tuple[str, ...] = ()) -> Iterator[tuple[str, list]]:
@@ -83,6 +83,7 @@ def required(command: str, world, there: bool) -> dict[str, list[str]]:
         "clips": world.good,
         "question": "Who speaks?",
         "model": run / "llaso-tiny",
+        "models": run / "llaso-tiny",
         "encoder": run / "backbones" / "encoder",
         "llm": run / "backbones" / "llama",
         "to_official": run / "llaso-tiny",
@@ -216,7 +217,7 @@ def test_wrong_values_end_in_one_line_if_everything_else_is_right(command, world
 
 # What is there ---------------------------------------------------------------------------------------------------
 
-GO_ON = {"data plan", "data build", "data import-release", "quickstart", "experiment"}
+GO_ON = {"data plan", "data build", "data import-release", "quickstart", "real", "experiment"}
 """Commands that continue in a folder of their own; the tests of each show what it refuses there."""
 WRITERS = {command: [a.dest for a in actions if a.dest in ("out", "export")] for command, actions in COMMANDS.items()}
 

@@ -190,7 +190,8 @@ def check_command(words: list[str]) -> None:
         check_command(["llaso", *arguments.training_script_args])
     elif words[:2] == ["python", "-m"]:
         said = io.StringIO()
-        sys.argv = [words[2], "--help"]
+        section = words[3:4] if words[2] == "benchmarks" else []
+        sys.argv = [words[2], *section, "--help"]
         with contextlib.suppress(SystemExit), contextlib.redirect_stdout(said):
             runpy.run_module(words[2], run_name="__main__")
         options = [word for word in words[3:] if word.startswith("--")]

@@ -103,9 +103,9 @@ class BatchChoice:
     window: Annotated[int, AT_LEAST_1] = 64  # micro-batches sorted together; larger pads less and shuffles less
 
     def __post_init__(self) -> None:
-        if self.rows and self.tokens:
+        if self.rows > 0 and self.tokens > 0:
             raise ValueError("recipe: `batch.rows` and `batch.tokens` both say how large a step is; set one of them")
-        if self.rows and self.max_tokens:
+        if self.rows > 0 and self.max_tokens > 0:
             raise ValueError(
                 "recipe: `batch.max_tokens` makes micro-batches of unequal numbers of rows, so that a step cannot "
                 "have exactly `batch.rows`; set batch.tokens in its place, or batch.max_tokens=0"
@@ -115,7 +115,7 @@ class BatchChoice:
                 "recipe: `batch.per_device` is auto, which depends on the device, so a step's size must not follow "
                 "from it; set batch.rows or batch.tokens"
             )
-        if self.tokens and not self.max_tokens and self.per_device != "auto":
+        if self.tokens > 0 and not self.max_tokens and self.per_device != "auto":
             raise ValueError(
                 "recipe: `batch.tokens` is filled by micro-batches of `batch.max_tokens`; set it to what fits on a "
                 "device, or batch.per_device=auto"
