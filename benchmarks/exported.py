@@ -30,7 +30,7 @@ DRAWS = 2000
 
 @dataclass
 class Heard:
-    """What one program made of the clips.
+    """The answers of one program to all clips.
 
     Attributes:
         errors: wrong words of each clip.

@@ -88,7 +88,7 @@ batches = DataLoader(RowsAsRead(), batch_sampler=reading, collate_fn=collate, nu
 clock.run(batches, asked["per_device"], asked["rows"])
 """
 HELPERS = '''
-"""What the measured processes share, whatever their commit."""
+"""Code that every measured process runs before its own, at either commit."""
 import json, os, resource, time
 from pathlib import Path
 

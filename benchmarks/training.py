@@ -1,4 +1,4 @@
-"""What a training run costs, part by part: `make bench ARGS=training`.
+"""Measures what a training run costs, part by part: `make bench ARGS=training`.
 
     python -m benchmarks.training transforms checkpoints
     python -m benchmarks.training steps --size tiny
@@ -123,7 +123,7 @@ def checkpoints() -> list[str]:
 
 @dataclass(frozen=True)
 class StepCost:
-    """What one step took.
+    """The cost of one step.
 
     Attributes:
         seconds: by purpose, with their total.

@@ -24,7 +24,7 @@ from .sources.base import Reject
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _STRUCT = {"bytes": "binary", "path": "string"}
-"""What a value of an Audio column has."""
+"""Keys of a value of an Audio column."""
 
 
 @dataclass(frozen=True)

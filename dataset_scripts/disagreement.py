@@ -1,4 +1,4 @@
-"""Whether recordings say what their transcripts claim: what a listener heard, held against the targets.
+"""Compares recordings with their transcripts: a listener's text against each target.
 
 `transcribe_rows` lets a listener hear every row of a transcript task and keeps what it heard beside the corpus, so
 that an interrupted run goes on. `Disagreements` measures each row by it.

@@ -112,18 +112,17 @@ def _without_extra(error: ModuleNotFoundError, extra: str) -> ValueError:
 
 def run_check(arguments: argparse.Namespace) -> int:
     """Compare answers, a line for each clip; return exit code 1 if any differs."""
-    from ..exporting.export_folder import exported_kind, exported_model
+    from ..exporting.export_folder import exported_model, is_onnx
 
     name = arguments.model or exported_model(arguments.folder)
-    kind = exported_kind(arguments.folder)
-    return _check_gguf(arguments, name) if kind == "gguf" else _check_onnx(arguments, name)
+    return _check_onnx(arguments, name) if is_onnx(arguments.folder) else _check_gguf(arguments, name)
 
 
 def _check_onnx(arguments: argparse.Namespace, name: str) -> int:
     from llaso_common.audio import read_audio
 
     try:
-        from ..exporting.exported_check import CLOSE, compare_clip, compare_prompts
+        from ..exporting.onnx_check import CLOSE, compare_clip, compare_prompts
         from ..exporting.onnx_model import OnnxLlaso
     except ModuleNotFoundError as error:
         raise _without_extra(error, "onnx") from None

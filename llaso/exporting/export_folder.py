@@ -8,8 +8,8 @@ from pathlib import Path
 from llaso_common import __version__
 
 RECORD_FILE = "export.json"
-DESCRIPTION_FILES = {"onnx": "llaso_onnx.json"}
-"""Files that say how the parts of a model fit together, by the kind of export."""
+DESCRIPTION_FILE = "llaso_onnx.json"
+"""Says how the parts of an ONNX export fit together."""
 TOKENIZER_FILE, TEMPLATE_FILE, MEL_FILTERS_FILE = "tokenizer.json", "chat_template.jinja", "mel_filters.npy"
 
 
@@ -30,9 +30,9 @@ def refuse_other_folder(out: str | Path) -> None:
         raise ValueError(f"{folder} holds no export ({RECORD_FILE} is missing), so --overwrite does not replace it")
 
 
-def exported_kind(folder: str | Path) -> str:
-    """Which program an export is for: a key of `DESCRIPTION_FILES`, or `"gguf"`."""
-    return next((kind for kind, name in DESCRIPTION_FILES.items() if Path(folder, name).is_file()), "gguf")
+def is_onnx(folder: str | Path) -> bool:
+    """Return whether an export holds ONNX files, and not GGUF files."""
+    return Path(folder, DESCRIPTION_FILE).is_file()
 
 
 def exported_model(folder: str | Path) -> str:

@@ -1,82 +1,23 @@
-"""What exports of a model's parts share: parts, the processor's files, and a description of all.
-
-Each format writes the parts in its own way; everything around them is the same.
-"""
+"""What an export without PyTorch needs beside the networks: the processor's files, and what is refused."""
 
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from llaso_common.output_folder import replaced_folder
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor
 
-from .export_folder import DESCRIPTION_FILES, MEL_FILTERS_FILE, TEMPLATE_FILE, TOKENIZER_FILE, write_record
-from .network_parts import NetworkPart, network_parts
-from .own_answers import end_ids
+from .export_folder import MEL_FILTERS_FILE, TEMPLATE_FILE, TOKENIZER_FILE
 from .refusals import refuse_disagreement, refuse_sliding_windows, refuse_unfinished_weights
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Language models, by their type in transformers, whose exported files were compared with them."""
 ROTARY = ("default", "llama3")
 """Rotary embeddings that do not depend on the length of the text."""
-
-
-def export_parts(
-    model: LlasoForConditionalGeneration,
-    processor: LlasoProcessor,
-    out: str | Path,
-    name: str,
-    kind: str,
-    write_part: Callable[[NetworkPart, Path], None],
-    suffix: str,
-) -> list[Path]:
-    """Write a model's parts in single precision, with what a program needs to run them.
-
-    Args:
-        model: with its weights as trained, neither quantized nor with adapters beside them, on the CPU.
-        processor: the model's.
-        out: a folder; what is there is replaced once all files are written.
-        name: the model's, for the record beside the files.
-        kind: a key of `DESCRIPTION_FILES`.
-        write_part: writes a part to a path.
-        suffix: of the parts' files.
-
-    Returns:
-        The files of the parts.
-
-    Raises:
-        ValueError: the model is none that was tried.
-    """
-    refuse_untried(model, processor)
-    if model.dtype != torch.float32:
-        model = copy.deepcopy(model).float()
-    out = Path(out)
-    parts = network_parts(model.eval())
-    with replaced_folder(out) as folder:
-        for part, network in parts.items():
-            write_part(network, folder / f"{part}{suffix}")
-        write_processor(processor, folder)
-        description = {
-            "parts": {
-                part: {"file": f"{part}{suffix}", "inputs": network.inputs, "outputs": network.outputs}
-                for part, network in parts.items()
-            },
-            **processor_description(processor),
-            "eos_token_ids": end_ids(model),
-            "max_tokens": model.config.text_config.max_position_embeddings,
-        }
-        described = json.dumps(description, indent=2, ensure_ascii=False)
-        (folder / DESCRIPTION_FILES[kind]).write_text(described + "\n", encoding="utf-8")
-        write_record(folder, name, kind)
-    return [out / f"{part}{suffix}" for part in parts]
 
 
 def refuse_untried(model: LlasoForConditionalGeneration, processor: LlasoProcessor) -> None:

@@ -24,8 +24,8 @@ from support.tiny_families import family_llaso
 from support.tiny_llaso import ask, question, tone
 
 from llaso.cli import main
-from llaso.exporting.exported_check import CLOSE
 from llaso.exporting.network_parts import network_parts
+from llaso.exporting.onnx_check import CLOSE
 from llaso.exporting.onnx_files import export_onnx, write_part
 from llaso.exporting.onnx_model import OnnxLlaso
 from llaso.exporting.own_answers import FORMS

@@ -56,7 +56,7 @@ class BackgroundSave:
 
     @property
     def started(self) -> bool:
-        """Whether a job was started that nobody has waited for."""
+        """Whether a job was started and not waited for yet."""
         return self._thread is not None
 
     def check(self) -> None:

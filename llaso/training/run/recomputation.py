@@ -1,6 +1,6 @@
 """Which activations the backward pass computes again: none, all of a layer, or all but the products of matrices.
 
-`selective` keeps what is dear to compute, the outputs of matrix products and of attention, and computes norms, gates,
+`selective` keeps what takes long to compute, the outputs of matrix products and of attention, and computes norms, gates,
 rotations and changes of type again: about half the memory, for little more than the time of reading it.
 """
 

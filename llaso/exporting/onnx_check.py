@@ -1,4 +1,4 @@
-"""Compares what exported parts answer, in the program that they are for, with the model's own answers."""
+"""Compares what exported ONNX files answer with the model's own answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor
 
-from .exported_model import ExportedLlaso
+from .onnx_model import OnnxLlaso
 from .own_answers import FORMS, message_parts, own_answer, own_inputs
 
 CLOSE = 1e-3
@@ -17,7 +17,7 @@ CLOSE = 1e-3
 
 
 @dataclass(frozen=True)
-class ExportedComparison:
+class OnnxComparison:
     """One clip's answer, by the model and by the exported files.
 
     Attributes:
@@ -38,7 +38,7 @@ class ExportedComparison:
         return self.ours == self.theirs and self.gap <= CLOSE
 
 
-def compare_prompts(files: ExportedLlaso, processor: LlasoProcessor, question: str) -> dict[str, bool]:
+def compare_prompts(files: OnnxLlaso, processor: LlasoProcessor, question: str) -> dict[str, bool]:
     """Tell for each of `FORMS` whether the files' prompt has the processor's token ids."""
     rate = processor.feature_extractor.sampling_rate
     clip = np.sin(np.arange(rate, dtype=np.float32))
@@ -53,13 +53,13 @@ def compare_prompts(files: ExportedLlaso, processor: LlasoProcessor, question: s
 
 
 def compare_clip(
-    files: ExportedLlaso,
+    files: OnnxLlaso,
     model: LlasoForConditionalGeneration,
     processor: LlasoProcessor,
     clip: np.ndarray,
     question: str,
     max_new_tokens: int,
-) -> ExportedComparison:
+) -> OnnxComparison:
     """Ask both about a clip, greedily.
 
     Args:
@@ -79,4 +79,4 @@ def compare_clip(
         for step, ((_, logits), ours) in enumerate(zip(steps, own.logits.cpu().numpy(), strict=False))
         if theirs[:step] == own.ids[:step]
     ]
-    return ExportedComparison(prompt_tokens=own.prompt_tokens, ours=own.ids, theirs=theirs, gap=max(gaps, default=0.0))
+    return OnnxComparison(prompt_tokens=own.prompt_tokens, ours=own.ids, theirs=theirs, gap=max(gaps, default=0.0))
