@@ -1,7 +1,7 @@
 """Which activations the backward pass computes again: none, all of a layer, or all but the products of matrices.
 
-`selective` keeps what takes long to compute, the outputs of matrix products and of attention, and computes norms, gates,
-rotations and changes of type again: about half the memory, for little more than the time of reading it.
+`selective` keeps what takes long to compute, the outputs of matrix products and of attention, and computes norms,
+gates, rotations and changes of type again: about half the memory, for little more than the time of reading it.
 """
 
 from __future__ import annotations
