@@ -1,4 +1,4 @@
-"""A first block of `sources.yaml` for data that nobody has described yet: guessed from its first rows, and marked so.
+"""A first block of `sources.yaml` for data without a description: guessed from its first rows, and marked so.
 
 Nothing is written and no audio is kept: a data set on the Hub is read as a stream, as far as its first rows.
 """

@@ -12,7 +12,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from support.tiny_llaso import ask, question, text_config, tiny_processor, tone, whisper_config
+from support.tiny_llaso import (
+    ask,
+    question,
+    text_config,
+    tiny_processor,
+    tone,
+    whisper_config,
+    with_drawn_weights,
+)
 from support.vllm_server import ask_vllm, transcribe_with_vllm, vllm_server
 
 from modeling_llaso.configuration_llaso import LlasoConfig
@@ -66,15 +74,7 @@ def vllm_llaso(
         audio_padding=audio_padding,
         projector_stride=stride,
     )
-    torch.manual_seed(0)
-    model = LlasoForConditionalGeneration(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1 and parameter.requires_grad:
-                parameter.normal_(0, 0.2)
-    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
-    model.generation_config.eos_token_id = None
-    return model, processor
+    return with_drawn_weights(config, processor), processor
 
 
 @pytest.fixture(scope="module", params=["full", "trim"])

@@ -117,6 +117,11 @@ def tiny_llaso(
         audio_padding=audio_padding,
         **settings,
     )
+    return with_drawn_weights(config, processor, seed), processor
+
+
+def with_drawn_weights(config: LlasoConfig, processor: LlasoProcessor, seed: int = 0) -> LlasoForConditionalGeneration:
+    """Return a model with weights large enough that differences show, whose answers do not end by themselves."""
     torch.manual_seed(seed)
     model = LlasoForConditionalGeneration(config).eval()
     with torch.no_grad():
@@ -125,7 +130,7 @@ def tiny_llaso(
                 parameter.normal_(0, 0.2)
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     model.generation_config.eos_token_id = None
-    return model, processor
+    return model
 
 
 def save_parts(folder: Path, family: str = "llama", spare_rows: int = 0, **overrides) -> tuple[Path, Path]:
