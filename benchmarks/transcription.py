@@ -123,6 +123,8 @@ def long_recording(model: str, made: Recording, out: Path) -> tuple[list[str], d
     command = [sys.executable, "-m", "llaso.cli", "transcribe", str(file), "--model", model, "--device", "cpu"]
     command += ["--format", "json", "--out", str(result), "--max-new-tokens", str(TOKENS)]
     first, first_seconds = watched(command, partial, 2 * len(made.strings) // 5)
+    if result.exists():
+        raise SystemExit("the command had finished before it could be killed; take more --minutes")
     kept = partial.read_bytes().count(b"\n") - 1
     second, second_seconds = watched(command)
     record = json.loads(result.read_text(encoding="utf-8"))
