@@ -25,7 +25,7 @@ from llaso.training.run.background_save import BackgroundSave, WaitForSave
 from llaso.training.run.callbacks import time_shares
 from llaso.training.run.checkpoints import FROZEN, WEIGHTS
 from llaso.training.run.history import History, read_history
-from llaso.training.run.model_setup import open_model, set_up_parts
+from llaso.training.run.model_setup import open_model, part_of, set_up_parts
 from llaso.training.run.operator_counter import OperatorCounter
 from llaso.training.run.step_timer import StepTimer
 from llaso.training.run.train import train
@@ -205,6 +205,26 @@ def test_weight_decay_and_betas_are_the_recipes(root, tmp_path):
     assert sorted(parameters) == sorted(id(p) for p in trainer.model.parameters() if p.requires_grad)
     with pytest.raises(ValueError, match="`optimizer.encoder` has values of its own, but `train` does not name"):
         load_recipe(recipe_for(root, "unused"), {"optimizer.encoder.learning_rate": 1e-5})
+
+
+def test_a_part_that_starts_late_is_frozen_until_then(root, tmp_path):
+    out = tmp_path / "run"
+    late = {"learning_rate": 1e-3, "start": 0.5}
+    own = {"learning_rate": 1e-3, "weight_decay": 0.1, "encoder": late, "max_steps": 6}
+    changes = {"train": ["projector", "encoder"], "optimizer": own, "watch__save_every": 1, "watch__keep": 9}
+    recipe = recipe_for(root, "unused", **changes) | {"out": str(out)}
+    trainer = make_trainer(root, tmp_path / "other", **changes)
+    start = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    train_until(recipe, 4)  # which saves after step 5
+    saved = [load_file(out / f"checkpoint-{step}" / WEIGHTS) for step in range(1, 6)]
+    for step, weights in enumerate(saved, 1):
+        moved = {part_of(name) for name, weight in weights.items() if not torch.equal(weight, start[name])}
+        assert weights.keys() == start.keys() and moved == ({"projector"} if step <= 3 else {"projector", "encoder"})
+    train(recipe)
+    train(recipe | {"out": str(tmp_path / "whole")})
+    assert weights_digest(out) == weights_digest(tmp_path / "whole")
+    with pytest.raises(ValueError, match=r"until optimizer.projector.start nothing would learn"):
+        load_recipe(recipe_for(root, "unused"), {"optimizer.projector.start": 0.1})
 
 
 def test_settings_change_on_resume_when_they_are_named(root, tmp_path):

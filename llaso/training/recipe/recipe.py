@@ -155,6 +155,7 @@ class PartOptimizerChoice:
 
     learning_rate: Annotated[float, ABOVE_0] | None = None
     weight_decay: Annotated[float, AT_LEAST_0] | None = None
+    start: Annotated[float, BELOW_1] = 0.0  # share of the steps before it begins to learn; it is frozen until then
 
 
 @dataclass(frozen=True)
@@ -250,6 +251,11 @@ class Recipe:
         for part in ("projector", "llm", "encoder"):
             if getattr(self.optimizer, part) != PartOptimizerChoice() and part not in self.train:
                 raise ValueError(f"recipe: `optimizer.{part}` has values of its own, but `train` does not name {part}")
+        if all(getattr(self.optimizer, part).start > 0 for part in self.train):
+            raise ValueError(
+                f"recipe: until optimizer.{self.train[0]}.start nothing would learn; set it to 0 for one of the parts "
+                "that `train` names"
+            )
         if self.lora.rank > 0 and "llm" not in self.train:
             raise ValueError("recipe: `lora.rank` adapts the LLM, but `train` does not name llm")
         if self.optimizer.ctc_weight > 0 and self.batch.packing:

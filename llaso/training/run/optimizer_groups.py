@@ -1,8 +1,10 @@
-"""AdamW's parameter groups when parts have rates of their own, and learning rates that change on resume."""
+"""AdamW's parameter groups when parts have rates of their own, parts that begin to learn later, and learning rates
+that change on resume."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +18,11 @@ from .model_setup import part_of
 def has_own_rates(choice: OptimizerChoice) -> bool:
     """Return whether a part has a learning rate or weight decay of its own."""
     return any(part != PartOptimizerChoice() for part in (choice.encoder, choice.projector, choice.llm))
+
+
+def starts_late(choice: OptimizerChoice) -> bool:
+    """Return whether a part begins to learn after the others."""
+    return any(part.start > 0 for part in (choice.encoder, choice.projector, choice.llm))
 
 
 def parameter_groups(model: nn.Module, choice: OptimizerChoice, decayed: Collection[str]) -> list[dict[str, Any]]:
@@ -38,6 +45,32 @@ def parameter_groups(model: nn.Module, choice: OptimizerChoice, decayed: Collect
         return {"params": parameters, "lr": rate, "weight_decay": decay if decays else 0.0}
 
     return [group(part, decays, parameters) for (part, decays), parameters in groups.items()]
+
+
+@contextmanager
+def late_parts_frozen(model: nn.Module, choice: OptimizerChoice, progress: float) -> Iterator[None]:
+    """Freeze the parts that do not learn yet, for the micro-batch inside.
+
+    They get no gradient, so that AdamW leaves them as they are, and no graph of them is recorded. Outside they count
+    as parts that learn: a checkpoint holds them from the first step on.
+
+    Args:
+        model: a LLaSO model.
+        choice: says from when each part learns.
+        progress: share of the run's steps that are done.
+    """
+    held = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and progress < getattr(choice, part_of(name)).start
+    ]
+    for parameter in held:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in held:
+            parameter.requires_grad_(True)
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, scheduler: Any, rates: Sequence[float]) -> None:

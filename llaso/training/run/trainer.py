@@ -46,7 +46,7 @@ from .distributed import gathered, is_peer_lost
 from .heap import TrimHeap
 from .history import History
 from .model_setup import add_lora, keep_frozen, merge_lora
-from .optimizer_groups import has_own_rates, parameter_groups, set_learning_rates
+from .optimizer_groups import has_own_rates, late_parts_frozen, parameter_groups, set_learning_rates, starts_late
 from .packed_forward import use_packing
 from .recomputation import checkpointing_arguments
 from .step_timer import BACKWARD, ENCODER, LLM, OPTIMIZER, READING, SAVING, Mark, StepTimer
@@ -122,6 +122,11 @@ class LlasoTrainer(Trainer):
             self.teacher = Teacher(model, recipe.optimizer.distill_temperature, copies=self.shards)
             if recipe.compute.frozen_weights == "bf16":
                 self.teacher.hold_in(torch.bfloat16)
+        if self.shards and starts_late(recipe.optimizer):
+            raise ValueError(
+                "a part with `optimizer.….start` is frozen for a while, which sharded weights do not allow; set it to "
+                "0, or launch without FSDP or DeepSpeed"
+            )
         self.ctc_weight = recipe.optimizer.ctc_weight
         self.alignment: Alignment | None = None
         if self.ctc_weight > 0:
@@ -170,7 +175,8 @@ class LlasoTrainer(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run one micro-batch forward and backward."""
-        with self.timer.measure(BACKWARD):  # the forward pass in it is taken off when the step is recorded
+        late = late_parts_frozen(self.unwrapped, self.recipe.optimizer, self.state.global_step / self.args.max_steps)
+        with late, self.timer.measure(BACKWARD):  # the forward pass in it is taken off when the step is recorded
             return super().training_step(*args, **kwargs)
 
     def compute_loss(
@@ -530,7 +536,8 @@ def training_arguments(recipe: Recipe, steps: int) -> TrainingArguments:
         seed=recipe.seed,
         remove_unused_columns=False,
         ignore_data_skip=True,  # the plan skips by itself, without reading what it skips
-        ddp_find_unused_parameters="encoder" in recipe.train,  # a batch of text alone does not use it
+        # A batch of text alone does not use the encoder, and a part that learns later is frozen at first.
+        ddp_find_unused_parameters="encoder" in recipe.train or starts_late(optimizer),
         logging_nan_inf_filter=False,  # a loss that is no number stops the run instead
         disable_tqdm=True,
     )
