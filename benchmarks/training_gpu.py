@@ -26,14 +26,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llaso.training.recipe.recipe import Recipe, load_recipe
 from llaso.training.rows.collator import IGNORED, Example, pack, pad
+from llaso.training.run.chips import chip_name, peak_of
 from llaso.training.run.model_setup import freeze_all_but, hold_frozen_in, keep_frozen
 from llaso.training.run.packed_forward import use_packing
 from llaso_common.audio import MEL_FRAMES_PER_SECOND
 from modeling_llaso import LlasoConfig, LlasoForConditionalGeneration, count_audio_tokens, preset
 from modeling_llaso.compatibility_llaso import checkpoint_activations
 
-PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "RTX 4090": 165.0}
-"""Dense bf16 FLOP/s, from the manufacturers' data sheets."""
 PROMPT_TOKENS, ANSWER_TOKENS = 96, 40
 TINY = {
     "audio_config": {
@@ -155,8 +154,8 @@ def measure(recipe: Recipe, padding: str, packing: bool, arguments: argparse.Nam
             times.append(time.perf_counter() - start)
     tokens = sum(len(row.input_ids) for row in made) * arguments.accumulation
     seconds = statistics.median(times)
-    name = torch.cuda.get_device_name() if on_gpu else "CPU"
-    peak = next((value for key, value in PEAK_TFLOPS.items() if key in name), None)
+    name = chip_name(device)
+    chip = peak_of(name)
     return {
         "stage": recipe.train,
         "padding": padding,
@@ -171,7 +170,7 @@ def measure(recipe: Recipe, padding: str, packing: bool, arguments: argparse.Nam
         "audio_seconds_per_second": rows * arguments.accumulation * arguments.seconds / seconds,
         "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
         "tflops": flops / seconds / 1e12,
-        "share_of_peak": flops / seconds / 1e12 / peak if peak else None,
+        "share_of_peak": flops / seconds / chip[1] if chip else None,
         "loss": float(loss.detach()),
     }
 

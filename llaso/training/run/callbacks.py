@@ -19,7 +19,7 @@ from ..recipe.recipe import WatchChoice
 from .distributed import gathered
 from .held_out import HeldOut
 from .history import Record
-from .step_timer import EVALUATING, READING, TOTAL
+from .step_timer import EVALUATING, READING, TOTAL, stepping
 from .trainer import LlasoTrainer
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -36,6 +36,22 @@ def time_shares(records: Sequence[Record]) -> dict[str, float]:
         sums.update(record.get("seconds", {}))
     total = sums.pop(TOTAL, 0.0)
     return {purpose: seconds / total for purpose, seconds in sums.most_common()} if total else {}
+
+
+def speed_in_words(records: Sequence[Record], chip: str = "", peak: float = 0.0) -> str:
+    """Return the arithmetic a second of some steps together, and its share of the peak if that is known.
+
+    Args:
+        records: of the steps.
+        chip: its name.
+        peak: FLOP/s of all chips together; 0 if it is not known.
+    """
+    known = [record for record in records if "flop" in record]
+    seconds = sum(stepping(record["seconds"]) for record in known)
+    if seconds <= 0:
+        return "arithmetic not known"
+    rate = sum(record["flop"] for record in known) / seconds
+    return f"{rate / 1e12:.3g} TFLOP/s" + (f", {rate / peak:.1%} of what {chip} can do" if peak else "")
 
 
 class Progress(TrainerCallback):
@@ -77,7 +93,9 @@ class Progress(TrainerCallback):
         self.marks = [*self.marks[-4:], (state.global_step, now)]
         shares = time_shares(latest)
         if self.show_seconds:
-            self.report("    " + "  ".join(f"{purpose} {share:.0%}" for purpose, share in shares.items()))
+            parts = [f"{purpose} {share:.0%}" for purpose, share in shares.items()]
+            speed = speed_in_words(latest, *(self.trainer.chip or ()))
+            self.report("    " + "  ".join([*parts, speed]))
         if self.trainer.timer.cuda and not self.warned and shares.get(READING, 0.0) > WAITING_SHARE:
             self.warned = True
             self.report(f"the GPU waits for batches {shares[READING]:.0%} of the time; raise compute.workers")

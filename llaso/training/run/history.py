@@ -1,9 +1,9 @@
 """Writes `history.jsonl`, one record a line while the run goes on, draws its curve, and sums up its result.
 
-A record of kind `step` holds loss, learning rate, tokens, the seconds since the record before and the digest of the
-rows it saw; one of kind `held_out` the word error rate; one of kind `change` the settings that a resumed run changed.
-A resumed run cuts the file back to its checkpoint, so that its file ends up equal to that of an undisturbed run,
-except for wall times.
+A record of kind `step` holds loss, learning rate, tokens, the digest of the rows it saw, the seconds since the record
+before, and the useful FLOPs with their rate and its share of the chips' peak; one of kind `held_out` the word error
+rate; one of kind `change` the settings that a resumed run changed. A resumed run cuts the file back to its checkpoint,
+so that its file ends up equal to that of an undisturbed run, except for wall times and rates.
 """
 
 from __future__ import annotations

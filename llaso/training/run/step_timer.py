@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -15,6 +15,11 @@ READING, ENCODER, LLM, BACKWARD, OPTIMIZER = "reading", "encoder", "llm", "backw
 SAVING, EVALUATING, TOTAL = "saving", "evaluating", "total"
 
 Mark = float | torch.cuda.Event
+
+
+def stepping(seconds: Mapping[str, float]) -> float:
+    """Return the seconds of a record without those in which the training stood still to save or to evaluate."""
+    return seconds.get(TOTAL, 0.0) - seconds.get(SAVING, 0.0) - seconds.get(EVALUATING, 0.0)
 
 
 class StepTimer:

@@ -40,6 +40,7 @@ from ..rows.training_rows import TrainingRows
 from .answer_loss import chunked_losses
 from .background_save import BackgroundSave, WaitForSave, on_host
 from .checkpoints import WEIGHTS, frozen_digests, frozen_sources, load_trainable, mark_whole, save_trainable
+from .chips import chip_name, peak_of
 from .ctc_loss import Alignment, alignment_with, call_through
 from .distillation import Teacher
 from .distributed import gathered, is_peer_lost
@@ -49,7 +50,8 @@ from .model_setup import add_lora, keep_frozen, merge_lora
 from .optimizer_groups import has_own_rates, late_parts_frozen, parameter_groups, set_learning_rates, starts_late
 from .packed_forward import use_packing
 from .recomputation import checkpointing_arguments
-from .step_timer import BACKWARD, ENCODER, LLM, OPTIMIZER, READING, SAVING, Mark, StepTimer
+from .step_flops import StepFlops
+from .step_timer import BACKWARD, ENCODER, LLM, OPTIMIZER, READING, SAVING, Mark, StepTimer, stepping
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +59,7 @@ CALM_STEPS = 20
 """Steps after which a jump of the loss counts as an explosion, and the number of steps in its median."""
 NAMED_ROWS = 8
 """Rows that are named when a run diverges."""
-SUMS = ("loss_sum", "answer_tokens", "micro_losses", "tokens", "padded", "skipped", "micro_batches")
+SUMS = ("loss_sum", "answer_tokens", "micro_losses", "tokens", "flop", "padded", "skipped", "micro_batches")
 """Numbers of a step's record that are summed over its micro-batches and all processes."""
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 """Errors that a full disk causes: Python's own, torch.save's, safetensors'."""
@@ -136,6 +138,8 @@ class LlasoTrainer(Trainer):
                 )
             embeddings: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
             self.alignment = alignment_with(embeddings, processor, rows.corpus)
+        self.flops = StepFlops(model, recipe, len(self.alignment.competing) if self.alignment else 0)
+        self.chip = self._chip()
         self.loss_is_scaled_for_ga = self.per_token
 
     @property
@@ -224,10 +228,12 @@ class LlasoTrainer(Trainer):
             divergence, taught = self.teacher.divergence(logits, answer_rows, teacher_inputs)
             losses = losses.masked_scatter(taught, (1 - weight) * losses[taught] + weight * divergence)
 
+        aligned_vectors: torch.Tensor | int = 0
         if self.alignment is not None and transcripts is not None:
             weight, aligned = self.ctc_weight, transcript_sizes > 0
             audio_sizes = inputs["input_ids"].eq(self.unwrapped.config.audio_token_id).sum(1)
             of_aligned = aligned.repeat_interleave(audio_sizes)
+            aligned_vectors = of_aligned.sum()
             of_rows = torch.zeros(len(ids), device=losses.device)
             of_rows[aligned] = self.alignment.row_losses(
                 audio[of_aligned], audio_sizes[aligned], transcripts, transcript_sizes[aligned]
@@ -246,6 +252,9 @@ class LlasoTrainer(Trainer):
                 "row_tokens": answer_rows.bincount(minlength=len(ids)),
                 "loss": losses.detach().sum() / max(1, len(losses)),
                 "tokens": torch.as_tensor(tokens, device=losses.device),
+                "flop": torch.as_tensor(
+                    self.flops.of_batch(inputs, is_answer.sum(), teacher_inputs, aligned_vectors), device=losses.device
+                ),
                 "padded": padded,
             }
         )
@@ -358,8 +367,27 @@ class LlasoTrainer(Trainer):
                 "rows": _digest("".join(micro_batches)),
                 "tasks": tasks,
                 "seconds": seconds,
+                **self._speed(total["flop"], seconds),
             }
         )
+
+    def _speed(self, flop: float, seconds: dict[str, float]) -> dict[str, float]:
+        """Return a step's arithmetic, its rate, and the rate's share of the chips' peak if that is known."""
+        if self.flops.each is None:
+            return {}
+        rate = flop / max(stepping(seconds), 1e-9)
+        speed = {"flop": int(flop), "flop_per_second": rate}
+        if self.chip is not None:
+            speed["share_of_peak"] = rate / self.chip[1]
+        return speed
+
+    def _chip(self) -> tuple[str, float] | None:
+        """Return the name of the chips and the FLOP/s that all of them can do; None if that is not known."""
+        chip = peak_of(chip_name(self.args.device))
+        if chip is None or self.recipe.compute.precision != "bf16":  # whose peak the table has
+            return None
+        count = self.args.world_size
+        return (chip[0] if count == 1 else f"{count} x {chip[0]}"), count * chip[1]
 
     def _check(self, loss: float, grad_norm: float | None, parts: list[dict[str, Any]]) -> None:
         """Raise `TrainingDiverged` if the loss or the gradient is not finite, or the loss exploded."""
@@ -402,7 +430,7 @@ class LlasoTrainer(Trainer):
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Return 0: FLOPs are not counted while training; `--dry-run` and the benchmarks count them exactly."""
+        """Return 0: `StepFlops` counts in its place."""
         return 0
 
     # ---- Optimizer ----
@@ -548,11 +576,14 @@ def training_arguments(recipe: Recipe, steps: int) -> TrainingArguments:
 
 
 class OptimizerTime(TrainerCallback):
-    """Measures the optimizer's step."""
+    """Measures the optimizer's step; the first step begins when the training does."""
 
     def __init__(self, timer: StepTimer) -> None:
         self.timer = timer
         self.start: Mark = 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.timer.take()
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
         self.start = self.timer.mark()
@@ -563,9 +594,9 @@ class OptimizerTime(TrainerCallback):
 
 def _summary(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Return one process's part of the record of a step, from its micro-batches, as plain numbers."""
-    on_device = ("row_losses", "row_tokens", "loss", "tokens")
+    on_device = ("row_losses", "row_tokens", "loss", "tokens", "flop")
     sums = torch.stack([torch.stack([part[name].sum().double() for part in parts]).sum() for name in on_device])
-    return dict(zip(("loss_sum", "answer_tokens", "micro_losses", "tokens"), sums.tolist(), strict=True)) | {
+    return dict(zip(SUMS[: len(on_device)], sums.tolist(), strict=True)) | {
         "padded": sum(part["padded"] for part in parts),
         "skipped": sum(len(part["skipped"]) for part in parts),
         "micro_batches": len(parts),

@@ -1,0 +1,162 @@
+"""Counts the useful FLOPs of a training step by formula, from the lengths of its rows and windows.
+
+Every matrix multiplies each token or vector once forward, once more for the gradient of its input, and once more for
+its own if it learns. Attention multiplies every pair of a row, masked or not, as PyTorch counts it. Left out are
+padding and what is computed twice to save memory: batches, packing and checkpointing change the seconds of a step, not
+its FLOPs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
+
+from ..recipe.recipe import Recipe
+from .packed_attention import LAYERS
+
+Count = torch.Tensor | float
+PRODUCT = 2
+"""FLOPs of a multiplication and an addition."""
+
+
+class StepFlops:
+    """Counts the FLOPs of micro-batches, without making a GPU wait.
+
+    The gradient of the LLM's input is counted even if nothing before the LLM learns.
+
+    Args:
+        model: with its parts frozen and adapted as the recipe says, before it is sharded.
+        recipe: of the run.
+        competing: tokens against which CTC scores an audio vector.
+
+    Attributes:
+        each: FLOPs of one frame, vector, token, …, by name; None for an LLM whose arithmetic this formula does not
+            know, such as one with experts or with layers that are not attention.
+    """
+
+    def __init__(self, model: LlasoForConditionalGeneration, recipe: Recipe, competing: int = 0) -> None:
+        self.config = model.config
+        self.every_logit = not recipe.compute.answer_only_logits
+        self.each = _flops_of_each(model, recipe, competing) if _is_known(model) else None
+
+    def of_batch(
+        self, inputs: Mapping[str, Any], answers: Count, teacher_inputs: Mapping[str, Any], aligned: Count = 0
+    ) -> Count:
+        """Return the FLOPs of a micro-batch, forward and backward, on its device.
+
+        Args:
+            inputs: of the model.
+            answers: tokens that carry a loss.
+            teacher_inputs: from `TeacherCollator`.
+            aligned: audio vectors that are aligned with a transcript.
+        """
+        if self.each is None:
+            return 0
+        ids = inputs["input_ids"]
+        packed = inputs.get("packed", {})
+        rows = _tensor(packed["row_lengths"], ids) if packed else inputs["attention_mask"].sum(1)
+        frames = self._frames(inputs)
+        vectors = (frames + 1) // 2
+        counts: dict[str, Count] = {
+            "frames": frames.sum(),
+            "vectors": vectors.sum(),
+            "vector pairs": vectors.square().sum(),
+            "audio tokens": (ids == self.config.audio_token_id).sum(),
+            "tokens": rows.sum(),
+            "token pairs": rows.square().sum(),
+            "logits": rows.sum() if self.every_logit else answers,
+            "aligned": aligned,
+        }
+        if teacher_inputs:
+            lengths = teacher_inputs.get("teacher_lengths")
+            rows = teacher_inputs["teacher_mask"].sum(1) if lengths is None else _tensor(lengths, ids)
+            counts |= {
+                "taught tokens": rows.sum(),
+                "taught pairs": rows.square().sum(),
+                "taught logits": teacher_inputs["teacher_answers"].sum(),
+            }
+        total: Count = 0
+        for name, count in counts.items():
+            total = total + self.each[name] * (count.double() if isinstance(count, torch.Tensor) else count)
+        return total
+
+    def _frames(self, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """Return the frames of each window that the encoder hears; a whole window if padding counts as sound."""
+        ids, packed = inputs["input_ids"], inputs.get("packed", {})
+        found = [_tensor(packed.get("window_frames", ()), ids)]
+        if (features := inputs.get("input_features")) is not None:
+            heard = inputs["input_features_mask"].sum(1)
+            whole = self.config.audio_padding == "full" and features.shape[-1] == self.config.max_frames
+            found.append(torch.full_like(heard, features.shape[-1]) if whole else heard)
+        return torch.cat(found)
+
+
+def _flops_of_each(model: LlasoForConditionalGeneration, recipe: Recipe, competing: int) -> dict[str, float]:
+    encoder, projector, llm = model.model.audio_tower, model.model.multi_modal_projector, model.model.language_model
+    audio, text = model.config.audio_config, model.config.text_config
+    encoder_learns, projector_learns = _learns(encoder), _learns(projector)
+    answers = recipe.optimizer.ctc_weight < 1  # or the LLM does not run
+    heads = text.num_attention_heads * (
+        getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    )
+    pair = 2 * PRODUCT * text.num_hidden_layers * heads  # a query and a key, a probability and a value
+    return {
+        "frames": _convolution(encoder.conv1) * (2 if encoder_learns else 1),  # the log-mel needs no gradient
+        "vectors": _convolution(encoder.conv2) * (3 if encoder_learns else 1) + _matrices(encoder, encoder_learns),
+        "vector pairs": 2 * PRODUCT * audio.encoder_layers * audio.d_model * (3 if encoder_learns else 1),
+        "audio tokens": _matrices(projector.linear_1, encoder_learns)
+        + _matrices(projector.linear_2, encoder_learns or projector_learns),
+        "tokens": _matrices(llm, through=True) * answers,
+        "token pairs": 3 * pair * answers,
+        "logits": _matrices(model.lm_head, through=True) * answers,
+        "aligned": 2 * PRODUCT * text.hidden_size * competing,  # the embeddings do not learn from it
+        "taught tokens": _matrices(llm, through=False, learns=False),
+        "taught pairs": pair,
+        "taught logits": _matrices(model.lm_head, through=False, learns=False),
+    }
+
+
+def _is_known(model: LlasoForConditionalGeneration) -> bool:
+    """Return whether an LLM multiplies by linear layers and attention alone."""
+    llm, config = model.model.language_model, model.config.text_config
+    if set(getattr(config, "layer_types", None) or ()) - set(LAYERS):
+        return False
+    others = (m for m in llm.modules() if not isinstance(m, nn.Linear | nn.Embedding))
+    return not any(p.ndim > 1 for module in others for p in module.parameters(recurse=False))
+
+
+def _matrices(module: nn.Module, through: bool, learns: bool | None = None) -> float:
+    """Return the FLOPs of one token in all linear layers of a module.
+
+    Args:
+        module: with its linear layers.
+        through: whether gradients pass through to its input.
+        learns: whether its layers do; None means that each layer knows.
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+    return sum(
+        PRODUCT
+        * layer.in_features
+        * layer.out_features
+        * (1 + through + (layer.weight.requires_grad if learns is None else learns))
+        for layer in layers
+    )
+
+
+def _convolution(layer: nn.Module) -> float:
+    """Return the FLOPs of one output position."""
+    assert isinstance(layer, nn.Conv1d)
+    return PRODUCT * layer.in_channels * layer.out_channels * layer.kernel_size[0]
+
+
+def _learns(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _tensor(lengths: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(lengths, dtype=torch.long, device=like.device)
