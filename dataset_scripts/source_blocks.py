@@ -14,18 +14,18 @@ from typing import Any
 
 from llaso_common.schema import SPLITS
 
-from . import made_questions
+from . import draw, made_questions
 from .dataset_rows import UnpackedDataset
 from .own_rows import FoundRow, folder_rows, manifest_fault, manifest_rows
 from .row_items import SPLIT_OF, USUAL, RowMapping, task_of, transcript_of
-from .sources.base import OPEN_LICENSES, Item, Reject, Source, nearest
+from .sources.base import OPEN_LICENSES, Fact, Item, Reject, Source, nearest
 
 KINDS = ("manifest", "dataset", "folder")
 """What a block can read; it names one of them."""
 OPTIONS: dict[str, Any] = {
     "columns": dict, "tasks": dict, "values": dict, "license": str, "title": str, "homepage": str, "shared": list,
     "eval_share": float, "audio_root": str, "config": str, "splits": dict, "revision": str, "unpack": str,
-    "lowercase": bool, "speakers_of": str, "questions": (list, dict),
+    "lowercase": bool, "speakers_of": str, "questions": (list, dict), "in_instruct": dict,
 }  # fmt: skip
 """What else a block may say, and as what."""
 UNKNOWN_LICENSE = "unknown"
@@ -100,6 +100,7 @@ def _read(root: Path, **block: Any) -> Iterator[Item | Reject]:
     """Yield the items of a block's rows."""
     mapping = _mapping_of(block, root)
     shares = made_questions.shares_of(block.get("questions", ()))
+    in_instruct = {task_of(code)[0].code: share for code, share in block.get("in_instruct", {}).items()}
     known = made_questions.Vocabulary.of(mapping.transcripts(_rows(block, root)) if shares else ())
     for row in _rows(block, root):
         if isinstance(row, Reject):
@@ -108,7 +109,25 @@ def _read(root: Path, **block: Any) -> Iterator[Item | Reject]:
         for item in mapping.items(row):
             if isinstance(item, Item) and (text := transcript_of(item.facts)):
                 item = replace(item, facts=(*item.facts, *made_questions.made(item.id, text, shares, known)))
-            yield item
+            yield _placed(item, in_instruct) if isinstance(item, Item) and in_instruct else item
+
+
+def _placed(item: Item, in_instruct: Mapping[str, float]) -> Item:
+    """Return an item whose facts are in Instruct for the share of the items that a block wants.
+
+    Args:
+        item: what is drawn depends on its id alone.
+        in_instruct: by task, that share.
+    """
+
+    def placed(fact: Fact) -> Fact:
+        if fact.task not in in_instruct:
+            return fact
+        others = ("align", "eval") if fact.task == "ASR" else ("eval",)
+        drawn = draw.unit(0, item.id, f"in instruct/{fact.task}") < in_instruct[fact.task]
+        return replace(fact, corpora=("instruct", *others) if drawn else others)
+
+    return replace(item, facts=tuple(map(placed, item.facts)))
 
 
 def _rows(block: Mapping[str, Any], base: Path) -> Iterator[FoundRow | Reject]:
@@ -263,6 +282,11 @@ def _check_options(block: Mapping[str, Any]) -> None:
         raise ValueError(f"eval_share: {block['eval_share']} is not between 0 and 1")
     _check_tasks(block)
     _check_questions(block)
+    for code, share in block.get("in_instruct", {}).items():
+        if code not in _tasks_of(block):
+            raise ValueError(f"in_instruct: {code!r} is none of the tasks {', '.join(_tasks_of(block))}")
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise ValueError(f"in_instruct: {code}: {share!r} is no share; give a number between 0 and 1")
 
 
 def _check_questions(block: Mapping[str, Any]) -> None:

@@ -27,6 +27,9 @@ AGE_ASKED = (
 )
 QUESTIONS = {"WORDS": 0.25, "SAID": 0.25, "SPOT": 0.25, "AFTER": 0.25, "ABOUT": 1.0}
 """Share of the clips that get each question; few transcripts have a clause to ask about."""
+IN_INSTRUCT = {"ASR": 1.0, "SGC": 0.25, "AGE": 0.25}
+"""Share of the clips whose transcript, gender and age are in Instruct. The LLM does not run in Stage 1, so that it
+learns to write transcripts in Stage 2. Gender and age are one word each and would be most of the rows."""
 SEEN = 200
 """Rows looked at to guess whether transcripts are in lower case, and whether there are ages."""
 
@@ -68,6 +71,7 @@ def speech_sources(said: str, out: Path) -> Path:
     texts = [str(row["text"]) for row in rows if row.get("text")]
     if texts and sum(text == text.lower() for text in texts) > len(texts) / 2:
         block["lowercase"] = True
+    block["in_instruct"] = {code: share for code, share in IN_INSTRUCT.items() if code in block["tasks"]}
     content: dict[str, Any] = {"sources": {name: block | {"questions": dict(QUESTIONS)}}}
     if AGE in block["tasks"]:
         (out / AGE_FILE).write_text("\n".join(AGE_ASKED) + "\n", encoding="utf-8")

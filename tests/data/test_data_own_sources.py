@@ -9,6 +9,7 @@ import json
 import math
 import re
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from support.tiny_corpus import VOICES
 
 from dataset_scripts import sources_file
 from dataset_scripts.build import build
+from dataset_scripts.corpus_plan import corpora_of
 from dataset_scripts.sources.base import Item, Recording, Reject, Source
 from dataset_scripts.validate import validate
 from llaso.cli import main
@@ -323,6 +325,29 @@ def test_questions_and_whole_conversations_with_several_clips(tmp_path: Path):
     assert by_clips[2]["target"] == "The second." and by_clips[1]["messages"][0]["content"][0]["type"] == "audio"
 
 
+def test_a_block_says_how_much_of_each_task_is_in_instruct(tmp_path: Path):
+    json_lines(tmp_path / "rows.jsonl", clips(tmp_path, 144))
+    tasks = {"ASR": "text", "SGC": "gender"}
+    by_default, asked = (
+        only(tmp_path / name, manifest="../rows.jsonl", audio_root="..", tasks=tasks, **more)
+        for name, more in (("usual", {}), ("asked", {"in_instruct": {"ASR": 1.0, "SGC": 0.25}}))
+    )
+
+    def rows_of(source: Source) -> dict[str, list[str]]:
+        corpora: dict[str, list[str]] = defaultdict(list)
+        for item in found(source)[0]:
+            for fact in item.facts:
+                for corpus in corpora_of(source, item, fact, seed=0):
+                    corpora[f"{corpus} {fact.task}"].append(item.id)
+        return corpora
+
+    usual, wanted = rows_of(by_default), rows_of(asked)
+    for name in ("align ASR", "eval ASR", "eval SGC"):
+        assert len(wanted[name]) == 144 and wanted[name] == usual[name]
+    assert len(usual["instruct ASR"]) < 40 and len(usual["instruct SGC"]) == 144
+    assert len(wanted["instruct ASR"]) == 144 and 20 <= len(wanted["instruct SGC"]) <= 52
+
+
 def test_questions_about_recordings_and_questions_to_be_spoken(tmp_path: Path):
     clips(tmp_path, 2)
     heard = [{"audio": "000.flac", "q": "What is it?", "a": "A tone"}, {"audio": "", "q": "What?", "a": "A tone"}]
@@ -457,6 +482,8 @@ def test_kaldi_lhotse_and_folders_that_do_not_fit_together(tmp_path: Path):
         ({"manifest": "rows.jsonl", "license": 4}, "license: 4 is not text"),
         ({"manifest": "rows.jsonl", "shared": ["voice"]}, "shared: 'voice' is neither sentence nor speaker"),
         ({"manifest": "rows.jsonl", "eval_share": 2}, "eval_share: 2 is not between 0 and 1"),
+        ({"manifest": "rows.jsonl", "in_instruct": {"ASR": 2}}, "in_instruct: ASR: 2 is no share; give a number"),
+        ({"manifest": "rows.jsonl", "in_instruct": {"SGC": 1}}, "in_instruct: 'SGC' is none of the tasks ASR"),
         ({"manifest": "rows.jsonl", "folder": "."}, "manifest and folder: a block reads one of them"),
         ({"manifest": {"dev": "rows.jsonl"}}, "manifest: no split 'dev'"),
         ({"manifest": {3: "rows.jsonl"}}, "manifest: no split 3; there are train"),
