@@ -16,6 +16,7 @@ SECTIONS = {
     "scoring": "how long scoring takes",
     "loading": "how training reads its rows",
     "padding": "how much of a batch is padding",
+    "transcripts": "word error rates of a model and of a Whisper on a manifest, by source",
     "hearing": "what a Whisper hears in trim against full",
     "packing": "training on unequal rows, padded and end to end",
     "exported": "what files for llama.cpp hear, by type of weights",

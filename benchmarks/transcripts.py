@@ -1,0 +1,228 @@
+"""Transcribes a manifest with models and tables their word error rates by source.
+
+`python -m benchmarks transcripts MODEL --speech MANIFEST [--whisper DIR] [--path CORPUS]` compares a checkpoint with a
+Whisper's own decoder on the same clips and, if the checkpoint was aligned by CTC, with the best path of its projected
+audio, which no LLM has read. Intervals are of speakers drawn with replacement. Three clips of each source are shown
+with every transcript: the best, the median and the worst by the checkpoint's word error rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.hearing import Ears
+from eval_suite.intervals import Resampler
+from llaso.training.recipe.recipe import DataChoice
+from llaso.training.rows.corpora import open_corpus
+from llaso.training.run.ctc_loss import alignment_with
+from llaso.training.run.held_out import word_errors
+from llaso.transcription.transcriber import Transcriber
+from llaso_common.audio import SAMPLE_RATE, read_audio
+from modeling_llaso.loading import load
+
+DRAWS = 2000
+"""Resamples of the speakers for an interval."""
+AT_ONCE = 8
+TOKENS = 224
+"""Of a transcript at most, as in Whisper's own decoder."""
+SHOWN = {"best": 0.0, "median": 0.5, "worst": 1.0}
+"""Clips that are shown, by their place in the order of the checkpoint's word error rates."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """One clip of a manifest."""
+
+    audio: Path
+    text: str
+    source: str
+    speaker: str
+
+    def samples(self) -> np.ndarray:
+        """Read the clip, mono at 16 kHz."""
+        return read_audio(self.audio, SAMPLE_RATE)
+
+
+def read_manifest(manifest: Path, most: int = 0) -> list[Said]:
+    """Read the clips of a manifest of JSON lines with `audio` and `text`, and perhaps `source` and `speaker`.
+
+    Args:
+        manifest: paths in it are relative to its folder.
+        most: clips of each source; 0 means all.
+
+    Raises:
+        ValueError: a row lacks audio or text.
+    """
+    clips: dict[str, list[Said]] = {}
+    for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), 1):
+        row = json.loads(line)
+        if not row.get("audio") or not row.get("text"):
+            raise ValueError(f"{manifest}:{number}: a row needs `audio` and `text`")
+        source = row.get("source") or "speech"
+        file = manifest.parent / row["audio"]
+        clips.setdefault(source, []).append(Said(file, row["text"], source, str(row.get("speaker") or file)))
+    return [
+        clip for found in clips.values() for clip in (found[:: max(1, len(found) // most)][:most] if most else found)
+    ]
+
+
+def batches(clips: Sequence[Said]) -> Iterator[Sequence[Said]]:
+    """Yield the clips in batches."""
+    for start in range(0, len(clips), AT_ONCE):
+        yield clips[start : start + AT_ONCE]
+
+
+def by_model(checkpoint: str, clips: Sequence[Said], done: Callable[[int], None]) -> list[str]:
+    """Transcribe clips with a checkpoint."""
+    transcriber = Transcriber(*load(checkpoint, "cpu"), max_new_tokens=TOKENS)
+    heard: list[str] = []
+    for batch in batches(clips):
+        heard += [text for text, _, _ in transcriber.transcribe([clip.samples() for clip in batch])]
+        done(len(heard))
+    return heard
+
+
+@torch.no_grad()
+def by_best_path(checkpoint: str, corpus: str, clips: Sequence[Said], done: Callable[[int], None]) -> list[str]:
+    """Read the best path of the projected audio, among the tokens of a corpus's transcripts."""
+    model, processor = load(checkpoint, "cpu")
+    table: torch.Tensor = model.get_input_embeddings().weight
+    alignment = alignment_with(table, processor, open_corpus(DataChoice(path=corpus)))
+    heard: list[str] = []
+    for batch in batches(clips):
+        inputs = processor.apply_transcription_request([clip.samples() for clip in batch])
+        audio = model.model.get_audio_embeds(inputs["input_features"], inputs["input_features_mask"])
+        sizes = inputs["input_ids"].eq(model.config.audio_token_id).sum(1)
+        paths = alignment.read(audio, sizes)
+        heard += [text.strip() for text in processor.tokenizer.batch_decode(paths, skip_special_tokens=True)]
+        done(len(heard))
+    return heard
+
+
+def by_whisper(whisper: str, clips: Sequence[Said], done: Callable[[int], None]) -> list[str]:
+    """Transcribe clips with a Whisper's own decoder, on whole windows."""
+    ears, heard = Ears(whisper), []
+    for clip in clips:
+        heard.append(ears.transcribe(ears.states(clip.samples(), None)[-1], TOKENS))
+        done(len(heard))
+    return heard
+
+
+def rates(clips: Sequence[Said], heard: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return errors, words, word error rate and its interval by source."""
+    places: dict[str, list[int]] = {}
+    for place, clip in enumerate(clips):
+        places.setdefault(clip.source, []).append(place)
+    draws = Resampler({name: [clips[n].speaker for n in found] for name, found in places.items()}, DRAWS, seed=0)
+    result = {}
+    for name, found in places.items():
+        counts = np.array([word_errors(heard[n], clips[n].text) for n in found], dtype=float)
+        drawn = draws.sums({name: counts})[name]
+        errors, words = counts.sum(0)
+        low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
+        speakers = len({clips[n].speaker for n in found})
+        result[name] = {"clips": len(found), "speakers": speakers, "errors": int(errors), "words": int(words)} | {
+            "wer": errors / words,
+            "interval": [float(low), float(high)],
+        }
+    return result
+
+
+def table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """Write the rates as a Markdown table, a line for each program."""
+    sources = next(iter(found.values()))
+    head = [f"{name} ({entry['clips']} clips, {entry['speakers']} speakers)" for name, entry in sources.items()]
+    lines = [f"| word error rate | {' | '.join(head)} |", "|" + "---|" * (len(head) + 1)]
+    for program, of_sources in found.items():
+        cells = [
+            f"{one['wer']:.3f} [{one['interval'][0]:.3f}, {one['interval'][1]:.3f}]" for one in of_sources.values()
+        ]
+        lines.append(f"| {program} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def shown(clips: Sequence[Said], transcripts: dict[str, list[str]], deciding: str) -> str:
+    """Write the best, the median and the worst clip of each source, by one program's word error rate."""
+    names = list(transcripts)
+    lines = [f"| source | clip | reference | {' | '.join(names)} |", "|" + "---|" * (len(names) + 3)]
+    for source in dict.fromkeys(clip.source for clip in clips):
+        places = [n for n, clip in enumerate(clips) if clip.source == source]
+
+        def rate(n: int) -> tuple[float, int]:
+            errors, words = word_errors(transcripts[deciding][n], clips[n].text)
+            return errors / max(1, words), n  # equal rates by their place in the manifest
+
+        places.sort(key=rate)
+        for label, share in SHOWN.items():
+            n = places[round(share * (len(places) - 1))]
+            cells = [clips[n].text, *(transcripts[name][n] for name in names)]
+            lines.append(f"| {source} | {label}: {clips[n].audio.name} | {' | '.join(map(_short, cells))} |")
+    return "\n".join(lines)
+
+
+def _short(text: str, most: int = 160) -> str:
+    text = " ".join(text.replace("|", " ").split())
+    return text if len(text) <= most else f"{text[:most]} …"
+
+
+def progress(name: str, total: int) -> Callable[[int], None]:
+    """Return what prints a line each tenth of the way."""
+    said = {"at": 0}
+
+    def done(count: int) -> None:
+        if count * 10 // total > said["at"]:
+            said["at"] = count * 10 // total
+            print(f"{name}: {count:,}/{total:,} clips", flush=True)
+
+    return done
+
+
+def main(arguments: Iterable[str] | None = None) -> None:
+    """Transcribe, and write transcripts, numbers and tables."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks transcripts",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", metavar="MODEL", help="a LLaSO checkpoint: a folder or a Hub id")
+    parser.add_argument("--speech", type=Path, required=True, metavar="MANIFEST", help="JSON lines: audio, text")
+    parser.add_argument("--whisper", metavar="DIR", help="a Whisper with its decoder: a folder or a Hub id")
+    parser.add_argument("--path", metavar="CORPUS", help="read the best path, too, among the tokens of this corpus")
+    parser.add_argument("--aligned", metavar="DIR", help="the checkpoint of the best path, if it is another (Stage 1)")
+    parser.add_argument("--clips", type=int, default=0, help="of each source at most (default: all)")
+    parser.add_argument("--out", type=Path, default=Path("runs/transcripts"), help="for .json and .md")
+    chosen = parser.parse_args(None if arguments is None else list(arguments))
+    clips = read_manifest(chosen.speech, chosen.clips)
+    programs: dict[str, Callable[[Callable[[int], None]], list[str]]] = {
+        "LLaSO": lambda done: by_model(chosen.model, clips, done)
+    }
+    if chosen.path:
+        aligned = chosen.aligned or chosen.model
+        programs["best path"] = lambda done: by_best_path(aligned, chosen.path, clips, done)
+    if chosen.whisper:
+        programs["Whisper's own decoder"] = lambda done: by_whisper(chosen.whisper, clips, done)
+    transcripts = {name: program(progress(name, len(clips))) for name, program in programs.items()}
+    found = {name: rates(clips, heard) for name, heard in transcripts.items()}
+    text = f"{table(found)}\n\n{shown(clips, transcripts, 'LLaSO')}\n"
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {"audio": str(clip.audio), "source": clip.source, "speaker": clip.speaker, "text": clip.text}
+        | {name: heard[n] for name, heard in transcripts.items()}
+        for n, clip in enumerate(clips)
+    ]
+    record = {"rates": found, "clips": rows}
+    (chosen.out / "transcripts.json").write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+    (chosen.out / "transcripts.md").write_text(text, encoding="utf-8")
+    print(f"\n{text}\nwrote {chosen.out}")
+
+
+if __name__ == "__main__":
+    main()

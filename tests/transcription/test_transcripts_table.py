@@ -1,0 +1,74 @@
+"""`python -m benchmarks transcripts`: rates by source are those of its transcripts, and clips are shown by rule."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support.tiny_training import row, save_backbones, save_corpus, tiny_recipe
+
+from benchmarks import transcripts
+from llaso.training.run.held_out import word_errors
+from llaso.training.run.train import train
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("transcripts")
+    save_backbones(folder)
+    rows = [row(i) for i in range(12)]
+    save_corpus(folder / "corpus", {"train": rows, "validation": rows[:2]})
+    (folder / "clips").mkdir()
+    lines = []
+    for number, one in enumerate(rows):
+        (folder / f"clips/{number}.wav").write_bytes(one["audio"][0]["bytes"])
+        said = {"audio": f"clips/{number}.wav", "text": one["target"], "speaker": f"s{number % 4}"}
+        lines.append(json.dumps(said | {"source": "readers" if number % 3 else "talkers"}))
+    (folder / "dev.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_rates_are_those_of_the_transcripts(root, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(transcripts, "TOKENS", 8)
+    aligned = train(tiny_recipe(root, "aligned", optimizer__ctc_weight=1.0, optimizer__max_steps=20))
+    run = [aligned.out, "--speech", str(root / "dev.jsonl"), "--path", str(root / "corpus"), "--out", str(tmp_path)]
+    transcripts.main(run)
+    record = json.loads((tmp_path / "transcripts.json").read_text())
+    assert list(record["rates"]) == ["LLaSO", "best path"] and len(record["clips"]) == 12
+    for program, of_sources in record["rates"].items():
+        assert {name: one["clips"] for name, one in of_sources.items()} == {"talkers": 4, "readers": 8}
+        for name, one in of_sources.items():
+            counts = [word_errors(clip[program], clip["text"]) for clip in record["clips"] if clip["source"] == name]
+            errors, words = map(sum, zip(*counts, strict=True))
+            assert (one["errors"], one["words"], one["speakers"]) == (errors, words, 4)
+            assert one["wer"] == pytest.approx(errors / words)
+            assert one["interval"][0] <= one["wer"] <= one["interval"][1]
+    held_out = [
+        word_errors(clip["best path"], clip["text"])
+        for clip in record["clips"]
+        if clip["audio"][-6:-4] in ("/0", "/1")
+    ]
+    errors, words = map(sum, zip(*held_out, strict=True))
+    assert len(held_out) == 2 and (errors / words, words) == (
+        aligned.wer,
+        aligned.wer_words,
+    )  # as the training read it
+    assert (tmp_path / "transcripts.md").read_text().strip() in capsys.readouterr().out
+
+
+def test_the_best_the_median_and_the_worst_clip_are_shown(root):
+    clips = transcripts.read_manifest(root / "dev.jsonl", most=3)
+    assert [clip.source for clip in clips] == ["talkers"] * 3 + ["readers"] * 3
+    right, half, wrong = "a b", "a x", "x y"
+    clips = [transcripts.Said(Path(f"{n}.wav"), "a b", "speech", "s") for n in range(5)]
+    shown = transcripts.shown(clips, {"one": [half, wrong, right, half, half], "two": ["|"] * 5}, "one")
+    lines = shown.splitlines()[2:]
+    assert [line.split("|")[2].strip() for line in lines] == ["best: 2.wav", "median: 3.wav", "worst: 1.wav"]
+    assert {len(line.split("|")) for line in lines} == {7}
+
+
+def test_a_row_without_a_transcript_is_named(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"audio": "a.wav", "text": "a"}\n{"audio": "b.wav"}\n')
+    with pytest.raises(ValueError, match=r"rows.jsonl:2: a row needs `audio` and `text`"):
+        transcripts.read_manifest(tmp_path / "rows.jsonl")
