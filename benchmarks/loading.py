@@ -273,8 +273,8 @@ def tables(short: int = 1_000_000, spoken: int = 2_000, rounds: int = 3, old: st
         size = _bytes_in(corpus)
         yield f"{short:,} rows of a tenth of a second, {size / 1e6:,.0f} MB\n"
         starts = "first start s | copied MB | second start s | start at 1/10 s | start at 9/10 s | kill to next step s"
-        yield f"| loader | {starts} | MB of memory |"
-        yield "|---|---|---|---|---|---|---|---|"
+        yield f"| loader | {starts} | MB of memory | MB read by the last start |"
+        yield "|---|---|---|---|---|---|---|---|---|"
         for loader in bench.loaders:
             runs = [bench.measure(loader, corpus, PER_DEVICE)]
             kept = _bytes_in(bench.cache(loader, corpus))
@@ -284,7 +284,8 @@ def tables(short: int = 1_000_000, spoken: int = 2_000, rounds: int = 3, old: st
             killed = bench.kill_and_resume(loader, corpus, "killed")
             seconds = [f"{run['open'] + run['first']:.1f}" for run in runs] + ["–"] * (4 - len(runs))
             seconds.insert(1, f"{kept / 1e6:,.0f}")
-            yield f"| {loader} | {' | '.join(seconds)} | {killed:.1f} | {max(run['mb'] for run in runs):,.0f} |"
+            memory, read = max(run["mb"] for run in runs), runs[-1]["bytes"] / 1e6
+            yield f"| {loader} | {' | '.join(seconds)} | {killed:.1f} | {memory:,.0f} | {read:,.1f} |"
         corpus = write_corpus(bench.folder / "spoken", spoken, 8.0, bench.processor)
         size = _bytes_in(corpus)
         yield f"\n{spoken:,} rows of eight seconds, {size / 1e6:,.0f} MB; rows a second\n"

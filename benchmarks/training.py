@@ -5,9 +5,9 @@
 
 `transforms`: how many seconds of sound one core decodes, resamples and turns into a log-mel in a second.
 `checkpoints`: the bytes of a checkpoint and of all weights at full size, counted from shapes. `steps`: seconds by
-purpose, processor seconds and memory of a Stage-2 step without checkpointing, with `selective` and with all layers
-computed again. Each measurement of `steps` is a fresh process, and they take turns. `loading`, `padding` and
-`packing` run the sections of that name.
+purpose, processor seconds and memory of a Stage-2 step without checkpointing, with `selective`, with all layers
+computed again, and with layers compiled (`compute.compile`). Each measurement of `steps` is a fresh process, and they
+take turns. `loading`, `padding` and `packing` run the sections of that name.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from transformers import WhisperFeatureExtractor
 from benchmarks.measure import loss_of
 from benchmarks.subjects import SIZES, SUBJECTS, batch_of
 from llaso.training.recipe.recipe import Checkpointing, load_recipe
+from llaso.training.run.compilation import compile_layers
 from llaso.training.run.model_setup import PARTS, freeze_all_but, keep_frozen, report_parts, set_up_parts
 from llaso.training.run.recomputation import checkpoint_layers
 from llaso.training.run.step_timer import BACKWARD, ENCODER, LLM, OPTIMIZER, TOTAL, StepTimer
@@ -39,7 +40,13 @@ from llaso_common.audio import SAMPLE_RATE, read_audio
 from modeling_llaso import LlasoForConditionalGeneration, preset
 
 SUBJECT = "LLaSO trim"
-CHECKPOINTING: dict[str, Checkpointing] = {"none": False, "selective": "selective", "all layers": True}
+WAYS: dict[str, tuple[Checkpointing, bool]] = {
+    "as it is": (False, False),
+    "selective": ("selective", False),
+    "all layers again": (True, False),
+    "compiled": (False, True),
+}
+"""Ways to take a step: what is computed again, and whether layers are compiled. The others are held to the first."""
 FORMATS = {"FLAC": ("FLAC", "PCM_16"), "OGG Opus": ("OGG", "OPUS"), "MP3": ("MP3", "MPEG_LAYER_III")}
 RATES = (SAMPLE_RATE, 44_100)
 BYTES_OF_LEARNED, BYTES_WHOLE = 12, 4
@@ -126,18 +133,21 @@ class StepCost:
     """The cost of one step.
 
     Attributes:
+        first: seconds of the step before it, in which layers are compiled.
         seconds: by purpose, with their total.
         processor_seconds: of all threads together.
         peak_gib: the process's largest resident memory.
     """
 
+    first: float
     seconds: dict[str, float]
     processor_seconds: float
     peak_gib: float
 
 
-def step_cost(checkpointing: Checkpointing, size_name: str, rows: int, threads: int) -> StepCost:
+def step_cost(way: str, size_name: str, rows: int, threads: int) -> StepCost:
     """Measure the second of two Stage-2 steps, in this process."""
+    checkpointing, is_compiled = WAYS[way]
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     subject, size = SUBJECTS[SUBJECT], SIZES[size_name]
@@ -147,12 +157,14 @@ def step_cost(checkpointing: Checkpointing, size_name: str, rows: int, threads: 
     model.train()
     checkpoint_layers(model, checkpointing)
     keep_frozen(frozen, model)
+    if is_compiled:
+        compile_layers(model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
     batch = batch_of(subject, model, size, rows, answers=True)
     timer = StepTimer(cuda=False)
     timer.watch(model.model.audio_tower, ENCODER)
     for _ in range(2):
-        timer.take()
+        first = timer.take()[TOTAL]
         processor = time.process_time()
         with timer.measure(LLM):
             loss = loss_of(subject, model, batch)
@@ -164,30 +176,33 @@ def step_cost(checkpointing: Checkpointing, size_name: str, rows: int, threads: 
     seconds = timer.take()
     seconds[LLM] -= seconds[ENCODER]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
-    return StepCost(seconds, time.process_time() - processor, peak)
+    return StepCost(first, seconds, time.process_time() - processor, peak)
 
 
 def steps(size: str, rows: int, rounds: int, threads: int) -> list[str]:
-    """Return the table's lines: what a step costs by what is computed again; ratios are to `none` of the round."""
+    """Return the table's lines: what a step costs in each way; ratios are to the first way in the same round."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    found: dict[str, list[StepCost]] = {name: [] for name in CHECKPOINTING}
+    found: dict[str, list[StepCost]] = {name: [] for name in WAYS}
     for _ in range(rounds):
-        for name, choice in CHECKPOINTING.items():
+        for name in WAYS:
             with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
-                found[name].append(pool.submit(step_cost, choice, size, rows, threads).result())
+                found[name].append(pool.submit(step_cost, name, size, rows, threads).result())
     purposes = (ENCODER, LLM, BACKWARD, OPTIMIZER, TOTAL)
     lines = [
-        f"| computed again | {' | '.join(purposes)} (s) | processor time | peak GiB | memory |",
-        "|" + "---|" * (len(purposes) + 4),
+        f"| layers | first step | {' | '.join(purposes)} (s) | processor time | peak GiB | memory |",
+        "|" + "---|" * (len(purposes) + 5),
     ]
     for name, costs in found.items():
-        base = found["none"]
+        base = found[next(iter(WAYS))]
         times = [one.processor_seconds / other.processor_seconds for one, other in zip(costs, base, strict=True)]
         memory = [one.peak_gib / other.peak_gib for one, other in zip(costs, base, strict=True)]
         shown = " | ".join(f"{median(one.seconds[purpose] for one in costs):.2f}" for purpose in purposes)
         peak = median(one.peak_gib for one in costs)
-        lines.append(f"| {name} | {shown} | {spread(times, '.2f')}× | {peak:.2f} | {spread(memory, '.2f')}× |")
+        first = median(one.first for one in costs)
+        lines.append(
+            f"| {name} | {first:.2f} | {shown} | {spread(times, '.2f')}× | {peak:.2f} | {spread(memory, '.2f')}× |"
+        )
     return lines
 
 

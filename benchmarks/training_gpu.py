@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from llaso.training.recipe.recipe import Recipe, load_recipe
 from llaso.training.rows.collator import IGNORED, Example, pack, pad
 from llaso.training.run.chips import chip_name, peak_of
+from llaso.training.run.compilation import compile_layers
 from llaso.training.run.model_setup import freeze_all_but, hold_frozen_in, keep_frozen
 from llaso.training.run.packed_forward import use_packing
 from llaso_common.audio import MEL_FRAMES_PER_SECOND
@@ -134,6 +135,8 @@ def measure(recipe: Recipe, padding: str, packing: bool, arguments: argparse.Nam
     if recipe.compute.gradient_checkpointing:
         checkpoint_activations(model)
         keep_frozen(frozen, model)
+    if arguments.compile:
+        compile_layers(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=recipe.optimizer.learning_rate, fused=True)
     on_gpu = device.startswith("cuda")
@@ -183,6 +186,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="of audio in a row (default: %(default)s)")
     parser.add_argument("--spread", type=float, default=0.0, help="of the clips around --seconds, as a share of it")
     parser.add_argument("--packing", action="store_true", help="measure rows end to end beside padded ones")
+    parser.add_argument("--compile", action="store_true", help="compile the layers; not with --packing")
     parser.add_argument("--rows", type=int, help="of a micro-batch (default: the recipe's)")
     parser.add_argument("--accumulation", type=int, default=4, help="micro-batches of a step (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=8)
@@ -190,6 +194,8 @@ def main() -> None:
     parser.add_argument("--attention", help="sdpa, flash_attention_2, eager; transformers' choice by default")
     parser.add_argument("--out", type=Path, help="JSON to write")
     arguments = parser.parse_args()
+    if arguments.compile and arguments.packing:
+        parser.error("--compile does not go with --packing")
     results = []
     print("| stage | padding | rows | rows at once | tokens a row | step s | rows/s | tokens/s | peak GiB | of peak |")
     print("|---|---|---|---|---|---|---|---|---|---|", flush=True)

@@ -135,9 +135,9 @@ def assert_same_training(one: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
-def test_two_processes_follow_the_loss_curve_of_one(root, alone, tmp_path, packing):
-    recipe = recipe_of(root, f"ddp-{packing}", 1, batch__packing=packing)
+@pytest.mark.parametrize("setting", ["plain", "batch__packing", "compute__compile"])
+def test_two_processes_follow_the_loss_curve_of_one(root, alone, tmp_path, setting):
+    recipe = recipe_of(root, f"ddp-{setting}", 1, **({} if setting == "plain" else {setting: True}))
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     process = launch("cpu", "--main_process_port", free_port(), *LLASO, str(tmp_path / "recipe.yaml"))
     output = process.communicate()[0]
@@ -248,6 +248,18 @@ def test_two_sharded_nodes_lose_one_resume_and_follow_the_loss_curve_of_one_proc
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(output[-4000:] for output in outputs)
     assert f"going on from step {kept[-1][0]}" in outputs[0]
     assert_same_training(alone, out)
+
+
+@pytest.mark.slow
+def test_sharded_processes_that_pack_rows_follow_one_that_pads_them(root, alone):
+    recipe = recipe_of(root, "packed-shards", 1, batch__packing=True)
+    file = Path(recipe["out"] + ".yaml")
+    file.write_text(yaml.safe_dump(recipe))
+    where = ("--num_processes", "2", "--main_process_port", free_port(), "--mixed_precision", "no", WORKER)
+    process = launch("fsdp2", *where, str(file), SHARD="1")
+    output = process.communicate()[0]
+    assert process.returncode == 0, output[-4000:]
+    assert_same_training(alone, Path(recipe["out"]))
 
 
 @pytest.mark.slow

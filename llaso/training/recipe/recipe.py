@@ -189,6 +189,7 @@ class ComputeChoice:
     gradient_checkpointing: Checkpointing = False  # compute layers again in the backward pass; see recomputation.py
     answer_only_logits: bool = True  # the LLM's head runs on answer tokens alone
     attention: Attention | None = None  # transformers' choice by default
+    compile: bool = False  # run the layers of encoder and LLM through torch.compile
     encoder_cache_gb: Annotated[float, AT_LEAST_0] = 0.0  # disk for the frozen encoder's output; 0: none kept
     encoder_cache: str | None = None  # its folder; `encoder-cache` beside `out` by default
     loss_chunk: Annotated[int, AT_LEAST_1] = 1024  # answer tokens whose logits are made together
@@ -262,6 +263,21 @@ class Recipe:
             raise ValueError("recipe: `optimizer.ctc_weight` takes rows apart; set batch.packing=false")
         if self.optimizer.ctc_weight == 1:
             self._check_without_llm()
+        if self.compute.compile:
+            self._check_compiled()
+
+    def _check_compiled(self) -> None:
+        """Raise a ValueError for settings that compiled layers do not go with."""
+        wrong = {
+            "`batch.packing`, which would compile a layer for every number of rows; set batch.packing=false": (
+                self.batch.packing
+            ),
+            "`compute.gradient_checkpointing` selective, which needs each operator by itself; set it to true or "
+            "false": self.compute.gradient_checkpointing == "selective",
+        }
+        for reason, is_wrong in wrong.items():
+            if is_wrong:
+                raise ValueError(f"recipe: `compute.compile` does not go with {reason}")
 
     def _check_without_llm(self) -> None:
         """Raise a ValueError for settings that need the LLM, which does not run if `optimizer.ctc_weight` is 1."""

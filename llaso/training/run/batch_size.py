@@ -79,7 +79,8 @@ def measured_batch(
     if rest:
         raise ValueError(f"recipe: batch.{name}={whole:,} cannot be divided among {processes} processes")
     one_row = dataclasses.replace(batch, per_device=1, accumulation=1, rows=0, tokens=0, max_tokens=0)
-    probe = Probe(dataclasses.replace(recipe, batch=one_row), model, processor, frozen)
+    compute = dataclasses.replace(recipe.compute, compile=False)  # not for a trial: compiled layers take no more
+    probe = Probe(dataclasses.replace(recipe, batch=one_row, compute=compute), model, processor, frozen)
     most = share if batch.rows else max(1, share // probe.length)
     found = probe.on_gpu(most) if probe.device.type == "cuda" else probe.on_cpu(most)
     probe.trainer.timer.unwatch()

@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 from llaso.progress import Report, time_in_words
 
 from ..recipe.recipe import WatchChoice
+from .compilation import not_compiled
 from .distributed import gathered
 from .held_out import HeldOut
 from .history import Record
@@ -132,7 +133,7 @@ class HeldOutEvaluation(TrainerCallback):
         rows = self.final_rows if last else self.rows
         if not self.held_out.rows[:rows]:
             return
-        with self.trainer.timer.measure(EVALUATING):
+        with self.trainer.timer.measure(EVALUATING), not_compiled(self.trainer.recipe.compute.compile):
             result = self.held_out.evaluate(
                 self.trainer.unwrapped, rows, args.process_index, args.world_size, self._asked_to_stop
             )

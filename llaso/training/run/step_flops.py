@@ -30,19 +30,28 @@ class StepFlops:
     The gradient of the LLM's input is counted even if nothing before the LLM learns.
 
     Args:
-        model: with its parts frozen and adapted as the recipe says, before it is sharded.
+        model: with its parts frozen and adapted as the recipe says.
         recipe: of the run.
         competing: tokens against which CTC scores an audio vector.
 
     Attributes:
-        each: FLOPs of one frame, vector, token, …, by name; None for an LLM whose arithmetic this formula does not
-            know, such as one with experts or with layers that are not attention.
+        known: whether the formula knows the LLM's arithmetic; it does not with experts, or with layers that are not
+            attention.
     """
 
     def __init__(self, model: LlasoForConditionalGeneration, recipe: Recipe, competing: int = 0) -> None:
-        self.config = model.config
-        self.every_logit = not recipe.compute.answer_only_logits
-        self.each = _flops_of_each(model, recipe, competing) if _is_known(model) else None
+        self.model, self.recipe, self.competing = model, recipe, competing
+        self.known = _is_known(model)
+        self._found: dict[tuple[bool, ...], dict[str, float]] = {}
+
+    @property
+    def each(self) -> dict[str, float]:
+        """FLOPs of one frame, vector, token, …, by name, with the parts that learn now."""
+        inner = self.model.model
+        learning = tuple(_learns(p) for p in (inner.audio_tower, inner.multi_modal_projector, inner.language_model))
+        if learning not in self._found:
+            self._found[learning] = _flops_of_each(self.model, self.recipe, self.competing)
+        return self._found[learning]
 
     def of_batch(
         self, inputs: Mapping[str, Any], answers: Count, teacher_inputs: Mapping[str, Any], aligned: Count = 0
@@ -55,9 +64,9 @@ class StepFlops:
             teacher_inputs: from `TeacherCollator`.
             aligned: audio vectors that are aligned with a transcript.
         """
-        if self.each is None:
+        if not self.known:
             return 0
-        ids = inputs["input_ids"]
+        config, ids = self.model.config, inputs["input_ids"]
         packed = inputs.get("packed", {})
         rows = _tensor(packed["row_lengths"], ids) if packed else inputs["attention_mask"].sum(1)
         frames = self._frames(inputs)
@@ -66,10 +75,10 @@ class StepFlops:
             "frames": frames.sum(),
             "vectors": vectors.sum(),
             "vector pairs": vectors.square().sum(),
-            "audio tokens": (ids == self.config.audio_token_id).sum(),
+            "audio tokens": (ids == config.audio_token_id).sum(),
             "tokens": rows.sum(),
             "token pairs": rows.square().sum(),
-            "logits": rows.sum() if self.every_logit else answers,
+            "logits": answers if self.recipe.compute.answer_only_logits else rows.sum(),
             "aligned": aligned,
         }
         if teacher_inputs:
@@ -80,9 +89,10 @@ class StepFlops:
                 "taught pairs": rows.square().sum(),
                 "taught logits": teacher_inputs["teacher_answers"].sum(),
             }
+        each = self.each
         total: Count = 0
         for name, count in counts.items():
-            total = total + self.each[name] * (count.double() if isinstance(count, torch.Tensor) else count)
+            total = total + each[name] * (count.double() if isinstance(count, torch.Tensor) else count)
         return total
 
     def _frames(self, inputs: Mapping[str, Any]) -> torch.Tensor:
@@ -90,8 +100,8 @@ class StepFlops:
         ids, packed = inputs["input_ids"], inputs.get("packed", {})
         found = [_tensor(packed.get("window_frames", ()), ids)]
         if (features := inputs.get("input_features")) is not None:
-            heard = inputs["input_features_mask"].sum(1)
-            whole = self.config.audio_padding == "full" and features.shape[-1] == self.config.max_frames
+            heard, config = inputs["input_features_mask"].sum(1), self.model.config
+            whole = config.audio_padding == "full" and features.shape[-1] == config.max_frames
             found.append(torch.full_like(heard, features.shape[-1]) if whole else heard)
         return torch.cat(found)
 

@@ -41,6 +41,7 @@ from .answer_loss import chunked_losses
 from .background_save import BackgroundSave, WaitForSave, on_host
 from .checkpoints import WEIGHTS, frozen_digests, frozen_sources, load_trainable, mark_whole, save_trainable
 from .chips import chip_name, peak_of
+from .compilation import compile_layers
 from .ctc_loss import Alignment, alignment_with, call_through
 from .distillation import Teacher
 from .distributed import gathered, is_peer_lost
@@ -138,6 +139,12 @@ class LlasoTrainer(Trainer):
                 )
             embeddings: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
             self.alignment = alignment_with(embeddings, processor, rows.corpus)
+        if recipe.compute.compile:
+            if self.shards:
+                raise ValueError(
+                    "compute.compile has not been tried with weights that are split; launch without FSDP or DeepSpeed"
+                )
+            compile_layers(model)
         self.flops = StepFlops(model, recipe, len(self.alignment.competing) if self.alignment else 0)
         self.chip = self._chip()
         self.loss_is_scaled_for_ga = self.per_token
@@ -373,7 +380,7 @@ class LlasoTrainer(Trainer):
 
     def _speed(self, flop: float, seconds: dict[str, float]) -> dict[str, float]:
         """Return a step's arithmetic, its rate, and the rate's share of the chips' peak if that is known."""
-        if self.flops.each is None:
+        if not self.flops.known:
             return {}
         rate = flop / max(stepping(seconds), 1e-9)
         speed = {"flop": int(flop), "flop_per_second": rate}
