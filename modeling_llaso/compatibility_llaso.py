@@ -83,11 +83,16 @@ def given_cache(cache: Any, kwargs: dict[str, Any]) -> Any:
     """Return the cache that a caller gave, under the new name or, in `kwargs`, under the old one, which is removed.
 
     Raises:
-        ValueError: it came under both.
+        ValueError: it came under both, as it does before 5.24 if `generate` was given a `cache`.
     """
     old = kwargs.pop("past_key_values", None)
     if cache is not None and old is not None:
-        raise ValueError("cache and past_key_values are two names of one thing; pass cache only")
+        if CACHE_SINCE_5_24 == "cache":
+            raise ValueError("cache and past_key_values are two names of one thing; pass cache only")
+        raise ValueError(
+            "there are two caches, cache and past_key_values. Before transformers 5.24, generate() knows "
+            "past_key_values only, and makes one beside a cache=…: pass the cache as past_key_values=…"
+        )
     if old is None:
         return cache
     if CACHE_SINCE_5_24 == "cache":

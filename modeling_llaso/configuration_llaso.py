@@ -4,6 +4,7 @@
 imports no other package of this project.
 """
 
+import warnings
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from huggingface_hub.dataclasses import strict
@@ -74,6 +75,24 @@ def count_audio_tokens(frames: Count, stride: int = 1) -> Count:
     return (vectors + stride - 1) // stride
 
 
+def warn_of_other_padding(saved: dict[str, Any], given: dict[str, Any]) -> None:
+    """Warn, once for model and processor, if a checkpoint is loaded with another `audio_padding` than its own.
+
+    Args:
+        saved: the checkpoint's settings.
+        given: what the caller wants changed in them.
+    """
+    trained, chosen = saved.get("audio_padding", AUDIO_PADDINGS[0]), given.get("audio_padding")
+    if chosen is not None and chosen != trained:
+        warnings.warn(
+            f"the checkpoint was trained with audio_padding={trained!r} and is loaded with {chosen!r}. The encoder's "
+            "vectors differ between the two, most of all at the end of a clip, so answers get worse. Leave "
+            "audio_padding out, or train the model on with it",
+            UserWarning,
+            stacklevel=1,  # one place for all callers, so that Python shows it once
+        )
+
+
 @strict
 class LlasoConfig(PreTrainedConfig):
     r"""Configuration of a LLaSO model. The defaults are LLaSO-Base: Whisper-large-v3 and Llama-3.2-3B-Instruct, 3.8 B.
@@ -140,6 +159,12 @@ class LlasoConfig(PreTrainedConfig):
             raise ValueError(f"projector_stride is {self.projector_stride}; it counts encoder vectors, so 1 or more")
         if self.projector_stride > (vectors := self.audio_config.max_source_positions):
             raise ValueError(f"projector_stride is {self.projector_stride}, but a window has only {vectors} vectors")
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """Make a configuration of saved settings and changes to them; warn if `audio_padding` is among these."""
+        warn_of_other_padding(config_dict, kwargs)
+        return super().from_dict(config_dict, **kwargs)
 
     @property
     def max_frames(self) -> int:

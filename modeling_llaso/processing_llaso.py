@@ -20,7 +20,7 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .compatibility_llaso import SANITIZES_SINCE_5_23
-from .configuration_llaso import AUDIO_PADDINGS, count_audio_tokens
+from .configuration_llaso import AUDIO_PADDINGS, count_audio_tokens, warn_of_other_padding
 
 SYSTEM_PROMPT = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant is able to understand the "
@@ -313,8 +313,9 @@ class LlasoProcessor(ProcessorMixin):
 
     @classmethod
     def from_args_and_dict(cls, args, processor_dict: dict[str, Any], **kwargs):
-        """Make a processor of its saved settings, two of which once had other names."""
+        """Make a processor of its saved settings, two of which once had other names; warn of another padding."""
         processor_dict = dict(processor_dict)
+        warn_of_other_padding(processor_dict, kwargs)
         if (windows := processor_dict.pop("max_windows", None)) is not None:
             extractor = args[0]
             processor_dict["max_audio_len"] = windows * extractor.n_samples // extractor.sampling_rate
@@ -827,6 +828,8 @@ def read_clip(
     if isinstance(source, str):
         if source.startswith(("http://", "https://", "data:")) or len(source) >= SHORTEST_BASE64:
             return source
+        if os.path.isdir(source):
+            raise ValueError(f"{source}: a folder; name the files in it")
         if not os.path.isfile(source):
             raise ValueError(f"{source}: there is no such file")
         return source if transformers_loads else reader(source, rate, source)

@@ -1,6 +1,7 @@
 """The page: the question on the left, the answer and the picture of the recording on the right, examples below.
 
-Questions wait in a queue for the model; each answer is streamed to the visitor who asked.
+Questions wait in a queue for the model; each answer is streamed to the visitor who asked. One task is not a question:
+it transcribes a recording of any length, with times.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from typing import Any
 
 import gradio as gr
 
-from .menu import Menu
+from ..transcription.speech_finders import available_finders
+from .menu import Menu, MenuTask
 from .pictures import picture
-from .question import DemoModel, DemoQuestion
+from .question import TIMED_TASK, DemoModel, DemoQuestion
+from .timed_transcript import stream_transcript
+from .transcript_view import EMPTY_TRANSCRIPT, transcript_html
 
 FORMATS = {
     "text_audio": "Write, about a recording",
@@ -26,8 +30,10 @@ FORMATS = {
 FREE = "Your own instruction"
 QUEUE_SIZE = 32
 """Number of questions that may wait for the model; later visitors see that the page is busy."""
-MAX_FILE = "100mb"
+MAX_FILE = "1gb"
+"""An hour of stereo at 48 kHz in a WAV file has 691 MB."""
 EMPTY_PICTURE = '<div class="seen empty">The waveform, and what the encoder sees of it, appear here.</div>'
+FINDER_LABELS = {"energy": "by its loudness", "silero": "among music and noise, by silero-vad"}
 RECORDING_LABELS = {
     "text_audio": "Recording",
     "audio_text": "Recording of the instruction",
@@ -57,7 +63,7 @@ def build_page(demo_model: DemoModel, menu: Menu, name: str) -> gr.Blocks:
                     label="Format",
                     elem_id="format",
                 )
-                task = gr.Dropdown([FREE, *tasks], value=FREE, label="Task", elem_id="task")
+                task = gr.Dropdown([FREE, TIMED_TASK, *tasks], value=FREE, label="Task", elem_id="task")
                 instruction = gr.Textbox(
                     label="Instruction", lines=2, placeholder="What should be done with it?", elem_id="instruction"
                 )
@@ -73,20 +79,38 @@ def build_page(demo_model: DemoModel, menu: Menu, name: str) -> gr.Blocks:
                     placeholder="The text that the spoken instruction is about",
                     elem_id="content",
                 )
-                gr.HTML(
+                asked_hint = gr.HTML(
                     '<p class="hint">Any usual audio format, '
                     f"up to {demo_model.max_audio_seconds / 60:.3g} minutes.</p>",
                 )
+                timed_hint = gr.HTML(
+                    '<p class="hint">Any usual audio format, of any length. It is cut at pauses.</p>', visible=False
+                )
+                finders = available_finders()
+                with gr.Column(visible=False) as finding:
+                    finder = gr.Radio(
+                        [(FINDER_LABELS[name], name) for name in finders],
+                        value=finders[0],
+                        label="Speech is found",
+                        visible=len(finders) > 1,
+                        elem_id="finder",
+                    )
                 with gr.Row(elem_id="buttons"):
                     ask = gr.Button("Ask", variant="primary", scale=3, elem_id="ask")
+                    transcribe = gr.Button(
+                        "Transcribe", variant="primary", scale=3, visible=False, elem_id="transcribe"
+                    )
                     stop = gr.Button("Stop", scale=1, elem_id="stop")
             with gr.Column(min_width=320):
-                answer = gr.Textbox(
-                    label="Answer", lines=4, max_lines=12, interactive=False, buttons=["copy"], elem_id="answer"
-                )
+                with gr.Column() as answered:
+                    answer = gr.Textbox(
+                        label="Answer", lines=4, max_lines=12, interactive=False, buttons=["copy"], elem_id="answer"
+                    )
                 status = gr.HTML('<p class="status"></p>', elem_id="status")
-                target = gr.HTML(elem_id="target")
-                seen = gr.HTML(EMPTY_PICTURE, elem_id="seen")
+                with gr.Column() as pictured:
+                    target = gr.HTML(elem_id="target")
+                    seen = gr.HTML(EMPTY_PICTURE, elem_id="seen")
+                timed = gr.HTML(EMPTY_TRANSCRIPT, visible=False, elem_id="timed")
         examples = gr.Dataset(
             components=[gr.Number(visible=False)],
             samples=[[number] for number in range(len(menu.examples))],
@@ -98,11 +122,27 @@ def build_page(demo_model: DemoModel, menu: Menu, name: str) -> gr.Blocks:
         )
 
         shown = [task, instruction, choices, recording, about, content]
-        for_task = [instruction, choices]
+        for_asking, for_times = [asked_hint, ask, answered, pictured], [timed_hint, finding, transcribe, timed]
+
+        def switched(timed: bool) -> list[Any]:
+            """Return the updates that show what asking needs, or what a transcript with times needs."""
+            return [gr.update(visible=not timed) for _ in for_asking] + [gr.update(visible=timed) for _ in for_times]
+
         modality.input(
-            lambda chosen, name: _field_updates(chosen, tasks.get(name)), [modality, task], shown, **_IMMEDIATE
+            lambda chosen, name: [
+                *_field_updates(chosen, name, tasks.get(name)),
+                *switched(chosen == "text_audio" and name == TIMED_TASK),
+            ],
+            [modality, task],
+            [*shown, *for_asking, *for_times],
+            **_IMMEDIATE,
         )
-        task.input(lambda name: _task_updates(tasks.get(name)), task, for_task, **_IMMEDIATE)
+        task.input(
+            lambda name: [*_task_updates(name, tasks.get(name)), *switched(name == TIMED_TASK)],
+            task,
+            [instruction, choices, *for_asking, *for_times],
+            **_IMMEDIATE,
+        )
         gr.on(
             [choices.input, choices.blur],  # gradio 6.31 sends no `input` event for the first paste
             lambda name, written: tasks[name].with_choices(_split_choices(written)) if name in tasks else gr.skip(),
@@ -111,7 +151,10 @@ def build_page(demo_model: DemoModel, menu: Menu, name: str) -> gr.Blocks:
             **_IMMEDIATE,
         )
         examples.click(
-            partial(_example_updates, menu), examples, [modality, *shown, answer, status, target], **_IMMEDIATE
+            lambda number: [*_example_updates(menu, number), *switched(False)],
+            examples,
+            [modality, *shown, answer, status, target, *for_asking, *for_times],
+            **_IMMEDIATE,
         )
         gr.on(
             [recording.change, about.change, modality.change],
@@ -132,7 +175,16 @@ def build_page(demo_model: DemoModel, menu: Menu, name: str) -> gr.Blocks:
             concurrency_id="model",
             api_name="ask",
         )
-        stop.click(lambda: _status("Stopped."), None, status, cancels=[asking], **_IMMEDIATE)
+        transcribing = transcribe.click(
+            partial(_transcribe, demo_model),
+            [recording, finder],
+            [timed, status],
+            show_progress="hidden",
+            concurrency_limit=1,
+            concurrency_id="transcript",  # of its own, so that questions are answered between its batches
+            api_name="transcribe",
+        )
+        stop.click(lambda: _status("Stopped."), None, status, cancels=[asking, transcribing], **_IMMEDIATE)
     return page.queue(max_size=QUEUE_SIZE, default_concurrency_limit=4)
 
 
@@ -200,6 +252,24 @@ def _ask(
         yield "", _notice(error)
 
 
+def _transcribe(demo_model: DemoModel, recording: str | None, finder: str) -> Iterator[tuple[Any, Any]]:
+    """Yield the growing transcript and a status line, or a notice if there is nothing to transcribe."""
+    before, status = None, _status("Transcribing…")
+    try:
+        for growing in stream_transcript(demo_model, recording, finder):
+            if growing.done:
+                cut = sum(segment.finish_reason == "length" for segment in growing.segments)
+                status = _status(
+                    f"{growing.audio_s:.1f} s of sound, {growing.pieces:,} pieces, {growing.seconds:.1f} s"
+                    + (f"; {cut:,} texts were cut at {demo_model.max_new_tokens} tokens" if cut else "")
+                )
+            reached = growing.done, growing.audio_s, len(growing.segments)
+            yield gr.skip() if reached == before else transcript_html(growing, str(recording)), status
+            before, status = reached, gr.skip()  # sent once, so that it does not replace "Stopped."
+    except ValueError as error:
+        yield EMPTY_TRANSCRIPT, _notice(error)
+
+
 def _draw(demo_model: DemoModel, modality: str, recording: str | None, about: str | None) -> str:
     """Return the picture of the recordings, or a notice if they cannot be read."""
     recordings = _used_recordings(modality, recording, about)
@@ -223,12 +293,12 @@ def _used_recordings(modality: str, recording: str | None, about: str | None) ->
     return (recording, about) if modality == "audio" else (recording,)
 
 
-def _field_updates(modality: str, task: Any) -> list[Any]:
+def _field_updates(modality: str, name: str, task: MenuTask | None) -> list[Any]:
     """Return the updates that show the fields of a format."""
     written = modality == "text_audio"
     return [
         gr.update(visible=written),
-        gr.update(visible=written),
+        gr.update(visible=written and name != TIMED_TASK),
         gr.update(visible=written and bool(task and task.choices)),
         gr.update(label=RECORDING_LABELS[modality]),
         gr.update(visible=modality == "audio"),
@@ -236,11 +306,14 @@ def _field_updates(modality: str, task: Any) -> list[Any]:
     ]
 
 
-def _task_updates(task: Any) -> list[Any]:
-    """Return the updates for a task's instruction and choices."""
+def _task_updates(name: str, task: MenuTask | None) -> list[Any]:
+    """Return the updates for a task's instruction and choices; no task of the menu belongs to the first two names."""
     if task is None:
-        return [gr.update(value=""), gr.update(value="", visible=False)]
-    return [task.with_choices(task.choices), gr.update(value=", ".join(task.choices), visible=bool(task.choices))]
+        return [gr.update(value="", visible=name != TIMED_TASK), gr.update(value="", visible=False)]
+    return [
+        gr.update(value=task.with_choices(task.choices), visible=True),
+        gr.update(value=", ".join(task.choices), visible=bool(task.choices)),
+    ]
 
 
 def _example_updates(menu: Menu, number: int) -> list[Any]:
@@ -256,7 +329,8 @@ def _example_updates(menu: Menu, number: int) -> list[Any]:
         example.content,
     )
     places = [
-        {**place, "value": value} for place, value in zip(_field_updates(example.modality, task), values, strict=True)
+        {**place, "value": value}
+        for place, value in zip(_field_updates(example.modality, example.task, task), values, strict=True)
     ]
     expected = f'<p class="hint">Right answer: <b>{html.escape(example.target)}</b></p>' if example.target else ""
     return [example.modality, *places, "", _status(""), expected]

@@ -16,7 +16,11 @@ import numpy as np
 import torch
 from transformers import StoppingCriteria, TextIteratorStreamer
 
-from llaso_common.audio import join_clips, read_audio
+from llaso_common.audio import audio_seconds, join_clips, read_audio
+
+TIMED_TASK = "Transcript with times"
+"""Name of the task that cuts recordings of any length into pieces."""
+NO_RECORDING = "There is no recording yet: record one, or upload a file."
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,8 @@ class DemoModel:
     def __init__(self, model: Any, processor: Any, max_new_tokens: int = 256) -> None:
         self.model, self.processor, self.max_new_tokens = model, processor, max_new_tokens
         self.rate: int = processor.feature_extractor.sampling_rate
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
+        """Held by whoever generates."""
 
     @property
     def max_audio_seconds(self) -> float:
@@ -98,17 +103,22 @@ class DemoModel:
         Raises:
             ValueError: there is no recording, they are too long, or `read_audio` refuses one.
         """
-        clips = [read_audio(file, self.rate, name=Path(file).name) for file in recordings if file]
-        if not clips:
-            raise ValueError("There is no recording yet: record one, or upload a file.")
-        clip = join_clips(clips, self.rate)
-        if len(clip) > self.max_audio_seconds * self.rate:
-            raise ValueError(
-                f"The recording lasts {_clock(len(clip) / self.rate)}, and this model takes "
-                f"{_clock(self.max_audio_seconds)} at most: cut it with the scissors "
-                "under the waveform, or upload a shorter one."
-            )
+        files = [file for file in recordings if file]
+        if not files:
+            raise ValueError(NO_RECORDING)
+        # Checked by the headers first, so that an hour is not decoded only to be refused.
+        self._check_length(sum(audio_seconds(file, name=Path(file).name) for file in files))
+        clip = join_clips([read_audio(file, self.rate, name=Path(file).name) for file in files], self.rate)
+        self._check_length(len(clip) / self.rate)
         return clip
+
+    def _check_length(self, seconds: float) -> None:
+        if seconds > self.max_audio_seconds:
+            raise ValueError(
+                f"The recording lasts {clock(seconds)}, and this model takes {clock(self.max_audio_seconds)} at most: "
+                "cut it with the scissors under the waveform, or upload a shorter one. The task "
+                f"“{TIMED_TASK}” takes recordings of any length."
+            )
 
     def stream(self, question: DemoQuestion) -> Iterator[PartialAnswer]:
         """Yield the growing answer; the last one is `done`. Closing the iterator stops the generation.
@@ -119,7 +129,7 @@ class DemoModel:
         message = question.message()
         clip = self.read_recordings(question.recordings)
         request = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
-        with self._lock:
+        with self.lock:
             inputs = self.processor.apply_chat_template([message], audio=[clip], **request)
             prompt_tokens = inputs["input_ids"].shape[1]
             room = self.model.config.text_config.max_position_embeddings - prompt_tokens
@@ -141,7 +151,7 @@ class DemoModel:
     def _generate(self, inputs: Any, max_new_tokens: int) -> Iterator[str]:
         """Yield pieces of text from a generating thread; closing the iterator stops the thread."""
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        stop = _StopWhenSet()
+        stop = StopWhenSet()
         errors: list[Exception] = []
 
         def work() -> None:
@@ -167,7 +177,7 @@ class DemoModel:
             raise errors[0]
 
 
-class _StopWhenSet(StoppingCriteria):
+class StopWhenSet(StoppingCriteria):
     """Stops a generation once its event is set."""
 
     def __init__(self) -> None:
@@ -177,6 +187,6 @@ class _StopWhenSet(StoppingCriteria):
         return input_ids.new_full((len(input_ids),), self.event.is_set(), dtype=torch.bool)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """Format seconds as minutes and seconds."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02}"

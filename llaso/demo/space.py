@@ -20,6 +20,7 @@ REQUIREMENTS = ("torch", "transformers", "safetensors", "numpy", "soundfile", "s
 CODE = (
     "llaso/__init__.py",
     "llaso/demo",
+    "llaso/transcription",
     "llaso_common",
     "modeling_llaso/__init__.py",
     "modeling_llaso/compatibility_llaso.py",

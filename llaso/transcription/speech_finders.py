@@ -6,6 +6,7 @@ small network that tells speech from music and noise (extra `vad`).
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,6 +60,16 @@ def speech_finder(name: str) -> SpeechFinder:
     if name == "silero":
         return SileroFinder()
     raise ValueError(f"there is no speech finder {name!r}; choose one of {', '.join(FINDERS)}")
+
+
+def available_finders() -> tuple[str, ...]:
+    """Return the names of the finders that work here, the default first."""
+    found = []
+    for name in FINDERS:
+        with contextlib.suppress(ValueError):  # its extra is not installed
+            speech_finder(name)
+            found.append(name)
+    return tuple(found)
 
 
 def frame_levels(samples: np.ndarray, frame: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from .partial import PartialTranscript
 from .pieces import PieceRules, speech_pieces
@@ -31,6 +31,7 @@ class Transcriber:
         batch_size: pieces that are transcribed together.
         rules: where recordings are cut; by default at pauses, into pieces of one encoder window at most.
         finder: finds speech; by default an `EnergyFinder`.
+        stopping: ends a generation before its end; its reader is to drop what it gave.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Transcriber:
         batch_size: int = BATCH_SIZE,
         rules: PieceRules | None = None,
         finder: SpeechFinder | None = None,
+        stopping: StoppingCriteria | None = None,
     ):
         self.model, self.processor = model, processor
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
@@ -48,6 +50,7 @@ class Transcriber:
         self.window_seconds: float = processor.feature_extractor.n_samples / self.rate
         self.rules = rules or PieceRules(max_seconds=self.window_seconds)
         self.finder = finder
+        self.stopping = StoppingCriteriaList([] if stopping is None else [stopping])
         if self.rules.max_seconds > self.window_seconds:
             raise ValueError(f"pieces of {self.rules.max_seconds:g} s exceed the encoder's {self.window_seconds:g} s")
 
@@ -147,6 +150,7 @@ class Transcriber:
             do_sample=False,
             num_beams=1,
             logits_processor=LogitsProcessorList([recorder]),
+            stopping_criteria=self.stopping,
         )[:, inputs["input_ids"].shape[1] :]
         ends = self.model.generation_config.eos_token_id
         is_end = torch.isin(generated, torch.tensor([] if ends is None else ends, device=generated.device).flatten())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +10,11 @@ import numpy as np
 import pytest
 import soundfile
 from support.browser import chromium, open_page
+from support.served_page import served
 from support.tiny_demo import direct_answer, talking_llaso
 from support.tiny_llaso import RATE, tone
 
 from llaso.demo.menu import Menu, MenuExample, MenuTask
-from llaso.demo.page import build_page, launch
 from llaso.demo.question import DemoModel
 
 TOKENS = 20
@@ -50,13 +49,8 @@ def url(demo_model, clips) -> Iterator[str]:
         MenuExample("A text", "audio_text", "high.wav", content="the <b>red</b> book"),
         MenuExample("A story", "audio", "high.wav"),
     )
-    page = build_page(demo_model, Menu(tasks, examples, clips), "owner/<model>")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launch(page, server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True)
-    yield f"http://127.0.0.1:{port}/"
-    page.close()
+    with served(demo_model, Menu(tasks, examples, clips), "owner/<model>") as url:
+        yield url
 
 
 def answer_to(demo_model: DemoModel, content: list[dict], clip: np.ndarray) -> str:
@@ -162,7 +156,7 @@ def test_in_a_browser_an_answer_can_be_stopped(url, demo_model, clips, monkeypat
         page.get_by_role("status").get_by_text("Answering").wait_for()
         page.get_by_role("button", name="Stop").click()
         page.get_by_role("status").get_by_text("Stopped.").wait_for()
-        with demo_model._lock:  # free again: the generation has ended
+        with demo_model.lock:  # free again: the generation has ended
             made = len(steps)
         shown = answer.input_value()
         monkeypatch.undo()

@@ -272,7 +272,9 @@ def test_the_cache_is_taken_under_its_new_and_its_old_name(trim):
         old = model(**step, past_key_values=copy.deepcopy(prefill[CACHE_SINCE_5_24])).logits
     assert torch.equal(new, old)
     assert not torch.allclose(new, model(**step | {"attention_mask": None}).logits)  # it is read
-    with pytest.raises(ValueError, match="two names of one thing"):
+    with pytest.raises(
+        ValueError, match="two names of one thing" if named_anew else "generate.. knows past_key_values"
+    ):
         model(**step, cache=prefill[CACHE_SINCE_5_24], past_key_values=prefill[CACHE_SINCE_5_24])
 
 

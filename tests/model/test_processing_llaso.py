@@ -303,7 +303,7 @@ def test_special_tokens_in_user_text_can_be_escaped():
 # ---- Refusals: each names the item ----
 
 
-def test_bad_audio_is_named(trim):
+def test_bad_audio_is_named(trim, tmp_path):
     good = tone(0.3)
 
     def refused(clip, message, **kwargs):
@@ -318,6 +318,7 @@ def test_bad_audio_is_named(trim):
     refused({"array": good}, "audio 1: an array without its sampling_rate")
     refused({"path": None}, 'audio 1: it has neither "bytes" nor a "path"')
     refused("nowhere.wav", "nowhere.wav: there is no such file")
+    refused(str(tmp_path), f"{tmp_path}: a folder; name the files in it")
     refused(b"no audio at all", "audio 1: not readable as audio")
     refused(42, "audio 1: int is neither a recording nor samples")
     refused(np.zeros((2, 100), dtype=np.float32), r"audio 1 has the shape \(2, 100\); average its channels")
