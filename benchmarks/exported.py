@@ -19,7 +19,7 @@ import numpy as np
 
 from llaso.exporting.gguf_files import RATE, WEIGHT_TYPES, WINDOW_SECONDS, export_gguf
 from llaso.exporting.llama_cpp_check import LlamaCppServer, context_for, is_quiet
-from llaso.exporting.own_answers import own_answer
+from llaso.exporting.own_answers import end_ids, own_answer
 from llaso.training.run.held_out import word_errors
 from llaso_common.audio import read_audio
 from modeling_llaso.loading import load
@@ -91,7 +91,7 @@ def measure(
         own = own_answer(model, processor, clip, question, max_new_tokens)
         found["own"].add(processor.decode(own.said, skip_special_tokens=True), text, own.said)
     report(f"own: {found['own'].rate():.3f}")
-    ends = set(model.generation_config.eos_token_id)
+    ends = set(end_ids(model))
     for kind in types:
         found[kind] = Heard()
         with tempfile.TemporaryDirectory() as folder:
