@@ -98,6 +98,12 @@ SIZES = {
         validation_rows=12,
         encoder_steps=12,
         llm_steps=12,
-        overrides=("optimizer.max_steps=6", "watch.evaluate_rows=4", "watch.final_rows=8", "watch.save_every=3"),
+        overrides=(
+            "optimizer.max_steps=6",
+            "watch.evaluate_rows=4",
+            "watch.final_rows=8",
+            "watch.save_every=3",
+            "compute.compile=false",
+        ),
     ),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from support.tiny_training import curve, row, save_backbones, save_corpus, tiny_recipe
 
 from llaso.training.recipe.recipe import load_recipe
+from llaso.training.run.compilation import is_compiled
 from llaso.training.run.history import History
 from llaso.training.run.train import train
 from llaso.training.run.trainer import LlasoTrainer
@@ -132,3 +134,23 @@ def test_sharded_weights_are_refused(root, tmp_path, monkeypatch):
     recipe = tiny_recipe(root, "unused") | {"out": str(tmp_path / "run")}
     with pytest.raises(ValueError, match="compute.compile .* launch without FSDP or DeepSpeed"):
         train(recipe, {"compute.compile": True})
+
+
+@pytest.mark.parametrize("said", [True, "auto"])
+def test_without_a_compiler_it_is_refused_or_left_out(root, monkeypatch, said):
+    recipe = load_recipe(tiny_recipe(root, "unused"), {"compute.compile": said})
+    monkeypatch.setattr(shutil, "which", lambda name: "/bin/" + name if name == "g++" else None)
+    assert is_compiled(recipe, "cpu", sharded=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    if said is True:
+        with pytest.raises(ValueError, match=r"install g\+\+ or clang\+\+, or set compute.compile=false"):
+            is_compiled(recipe, "cpu", sharded=False)
+    else:
+        assert not is_compiled(recipe, "cpu", sharded=False) and not is_compiled(recipe, "cpu", sharded=True)
+
+
+def test_auto_gives_way_to_other_settings(root, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: "/bin/" + name)
+    for other in ({"batch.packing": True}, {"compute.gradient_checkpointing": "selective"}):
+        recipe = load_recipe(tiny_recipe(root, "unused"), other | {"compute.compile": "auto"})
+        assert not is_compiled(recipe, "cpu", sharded=False)

@@ -189,7 +189,7 @@ class ComputeChoice:
     gradient_checkpointing: Checkpointing = False  # compute layers again in the backward pass; see recomputation.py
     answer_only_logits: bool = True  # the LLM's head runs on answer tokens alone
     attention: Attention | None = None  # transformers' choice by default
-    compile: bool = False  # run the layers of encoder and LLM through torch.compile
+    compile: bool | Literal["auto"] = False  # run the layers of encoder and LLM through torch.compile; auto: if it can
     encoder_cache_gb: Annotated[float, AT_LEAST_0] = 0.0  # disk for the frozen encoder's output; 0: none kept
     encoder_cache: str | None = None  # its folder; `encoder-cache` beside `out` by default
     loss_chunk: Annotated[int, AT_LEAST_1] = 1024  # answer tokens whose logits are made together
@@ -263,7 +263,7 @@ class Recipe:
             raise ValueError("recipe: `optimizer.ctc_weight` takes rows apart; set batch.packing=false")
         if self.optimizer.ctc_weight == 1:
             self._check_without_llm()
-        if self.compute.compile:
+        if self.compute.compile is True:
             self._check_compiled()
 
     def _check_compiled(self) -> None:

@@ -133,7 +133,7 @@ class HeldOutEvaluation(TrainerCallback):
         rows = self.final_rows if last else self.rows
         if not self.held_out.rows[:rows]:
             return
-        with self.trainer.timer.measure(EVALUATING), not_compiled(self.trainer.recipe.compute.compile):
+        with self.trainer.timer.measure(EVALUATING), not_compiled(self.trainer.compiled):
             result = self.held_out.evaluate(
                 self.trainer.unwrapped, rows, args.process_index, args.world_size, self._asked_to_stop
             )

@@ -41,7 +41,7 @@ from .answer_loss import chunked_losses
 from .background_save import BackgroundSave, WaitForSave, on_host
 from .checkpoints import WEIGHTS, frozen_digests, frozen_sources, load_trainable, mark_whole, save_trainable
 from .chips import chip_name, peak_of
-from .compilation import compile_layers
+from .compilation import compile_layers, is_compiled
 from .ctc_loss import Alignment, alignment_with, call_through
 from .distillation import Teacher
 from .distributed import gathered, is_peer_lost
@@ -139,11 +139,8 @@ class LlasoTrainer(Trainer):
                 )
             embeddings: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
             self.alignment = alignment_with(embeddings, processor, rows.corpus)
-        if recipe.compute.compile:
-            if self.shards:
-                raise ValueError(
-                    "compute.compile has not been tried with weights that are split; launch without FSDP or DeepSpeed"
-                )
+        self.compiled = is_compiled(recipe, self.args.device.type, self.shards)
+        if self.compiled:
             compile_layers(model)
         self.flops = StepFlops(model, recipe, len(self.alignment.competing) if self.alignment else 0)
         self.chip = self._chip()
