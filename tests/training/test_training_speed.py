@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from support.tiny_training import row, save_backbones, save_corpus, tiny_recipe
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import MixtralConfig, MixtralForCausalLM, Trainer
 
 from llaso.training.recipe.recipe import load_recipe
-from llaso.training.run import chips, trainer
+from llaso.training.run import chips, step_timer, trainer
 from llaso.training.run.callbacks import speed_in_words
 from llaso.training.run.chips import peak_of
 from llaso.training.run.step_flops import StepFlops
-from llaso.training.run.step_timer import stepping
+from llaso.training.run.step_timer import StepTimer, stepping
 from llaso.training.run.train import train
 from llaso.training.run.trainer import LlasoTrainer
 from modeling_llaso.conversion import new_model
@@ -116,6 +117,41 @@ def test_the_share_of_the_peak_is_known_with_the_chip(root, tmp_path, monkeypatc
     records = steps_of(tmp_path / "cpu")
     assert all(record["flop_per_second"] > 0 and "share_of_peak" not in record for record in records)
     assert "TFLOP/s" in lines[-2] and "can do" not in lines[-2]
+
+
+@pytest.mark.parametrize(("reading", "arithmetic"), [(1.0, 1.0), (0.1, 1.0)])
+def test_a_line_says_once_when_the_gpu_waits_for_batches_and_what_to_set(
+    root, tmp_path, monkeypatch, reading, arithmetic
+):
+    """A GPU and its clock are pretended: time passes while batches are read, and while losses are computed."""
+    now = 0.0
+
+    class OnGpu(StepTimer):
+        def __init__(self, cuda: bool) -> None:
+            super().__init__(True)
+
+        def mark(self) -> float:
+            return now
+
+    def takes(kind: type, name: str, seconds: float) -> None:
+        method = getattr(kind, name)
+
+        def timed(*args, **kwargs):
+            nonlocal now
+            now += seconds
+            return method(*args, **kwargs)
+
+        monkeypatch.setattr(kind, name, timed)
+
+    monkeypatch.setattr(step_timer, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(trainer, "StepTimer", OnGpu)
+    takes(Trainer, "get_batch_samples", reading)
+    takes(LlasoTrainer, "compute_loss", arithmetic)  # twice a step
+    lines: list[str] = []
+    recipe = tiny_recipe(root, "unused", optimizer__max_steps=STEPS) | {"out": str(tmp_path / "run")}
+    train(recipe, report=lines.append)
+    told = [line for line in lines if "the GPU waits for batches" in line]
+    assert told == (["the GPU waits for batches 33% of the time; raise compute.workers"] if reading == 1 else [])
 
 
 def test_the_rate_is_of_all_steps_together_without_saving_and_evaluating():
