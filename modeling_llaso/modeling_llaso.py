@@ -172,7 +172,8 @@ class LlasoMultiModalProjector(nn.Module):
         if mask is None:
             mask = vectors.new_ones(vectors.shape[:2])
         mask = mask.to(vectors.dtype)[..., None]
-        missing = -vectors.shape[1] % self.stride
+        # ExecuTorch computes the remainder of a negative number as C does, so `-T % stride` would be negative there.
+        missing = (self.stride - vectors.shape[1] % self.stride) % self.stride
         vectors = nn.functional.pad(vectors * mask, (0, 0, 0, missing)).unflatten(1, (-1, self.stride))
         if self.pooling == "concatenate":
             return vectors.flatten(2)
