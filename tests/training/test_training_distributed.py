@@ -139,7 +139,9 @@ def assert_same_training(one: Path, other: Path) -> None:
 def test_two_processes_follow_the_loss_curve_of_one(root, alone, tmp_path, setting):
     recipe = recipe_of(root, f"ddp-{setting}", 1, **({} if setting == "plain" else {setting: True}))
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    process = launch("cpu", "--main_process_port", free_port(), *LLASO, str(tmp_path / "recipe.yaml"))
+    traced = setting == "compute__compile"
+    program, environment = ([WORKER], {"TRACE": "1"}) if traced else (LLASO, {})
+    process = launch("cpu", "--main_process_port", free_port(), *program, str(tmp_path / "recipe.yaml"), **environment)
     output = process.communicate()[0]
     assert process.returncode == 0, output[-4000:]
     assert "of 4 x 1 x 2 rows" in output
