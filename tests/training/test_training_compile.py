@@ -101,8 +101,11 @@ def test_compiled_layers_learn_the_same_and_a_killed_run_goes_on(root, tmp_path,
 SETTINGS: dict[str, dict[str, Any]] = {
     "layers computed again": {"compute.gradient_checkpointing": True, "train": ["encoder", "projector", "llm"]},
     "adapters, loss in chunks": {"lora.rank": 2, "compute.loss_chunk": 5},
-    "a teacher": {"optimizer.distill_weight": 0.5, "train": ["projector"]},
-    "full windows": {"model.audio_padding": "full", "train": ["projector"]},
+    "a teacher, full windows": {
+        "optimizer.distill_weight": 0.5,
+        "model.audio_padding": "full",
+        "train": ["projector"],
+    },
 }
 
 
