@@ -217,8 +217,8 @@ def plot(found: dict[str, Any], file: Path) -> None:
     pyplot.close(figure)
 
 
-def read_clips(manifest: Path, count: int) -> list[SpokenClip]:
-    """Read clips of a manifest with the columns `audio`, `text` and perhaps `source`: as many of each source.
+def read_manifest(manifest: Path) -> dict[str, list[dict[str, Any]]]:
+    """Read a manifest of JSON lines with `audio` and `text`, and perhaps `source`: its rows by source.
 
     Raises:
         ValueError: a row lacks audio or text.
@@ -228,14 +228,23 @@ def read_clips(manifest: Path, count: int) -> list[SpokenClip]:
         row = json.loads(line)
         if not row.get("audio") or not row.get("text"):
             raise ValueError(f"{manifest}:{number}: a row needs `audio` and `text`")
-        rows.setdefault(row.get("source", "speech"), []).append(row)
+        rows.setdefault(row.get("source") or "speech", []).append(row)
+    return rows
+
+
+def evenly(rows: Sequence[Any], most: int) -> Sequence[Any]:
+    """Return so many rows at most, taken at equal distances."""
+    return rows[:: max(1, len(rows) // most)][:most]
+
+
+def read_clips(manifest: Path, count: int) -> list[SpokenClip]:
+    """Read clips of a manifest: as many of each source."""
+    rows = read_manifest(manifest)
     each = math.ceil(count / len(rows))
-    chosen = [row for found in rows.values() for row in found[:: max(1, len(found) // each)][:each]]
     return [
-        SpokenClip(
-            read_audio(manifest.parent / row["audio"], RATE)[: 30 * RATE], row["text"], row.get("source", "speech")
-        )
-        for row in chosen
+        SpokenClip(read_audio(manifest.parent / row["audio"], RATE)[: 30 * RATE], row["text"], source)
+        for source, found in rows.items()
+        for row in evenly(found, each)
     ]
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.hearing import Ears
+from benchmarks.hearing import Ears, evenly, read_manifest
 from eval_suite.intervals import Resampler
 from llaso.training.recipe.recipe import DataChoice
 from llaso.training.rows.corpora import open_corpus
@@ -51,26 +51,17 @@ class Said:
         return read_audio(self.audio, SAMPLE_RATE)
 
 
-def read_manifest(manifest: Path, most: int = 0) -> list[Said]:
-    """Read the clips of a manifest of JSON lines with `audio` and `text`, and perhaps `source` and `speaker`.
+def read_clips(manifest: Path, most: int = 0) -> list[Said]:
+    """List the clips of a manifest, whose rows may have a `speaker`; without one a clip is its own.
 
     Args:
         manifest: paths in it are relative to its folder.
         most: clips of each source; 0 means all.
-
-    Raises:
-        ValueError: a row lacks audio or text.
     """
-    clips: dict[str, list[Said]] = {}
-    for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), 1):
-        row = json.loads(line)
-        if not row.get("audio") or not row.get("text"):
-            raise ValueError(f"{manifest}:{number}: a row needs `audio` and `text`")
-        source = row.get("source") or "speech"
-        file = manifest.parent / row["audio"]
-        clips.setdefault(source, []).append(Said(file, row["text"], source, str(row.get("speaker") or file)))
     return [
-        clip for found in clips.values() for clip in (found[:: max(1, len(found) // most)][:most] if most else found)
+        Said(file := manifest.parent / row["audio"], row["text"], source, str(row.get("speaker") or file))
+        for source, found in read_manifest(manifest).items()
+        for row in (evenly(found, most) if most else found)
     ]
 
 
@@ -200,7 +191,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--clips", type=int, default=0, help="of each source at most (default: all)")
     parser.add_argument("--out", type=Path, default=Path("runs/transcripts"), help="for .json and .md")
     chosen = parser.parse_args(None if arguments is None else list(arguments))
-    clips = read_manifest(chosen.speech, chosen.clips)
+    clips = read_clips(chosen.speech, chosen.clips)
     programs: dict[str, Callable[[Callable[[int], None]], list[str]]] = {
         "LLaSO": lambda done: by_model(chosen.model, clips, done)
     }

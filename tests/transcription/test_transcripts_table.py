@@ -58,7 +58,7 @@ def test_rates_are_those_of_the_transcripts(root, tmp_path, capsys, monkeypatch)
 
 
 def test_the_best_the_median_and_the_worst_clip_are_shown(root):
-    clips = transcripts.read_manifest(root / "dev.jsonl", most=3)
+    clips = transcripts.read_clips(root / "dev.jsonl", most=3)
     assert [clip.source for clip in clips] == ["talkers"] * 3 + ["readers"] * 3
     right, half, wrong = "a b", "a x", "x y"
     clips = [transcripts.Said(Path(f"{n}.wav"), "a b", "speech", "s") for n in range(5)]
@@ -71,4 +71,4 @@ def test_the_best_the_median_and_the_worst_clip_are_shown(root):
 def test_a_row_without_a_transcript_is_named(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"audio": "a.wav", "text": "a"}\n{"audio": "b.wav"}\n')
     with pytest.raises(ValueError, match=r"rows.jsonl:2: a row needs `audio` and `text`"):
-        transcripts.read_manifest(tmp_path / "rows.jsonl")
+        transcripts.read_clips(tmp_path / "rows.jsonl")
