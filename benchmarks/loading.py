@@ -89,7 +89,7 @@ clock.run(batches, asked["per_device"], asked["rows"])
 """
 HELPERS = '''
 """Code that every measured process runs before its own, at either commit."""
-import json, os, resource, time
+import json, multiprocessing, os, resource, time
 from pathlib import Path
 
 def collator(asked):
@@ -123,6 +123,8 @@ class Clock:
             "bytes": asked_of_the_system() - self.read,
             "mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }), flush=True)
+        for worker in multiprocessing.active_children():
+            worker.kill()
         os._exit(0)
 '''
 

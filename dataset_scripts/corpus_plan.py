@@ -682,7 +682,8 @@ def keys_of(source: Source, item: Item, voices: str) -> dict[str, list[str]]:
     speakers = [f"voice:{voice}" for voice in voices.split()]
     if item.speaker and "speaker" not in source.shared:
         speakers.append(source.speaker_of(item))
-    sentences = [sentence_key(item.sentence)] if item.sentence and "sentence" not in source.shared else []
+    said = () if "sentence" in source.shared else (item.sentence, *item.joins)
+    sentences = [sentence_key(sentence) for sentence in said if sentence]
     recordings = [f"{part.name or part.path}@{part.start}" for part in item.sound if isinstance(part, Recording)]
     return {"speaker": speakers, "sentence": sentences, "recording": recordings}
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import multiprocessing
-import os
 import subprocess
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+from llaso_common.end_with_parent import end_with_parent
 
 NAMES = ("local", "slurm", "ray")
 OURS = {"pipeline", "tasks", "workers", "logging_dir", "depends", "skip_completed"}
@@ -149,14 +149,7 @@ def _begin(pickled: bytes) -> None:
     global _executor
     _executor = dill.loads(pickled)
     logger.disable("datatrove")  # errors are reported by the build's own process
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    end_with_parent()
 
 
 def _run_rank(rank: int) -> None:

@@ -15,7 +15,9 @@ from typing import Any
 from llaso_common.schema import SPLITS
 
 from . import draw, made_questions
+from .corpus_plan import ASR_IN_INSTRUCT
 from .dataset_rows import UnpackedDataset
+from .joined_clips import Joiner
 from .own_rows import FoundRow, folder_rows, manifest_fault, manifest_rows
 from .row_items import SPLIT_OF, USUAL, RowMapping, task_of, transcript_of
 from .sources.base import OPEN_LICENSES, Fact, Item, Reject, Source, nearest
@@ -26,6 +28,7 @@ OPTIONS: dict[str, Any] = {
     "columns": dict, "tasks": dict, "values": dict, "license": str, "title": str, "homepage": str, "shared": list,
     "eval_share": float, "audio_root": str, "config": str, "splits": dict, "revision": str, "unpack": str,
     "lowercase": bool, "speakers_of": str, "questions": (list, dict), "in_instruct": dict,
+    "joined": float,
 }  # fmt: skip
 """What else a block may say, and as what."""
 UNKNOWN_LICENSE = "unknown"
@@ -102,6 +105,7 @@ def _read(root: Path, **block: Any) -> Iterator[Item | Reject]:
     shares = made_questions.shares_of(block.get("questions", ()))
     in_instruct = {task_of(code)[0].code: share for code, share in block.get("in_instruct", {}).items()}
     known = made_questions.Vocabulary.of(mapping.transcripts(_rows(block, root)) if shares else ())
+    joiner = Joiner(block.get("joined", 0.0), in_instruct.get("ASR", ASR_IN_INSTRUCT))
     for row in _rows(block, root):
         if isinstance(row, Reject):
             yield row
@@ -109,7 +113,10 @@ def _read(root: Path, **block: Any) -> Iterator[Item | Reject]:
         for item in mapping.items(row):
             if isinstance(item, Item) and (text := transcript_of(item.facts)):
                 item = replace(item, facts=(*item.facts, *made_questions.made(item.id, text, shares, known)))
+            if isinstance(item, Item):
+                yield from joiner.add(item)
             yield _placed(item, in_instruct) if isinstance(item, Item) and in_instruct else item
+    yield from joiner.rest()
 
 
 def _placed(item: Item, in_instruct: Mapping[str, float]) -> Item:
@@ -282,6 +289,10 @@ def _check_options(block: Mapping[str, Any]) -> None:
         raise ValueError(f"eval_share: {block['eval_share']} is not between 0 and 1")
     _check_tasks(block)
     _check_questions(block)
+    if not 0 <= block.get("joined", 0) <= 1:
+        raise ValueError(f"joined: {block['joined']} is no share; give a number between 0 and 1")
+    if block.get("joined") and "ASR" not in _tasks_of(block):
+        raise ValueError("joined: clips are joined with their transcripts; name their column, as `tasks: {ASR: text}`")
     for code, share in block.get("in_instruct", {}).items():
         if code not in _tasks_of(block):
             raise ValueError(f"in_instruct: {code!r} is none of the tasks {', '.join(_tasks_of(block))}")

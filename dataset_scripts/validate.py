@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llaso_common.atomic_write import write_atomically
+from llaso_common.end_with_parent import end_with_parent
 from llaso_common.folder_lock import alone_in
 from llaso_common.schema import FEATURES, TASK_DEFINITION
 from llaso_common.tasks import Task, task_of
@@ -217,7 +218,7 @@ def _each(
         yield from map(judge, files)
         return
     # Not forked: a fork copies the locks of threads that datasets and pyarrow may have started.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent) as pool:
         try:
             yield from pool.map(judge, files)
         except BrokenProcessPool as error:

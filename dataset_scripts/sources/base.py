@@ -164,6 +164,7 @@ class Item:
         split: "train", "validation" or "test" if the corpus or the source decides it; "" lets the plan draw by
             speaker.
         where: file and line it was read from, for those facts of it that have to be rejected.
+        joins: the sentences of the items that it joins, if it is made of several: none of them stands in both, either.
     """
 
     id: str
@@ -174,6 +175,7 @@ class Item:
     split: str = ""
     where: str = ""
     apart: bool = False
+    joins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,11 +25,13 @@ AGE_ASKED = (
     "Guess the age of the speaker and answer with a number of years.",
     "Give the speaker's age in years.",
 )
-QUESTIONS = {"WORDS": 0.25, "SAID": 0.25, "SPOT": 0.25, "AFTER": 0.25, "ABOUT": 1.0}
+QUESTIONS = {"WORDS": 0.15, "SAID": 0.15, "SPOT": 0.15, "AFTER": 0.15, "ABOUT": 1.0}
 """Share of the clips that get each question; few transcripts have a clause to ask about."""
 IN_INSTRUCT = {"ASR": 1.0, "SGC": 0.25, "AGE": 0.25}
 """Share of the clips whose transcript, gender and age are in Instruct. The LLM does not run in Stage 1, so that it
 learns to write transcripts in Stage 2. Gender and age are one word each and would be most of the rows."""
+JOINED = 0.5
+"""Share of the clips that stand in a longer one as well, without which the LLM repeats itself on long clips."""
 SEEN = 200
 """Rows looked at to guess whether transcripts are in lower case, and whether there are ages."""
 
@@ -72,7 +74,8 @@ def speech_sources(said: str, out: Path) -> Path:
     if texts and sum(text == text.lower() for text in texts) > len(texts) / 2:
         block["lowercase"] = True
     block["in_instruct"] = {code: share for code, share in IN_INSTRUCT.items() if code in block["tasks"]}
-    content: dict[str, Any] = {"sources": {name: block | {"questions": dict(QUESTIONS)}}}
+    block |= {"questions": dict(QUESTIONS), "joined": JOINED}
+    content: dict[str, Any] = {"sources": {name: block}}
     if AGE in block["tasks"]:
         (out / AGE_FILE).write_text("\n".join(AGE_ASKED) + "\n", encoding="utf-8")
         task = {"kind": "number", "name": "age in years", "bounds": list(AGES), "instructions": AGE_FILE}

@@ -12,6 +12,7 @@ from typing import Any
 
 from llaso.progress import Report
 from llaso_common.atomic_write import write_atomically
+from llaso_common.end_with_parent import end_with_parent
 
 from .options import Size
 
@@ -69,6 +70,7 @@ def _train_encoder(out: Path, size: Size, seed: int, reports: Any) -> None:
 
     from . import small_backbones
 
+    end_with_parent()
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
     spelled = json.loads((out / "backbones" / "phonemes.json").read_text())
     rows = rows_of(out / "llaso-align", "train")
@@ -89,6 +91,7 @@ def _train_language_model(out: Path, size: Size, seed: int, reports: Any) -> Non
 
     from . import small_backbones
 
+    end_with_parent()
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
     spelled = json.loads((out / "backbones" / "phonemes.json").read_text())
     lines = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,10 @@ from .speech_finders import SpeechFinder
 from .transcript_formats import Segment
 
 BATCH_SIZE = 8
+LOOP_RATIO = 2.4
+"""Times that zlib shortens a text from which on the model is taken to repeat itself; OpenAI's Whisper has the same."""
+LONGEST_REPEAT = 2
+"""Tokens that a transcript may hold twice if it is made again after such a text."""
 
 
 class Transcriber:
@@ -139,9 +144,21 @@ class Transcriber:
     def transcribe(self, clips: list[np.ndarray]) -> list[tuple[str, float, str]]:
         """Transcribe clips together.
 
+        A text in which the model repeats itself without end is made again, with no three tokens twice.
+
         Returns:
             Text, mean log-probability and finish reason of each.
         """
+        results = self._generate(clips)
+        looped = [place for place, (text, *_) in enumerate(results) if repeats_itself(text)]
+        if looped:
+            again = self._generate([clips[place] for place in looped], no_repeat_ngram_size=LONGEST_REPEAT + 1)
+            for place, result in zip(looped, again, strict=True):
+                results[place] = result
+        return results
+
+    def _generate(self, clips: list[np.ndarray], **rules: Any) -> list[tuple[str, float, str]]:
+        """Return what `transcribe` does, of one greedy generation under further rules of `generate`."""
         inputs = self.processor.apply_transcription_request(clips).to(self.model.device)
         recorder = _ChosenLogProbs()
         generated = self.model.generate(
@@ -149,6 +166,7 @@ class Transcriber:
             max_new_tokens=self.max_new_tokens,
             do_sample=False,
             num_beams=1,
+            **rules,
             logits_processor=LogitsProcessorList([recorder]),
             stopping_criteria=self.stopping,
         )[:, inputs["input_ids"].shape[1] :]
@@ -160,6 +178,12 @@ class Transcriber:
             text = self.processor.decode(row[:length], skip_special_tokens=True).strip()
             results.append((text, float(logprobs[:length].mean()), "stop" if ended.any() else "length"))
         return results
+
+
+def repeats_itself(text: str) -> bool:
+    """Tell whether a text is mostly repetition, so that zlib shortens it by more than `LOOP_RATIO`."""
+    encoded = text.encode()
+    return len(encoded) > LOOP_RATIO * len(zlib.compress(encoded))
 
 
 class _ChosenLogProbs(LogitsProcessor):

@@ -9,7 +9,7 @@ import json
 import math
 import re
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,13 @@ from hypothesis import strategies as st
 from support.paths import shared_fixture
 from support.tiny_corpus import VOICES
 
-from dataset_scripts import sources_file
+from dataset_scripts import joined_clips, sources_file
 from dataset_scripts.build import build
-from dataset_scripts.corpus_plan import corpora_of
+from dataset_scripts.corpus_plan import corpora_of, keys_of, sentence_key
 from dataset_scripts.sources.base import Item, Recording, Reject, Source
 from dataset_scripts.validate import validate
 from llaso.cli import main
+from llaso_common.audio import PAUSE_S
 
 WORDS = "amber birch cedar delta ember fjord grove haven inlet jetty knoll lagoon".split()
 SPEAKERS = 6
@@ -484,6 +485,8 @@ def test_kaldi_lhotse_and_folders_that_do_not_fit_together(tmp_path: Path):
         ({"manifest": "rows.jsonl", "eval_share": 2}, "eval_share: 2 is not between 0 and 1"),
         ({"manifest": "rows.jsonl", "in_instruct": {"ASR": 2}}, "in_instruct: ASR: 2 is no share; give a number"),
         ({"manifest": "rows.jsonl", "in_instruct": {"SGC": 1}}, "in_instruct: 'SGC' is none of the tasks ASR"),
+        ({"manifest": "rows.jsonl", "joined": 2}, "joined: 2 is no share; give a number between 0 and 1"),
+        ({"manifest": "rows.jsonl", "joined": 0.5, "tasks": {"SGC": "gender"}}, "joined: clips are joined with their"),
         ({"manifest": "rows.jsonl", "folder": "."}, "manifest and folder: a block reads one of them"),
         ({"manifest": {"dev": "rows.jsonl"}}, "manifest: no split 'dev'"),
         ({"manifest": {3: "rows.jsonl"}}, "manifest: no split 3; there are train"),
@@ -599,3 +602,50 @@ def test_every_row_of_a_manifest_is_accounted_for(heard: Path, tmp_path_factory,
     assert len(listed) == sum(record["rejects"].values()) and all(entry["where"] for entry in listed)
     assert json.loads((out / "leakage.json").read_text())["clean"]
     shutil.rmtree(folder)
+
+
+def test_short_clips_of_one_speaker_stand_in_longer_ones_as_well(tmp_path: Path):
+    rows = [
+        row | {"speaker": f"p{number % 3}" if number % 8 else None, "split": "test" if number % 4 == 1 else "train"}
+        for number, row in enumerate(clips(tmp_path, 96))
+    ]
+    json_lines(tmp_path / "rows.jsonl", rows)
+    seconds = {row["audio"]: soundfile.info(tmp_path / row["audio"]).duration for row in rows}
+    by_clip = {row["audio"]: row for row in rows}
+    source = only(tmp_path, manifest="rows.jsonl", joined=1.0, in_instruct={"ASR": 0.5})
+    items, _ = found(source)
+    joined = [item for item in items if len(item.sound) > 1]
+    assert len(items) == 96 + len(joined) and len({item.id for item in items}) == len(items)
+    used = []
+    for item in joined:
+        parts = [by_clip[Path(sound.path).name] for sound in item.sound]
+        used += [part["audio"] for part in parts]
+        assert {(item.speaker, item.split)} == {(part["speaker"], part["split"]) for part in parts}
+        (fact,) = item.facts
+        assert fact.target == " ".join(part["text"] for part in parts) and "eval" not in fact.corpora
+        pauses = PAUSE_S * (len(parts) - 1)
+        assert sum(seconds[part["audio"]] for part in parts) + pauses <= joined_clips.LONGEST_S
+        keys = keys_of(source, item, "")
+        assert {sentence_key(part["text"]) for part in parts} <= set(keys["sentence"])
+        assert len(keys["recording"]) == len(parts)
+    assert len(used) == len(set(used)) and set(used) <= {row["audio"] for row in rows if row["speaker"]}
+    corpora = Counter(fact.corpora for item in joined for fact in item.facts)
+    assert corpora.keys() == {("align",), ("align", "instruct")}
+    assert found(source)[0] == items  # nothing is drawn anew
+    half, _ = found(only(tmp_path / "half", manifest="../rows.jsonl", audio_root="..", joined=0.5))
+    assert 0 < sum(len(item.sound) for item in half if len(item.sound) > 1) < len(used)
+
+
+def test_a_joined_clip_is_its_recordings_with_short_pauses(tmp_path: Path):
+    rows = [row | {"speaker": "p", "split": "train"} for row in clips(tmp_path, 12)]
+    json_lines(tmp_path / "rows.jsonl", rows)
+    source = only(tmp_path, manifest="rows.jsonl", joined=1.0)
+    out = build("align", [source], tmp_path / "out", voices=VOICES, eval_rows=0, validation_rows=0)
+    assert not validate(out)["bad"]
+    long = next(row for row in built_rows(out) if "-joined-" in row["id"])
+    (item,) = [item for item in found(source)[0] if len(item.sound) > 1 and item.id in long["id"]]
+    heard = soundfile.read(io.BytesIO(long["audio"][0]["bytes"]), dtype="int16")[0]
+    first, last = (soundfile.read(item.sound[place].path, dtype="int16")[0] for place in (0, -1))
+    assert np.array_equal(heard[: len(first)], first) and np.array_equal(heard[-len(last) :], last)
+    pause = heard[len(first) : len(first) + round(PAUSE_S * 16_000)]
+    assert len(pause) and not pause.any()

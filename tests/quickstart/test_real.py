@@ -112,7 +112,7 @@ def test_a_development_part_alone_is_halved_by_speaker(tmp_path):
     assert all(halves) and not halves[0] & halves[1] and set.union(*halves) == {"p8", "p9", "p10", "p11"}
     with TASKS.scope():
         assert sources_file.read(file).sources[0].name == "speech"
-    edited = file.read_text().replace("SAID: 0.25", "SAID: 1.0")
+    edited = file.read_text().replace("SAID: 0.15", "SAID: 1.0")
     file.write_text(edited)
     assert speech_sources(str(speech), tmp_path / "out").read_text() == edited  # what a person changed stays
     assert speech_sources(str(file), tmp_path / "other") == file

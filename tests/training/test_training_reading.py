@@ -5,6 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
@@ -24,6 +28,7 @@ from llaso.training.rows.corpora import Corpus, open_corpus, open_held_out
 from llaso.training.rows.read_ahead import ReadAhead
 from llaso_common.open_corpus import NoSuchSplit, parquet_files
 
+ROOT = Path(__file__).parents[2]
 GROUPS, OF_GROUP = 25, 4
 
 
@@ -189,3 +194,35 @@ def test_a_hub_that_stops_answering_is_told(hub, monkeypatch):
     hub.repos["datasets/owner/corpus"][0]["files"] = {}
     with pytest.raises(OSError, match="could not be read from the Hub .*Run the same command again"):
         corpus[0]
+
+
+WAITING = """
+import sys, time
+from torch.utils.data import DataLoader, Dataset
+from llaso.training.run.trainer import live_as_main_does
+
+class Slow(Dataset):
+    def __getitem__(self, message):
+        time.sleep(1)
+        return len(message)
+
+batches = [[b"x" * 1_000_000]] * 20  # more than a pipe holds, so that the main process is killed while it writes one
+loader = iter(DataLoader(Slow(), batch_sampler=batches, num_workers=1, worker_init_fn=live_as_main_does))
+next(loader)
+print(loader._workers[0].pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_reading_process_ends_with_a_killed_main_process():
+    main = subprocess.Popen([sys.executable, "-c", WAITING], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    worker = int(main.stdout.readline())
+    main.kill()
+    main.wait()
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    left = Path(f"/proc/{worker}").exists()
+    if left:
+        os.kill(worker, signal.SIGKILL)
+    assert not left

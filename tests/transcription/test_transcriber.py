@@ -12,7 +12,7 @@ from support.tiny_llaso import RATE, tiny_llaso, tone
 
 from llaso.commands.transcribe_files import transcribe_files
 from llaso.transcription.recordings import decoded
-from llaso.transcription.transcriber import Transcriber
+from llaso.transcription.transcriber import Transcriber, repeats_itself
 from llaso.transcription.transcript_formats import Segment, joined_text, transcript
 
 
@@ -206,3 +206,42 @@ def test_text_and_json():
     assert [Segment(**segment) for segment in record["segments"]] == SEGMENTS
     with pytest.raises(ValueError, match="choose one of text, json, srt, vtt"):
         transcript(SEGMENTS, "docx", 1.0)
+
+
+def test_a_transcript_that_repeats_itself_is_made_again_without_repeats(transcriber, monkeypatch):
+    clips, asked = [tone(0.5), tone(1.1, 700.0)], []
+    generate = transcriber.model.generate
+
+    def loops_unless_forbidden(*args, **rules):
+        asked.append(len(rules["input_features"]))
+        out = generate(*args, **rules)
+        if "no_repeat_ngram_size" not in rules:
+            letters = transcriber.processor.tokenizer("is " * 20, add_special_tokens=False, return_tensors="pt")
+            out = torch.cat([out[:, :-6], letters["input_ids"].expand(len(out), -1)[:, :6]], dim=1)
+        return out
+
+    monkeypatch.setattr(transcriber.model, "generate", loops_unless_forbidden)
+    monkeypatch.setattr("llaso.transcription.transcriber.repeats_itself", lambda text: text == "is is")
+    results = transcriber.transcribe(clips)
+    assert asked == [2, 2] and all(text != "is is" for text, *_ in results)
+    expected = generate(
+        **transcriber.processor.apply_transcription_request(clips),
+        max_new_tokens=6, do_sample=False, num_beams=1, no_repeat_ngram_size=3,
+    )  # fmt: skip
+    texts = transcriber.processor.batch_decode(expected[:, -6:], skip_special_tokens=True)
+    assert [text for text, *_ in results] == [text.strip() for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("text", "loops"),
+    [
+        ("bet " * 20, True),
+        ("by the way " * 12, True),
+        ("", False),
+        ("one one one one one one", False),
+        ("seven three seven three seven three seven three nine", False),
+        ("he was at the house of the lord, and then he went to the other house of the other lord", False),
+    ],
+)
+def test_what_counts_as_repeating(text, loops):
+    assert repeats_itself(text) == loops

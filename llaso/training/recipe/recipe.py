@@ -150,6 +150,21 @@ class BatchChoice:
 
 
 @dataclass(frozen=True)
+class SpecAugmentChoice:
+    """Stretches of the log-mel that are hidden while training (SpecAugment), so that few recordings last longer."""
+
+    time_masks_per_second: Annotated[float, AT_LEAST_0] = 0.0  # in the mean; 0 hides no stretch of time
+    time_mask_seconds: Annotated[float, ABOVE_0] = 0.2  # of the longest stretch of time
+    mel_masks: Annotated[int, AT_LEAST_0] = 0  # bands of mel bins in each window
+    mel_mask_share: Annotated[float, FRACTION] = 0.125  # of all mel bins, of the widest band
+
+    @property
+    def hides(self) -> bool:
+        """Whether anything is hidden."""
+        return self.time_masks_per_second > 0 or self.mel_masks > 0
+
+
+@dataclass(frozen=True)
 class PartOptimizerChoice:
     """Optimizer settings of one part; an unset one is that of the whole model."""
 
@@ -228,6 +243,7 @@ class Recipe:
     train: tuple[Part, ...] = ("projector",)
     lora: LoraChoice = field(default_factory=LoraChoice)
     batch: BatchChoice = field(default_factory=BatchChoice)
+    spec_augment: SpecAugmentChoice = field(default_factory=SpecAugmentChoice)
     compute: ComputeChoice = field(default_factory=ComputeChoice)
     watch: WatchChoice = field(default_factory=WatchChoice)
     seed: int = 42
@@ -243,6 +259,12 @@ class Recipe:
             raise ValueError(
                 "recipe: `compute.encoder_cache_gb` keeps the output of a frozen encoder, but `train` names the "
                 "encoder; set compute.encoder_cache_gb=0"
+            )
+        if self.compute.encoder_cache_gb > 0 and self.spec_augment.hides:
+            raise ValueError(
+                "recipe: `compute.encoder_cache_gb` keeps the encoder's output for recordings as they are, but "
+                "`spec_augment` hides other parts of them in each step; set compute.encoder_cache_gb=0, or "
+                "spec_augment.time_masks_per_second=0 and spec_augment.mel_masks=0"
             )
         if self.compute.frozen_weights == "bf16" and self.compute.precision == "fp32":
             raise ValueError(

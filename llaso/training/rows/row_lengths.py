@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from llaso_common.audio import ENCODER_FRAMES_PER_SECOND, audio_seconds
+from llaso_common.end_with_parent import end_with_parent
 from llaso_common.schema import Row, clean_messages
 from modeling_llaso.processing_llaso import LlasoProcessor
 
@@ -157,6 +158,7 @@ _here: tuple[CorpusIndex, LlasoProcessor | None]
 
 def _begin(index: CorpusIndex, processor: LlasoProcessor | None) -> None:
     global _here
+    end_with_parent()
     _here = index, processor
 
 

@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,7 @@ from modeling_llaso.processing_llaso import LlasoProcessor
 
 from ..recipe.recipe import Recipe
 from ..rows.collator import IGNORED
-from ..rows.packing import Packed, members
+from ..rows.packing import Packed, members, starts_of, taken_frames
 from ..rows.read_ahead import ReadAhead, RowsAsRead
 from ..rows.training_rows import TrainingRows
 from .answer_loss import chunked_losses
@@ -51,6 +52,7 @@ from .model_setup import add_lora, keep_frozen, merge_lora
 from .optimizer_groups import has_own_rates, late_parts_frozen, parameter_groups, set_learning_rates, starts_late
 from .packed_forward import use_packing
 from .recomputation import checkpointing_arguments
+from .spec_augment import hide
 from .step_flops import StepFlops
 from .step_timer import BACKWARD, ENCODER, LLM, OPTIMIZER, READING, SAVING, Mark, StepTimer, stepping
 
@@ -58,6 +60,8 @@ logger = logging.getLogger(__name__)
 
 CALM_STEPS = 20
 """Steps after which a jump of the loss counts as an explosion, and the number of steps in its median."""
+MAIN_WATCHED_SECONDS = 1.0
+"""Seconds after which a data loader's worker looks whether the main process is still there."""
 NAMED_ROWS = 8
 """Rows that are named when a run diverges."""
 SUMS = ("loss_sum", "answer_tokens", "micro_losses", "tokens", "flop", "padded", "skipped", "micro_batches")
@@ -171,7 +175,7 @@ class LlasoTrainer(Trainer):
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
             generator=torch.Generator(),
-            worker_init_fn=leave_signals_to_main,
+            worker_init_fn=live_as_main_does,
         )
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
@@ -208,6 +212,8 @@ class LlasoTrainer(Trainer):
         transcripts, transcript_sizes = (inputs.pop(name, None) for name in ("transcripts", "transcript_sizes"))
         is_answer = targets != IGNORED
         packed: Packed | dict = inputs.get("packed", {})
+        if self.model.training and self.recipe.spec_augment.hides:
+            self._hide(inputs, packed)
         if "input_features" not in inputs and "features" not in packed:
             inputs |= self._nothing_to_encode(kept="mm_encoder_outputs" in inputs or "kept" in packed)
         answer_rows = is_answer.nonzero()[:, 0]
@@ -294,6 +300,22 @@ class LlasoTrainer(Trainer):
         with self.accelerator.autocast():
             losses = chunked_losses(self.unwrapped.compute_logits, hidden, targets, compute.loss_chunk)
         return outputs, None, losses
+
+    def _hide(self, inputs: dict[str, Any], packed: Packed | dict) -> None:
+        """Hide stretches of a micro-batch's log-mels, as the recipe says; see `spec_augment.py`."""
+        place = (self.recipe.seed, self.state.global_step, self.args.process_index, len(self.step_parts))
+        generator = torch.Generator().manual_seed(int(_digest(repr(place)), 16) % 2**63)
+        windows: list[torch.Tensor] = []
+        if "input_features" in inputs:
+            inputs["input_features"] = inputs["input_features"].clone()
+            frames = inputs["input_features_mask"].sum(1).tolist()
+            windows += [window[:, :real] for window, real in zip(inputs["input_features"], frames, strict=True)]
+        if "features" in packed:
+            packed["features"] = packed["features"].clone()
+            starts = starts_of([taken_frames(real) for real in packed["window_frames"]])
+            of_windows = zip(starts, packed["window_frames"], strict=True)
+            windows += [packed["features"][:, start : start + real] for start, real in of_windows]
+        hide(windows, self.recipe.spec_augment, generator)
 
     def _project(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         """Return the batch's projected audio vectors, row after row, `(audio tokens, width)`."""
@@ -617,22 +639,28 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def leave_signals_to_main(worker: int) -> None:
-    """Keep a data loader's worker running when a signal reaches all processes, since the main process saves first.
+def live_as_main_does(worker: int) -> None:
+    """Keep a data loader's worker running when a signal reaches all processes, and end it when the main process ends.
 
-    The main process alone ends it, by SIGTERM.
+    The main process saves first; it alone ends a worker, by SIGTERM. If it is killed, it may leave half a message of
+    rows in the worker's pipe, for whose rest the worker would wait without end.
     """
     main = os.getppid()
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    can_ask_who = hasattr(signal, "sigtimedwait")  # not on macOS, where any SIGTERM ends a worker
+    if can_ask_who:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
-    def end_when_main_says() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main:
-            pass
+    def end_with_main() -> None:
+        while os.getppid() == main:
+            if not can_ask_who:
+                time.sleep(MAIN_WATCHED_SECONDS)
+            elif (caught := signal.sigtimedwait({signal.SIGTERM}, MAIN_WATCHED_SECONDS)) and caught.si_pid == main:
+                break
         os._exit(128 + signal.SIGTERM)
 
-    threading.Thread(target=end_when_main_says, daemon=True).start()
+    threading.Thread(target=end_with_main, daemon=True).start()
 
 
 def export(trainer: LlasoTrainer, folder: Path) -> None:

@@ -1,0 +1,92 @@
+"""Makes longer clips of short ones: recordings of one speaker laid end to end, with their transcripts.
+
+A model that only heard short clips in training repeats itself on long ones. The short clips stay rows of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+from llaso_common.audio import PAUSE_S
+
+from . import draw
+from .row_items import transcript_of
+from .size_estimate import seconds
+from .sources.base import Fact, Item, Recording
+
+LONGEST_S = 25.0
+"""Seconds that a joined clip has at most, which leaves a margin below the 30 seconds of an encoder's window."""
+SHORTEST_S = 8.0
+"""Seconds that a joined clip is meant to have at least."""
+CORPORA = ("align", "instruct")
+"""The benchmark has recordings as they are."""
+
+
+@dataclass
+class _Group:
+    """Clips of one speaker that wait to be joined, and the length that their clip is to have, in seconds."""
+
+    wanted: float
+    items: list[Item] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass
+class Joiner:
+    """Collects clips of each speaker and split until they are long enough together.
+
+    Args:
+        share: of the clips that are joined as well.
+        in_instruct: share of the joined clips that are in Instruct; all are in Align.
+    """
+
+    share: float
+    in_instruct: float
+    _waiting: dict[tuple[str, str], _Group] = field(default_factory=dict)
+
+    def add(self, item: Item) -> Iterator[Item]:
+        """Take a clip, and yield a joined one if it completes one; what has no transcript or speaker is not joined."""
+        if not transcript_of(item.facts) or not item.speaker or len(item.sound) != 1:
+            return
+        if draw.unit(0, item.id, "joined") >= self.share or not isinstance(item.sound[0], Recording):
+            return
+        length = seconds(item.sound[0])
+        if not 0 < length <= LONGEST_S:  # 0: it cannot be read, which the clip's own row tells
+            return
+        key = (item.split, item.speaker)
+        group = self._waiting.get(key)
+        if group is not None and group.seconds + PAUSE_S + length > LONGEST_S:
+            yield from self._joined(self._waiting.pop(key))
+            group = None
+        if group is None:
+            wanted = draw.between(0, item.id, "seconds joined", SHORTEST_S, LONGEST_S)
+            group = self._waiting[key] = _Group(wanted)
+        group.seconds += length + (PAUSE_S if group.items else 0.0)
+        group.items.append(item)
+        if group.seconds >= group.wanted:
+            yield from self._joined(self._waiting.pop(key))
+
+    def rest(self) -> Iterator[Item]:
+        """Yield the joined clips of what still waits."""
+        while self._waiting:
+            yield from self._joined(self._waiting.pop(next(iter(self._waiting))))
+
+    def _joined(self, group: _Group) -> Iterator[Item]:
+        if len(group.items) < 2:
+            return
+        first, texts = group.items[0], [transcript_of(item.facts) for item in group.items]
+        digest = sha256("\0".join(item.id for item in group.items).encode()).hexdigest()[:10]
+        id = f"{first.id}-joined-{digest}"
+        instruct = draw.unit(0, id, "in instruct/ASR") < self.in_instruct
+        yield Item(
+            id,
+            (Fact("ASR", " ".join(texts), corpora=CORPORA if instruct else CORPORA[:1]),),
+            tuple(sound for item in group.items for sound in item.sound),
+            first.speaker,
+            " ".join(item.sentence for item in group.items),
+            first.split,
+            first.where,
+            joins=tuple(item.sentence for item in group.items if item.sentence),
+        )
