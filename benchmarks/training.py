@@ -33,7 +33,7 @@ from benchmarks.measure import loss_of
 from benchmarks.subjects import SIZES, SUBJECTS, batch_of
 from llaso.training.recipe.recipe import Checkpointing, load_recipe
 from llaso.training.run.compilation import compile_layers
-from llaso.training.run.model_setup import PARTS, freeze_all_but, keep_frozen, report_parts, set_up_parts
+from llaso.training.run.model_setup import freeze_all_but, keep_frozen, report_parts, set_up_parts
 from llaso.training.run.recomputation import checkpoint_layers
 from llaso.training.run.step_timer import BACKWARD, ENCODER, LLM, OPTIMIZER, TOTAL, StepTimer
 from llaso_common.audio import SAMPLE_RATE, read_audio
@@ -109,7 +109,7 @@ def spread(values: Sequence[float], form: str) -> str:
 
 def checkpoints() -> list[str]:
     """Return the table's lines: bytes at full size, from shapes on the meta device."""
-    lines = ["| recipe | learns | a checkpoint | with `watch.save_whole` | encoder in it |", "|---|---|---|---|---|"]
+    lines = ["| recipe | learns | a checkpoint | with `watch.save_whole` |", "|---|---|---|---|"]
     for name in ("stage1_align", "stage2_instruct"):
         recipe = load_recipe(name)
         with torch.device("meta"):
@@ -118,10 +118,7 @@ def checkpoints() -> list[str]:
         parts = report_parts(model)
         learned = sum(part.trainable for part in parts)
         whole = BYTES_OF_LEARNED * learned + sum(part.weight_bytes for part in parts) - BYTES_WHOLE * learned
-        encoder = "yes" if parts[PARTS.index("encoder")].trainable else "no"
-        lines.append(
-            f"| {name} | {learned:,} | {BYTES_OF_LEARNED * learned / 1e9:.2f} GB | {whole / 1e9:.2f} GB | {encoder} |"
-        )
+        lines.append(f"| {name} | {learned:,} | {BYTES_OF_LEARNED * learned / 1e9:.2f} GB | {whole / 1e9:.2f} GB |")
     return lines
 
 

@@ -1,6 +1,6 @@
 """Makes longer clips of short ones: recordings of one speaker laid end to end, with their transcripts.
 
-A model that only heard short clips in training repeats itself on long ones. The short clips stay rows of their own.
+Models that were trained on short clips alone repeated themselves on long ones. The short clips stay rows of their own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LONGEST_S = 25.0
 SHORTEST_S = 8.0
 """Seconds that a joined clip is meant to have at least."""
 CORPORA = ("align", "instruct")
-"""The benchmark has recordings as they are."""
+"""Corpora that get joined clips; the benchmark keeps recordings as they are."""
 
 
 @dataclass
@@ -78,15 +78,15 @@ class Joiner:
             return
         first, texts = group.items[0], [transcript_of(item.facts) for item in group.items]
         digest = sha256("\0".join(item.id for item in group.items).encode()).hexdigest()[:10]
-        id = f"{first.id}-joined-{digest}"
-        instruct = draw.unit(0, id, "in instruct/ASR") < self.in_instruct
+        name = f"{first.id}-joined-{digest}"
+        instruct = draw.unit(0, name, "in instruct/ASR") < self.in_instruct
         yield Item(
-            id,
-            (Fact("ASR", " ".join(texts), corpora=CORPORA if instruct else CORPORA[:1]),),
-            tuple(sound for item in group.items for sound in item.sound),
-            first.speaker,
-            " ".join(item.sentence for item in group.items),
-            first.split,
-            first.where,
+            id=name,
+            facts=(Fact("ASR", " ".join(texts), corpora=CORPORA if instruct else CORPORA[:1]),),
+            sound=tuple(sound for item in group.items for sound in item.sound),
+            speaker=first.speaker,
+            sentence=" ".join(item.sentence for item in group.items),
+            split=first.split,
+            where=first.where,
             joins=tuple(item.sentence for item in group.items if item.sentence),
         )

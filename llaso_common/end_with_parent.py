@@ -1,7 +1,6 @@
 """Ends a worker process with the process that started it, even if that one was killed.
 
-A killed process cannot tell its workers to end. They would wait for work without end, at a pipe that they hold open
-themselves.
+A killed process cannot stop its workers. They would wait forever on a pipe whose other end they hold open themselves.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import threading
 
 
 def end_with_parent() -> None:
-    """Watch the parent of this process, which `multiprocessing` started, in a thread; end this process after it."""
+    """Start a thread that ends this process, which `multiprocessing` started, when its parent ends."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "this is no process of multiprocessing"
 

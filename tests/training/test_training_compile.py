@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from support.tiny_training import curve, row, save_backbones, save_corpus, tiny_recipe
 
 from llaso.training.recipe.recipe import load_recipe
-from llaso.training.run.compilation import is_compiled
+from llaso.training.run.compilation import should_compile
 from llaso.training.run.history import History
 from llaso.training.run.train import train
 from llaso.training.run.trainer import LlasoTrainer
@@ -143,17 +143,17 @@ def test_sharded_weights_are_refused(root, tmp_path, monkeypatch):
 def test_without_a_compiler_it_is_refused_or_left_out(root, monkeypatch, said):
     recipe = load_recipe(tiny_recipe(root, "unused"), {"compute.compile": said})
     monkeypatch.setattr(shutil, "which", lambda name: "/bin/" + name if name == "g++" else None)
-    assert is_compiled(recipe, "cpu", sharded=False)
+    assert should_compile(recipe, "cpu", sharded=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     if said is True:
         with pytest.raises(ValueError, match=r"install g\+\+ or clang\+\+, or set compute.compile=false"):
-            is_compiled(recipe, "cpu", sharded=False)
+            should_compile(recipe, "cpu", sharded=False)
     else:
-        assert not is_compiled(recipe, "cpu", sharded=False) and not is_compiled(recipe, "cpu", sharded=True)
+        assert not should_compile(recipe, "cpu", sharded=False) and not should_compile(recipe, "cpu", sharded=True)
 
 
 def test_auto_gives_way_to_other_settings(root, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: "/bin/" + name)
     for other in ({"batch.packing": True}, {"compute.gradient_checkpointing": "selective"}):
         recipe = load_recipe(tiny_recipe(root, "unused"), other | {"compute.compile": "auto"})
-        assert not is_compiled(recipe, "cpu", sharded=False)
+        assert not should_compile(recipe, "cpu", sharded=False)

@@ -23,7 +23,7 @@ from support.tiny_training import curve, row, save_backbones, save_corpus, tiny_
 
 from llaso.training.recipe.recipe import RECIPES
 from llaso.training.rows.encoder_cache import GIGABYTE
-from llaso.training.run.checkpoints import whole_checkpoints
+from llaso.training.run.checkpoints import complete_checkpoints
 from llaso.training.run.history import read_history
 from llaso.training.run.train import train
 from modeling_llaso import LlasoForConditionalGeneration
@@ -151,8 +151,9 @@ def test_two_processes_follow_the_loss_curve_of_one(root, alone, tmp_path, setti
 @pytest.mark.slow
 @pytest.mark.parametrize("weight", [1.0, 0.5])
 def test_two_processes_align_as_one_does(root, weight):
-    """The wrapper has to see a forward pass even if the LLM has none."""
+    """The wrapper has to see a forward pass even if the LLM has none, and both processes hide what one does."""
     changes = {"optimizer__ctc_weight": weight, "optimizer__max_steps": STEPS, "data__tasks": ["ASR"]}
+    changes["spec_augment"] = {"time_masks_per_second": 2.0, "mel_masks": 1}
     one = train(tiny_recipe(root, f"aligned-{weight}", batch__accumulation=2, **changes))
     recipe = tiny_recipe(root, f"aligned-{weight}-by-two", batch__accumulation=1, **changes)
     file = Path(recipe["out"] + ".yaml")
@@ -192,7 +193,7 @@ def test_a_signal_to_any_process_makes_all_save_the_same_step_and_stop(root, who
     assert process.returncode != 0
     step = LOSE_AT + 1  # at the latest: the signals came while all but the taking of step 5 was done
     assert output.count(f"stopped after step {step}, which is saved; the same command goes on from there") == 1, output
-    assert whole_checkpoints(Path(recipe["out"]))[-1][0] == step
+    assert complete_checkpoints(Path(recipe["out"]))[-1][0] == step
 
 
 def waits_for(process: psutil.Process, number: signal.Signals) -> bool:
@@ -210,7 +211,7 @@ def test_a_run_of_two_processes_whose_second_is_killed_is_finished_by_one(root, 
     frozen_worker([process]).kill()
     output = process.communicate()[0]
     assert "a process that trains along is gone" in output and "Run the same command again" in output
-    assert whole_checkpoints(out)[-1][0] == LOSE_AT - 1
+    assert complete_checkpoints(out)[-1][0] == LOSE_AT - 1
     with pytest.raises(ValueError, match="2 micro-batches, but .* is 1 x 1 now; set batch.accumulation=2"):
         train(recipe)
     lines: list[str] = []
@@ -229,7 +230,7 @@ def test_when_a_loss_is_no_number_the_rows_of_all_processes_are_named_once(root)
     assert len(named) == 2 * 3 and all(name.split("-")[0] in ("asr", "ip", "aqa") for name in named)
     out = Path(recipe["out"])
     assert [record["step"] for record in read_history(out / "history.jsonl") if record["kind"] == "step"] == [1]
-    assert whole_checkpoints(out)[-1][0] == 1 and (out / "loss.png").exists()
+    assert complete_checkpoints(out)[-1][0] == 1 and (out / "loss.png").exists()
 
 
 @pytest.mark.slow
@@ -242,7 +243,7 @@ def test_two_sharded_nodes_lose_one_resume_and_follow_the_loss_curve_of_one_proc
     outputs = [node.communicate(timeout=120)[0] for node in nodes]
     assert all(node.returncode for node in nodes)
     assert "a process that trains along is gone" in outputs[0] and "Run the same command again" in outputs[0]
-    kept = whole_checkpoints(out)
+    kept = complete_checkpoints(out)
     assert kept[-1][0] == LOSE_AT - 1 and not (out / "training.json").exists()
 
     nodes = launch_two_nodes(file)
@@ -281,7 +282,7 @@ def test_sharded_checkpoints_and_models_keep_the_types_of_their_parts(root, tmp_
     where = ("--num_processes", "2", "--main_process_port", free_port(), WORKER)
     process = launch("fsdp2", *where, str(tmp_path / "recipe.yaml"), SHARD="1", FREEZE="step:0:3")
     worker = frozen_worker([process])
-    os.link(whole_checkpoints(out)[0][1] / "model.safetensors", tmp_path / "checkpoint.safetensors")
+    os.link(complete_checkpoints(out)[0][1] / "model.safetensors", tmp_path / "checkpoint.safetensors")
     worker.send_signal(signal.SIGCONT)
     output = process.communicate()[0]
     assert process.returncode == 0, output[-4000:]

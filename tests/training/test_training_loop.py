@@ -374,7 +374,7 @@ def test_the_teacher_reads_the_transcript_and_its_answers_are_drawn_near(root, t
     text = encode.processor.tokenizer.decode(extra["teacher_ids"][0])
     assert text.count(rows[1]["target"]) == 2 and "<audio>" not in text
 
-    batch = Collator(encode, also=TeacherCollator(encode))(rows)
+    batch = Collator(encode, extra_inputs=TeacherCollator(encode))(rows)
     is_answer = batch["shift_labels"] != IGNORED
     inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "input_features", "input_features_mask")}
     with torch.no_grad():

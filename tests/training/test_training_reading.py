@@ -199,7 +199,7 @@ def test_a_hub_that_stops_answering_is_told(hub, monkeypatch):
 WAITING = """
 import sys, time
 from torch.utils.data import DataLoader, Dataset
-from llaso.training.run.trainer import live_as_main_does
+from llaso.training.run.data_workers import follow_main_process
 
 class Slow(Dataset):
     def __getitem__(self, message):
@@ -207,7 +207,7 @@ class Slow(Dataset):
         return len(message)
 
 batches = [[b"x" * 1_000_000]] * 20  # more than a pipe holds, so that the main process is killed while it writes one
-loader = iter(DataLoader(Slow(), batch_sampler=batches, num_workers=1, worker_init_fn=live_as_main_does))
+loader = iter(DataLoader(Slow(), batch_sampler=batches, num_workers=1, worker_init_fn=follow_main_process))
 next(loader)
 print(loader._workers[0].pid, flush=True)
 time.sleep(600)

@@ -28,14 +28,14 @@ from llaso.training.run.checkpoints import (
     FROZEN,
     MARKER,
     WEIGHTS,
-    mark_whole,
+    complete_checkpoints,
+    mark_complete,
     remove_broken_checkpoints,
-    whole_checkpoints,
 )
 from llaso.training.run.history import History, read_history
 from llaso.training.run.resume import (
-    MAY_CHANGE,
-    MEASURES,
+    FREE_BUT_DECISIVE,
+    FREELY_CHANGEABLE,
     StepPlan,
     decisive,
     record_run,
@@ -119,7 +119,7 @@ def test_killed_and_resumed_equals_undisturbed(root, tmp_path, changes, point):
     killed = recipe_for(root, "killed-" + tmp_path.name, changes)
     out = Path(killed["out"])
     with frozen_run(killed, point) as process:
-        assert [step for step, _ in whole_checkpoints(out)] == [3]
+        assert [step for step, _ in complete_checkpoints(out)] == [3]
         assert (out / "checkpoint-6").exists() == (not point.startswith("step"))
         with pytest.raises(FolderBusy, match=f"in use by process {process.pid} .*; wait for it, stop it, or name"):
             train(killed)
@@ -143,7 +143,7 @@ def test_sigterm_saves_first_and_the_same_call_goes_on(root, tmp_path):
     assert stopped.value.code == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == before
     out = Path(recipe["out"])
-    assert whole_checkpoints(out)[-1][0] == 5  # the step under way; not one that save_every names
+    assert complete_checkpoints(out)[-1][0] == 5  # the step under way; not one that save_every names
     assert train(recipe, {"watch.log_every": 2}).steps == STEPS
     assert [step for step, *_ in curve(out)] == list(range(1, STEPS + 1))
 
@@ -164,7 +164,7 @@ def test_more_signals_while_the_last_checkpoint_is_written_do_not_break_it(root)
         output = process.communicate()[0]
     assert process.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM), output
     assert output.count("stopped after step 5, which is saved; the same command goes on from there") == 1
-    assert [step for step, _ in whole_checkpoints(out)] == [3, 5]
+    assert [step for step, _ in complete_checkpoints(out)] == [3, 5]
     assert (out / "loss.png").stat().st_size > 5000
 
 
@@ -207,7 +207,7 @@ def checkpoints(root) -> Path:
 
 
 def test_a_checkpoint_that_lost_part_of_any_file_gives_way_to_the_one_before(checkpoints, tmp_path, caplog):
-    assert [step for step, _ in whole_checkpoints(checkpoints)] == [3, 6]
+    assert [step for step, _ in complete_checkpoints(checkpoints)] == [3, 6]
     names = sorted(path.name for path in (checkpoints / "checkpoint-6").iterdir())
     assert {MARKER, FROZEN, WEIGHTS, "optimizer.pt", "rng_state.pth", "scheduler.pt"} <= set(names)
     for name in names:
@@ -215,9 +215,9 @@ def test_a_checkpoint_that_lost_part_of_any_file_gives_way_to_the_one_before(che
         shutil.copytree(checkpoints, out)
         file = out / "checkpoint-6" / name
         os.truncate(file, file.stat().st_size // 2)
-        assert [step for step, _ in whole_checkpoints(out)] == [3], name
+        assert [step for step, _ in complete_checkpoints(out)] == [3], name
         remove_broken_checkpoints(out)
-        assert f"checkpoint-6 is left out, as {'its ' if name == MARKER else ''}{name} " in caplog.text
+        assert f"checkpoint-6: {'its ' if name == MARKER else ''}{name} " in caplog.text
         assert sorted(folder.name for folder in out.glob("*checkpoint*")) == ["checkpoint-3", "damaged-checkpoint-6"]
         caplog.clear()
 
@@ -251,7 +251,7 @@ def test_settings_that_may_not_change_on_resume_are_refused_by_name(root, checkp
 def test_every_setting_that_may_change_is_one_that_recipes_have(root):
     valid = set(dict(names_and_ranges(Recipe)))
     names = {*valid, *(f"{name.partition('.')[0]}." for name in valid)}
-    assert names >= {*MAY_CHANGE, *MEASURES}
+    assert names >= {*FREELY_CHANGEABLE, *FREE_BUT_DECISIVE}
     settings = load_recipe(recipe_for(root, "unused", {})).to_dict()
     assert "watch.final_rows" in decisive(settings) and "watch.save_every" not in decisive(settings)
     assert {name for name in valid if name.startswith("data.") and name not in decisive(settings)} == {
@@ -266,7 +266,7 @@ def test_deepspeed_goes_on_with_as_many_processes_only(root, tmp_path):
     record_run(tmp_path, recipe, StepPlan(2, 2, "deepspeed"))
     refuse_another_run(tmp_path, recipe, StepPlan(2, 2, "deepspeed"), finished=False)
     refuse_another_run(tmp_path, recipe, StepPlan(1, 1, "none"), finished=True)  # only to read its result
-    with pytest.raises(ValueError, match="checkpoints of 2 processes cannot be read by 1; launch as many"):
+    with pytest.raises(ValueError, match="checkpoints of 2 processes cannot be read by 1; launch 2 processes"):
         refuse_another_run(tmp_path, recipe, StepPlan(2, 1, "deepspeed"), finished=False)
 
 
@@ -315,7 +315,7 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_the_run_goes_on_once_there_
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     out = Path(recipe["out"])
-    assert [step for step, _ in whole_checkpoints(out)] == [3]
+    assert [step for step, _ in complete_checkpoints(out)] == [3]
     assert not (out / "checkpoint-6").exists()
     lines: list[str] = []
     assert train(recipe, report=lines.append).steps == STEPS
@@ -332,15 +332,15 @@ def test_a_lost_reading_process_is_told_plainly_and_nothing_is_lost(root):
 
     with pytest.raises(OSError, match="a reading process died"):
         train(recipe, report=lose_worker)
-    assert whole_checkpoints(Path(recipe["out"]))[-1][0] == 3
+    assert complete_checkpoints(Path(recipe["out"]))[-1][0] == 3
 
 
 def test_only_whole_checkpoints_count(tmp_path):
     for step in (2, 4, 6, 8):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if step < 8:
-            mark_whole(tmp_path / f"checkpoint-{step}", step, keep=2)
-    assert [step for step, _ in whole_checkpoints(tmp_path)] == [4, 6]
+            mark_complete(tmp_path / f"checkpoint-{step}", step, keep=2)
+    assert [step for step, _ in complete_checkpoints(tmp_path)] == [4, 6]
     assert json.loads((tmp_path / "checkpoint-6" / MARKER).read_text()) == {"step": 6, "bytes": {}}
     remove_broken_checkpoints(tmp_path)
     assert sorted(folder.name for folder in tmp_path.iterdir()) == ["checkpoint-4", "checkpoint-6"]

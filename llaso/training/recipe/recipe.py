@@ -51,12 +51,12 @@ class ModelChoice:
     audio_padding: Literal["full", "trim"] | None = None  # unset: the checkpoint's own; of a new model, full
     projector_stride: Annotated[int, AT_LEAST_1] | None = None  # encoder vectors (20 ms) per token; unset: as above
     projector_pooling: Literal["average", "concatenate"] | None = None  # unset: as above
-    projector_norm: bool | None = None  # a norm behind the projector, as loud as the LLM's embeddings; unset: as above
+    projector_norm: bool | None = None  # normalize its output to the scale of the LLM's embeddings; unset: as above
 
 
 @dataclass(frozen=True)
 class LoraChoice:
-    """Low-rank adapters on the LLM; rank 0 trains its full weights. Merged when the model is exported."""
+    """Low-rank adapters on the LLM, merged when the model is exported; rank 0: no adapters."""
 
     rank: Annotated[int, AT_LEAST_0] = 0
     alpha: Annotated[int, AT_LEAST_1] = 32
@@ -72,11 +72,12 @@ class DataChoice:
     config: str = "default"  # default (all formats), text_audio, audio_text or audio
     split: str = "train"
     validation_split: str = "validation"
-    revision: str | None = None
+    revision: str | None = None  # branch, tag or commit, if the corpus is read from the Hub
     tasks: tuple[str, ...] = ()  # only these; empty means all
     without_tasks: tuple[str, ...] = ()  # all but these
     without_modalities: tuple[Modality, ...] = ()  # no row of these formats
     text_path: str | None = None  # a corpus of rows without audio, mixed in
+    text_revision: str | None = None  # of that corpus, likewise
     text_share: Annotated[float, BELOW_1] = 0.1  # of the rows, if text_path is named
     max_length: Annotated[int, AT_LEAST_1] = 2048  # tokens of text; a longer row is cut, its audio never is
     bad_rows: Literal["stop", "skip"] = "stop"  # an unreadable row ends the run, or is left out and counted
@@ -151,7 +152,7 @@ class BatchChoice:
 
 @dataclass(frozen=True)
 class SpecAugmentChoice:
-    """Stretches of the log-mel that are hidden while training (SpecAugment), so that few recordings last longer."""
+    """Stretches of the log-mel that are hidden while training (SpecAugment): a small corpus is memorized less."""
 
     time_masks_per_second: Annotated[float, AT_LEAST_0] = 0.0  # in the mean; 0 hides no stretch of time
     time_mask_seconds: Annotated[float, ABOVE_0] = 0.2  # of the longest stretch of time
@@ -209,9 +210,7 @@ class ComputeChoice:
     encoder_cache: str | None = None  # its folder; `encoder-cache` beside `out` by default
     loss_chunk: Annotated[int, AT_LEAST_1] = 1024  # answer tokens whose logits are made together
     workers: Annotated[int, AT_LEAST_0] = 0  # processes that read and featurize
-    memory_gb: Annotated[float, AT_LEAST_0] = (
-        0.0  # what a run on the CPU may take, for `batch.per_device: auto`; 0: most
-    )
+    memory_gb: Annotated[float, AT_LEAST_0] = 0.0  # limit for per_device=auto on a CPU; 0: four fifths of free memory
 
 
 @dataclass(frozen=True)
@@ -273,16 +272,25 @@ class Recipe:
             )
         for part in ("projector", "llm", "encoder"):
             if getattr(self.optimizer, part) != PartOptimizerChoice() and part not in self.train:
-                raise ValueError(f"recipe: `optimizer.{part}` has values of its own, but `train` does not name {part}")
+                raise ValueError(
+                    f"recipe: `optimizer.{part}` has values of its own, but `train` does not name {part}; add {part} "
+                    "to `train`, or take these settings out"
+                )
         if all(getattr(self.optimizer, part).start > 0 for part in self.train):
             raise ValueError(
                 f"recipe: until optimizer.{self.train[0]}.start nothing would learn; set it to 0 for one of the parts "
                 "that `train` names"
             )
         if self.lora.rank > 0 and "llm" not in self.train:
-            raise ValueError("recipe: `lora.rank` adapts the LLM, but `train` does not name llm")
+            raise ValueError(
+                "recipe: `lora.rank` adapts the LLM, but `train` does not name llm; add llm to `train`, or set "
+                "lora.rank=0"
+            )
         if self.optimizer.ctc_weight > 0 and self.batch.packing:
-            raise ValueError("recipe: `optimizer.ctc_weight` takes rows apart; set batch.packing=false")
+            raise ValueError(
+                "recipe: `optimizer.ctc_weight` aligns each row separately, which packed batches do not support; set "
+                "batch.packing=false"
+            )
         if self.optimizer.ctc_weight == 1:
             self._check_without_llm()
         if self.compute.compile is True:
@@ -290,29 +298,28 @@ class Recipe:
 
     def _check_compiled(self) -> None:
         """Raise a ValueError for settings that compiled layers do not go with."""
-        wrong = {
-            "`batch.packing`, which would compile a layer for every number of rows; set batch.packing=false": (
-                self.batch.packing
-            ),
-            "`compute.gradient_checkpointing` selective, which needs each operator by itself; set it to true or "
-            "false": self.compute.gradient_checkpointing == "selective",
-        }
-        for reason, is_wrong in wrong.items():
-            if is_wrong:
-                raise ValueError(f"recipe: `compute.compile` does not go with {reason}")
+        if self.batch.packing:
+            raise ValueError(
+                "recipe: `compute.compile` does not go with `batch.packing`, which would compile a layer for every "
+                "number of rows; set batch.packing=false"
+            )
+        if self.compute.gradient_checkpointing == "selective":
+            raise ValueError(
+                "recipe: `compute.compile` does not go with `compute.gradient_checkpointing` selective, which needs "
+                "each operator by itself; set it to true or false"
+            )
 
     def _check_without_llm(self) -> None:
         """Raise a ValueError for settings that need the LLM, which does not run if `optimizer.ctc_weight` is 1."""
-        wrong = {
-            "`train` names llm; choose among encoder and projector": "llm" in self.train,
-            "`optimizer.distill_weight` compares its answers; set optimizer.distill_weight=0": (
-                self.optimizer.distill_weight > 0
-            ),
-            "`data.text_path` names rows for it alone; set data.text_path=null": self.data.text_path is not None,
-        }
-        for reason, is_wrong in wrong.items():
-            if is_wrong:
-                raise ValueError(f"recipe: with optimizer.ctc_weight=1 the LLM does not run, but {reason}")
+        not_run = "recipe: with optimizer.ctc_weight=1 the LLM does not run, but"
+        if "llm" in self.train:
+            raise ValueError(f"{not_run} `train` names llm; choose among encoder and projector")
+        if self.optimizer.distill_weight > 0:
+            raise ValueError(
+                f"{not_run} `optimizer.distill_weight` compares its answers; set optimizer.distill_weight=0"
+            )
+        if self.data.text_path is not None:
+            raise ValueError(f"{not_run} `data.text_path` names rows for it alone; set data.text_path=null")
 
     @property
     def encoder_cache_folder(self) -> Path | None:

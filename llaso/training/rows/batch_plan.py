@@ -122,9 +122,9 @@ class Plan:
         """Return the steps of a window.
 
         Micro-batches of a step come from the same place in the order of length of their lanes, so that processes work
-        at the same time on batches of similar size. Fewer rows than lanes are left out of an epoch.
+        at the same time on batches of similar size. At most lanes - 1 rows of an epoch are left out.
         """
-        lanes = [self._sorted(epoch, window, lane) for lane in range(self.rule.parallel)]
+        lanes = [self._lane_rows(epoch, window, lane) for lane in range(self.rule.parallel)]
         cuts = [self.rule.cut(self.groups.lengths[rows]) for rows in lanes]
         fewest, counts = min(map(len, lanes)), {len(places) for places in cuts}
         if len(counts) > 1 and not (self.rule.max_tokens and max(counts) <= fewest):  # for lanes with a row more
@@ -167,8 +167,8 @@ class Plan:
     def _places(self, window: int, lane: int) -> tuple[int, int]:
         """Return the part of the epoch's order that a lane has in a window.
 
-        Only the last window has more than full micro-batches. Every second lane goes from its end to its beginning, so
-        that two lanes that share a row group come to it at the same time.
+        Every window but the last holds only full micro-batches; the last takes the remainder. Every second lane goes
+        from its end to its beginning, so that two lanes that share a row group come to it at the same time.
         """
         lanes, of_batch = self.rule.parallel, self.rule.per_device
         first, end = (lane * self.rows // lanes, (lane + 1) * self.rows // lanes)
@@ -178,7 +178,7 @@ class Plan:
             stop = end - first
         return (end - stop, end - start) if lane % 2 else (first + start, first + stop)
 
-    def _sorted(self, epoch: int, window: int, lane: int) -> np.ndarray:
+    def _lane_rows(self, epoch: int, window: int, lane: int) -> np.ndarray:
         """Return the numbers of a lane's rows in a window: in the order in which they are cut into micro-batches."""
         start, stop = self._places(window, lane)
         always = self.groups.always

@@ -62,8 +62,8 @@ class RowEncoder:
         processor: writes prompts, cuts and transforms audio, and counts tokens.
         max_length: tokens of text, counting each clip as one; what goes beyond is cut off the end.
         cache: the frozen encoder's output, used for a row if it has every clip of it.
-        align: which rows also give their transcript to be aligned: `no` row, `some`, those that can be, or `all`, and
-            a row that cannot be is refused.
+        align: which rows are also aligned by CTC. `no`: none; `some`: those that can be; `all`: every row, and one
+            that cannot be is refused.
     """
 
     def __init__(
@@ -190,13 +190,13 @@ class Collator:
     Attributes:
         encode: turns a row into an example.
         skip_bad_rows: leave a row that cannot be learned from out, with a warning, instead of raising.
-        also: called with the batch's rows; returns more inputs, e.g. the teacher's.
+        extra_inputs: called with the batch's rows; returns more inputs, e.g. the teacher's.
         packing: lay rows end to end instead of padding them.
     """
 
     encode: RowEncoder
     skip_bad_rows: bool = False
-    also: Callable[[Sequence[Row]], dict[str, Any]] | None = None
+    extra_inputs: Callable[[Sequence[Row]], dict[str, Any]] | None = None
     packing: bool = False
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
@@ -213,7 +213,7 @@ class Collator:
         lay = pack if self.packing else pad
         batch = lay([example for _, example in examples], self.encode.processor.tokenizer.pad_token_id)
         batch["skipped"] = skipped
-        return batch | self.also([row for row, _ in examples]) if self.also is not None else batch
+        return batch | self.extra_inputs([row for row, _ in examples]) if self.extra_inputs is not None else batch
 
 
 def pad(examples: Sequence[Example], pad_token_id: int) -> dict[str, Any]:

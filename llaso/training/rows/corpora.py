@@ -102,7 +102,7 @@ class Corpus:
         return part.read_group(place, columns)
 
     def first(self, rows: int, columns: Sequence[str]) -> Iterator[Row]:
-        """Yield some columns of the first so many rows."""
+        """Yield some columns of the first `rows` rows."""
         groups = range(len(self.row_groups.starts) - 1)
         return itertools.islice((row for group in groups for row in self.read_group(group, columns)), rows)
 
@@ -161,7 +161,7 @@ def open_corpus(choice: DataChoice, processor: LlasoProcessor | None = None, wor
     index = open_index(choice.path, choice.split, choice.config, choice.revision)
     parts, drawn = [_part(index, _admitted(index, choice), processor, choice.path, workers)], 0
     if choice.text_path:
-        text = open_index(choice.text_path, choice.split, "default", choice.revision)
+        text = open_index(choice.text_path, choice.split, "default", choice.text_revision)
         parts.append(_part(text, np.arange(len(text.known)), processor, choice.text_path, workers))
         drawn = min(len(text.known), round(len(parts[0].rows) * choice.text_share / (1 - choice.text_share)))
     return Corpus(parts, drawn)

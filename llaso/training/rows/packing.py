@@ -37,7 +37,7 @@ def shifted(labels: Sequence[torch.Tensor], ignored: int) -> torch.Tensor:
 
 
 def taken_frames(frames: int) -> int:
-    """Return the frames that a window takes with the gap behind it: at least one, so that the next starts evenly.
+    """Return a window's frames and the one or two zero frames behind it: the next window starts at an even frame.
 
     The encoder's second convolution reads every other frame and one beside it on each side. With an even start, its
     outputs are those of the window alone, and the gap keeps both convolutions from reading another window.
@@ -51,7 +51,7 @@ def end_to_end(windows: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat(gapped, dim=1)
 
 
-def first_of(lengths: Sequence[int], starts: Sequence[int], device: torch.device | None = None) -> torch.Tensor:
+def ranges_from(lengths: Sequence[int], starts: Sequence[int], device: torch.device | None = None) -> torch.Tensor:
     """Return so many places from each start on, one row after another: `(places of all,)`."""
     return torch.cat([torch.arange(s, s + n, device=device) for n, s in zip(lengths, starts, strict=True)])
 

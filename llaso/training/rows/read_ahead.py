@@ -61,7 +61,7 @@ class ReadAhead(Sampler[list[Row]]):
         plan: of the run.
         steps: optimizer steps of the run.
         rank: this process.
-        world: processes; each has as many neighbouring lanes of the plan.
+        world: processes; each takes an equal run of neighbouring lanes of the plan.
         start_step: steps already trained.
     """
 

@@ -36,21 +36,21 @@ NAME = re.compile(r"checkpoint-(\d+)")
 WEIGHTS, FROZEN = "trainable.safetensors", "frozen.json"
 
 
-def whole_checkpoints(out: Path) -> list[tuple[int, Path]]:
+def complete_checkpoints(out: Path) -> list[tuple[int, Path]]:
     """Return step and folder of every complete checkpoint, oldest first."""
-    return sorted((step, folder) for step, folder in _all_checkpoints(out) if not what_lacks(folder))
+    return sorted((step, folder) for step, folder in _all_checkpoints(out) if not defect_of(folder))
 
 
 def last_checkpoint(out: Path, main_process: bool) -> tuple[int, Path | None]:
     """Return step and folder of the newest complete checkpoint, or (0, None); the main process removes broken ones."""
     if main_process:
         remove_broken_checkpoints(out)
-    checkpoints = whole_checkpoints(out)
+    checkpoints = complete_checkpoints(out)
     return checkpoints[-1] if checkpoints else (0, None)
 
 
-def what_lacks(folder: Path) -> str:
-    """Say what a checkpoint lacks; empty if it is complete."""
+def defect_of(folder: Path) -> str:
+    """Say what is wrong with a checkpoint; empty if it is complete."""
     try:
         sizes = json.loads((folder / MARKER).read_text(encoding="utf-8"))["bytes"]
     except FileNotFoundError:
@@ -67,10 +67,10 @@ def what_lacks(folder: Path) -> str:
 def remove_broken_checkpoints(out: Path) -> None:
     """Delete checkpoints that a kill left half-written; rename damaged ones, so that they can be looked at."""
     for _, folder in _all_checkpoints(out):
-        lacks = what_lacks(folder)
+        lacks = defect_of(folder)
         if lacks and (folder / MARKER).exists():
             aside = folder.with_name(f"damaged-{folder.name}")
-            logger.warning("%s is left out, as %s; it is %s now", folder, lacks, aside.name)
+            logger.warning("skipping %s: %s; renamed to %s", folder, lacks, aside.name)
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
         elif lacks:
@@ -78,7 +78,7 @@ def remove_broken_checkpoints(out: Path) -> None:
             shutil.rmtree(folder)
 
 
-def mark_whole(folder: Path, step: int, keep: int) -> None:
+def mark_complete(folder: Path, step: int, keep: int) -> None:
     """Mark a checkpoint as complete once the disk itself holds it, then delete all but the newest `keep`.
 
     A folder about to be deleted loses its marker first, so that a kill in between leaves no false checkpoint.
@@ -89,14 +89,14 @@ def mark_whole(folder: Path, step: int, keep: int) -> None:
             os.fsync(opened.fileno())
             sizes[str(file.relative_to(folder))] = os.fstat(opened.fileno()).st_size
     write_atomically(folder / MARKER, json.dumps({"step": step, "bytes": sizes}) + "\n", durable=True)
-    for _, old in whole_checkpoints(folder.parent)[:-keep]:
+    for _, old in complete_checkpoints(folder.parent)[:-keep]:
         (old / MARKER).unlink()
         shutil.rmtree(old)
 
 
 def discard_all(out: Path) -> None:
     """Delete the checkpoints of a run whose finished model has been written."""
-    for _, folder in whole_checkpoints(out):
+    for _, folder in complete_checkpoints(out):
         (folder / MARKER).unlink()
         shutil.rmtree(folder)
 

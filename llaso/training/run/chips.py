@@ -1,4 +1,4 @@
-"""Knows what common chips can multiply at most, so that a rate can be given as a share of it."""
+"""Peak bf16 throughput of common GPUs, so that a rate can be given as a share of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PEAK_TFLOPS = {
     "RTX 4090": 165.0,
 }
 """Dense bf16 TFLOP/s, from the manufacturers' data sheets; of two names that fit a chip, the first counts."""
-PARTS_OF_CHIPS = ("MIG", "Laptop")
+WEAKER_VARIANTS = ("MIG", "Laptop")
 """Words in a chip's name that say it is less than the chip of that name."""
 
 
@@ -31,7 +31,7 @@ def chip_name(device: torch.device | str) -> str:
 
 def peak_of(name: str) -> tuple[str, float] | None:
     """Return a chip's name in the table and its peak, in FLOP/s; None if it is not known."""
-    if any(word in name for word in PARTS_OF_CHIPS):
+    if any(word in name for word in WEAKER_VARIANTS):
         return None
     known = (chip for chip in PEAK_TFLOPS if re.search(rf"\b{chip}\b", name))
     chip = next(known, None)

@@ -23,8 +23,8 @@ VARIANTS = 32
 without. PyTorch's own limit is 8, for encoder and LLM together."""
 
 
-def is_compiled(recipe: Recipe, device: str, sharded: bool) -> bool:
-    """Return whether a run compiles its layers: as the recipe says, or, with `auto`, if nothing speaks against it.
+def should_compile(recipe: Recipe, device: str, sharded: bool) -> bool:
+    """Return whether a run is to compile its layers: as the recipe says, or, with `auto`, if nothing rules it out.
 
     Args:
         recipe: of the run.

@@ -58,7 +58,7 @@ class Alignment:
             audio: projected vectors, row after row, `(sum of audio_sizes, width)`.
             audio_sizes: number of vectors of each row, `(rows,)`.
             tokens: ids of the transcripts, row after row, `(sum of token_sizes,)`.
-            token_sizes: number of ids of each row, `(rows,)`; `fits` tells whether a row has vectors enough.
+            token_sizes: number of ids of each row, `(rows,)`.
         """
         competing = torch.cat([self.competing.to(tokens.device), tokens]).unique()
         scores = self._scores(audio, competing).float().log_softmax(-1)

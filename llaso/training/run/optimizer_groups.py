@@ -20,9 +20,9 @@ def has_own_rates(choice: OptimizerChoice) -> bool:
     return any(part != PartOptimizerChoice() for part in (choice.encoder, choice.projector, choice.llm))
 
 
-def starts_late(choice: OptimizerChoice) -> bool:
-    """Return whether a part begins to learn after the others."""
-    return any(part.start > 0 for part in (choice.encoder, choice.projector, choice.llm))
+def late_parts(choice: OptimizerChoice) -> list[str]:
+    """Return the names of the parts that begin to learn after the others."""
+    return [name for name in ("encoder", "projector", "llm") if getattr(choice, name).start > 0]
 
 
 def parameter_groups(model: nn.Module, choice: OptimizerChoice, decayed: Collection[str]) -> list[dict[str, Any]]:

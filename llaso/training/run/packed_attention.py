@@ -85,8 +85,10 @@ def packed_inputs(config: PreTrainedConfig, lengths: Sequence[int], device: torc
     """
     implementation = config._attn_implementation
     mask = None  # transformers then makes a mask from the positions, or none for flash attention
-    if implementation == BY_ROW and not max(lengths) > (getattr(config, "sliding_window", None) or max(lengths)):
-        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)  # given, so that none of all tokens is made
+    window = getattr(config, "sliding_window", None)
+    if implementation == BY_ROW and (not window or max(lengths) <= window):
+        # A mask of one place keeps transformers from building one over all tokens.
+        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
     return {
         "position_ids": positions(lengths, device)[None],
         "attention_mask": mask,
@@ -147,7 +149,7 @@ def check_rows_apart(language_model: PreTrainedModel) -> None:
         for module, mode in zip(language_model.modules(), modes, strict=True):
             module.training = mode
     error = float((packed[:, PROBE_ROWS[0] :] - alone).float().norm() / alone.float().norm())
-    if not error < PROBE_ERROR[torch.bfloat16 if narrow else torch.float32]:
+    if not error < PROBE_ERROR[torch.bfloat16 if narrow else torch.float32]:  # NaN fails as well
         raise ValueError(
             f"batch.packing: in {config.model_type} ({type(language_model).__name__}) a row behind another gets other "
             f"hidden states than alone (off by {error:.1%}), so rows cannot be packed; set batch.packing=false"

@@ -14,7 +14,7 @@ from transformers.masking_utils import create_bidirectional_mask
 
 from modeling_llaso.modeling_llaso import LlasoAudioOutput, LlasoEncoder
 
-from ..rows.packing import first_of, members, positions, starts_of, taken_frames
+from ..rows.packing import members, positions, ranges_from, starts_of, taken_frames
 from .packed_attention import attention_inputs
 
 
@@ -34,8 +34,8 @@ def encode_packed(tower: LlasoEncoder, features: torch.Tensor, window_frames: Se
     starts = starts_of(taken)
     vectors = [vectors_of(frames) for frames in window_frames]
     is_real = torch.zeros(sum(taken), dtype=torch.bool, device=device)
-    is_real[first_of(window_frames, starts, device)] = True
-    places = first_of(vectors, [start // 2 for start in starts], device)
+    is_real[ranges_from(window_frames, starts, device)] = True
+    places = ranges_from(vectors, [start // 2 for start in starts], device)
 
     learns = any(parameter.requires_grad for parameter in tower.parameters())
     with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
@@ -69,7 +69,7 @@ def for_projector(vectors: torch.Tensor, lengths: Sequence[int], stride: int) ->
     if stride == 1:
         return LlasoAudioOutput(last_hidden_state=vectors)
     spread = [-(-length // stride) * stride for length in lengths]
-    places = first_of(lengths, starts_of(spread), vectors.device)
+    places = ranges_from(lengths, starts_of(spread), vectors.device)
     roomy = vectors.new_zeros(1, sum(spread), vectors.shape[-1]).index_copy(1, places, vectors)
     is_real = torch.zeros(1, sum(spread), dtype=torch.bool, device=vectors.device)
     is_real[:, places] = True

@@ -24,7 +24,7 @@ from ..rows.corpora import Corpus
 from .history import HISTORY, RESULT, History, TrainResult
 
 RECIPE, PLAN = "recipe.yaml", "plan.json"
-MAY_CHANGE = (
+FREELY_CHANGEABLE = (
     "watch.",
     "compute.workers",
     "compute.encoder_cache",
@@ -34,8 +34,8 @@ MAY_CHANGE = (
     "out",
     "batch.accumulation",  # with the number of processes: see `StepPlan`
 )
-"""Settings that may differ between a killed run and the one that resumes it."""
-CHANGEABLE = (
+"""Beginnings of the names of settings that may differ between a killed run and the one that resumes it."""
+CHANGEABLE_IF_NAMED = (
     "optimizer.learning_rate",
     "optimizer.schedule",
     "optimizer.warmup_ratio",
@@ -43,8 +43,8 @@ CHANGEABLE = (
     "optimizer.epochs",
 )
 """Settings that a resumed run may change if `--change` names them."""
-MEASURES = ("batch.accumulation", "watch.final_rows")
-"""Those of `MAY_CHANGE` that change a run's result: the rows of a step, and of the last word error rate."""
+FREE_BUT_DECISIVE = ("batch.accumulation", "watch.final_rows")
+"""Those of `FREELY_CHANGEABLE` that change a run's result: the rows of a step, and of the last word error rate."""
 ORDER = 1
 """The way in which rows are ordered; 0 is that of runs whose plan does not name one."""
 
@@ -111,7 +111,9 @@ def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
         settings: of a whole recipe, as `Recipe.to_dict` and `recipe.yaml` have them.
     """
     return {
-        name: value for name, value in flatten(settings).items() if name in MEASURES or not name.startswith(MAY_CHANGE)
+        name: value
+        for name, value in flatten(settings).items()
+        if name in FREE_BUT_DECISIVE or not name.startswith(FREELY_CHANGEABLE)
     }
 
 
@@ -137,23 +139,25 @@ def refuse_another_run(
         recipe: of this launch.
         plan: of this launch; its digest of the data is not read.
         finished: whether the run in the folder is; the number of processes does not matter then.
-        change: settings among `CHANGEABLE` that an unfinished run may change.
+        change: settings among `CHANGEABLE_IF_NAMED` that an unfinished run may change.
 
     Raises:
         ValueError: they differ in what may not change, which the message names.
     """
-    if fixed := [name for name in change if name not in CHANGEABLE]:
-        raise ValueError(f"{', '.join(fixed)} cannot be changed in a run; what can is {', '.join(CHANGEABLE)}")
+    if fixed := [name for name in change if name not in CHANGEABLE_IF_NAMED]:
+        raise ValueError(
+            f"{', '.join(fixed)} cannot be changed in a run; only {', '.join(CHANGEABLE_IF_NAMED)} can be"
+        )
     differing = changed_settings(out, recipe)
     allowed = () if finished else tuple(change)
     changed = {
         name: f"{name} was {was!r}, is {now!r}"
         for name, (was, now) in differing.items()
-        if not name.startswith(MAY_CHANGE) and name not in allowed
+        if not name.startswith(FREELY_CHANGEABLE) and name not in allowed
     }
     if changed:
         remedy = "name another folder with --set out=…, or delete this one"
-        if not finished and changed.keys() <= set(CHANGEABLE):
+        if not finished and changed.keys() <= set(CHANGEABLE_IF_NAMED):
             remedy += f"; to go on with the new values, add --change {' '.join(changed)}"
         raise ValueError(f"{out} holds a run of another recipe ({'; '.join(changed.values())}); {remedy}")
     if not finished or "batch.accumulation" in differing:
@@ -179,7 +183,7 @@ def _refuse_another_step(out: Path, plan: StepPlan) -> None:
     if plan.sharding == "deepspeed" and earlier.processes != plan.processes:
         raise ValueError(
             f"{out}: DeepSpeed's checkpoints of {earlier.processes} processes cannot be read by {plan.processes}; "
-            "launch as many"
+            f"launch {earlier.processes} processes"
         )
 
 
@@ -217,7 +221,9 @@ def begin_run(
             refuse_other_rows(out, plan)
     history = History(out / HISTORY, start_step, main_process, recent=max(1000, 6 * recipe.watch.log_every))
     if main_process:
-        changes = {name: values for name, values in changed_settings(out, recipe).items() if name in CHANGEABLE}
+        changes = {
+            name: values for name, values in changed_settings(out, recipe).items() if name in CHANGEABLE_IF_NAMED
+        }
         if changes:
             history.add({"kind": "change", "step": start_step, "settings": changes})
         for name, (was, now) in changes.items():

@@ -13,9 +13,6 @@ import logging
 import math
 import os
 import shutil
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,16 +37,17 @@ from ..rows.read_ahead import ReadAhead, RowsAsRead
 from ..rows.training_rows import TrainingRows
 from .answer_loss import chunked_losses
 from .background_save import BackgroundSave, WaitForSave, on_host
-from .checkpoints import WEIGHTS, frozen_digests, frozen_sources, load_trainable, mark_whole, save_trainable
+from .checkpoints import WEIGHTS, frozen_digests, frozen_sources, load_trainable, mark_complete, save_trainable
 from .chips import chip_name, peak_of
-from .compilation import compile_layers, is_compiled
+from .compilation import compile_layers, should_compile
 from .ctc_loss import Alignment, alignment_with, call_through
+from .data_workers import follow_main_process
 from .distillation import Teacher
 from .distributed import gathered, is_peer_lost
 from .heap import TrimHeap
 from .history import History
 from .model_setup import add_lora, keep_frozen, merge_lora
-from .optimizer_groups import has_own_rates, late_parts_frozen, parameter_groups, set_learning_rates, starts_late
+from .optimizer_groups import has_own_rates, late_parts, late_parts_frozen, parameter_groups, set_learning_rates
 from .packed_forward import use_packing
 from .recomputation import checkpointing_arguments
 from .spec_augment import hide
@@ -60,11 +58,17 @@ logger = logging.getLogger(__name__)
 
 CALM_STEPS = 20
 """Steps after which a jump of the loss counts as an explosion, and the number of steps in its median."""
-MAIN_WATCHED_SECONDS = 1.0
-"""Seconds after which a data loader's worker looks whether the main process is still there."""
 NAMED_ROWS = 8
 """Rows that are named when a run diverges."""
-SUMS = ("loss_sum", "answer_tokens", "micro_losses", "tokens", "flop", "padded", "skipped", "micro_batches")
+SUMMED_TENSORS = {
+    "loss_sum": "row_losses",
+    "answer_tokens": "row_tokens",
+    "micro_losses": "loss",
+    "tokens": "tokens",
+    "flop": "flop",
+}
+"""Numbers of a step's record, and the entry of its micro-batches that each is the sum of."""
+SUMS = (*SUMMED_TENSORS, "padded", "skipped", "micro_batches")
 """Numbers of a step's record that are summed over its micro-batches and all processes."""
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 """Errors that a full disk causes: Python's own, torch.save's, safetensors'."""
@@ -129,10 +133,11 @@ class LlasoTrainer(Trainer):
             self.teacher = Teacher(model, recipe.optimizer.distill_temperature, copies=self.shards)
             if recipe.compute.frozen_weights == "bf16":
                 self.teacher.hold_in(torch.bfloat16)
-        if self.shards and starts_late(recipe.optimizer):
+        if self.shards and late_parts(recipe.optimizer):
+            named = " and ".join(f"optimizer.{part}.start" for part in late_parts(recipe.optimizer))
             raise ValueError(
-                "a part with `optimizer.….start` is frozen for a while, which sharded weights do not allow; set it to "
-                "0, or launch without FSDP or DeepSpeed"
+                f"{named}: a part is frozen for a while, which sharded weights do not allow; set it to 0, or launch "
+                "without FSDP or DeepSpeed"
             )
         self.ctc_weight = recipe.optimizer.ctc_weight
         self.alignment: Alignment | None = None
@@ -143,7 +148,7 @@ class LlasoTrainer(Trainer):
                 )
             embeddings: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
             self.alignment = alignment_with(embeddings, processor, rows.corpus)
-        self.compiled = is_compiled(recipe, self.args.device.type, self.shards)
+        self.compiled = should_compile(recipe, self.args.device.type, self.shards)
         if self.compiled:
             compile_layers(model)
         self.flops = StepFlops(model, recipe, len(self.alignment.competing) if self.alignment else 0)
@@ -175,7 +180,7 @@ class LlasoTrainer(Trainer):
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
             generator=torch.Generator(),
-            worker_init_fn=live_as_main_does,
+            worker_init_fn=follow_main_process,
         )
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
@@ -212,7 +217,7 @@ class LlasoTrainer(Trainer):
         transcripts, transcript_sizes = (inputs.pop(name, None) for name in ("transcripts", "transcript_sizes"))
         is_answer = targets != IGNORED
         packed: Packed | dict = inputs.get("packed", {})
-        if self.model.training and self.recipe.spec_augment.hides:
+        if self.recipe.spec_augment.hides:
             self._hide(inputs, packed)
         if "input_features" not in inputs and "features" not in packed:
             inputs |= self._nothing_to_encode(kept="mm_encoder_outputs" in inputs or "kept" in packed)
@@ -303,7 +308,8 @@ class LlasoTrainer(Trainer):
 
     def _hide(self, inputs: dict[str, Any], packed: Packed | dict) -> None:
         """Hide stretches of a micro-batch's log-mels, as the recipe says; see `spec_augment.py`."""
-        place = (self.recipe.seed, self.state.global_step, self.args.process_index, len(self.step_parts))
+        lane = self.args.process_index * self.args.gradient_accumulation_steps + len(self.step_parts)
+        place = (self.recipe.seed, self.state.global_step, lane)
         generator = torch.Generator().manual_seed(int(_digest(repr(place)), 16) % 2**63)
         windows: list[torch.Tensor] = []
         if "input_features" in inputs:
@@ -441,8 +447,9 @@ class LlasoTrainer(Trainer):
         named = broken or [row_id for _, row_id in rows]
         raise TrainingDiverged(
             f"step {step}: {what}. Rows of this step, worst first: {', '.join(named[:NAMED_ROWS])}. Nothing of it is "
-            "saved, and the last checkpoint is kept. A lower optimizer.learning_rate, a longer optimizer.warmup_ratio "
-            "or data without these rows helps, in another folder (--set out=…)"
+            "saved, and the last checkpoint is kept. To go on from it, lower optimizer.learning_rate or raise "
+            "optimizer.warmup_ratio and name it after --change; to train without these rows, start again in another "
+            "folder (--set out=…)"
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -533,7 +540,7 @@ class LlasoTrainer(Trainer):
                 with told(folder):
                     for job in jobs:
                         job()
-                    mark_whole(folder, step, keep)
+                    mark_complete(folder, step, keep)
 
             self.writer.start(finish)
             if not self.recipe.watch.save_beside:
@@ -591,7 +598,7 @@ def training_arguments(recipe: Recipe, steps: int) -> TrainingArguments:
         remove_unused_columns=False,
         ignore_data_skip=True,  # the plan skips by itself, without reading what it skips
         # A batch of text alone does not use the encoder, and a part that learns later is frozen at first.
-        ddp_find_unused_parameters="encoder" in recipe.train or starts_late(optimizer),
+        ddp_find_unused_parameters="encoder" in recipe.train or bool(late_parts(optimizer)),
         logging_nan_inf_filter=False,  # a loss that is no number stops the run instead
         disable_tqdm=True,
     )
@@ -620,9 +627,10 @@ class OptimizerTime(TrainerCallback):
 
 def _summary(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Return one process's part of the record of a step, from its micro-batches, as plain numbers."""
-    on_device = ("row_losses", "row_tokens", "loss", "tokens", "flop")
-    sums = torch.stack([torch.stack([part[name].sum().double() for part in parts]).sum() for name in on_device])
-    return dict(zip(SUMS[: len(on_device)], sums.tolist(), strict=True)) | {
+    sums = torch.stack(
+        [torch.stack([part[entry].sum().double() for part in parts]).sum() for entry in SUMMED_TENSORS.values()]
+    )
+    return dict(zip(SUMMED_TENSORS, sums.tolist(), strict=True)) | {
         "padded": sum(part["padded"] for part in parts),
         "skipped": sum(len(part["skipped"]) for part in parts),
         "micro_batches": len(parts),
@@ -637,30 +645,6 @@ def _summary(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def live_as_main_does(worker: int) -> None:
-    """Keep a data loader's worker running when a signal reaches all processes, and end it when the main process ends.
-
-    The main process saves first; it alone ends a worker, by SIGTERM. If it is killed, it may leave half a message of
-    rows in the worker's pipe, for whose rest the worker would wait without end.
-    """
-    main = os.getppid()
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    can_ask_who = hasattr(signal, "sigtimedwait")  # not on macOS, where any SIGTERM ends a worker
-    if can_ask_who:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-
-    def end_with_main() -> None:
-        while os.getppid() == main:
-            if not can_ask_who:
-                time.sleep(MAIN_WATCHED_SECONDS)
-            elif (caught := signal.sigtimedwait({signal.SIGTERM}, MAIN_WATCHED_SECONDS)) and caught.si_pid == main:
-                break
-        os._exit(128 + signal.SIGTERM)
-
-    threading.Thread(target=end_with_main, daemon=True).start()
 
 
 def export(trainer: LlasoTrainer, folder: Path) -> None:
