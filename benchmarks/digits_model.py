@@ -8,7 +8,6 @@ and digit are held out, as the data set has it.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import re
 import time
@@ -16,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 from torch import nn
 from torch.nn import functional
@@ -32,9 +30,6 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 HELD_OUT_TAKES = range(5)
 LONGEST = 6
 """Digits of a string."""
-HELD_OUT_STRINGS = 100
-STRIDE, STRIDE_OF_FULL = 2, 10
-"""Encoder vectors of an audio token. In `full`, whose windows are 30 seconds, most tokens are of silence."""
 EDGE_SECONDS = 0.25
 """Silence before and after a string, at most."""
 GAP_SECONDS = 0.3
@@ -110,13 +105,13 @@ def _silence(seconds: float) -> np.ndarray:
     return np.zeros(round(seconds * SAMPLE_RATE), np.float32)
 
 
-def untrained(stride: int) -> tuple[LlasoForConditionalGeneration, LlasoProcessor]:
+def untrained() -> tuple[LlasoForConditionalGeneration, LlasoProcessor]:
     """Return a model of the quickstart's size whose tokenizer has a token for each word, and its processor."""
     extractor = WhisperFeatureExtractor(feature_size=sizes.MELS)
     spoken = [" ".join(random.Random(seed).choices(WORDS, k=LONGEST)) for seed in range(200)]
     tokenizer = sizes.train_tokenizer([DEFAULT_TRANSCRIPTION_PROMPT] * 20 + spoken)
     add_audio_tokens(tokenizer)
-    shape = {"audio_padding": "trim", "projector_stride": stride}
+    shape = {"audio_padding": "trim", "projector_stride": 2}
     processor = LlasoProcessor(extractor, tokenizer, **shape)
     width, heads, layers = sizes.ENCODER_WIDTH, sizes.ENCODER_HEADS, sizes.ENCODER_LAYERS
     audio = WhisperConfig(
@@ -144,14 +139,9 @@ def untrained(stride: int) -> tuple[LlasoForConditionalGeneration, LlasoProcesso
     return model, processor
 
 
-def train(
-    digits: list[SpokenDigit], steps: int, out: Path, full_steps: int = 0, batch: int = 8, rate: float = 2e-3
-) -> None:
-    """Train for `steps` batches and save the model in `out`.
-
-    The last `full_steps` of them are in `full`, as the model is then; in `trim` a step takes a fraction of the time.
-    """
-    model, processor = untrained(STRIDE_OF_FULL if full_steps else STRIDE)
+def train(digits: list[SpokenDigit], steps: int, out: Path, batch: int = 8, rate: float = 2e-3) -> None:
+    """Train for `steps` batches and save the model in `out`."""
+    model, processor = untrained()
     head = nn.Linear(sizes.ENCODER_WIDTH, 1 + len(WORDS))
     number = {word: 1 + place for place, word in enumerate(WORDS)}
     learned = [*model.parameters(), *head.parameters()]
@@ -161,8 +151,6 @@ def train(
     model.train()
     started, told = time.perf_counter(), 0.0
     for step in range(steps):
-        if step == steps - full_steps:
-            model.config.audio_padding = processor.audio_padding = "full"
         longest = min(LONGEST, 1 + 2 * LONGEST * step // steps)  # short strings first
         strings = [digit_string(digits, chance, longest) for _ in range(batch)]
         clips = [
@@ -206,35 +194,13 @@ def train(
     processor.save_pretrained(out)
 
 
-def write_strings(digits: list[SpokenDigit], count: int, folder: Path) -> Path:
-    """Write strings of digits as files and a manifest with `audio`, `text` and `source`; return the manifest."""
-    folder.mkdir(parents=True, exist_ok=True)
-    chance, rows = random.Random(1), []
-    for number in range(count):
-        string = digit_string(digits, chance)
-        name = f"{number:03d}.flac"
-        loud = string.samples / np.abs(string.samples).max()
-        soundfile.write(folder / name, loud, SAMPLE_RATE, subtype="PCM_16")
-        rows.append({"audio": name, "text": " ".join(string.words), "source": "fsdd"})
-    manifest = folder / "manifest.jsonl"
-    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return manifest
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.digits_model", description=__doc__)
     parser.add_argument("digits", type=Path, metavar="DIR", help="the Free Spoken Digit Dataset")
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--out", type=Path, default=Path("runs/bench/digits"))
-    parser.add_argument(
-        "--full-steps", type=int, default=0, help="the last of them, for a model in `full` (default 0)"
-    )
     arguments = parser.parse_args()
-    train(read_digits(arguments.digits, held_out=False), arguments.steps, arguments.out, arguments.full_steps)
-    manifest = write_strings(
-        read_digits(arguments.digits, held_out=True), HELD_OUT_STRINGS, arguments.out / "held-out"
-    )
-    print(f"model: {arguments.out}; strings of held-out recordings: {manifest}")
+    train(read_digits(arguments.digits, held_out=False), arguments.steps, arguments.out)
 
 
 if __name__ == "__main__":
