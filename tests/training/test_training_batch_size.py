@@ -65,6 +65,7 @@ def test_accumulation_follows_from_the_size_of_a_step(batch, processes, accumula
         ({"rows": 8, "max_tokens": 900}, 1, "set batch.tokens in its place, or batch.max_tokens=0"),
         ({"tokens": 9000}, 1, "set it to what fits on a device, or batch.per_device=auto"),
         ({"per_device": "auto"}, 1, "set batch.rows or batch.tokens"),
+        ({"per_device": "auto", "tokens": 900, "max_tokens": 90}, 1, "would not be read; set batch.max_tokens=0"),
         ({"per_device": "all", "rows": 8}, 1, "`batch.per_device` is an integer, not 'all'"),
         ({"per_device": 0}, 1, "`batch.per_device` is 0, but must be at least 1"),
     ],
@@ -130,7 +131,7 @@ def test_auto_trains_as_the_number_that_it_chose_and_resumes_with_it(root, tmp_p
     assert weights_digest(tmp_path / "auto") == weights_digest(tmp_path / "four")
     resumed = batch_in_numbers(tmp_path / "auto", load_recipe(recipe).batch, processes := 3)
     assert (resumed.per_device, resumed.accumulation * processes) == (4, 3)
-    with pytest.raises(ValueError, match="a step of batch.rows=12 cannot be divided"):
+    with pytest.raises(ValueError, match="steps of 3 micro-batches on 1 processes, which 2 cannot share equally"):
         batch_in_numbers(tmp_path / "auto", load_recipe(recipe).batch, 2)
 
 
@@ -150,3 +151,8 @@ def test_the_dry_run_counts_the_steps_of_a_global_batch(root, tmp_path):
         recipe = recipe_for(root, tmp_path, {"rows": 8, "per_device": per_device})
         cost = dry_run(load_recipe(recipe, {"optimizer.max_steps": 0}))
         assert (cost.batch, cost.steps) == (8, 3)
+        said = "\n".join(cost.lines())
+        assert ("with one row at once; batch.per_device=auto takes" in said) == (per_device == "auto")
+        assert ("padding " in said) == (per_device != "auto")
+    by_tokens = dry_run(load_recipe(recipe_for(root, tmp_path, {"tokens": 2000, "per_device": "auto"})))
+    assert by_tokens.batch == pytest.approx(2000 * by_tokens.rows / by_tokens.tokens, abs=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from transformers import WhisperModel
 from llaso.training.recipe.recipe import load_recipe
 from llaso.training.rows.training_rows import set_up_rows
 from llaso.training.run import checkpoints
+from llaso.training.run import trainer as trainer_module
 from llaso.training.run.background_save import BackgroundSave, WaitForSave
 from llaso.training.run.callbacks import time_shares
 from llaso.training.run.checkpoints import FROZEN, WEIGHTS
@@ -233,8 +235,15 @@ def test_settings_change_on_resume_when_they_are_named(root, tmp_path):
     new = {"optimizer.learning_rate": 1e-3, "optimizer.schedule": "linear", "optimizer.max_steps": 10}
     with pytest.raises(ValueError, match=r"learning_rate was 0.003, is 0.001.*with the new values, add --change"):
         train(recipe, new)
-    with pytest.raises(ValueError, match="train cannot be changed in a run; what can is optimizer.learning_rate"):
-        train(recipe, new, change=["train"])
+    with pytest.raises(ValueError, match="seed cannot be changed in a run; only optimizer.learning_rate, .* can be"):
+        train(recipe, new, change=["seed"])
+    with pytest.raises(ValueError, match="no setting `optimizer.learning_rat`; the nearest is"):
+        train(recipe, new, change=["optimizer.learning_rat"])
+    of_part = {"optimizer.projector.learning_rate": 1e-3}
+    with pytest.raises(ValueError, match="the parts of this run had no settings of their own when it began"):
+        train(recipe, of_part, change=list(of_part))
+    with pytest.raises(ValueError, match="asks for 3 steps, but step 4 has been trained; set optimizer.max_steps=4"):
+        train(recipe, {"optimizer.max_steps": 3}, change=["optimizer.max_steps"])
     train(recipe, new, change=list(new))
     records = read_history(tmp_path / "run" / "history.jsonl")
     (change,) = (record for record in records if record["kind"] == "change")
@@ -304,3 +313,60 @@ def test_the_history_says_where_the_seconds_of_a_step_went(root, tmp_path):
 def test_shares_of_the_time_are_of_all_steps_together():
     records = [{"seconds": {"reading": 1.0, "llm": 2.0, "total": 4.0}}, {"seconds": {"llm": 4.0, "total": 4.0}}, {}]
     assert time_shares(records) == {"llm": 0.75, "reading": 0.125}
+
+
+def test_the_rate_of_a_part_changes_on_resume_and_one_that_no_part_reads_does_not(root, tmp_path):
+    recipe = recipe_for(root, "unused", optimizer__projector={"learning_rate": 2e-3}) | {"out": str(tmp_path / "run")}
+    recipe["optimizer"] |= {"schedule": "constant", "warmup_ratio": 0.0}
+    train_until(recipe, 3)
+    unread = {"optimizer.learning_rate": 1e-5}
+    with pytest.raises(ValueError, match="would change nothing: .* change optimizer.projector.learning_rate"):
+        train(recipe, unread, change=list(unread))
+    new = {"optimizer.projector.learning_rate": 1e-3}
+    train(recipe, new, change=list(new))
+    records = read_history(tmp_path / "run" / "history.jsonl")
+    rates = [record["learning_rate"] for record in records if record["kind"] == "step"]
+    assert rates == [2e-3] * 4 + [1e-3] * 2
+
+
+def test_a_part_that_starts_late_is_never_digested_as_frozen(root, tmp_path, monkeypatch):
+    """A checkpoint is digested beside the step in which the part does not require gradients yet."""
+    own = {"learning_rate": 1e-3, "encoder": {"start": 0.9}, "max_steps": STEPS}
+    changes = {"train": ["projector", "encoder"], "optimizer": own, "watch__save_every": 1}
+    recipe = recipe_for(root, "unused", **changes) | {"out": str(tmp_path / "run")}
+    whole = train(recipe | {"out": str(tmp_path / "whole")})
+    digests, step_begun = trainer_module.frozen_digests, threading.Event()
+    late = trainer_module.late_parts_frozen
+
+    def digests_within_a_step(*arguments):
+        assert threading.current_thread() is threading.main_thread() or step_begun.wait(60)
+        return digests(*arguments)
+
+    @contextlib.contextmanager
+    def says_so(model, choice, progress):
+        with late(model, choice, progress):
+            if progress > 0:  # after the first checkpoint
+                step_begun.set()
+                time.sleep(0.2)
+            yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module, "frozen_digests", digests_within_a_step)
+        patch.setattr(trainer_module, "late_parts_frozen", says_so)
+        train_until(recipe, 3)
+    train(recipe)
+    assert weights_digest(tmp_path / "run") == weights_digest(Path(whole.out))
+
+
+def test_a_run_of_rows_that_cannot_be_read_ends_with_the_reason(root, tmp_path):
+    bad = [row(i) | {"audio": []} for i in range(16)]
+    save_corpus(tmp_path / "bad", {"train": bad})
+    for steps, said in ((3, "for 3 steps"), (30, "for 10 steps")):
+        recipe = recipe_for(root, "unused", data__path=str(tmp_path / "bad"), data__bad_rows="skip")
+        recipe["optimizer"]["max_steps"] = steps
+        with pytest.raises(ValueError, match=f"{said} there was no row that can be learned from; the warnings above"):
+            train(recipe | {"out": str(tmp_path / f"run-{steps}")})
+    few = [row(i) if i == 15 else bad[i] for i in range(16)]
+    save_corpus(tmp_path / "few", {"train": few})
+    recipe = recipe_for(root, "unused", data__path=str(tmp_path / "few"), data__bad_rows="skip")
+    assert train(recipe | {"out": str(tmp_path / "few-run")}).steps == STEPS

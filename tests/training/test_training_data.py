@@ -147,7 +147,7 @@ def test_rows_with_nothing_in_them_are_named_and_left_out_only_where_allowed(bac
     assert len(HeldOut(spoken, processor, skip_bad_rows=True).rows) == len(odd)
 
 
-def test_a_text_corpus_need_not_have_lengths_or_durations(backbones, tmp_path):
+def test_a_text_corpus_need_not_have_lengths_or_durations(backbones, tmp_path, caplog):
     processor = new_processor(*backbones)
     heard, written = [row(i) for i in range(8)], [row(i, task="AQA", clips=0) for i in range(4)]
     save_corpus(tmp_path / "corpus", {"train": heard})
@@ -158,7 +158,10 @@ def test_a_text_corpus_need_not_have_lengths_or_durations(backbones, tmp_path):
     lengths = planned(open_corpus(choice, processor))
     assert len(lengths) == 10
     want = counted(heard + written, processor)
-    assert lengths == {name: want[name] for name in lengths}
+    assert lengths == {name: want[name] for name in lengths} and "fewer than" not in caplog.text
+    wanted = DataChoice(str(tmp_path / "corpus"), text_path=str(tmp_path / "text"), text_share=0.9)
+    assert len(planned(open_corpus(wanted, processor))) == 12
+    assert "text has 4 rows, fewer than data.text_share=0.9 needs: they are 33% of an epoch" in caplog.text
 
 
 # ---- Lengths ----

@@ -220,6 +220,11 @@ def test_a_checkpoint_that_lost_part_of_any_file_gives_way_to_the_one_before(che
         assert f"checkpoint-6: {'its ' if name == MARKER else ''}{name} " in caplog.text
         assert sorted(folder.name for folder in out.glob("*checkpoint*")) == ["checkpoint-3", "damaged-checkpoint-6"]
         caplog.clear()
+    out = tmp_path / "header"
+    shutil.copytree(checkpoints, out)
+    weights = out / "checkpoint-6" / WEIGHTS
+    weights.write_bytes(b"\xff" * 16 + weights.read_bytes()[16:])
+    assert [step for step, _ in complete_checkpoints(out)] == [3]
 
 
 def test_the_run_goes_on_from_the_checkpoint_before_a_damaged_one(root, checkpoints, tmp_path):

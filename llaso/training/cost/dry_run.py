@@ -26,7 +26,7 @@ from modeling_llaso.conversion import new_processor
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor
 
-from ..recipe.recipe import ModelChoice, Recipe, load_recipe
+from ..recipe.recipe import BatchChoice, ModelChoice, Recipe, load_recipe
 from ..rows.batch_plan import padding_share
 from ..rows.corpora import open_corpus
 from ..rows.training_rows import plan_of
@@ -110,6 +110,7 @@ class RunCost:
         batch: rows of one step, all processes together.
         memory: bytes on one device by purpose, unsharded, at the peak.
         flops: number for the whole run, padding left out.
+        auto: whether the rows of a micro-batch are still to be measured; `memory` is then that of a single row.
     """
 
     network: str
@@ -121,6 +122,7 @@ class RunCost:
     batch: int
     memory: dict[str, float]
     flops: float
+    auto: bool = False
 
     @property
     def measured(self) -> bool:
@@ -140,12 +142,14 @@ class RunCost:
         ]
         lines.append(f"rows            {self.rows:,} ({source})")
         lines.append(f"tokens          {self.tokens:,} an epoch, {self.tokens / max(1, self.rows):,.0f} a row")
-        if self.padding is not None:
+        if self.padding is not None and not self.auto:
             lines.append(f"padding         {self.padding:.1%} of what the LLM computes")
         lines.append(f"effective batch {self.batch:,} rows")
         lines.append(f"steps           {self.steps:,}")
         lines.append(f"arithmetic      {self.flops:.3g} FLOP (estimate)")
         lines.append(f"memory          {sum(self.memory.values()) / GIB:.1f} GiB a device, unsharded (estimate):")
+        if self.auto:
+            lines.append("                with one row at once; batch.per_device=auto takes as many as fit")
         lines += [f"                {size / GIB:8.2f} GiB {purpose}" for purpose, size in self.memory.items() if size]
         return lines
 
@@ -159,7 +163,8 @@ def dry_run(recipe: str | Path | Recipe, overrides: Iterable[str] = ()) -> RunCo
     settings = load_recipe(recipe, overrides)
     config = config_of(settings)
     world = int(os.environ.get("WORLD_SIZE", 1))
-    settings = replace(settings, batch=replace(settings.batch, per_device=settings.batch.at_once).on(world))
+    auto = settings.batch.per_device == "auto"
+    settings = replace(settings, batch=_batch_in_numbers(settings.batch, world))
     rows = rows_of(settings, config, world)
     steps = settings.optimizer.max_steps or max(1, round(settings.optimizer.epochs * rows.steps))
     a_row = rows.text + rows.windows * count_audio_tokens(rows.frames, config.projector_stride)
@@ -167,9 +172,10 @@ def dry_run(recipe: str | Path | Recipe, overrides: Iterable[str] = ()) -> RunCo
     if settings.batch.max_tokens:
         at_once = max(1, min(at_once, int(settings.batch.max_tokens // a_row)))
     text = round(rows.text)
-    windows = max(1, round(at_once * rows.windows)) if rows.windows else 0
+    weighed = 1 if auto else at_once
+    windows = max(1, round(weighed * rows.windows)) if rows.windows else 0
     answers = max(1, round(ANSWER_SHARE * text))
-    shape = BatchShape(at_once, text, answers, windows, rows.frames, settings.batch.packing)
+    shape = BatchShape(weighed, text, answers, windows, rows.frames, settings.batch.packing)
     parts, counter = weigh(settings, config, shape)
 
     batch = at_once * settings.batch.accumulation * world
@@ -196,7 +202,8 @@ def dry_run(recipe: str | Path | Recipe, overrides: Iterable[str] = ()) -> RunCo
             "the teacher's weights": teacher_width * llm.parameters if teaches else 0,
             **counter.peak,
         },
-        flops=(seen * sum(flops.values()) + encoded * encoder_flops) / at_once,
+        flops=(seen * sum(flops.values()) + encoded * encoder_flops) / weighed,
+        auto=auto,
     )
 
 
@@ -227,6 +234,16 @@ def weigh(recipe: Recipe, config: LlasoConfig, shape: BatchShape) -> tuple[list[
             llm_runs=recipe.optimizer.ctc_weight < 1,
         )
     return parts, counter
+
+
+def _batch_in_numbers(batch: BatchChoice, world: int) -> BatchChoice:
+    """Return a recipe's batches in numbers; what `auto` is to measure is one row, or all of a step's tokens."""
+    if batch.per_device != "auto":
+        return batch.on(world)
+    if batch.rows:
+        return replace(batch, per_device=1).on(world)
+    tokens = batch.tokens // world
+    return replace(batch, per_device=batch.tokens, max_tokens=tokens, tokens=tokens * world).on(world)
 
 
 def rows_of(recipe: Recipe, config: LlasoConfig, world: int) -> MeanRows:
@@ -263,7 +280,11 @@ def rows_of(recipe: Recipe, config: LlasoConfig, world: int) -> MeanRows:
     of_a_row = data.seconds_per_row * MEL_FRAMES_PER_SECOND
     clips = math.ceil(of_a_row / config.max_frames)
     frames = config.max_frames if full else max(2, round(of_a_row / max(1, clips)))
-    steps = math.ceil(data.rows / (recipe.batch.at_once * recipe.batch.accumulation * world))
+    at_once = recipe.batch.at_once
+    if recipe.batch.max_tokens:
+        of_audio = clips * count_audio_tokens(frames, config.projector_stride)
+        at_once = max(1, min(at_once, int(recipe.batch.max_tokens // (data.text_tokens_per_row + of_audio))))
+    steps = math.ceil(data.rows / (at_once * recipe.batch.accumulation * world))
     return MeanRows(data.rows, data.text_tokens_per_row, clips, frames, None, steps)
 
 

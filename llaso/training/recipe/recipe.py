@@ -24,6 +24,8 @@ RETIRED = {
 }
 """Former settings, with the value that files of old runs have and what to do about another."""
 
+UP_TO_50 = Range(lambda value: 0 <= value <= 50, "between 0 and 50")
+A_FRAME = Range(lambda value: value >= 0.01, "at least 0.01, which is a frame")
 AT_LEAST_0 = Range(lambda value: value >= 0, "at least 0")
 AT_LEAST_1 = Range(lambda value: value >= 1, "at least 1")
 ABOVE_0 = Range(lambda value: value > 0, "above 0")
@@ -116,6 +118,11 @@ class BatchChoice:
                 "recipe: `batch.per_device` is auto, which depends on the device, so a step's size must not follow "
                 "from it; set batch.rows or batch.tokens"
             )
+        if self.per_device == "auto" and self.max_tokens > 0:
+            raise ValueError(
+                "recipe: `batch.per_device` auto measures how many tokens a micro-batch may have, so that "
+                "`batch.max_tokens` would not be read; set batch.max_tokens=0, or batch.per_device to a number"
+            )
         if self.tokens > 0 and not self.max_tokens and self.per_device != "auto":
             raise ValueError(
                 "recipe: `batch.tokens` is filled by micro-batches of `batch.max_tokens`; set it to what fits on a "
@@ -154,9 +161,9 @@ class BatchChoice:
 class SpecAugmentChoice:
     """Stretches of the log-mel that are hidden while training (SpecAugment): a small corpus is memorized less."""
 
-    time_masks_per_second: Annotated[float, AT_LEAST_0] = 0.0  # in the mean; 0 hides no stretch of time
-    time_mask_seconds: Annotated[float, ABOVE_0] = 0.2  # of the longest stretch of time
-    mel_masks: Annotated[int, AT_LEAST_0] = 0  # bands of mel bins in each window
+    time_masks_per_second: Annotated[float, UP_TO_50] = 0.0  # in the mean; 0 hides no stretch of time
+    time_mask_seconds: Annotated[float, A_FRAME] = 0.2  # of the longest stretch of time
+    mel_masks: Annotated[int, UP_TO_50] = 0  # bands of mel bins in each window
     mel_mask_share: Annotated[float, FRACTION] = 0.125  # of all mel bins, of the widest band
 
     @property

@@ -54,7 +54,7 @@ def read_settings(
     valid = dict(names_and_ranges(kind))
     for name, value in _override_items(overrides):
         if name not in valid and name not in retired:
-            raise ValueError(f"--set {name}: {_unknown(name, valid)}")
+            raise ValueError(f"--set {name}: {unknown_setting(name, valid)}")
         _set(plain, name, value)
     for name, (former, remedy) in retired.items():
         section, _, key = name.rpartition(".")
@@ -179,7 +179,8 @@ def _set(tree: dict[str, Any], name: str, value: Any) -> None:
     tree[last] = value
 
 
-def _unknown(name: str, valid: Iterable[str]) -> str:
+def unknown_setting(name: str, valid: Iterable[str]) -> str:
+    """Say that there is no such setting, and which of the valid ones is the nearest."""
     last = name.rpartition(".")[2]
     close = [v for v in valid if v.rpartition(".")[2] == last] or difflib.get_close_matches(name, valid, 1, 0.0)
     return f"no setting `{name}`; the nearest is `{close[0]}`"
@@ -194,7 +195,7 @@ def _build(kind: Any, tree: Any, where: str, prefix: str, valid: Iterable[str]) 
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if key not in hints:
-            raise ValueError(f"{where}: {_unknown(name, valid)}")
+            raise ValueError(f"{where}: {unknown_setting(name, valid)}")
         if dataclasses.is_dataclass(hints[key]):
             values[key] = _build(hints[key], value, where, f"{name}.", valid)
         else:

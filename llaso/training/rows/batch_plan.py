@@ -111,7 +111,8 @@ class Plan:
         if not lane:
             raise ValueError(
                 f"the recipe's data section admits {self.rows:,} rows, fewer than the {rule.parallel} micro-batches "
-                "of one step need; take a smaller batch.accumulation, fewer processes or more data"
+                "of one step need; take a smaller batch.accumulation (or batch.rows), a larger batch.per_device, "
+                "fewer processes or more data"
             )
         self.windows = max(1, min(lane // rule.per_device, round(lane / (rule.per_device * rule.window))))
         """Windows of an epoch."""

@@ -163,7 +163,14 @@ def open_corpus(choice: DataChoice, processor: LlasoProcessor | None = None, wor
     if choice.text_path:
         text = open_index(choice.text_path, choice.split, "default", choice.text_revision)
         parts.append(_part(text, np.arange(len(text.known)), processor, choice.text_path, workers))
-        drawn = min(len(text.known), round(len(parts[0].rows) * choice.text_share / (1 - choice.text_share)))
+        wanted = round(len(parts[0].rows) * choice.text_share / (1 - choice.text_share))
+        drawn = min(len(text.known), wanted)
+        if drawn < wanted:
+            share = drawn / (drawn + len(parts[0].rows))
+            logger.warning(
+                "%s has %d rows, fewer than data.text_share=%g needs: they are %.0f%% of an epoch",
+                choice.text_path, drawn, choice.text_share, 100 * share,
+            )  # fmt: skip
     return Corpus(parts, drawn)
 
 

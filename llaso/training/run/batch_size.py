@@ -188,7 +188,7 @@ class Probe:
         free = limit - here if limit else FREE_SHARE * psutil.virtual_memory().available
         left = free - BYTES_MOMENTS * self.trainable - HEAP_SHARE * (peaks[0] - a_row)
         fitting = int(left // (HEAP_SHARE * a_row))
-        words = f"{a_row / 1e6:,.0f} MB each, {free / 1e9:.1f} GB free"
+        words = f"{a_row / 1e6:,.0f} MB each, {max(0.0, free) / 1e9:.1f} GB free"
         return Fit(max(0, min(most, fitting)), self.length, words)
 
     def on_gpu(self, most: int) -> Fit:

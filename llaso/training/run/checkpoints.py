@@ -17,10 +17,11 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from llaso_common.atomic_write import write_atomically
@@ -61,6 +62,12 @@ def defect_of(folder: Path) -> str:
         found = (folder / name).stat().st_size if (folder / name).is_file() else 0
         if found != size:
             return f"{name} has {found:,} of {size:,} bytes"
+        if name.endswith(".safetensors"):
+            try:
+                with safe_open(folder / name, "pt"):
+                    pass
+            except SafetensorError as error:
+                return f"{name} is damaged ({error})"
     return ""
 
 
@@ -108,11 +115,16 @@ def _all_checkpoints(out: Path) -> list[tuple[int, Path]]:
 # ---- Trainable weights ----
 
 
-def frozen_digests(model: LlasoForConditionalGeneration) -> dict[str, str]:
-    """Digest the frozen parameters of each part: their names, types and values."""
+def frozen_digests(model: LlasoForConditionalGeneration, learned: Collection[str]) -> dict[str, str]:
+    """Digest the frozen parameters of each part: their names, types and values.
+
+    Args:
+        model: the model.
+        learned: names of the parameters that learn. One that learns later does not require gradients for a while.
+    """
     digests = {part: hashlib.sha256() for part in PARTS}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
+        if name not in learned:
             digest = digests[part_of(name)]
             digest.update(f"{name} {parameter.dtype}".encode())
             digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)

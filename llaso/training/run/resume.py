@@ -19,15 +19,17 @@ from llaso.progress import Report
 from llaso_common.atomic_write import write_atomically
 
 from ..recipe.recipe import BatchChoice, Recipe, load_recipe
-from ..recipe.yaml_loader import flatten
+from ..recipe.yaml_loader import flatten, unknown_setting
 from ..rows.corpora import Corpus
 from .history import HISTORY, RESULT, History, TrainResult
+from .optimizer_groups import has_own_rates
 
 RECIPE, PLAN = "recipe.yaml", "plan.json"
 FREELY_CHANGEABLE = (
     "watch.",
     "compute.workers",
     "compute.encoder_cache",
+    "compute.memory_gb",  # read only until something has been measured
     "data.rows",
     "data.seconds_per_row",
     "data.text_tokens_per_row",
@@ -37,6 +39,9 @@ FREELY_CHANGEABLE = (
 """Beginnings of the names of settings that may differ between a killed run and the one that resumes it."""
 CHANGEABLE_IF_NAMED = (
     "optimizer.learning_rate",
+    "optimizer.encoder.learning_rate",
+    "optimizer.projector.learning_rate",
+    "optimizer.llm.learning_rate",
     "optimizer.schedule",
     "optimizer.warmup_ratio",
     "optimizer.max_steps",
@@ -101,6 +106,12 @@ def batch_in_numbers(out: Path, batch: BatchChoice, world: int) -> BatchChoice:
     if batch.per_device == "auto" and earlier is not None and earlier.per_device:
         tokens = earlier.micro_batches * earlier.max_tokens if batch.tokens else 0
         batch = replace(batch, per_device=earlier.per_device, max_tokens=earlier.max_tokens, tokens=tokens)
+        if earlier.micro_batches % world:
+            raise ValueError(
+                f"{out}: batch.per_device=auto measured steps of {earlier.micro_batches} micro-batches on "
+                f"{earlier.processes} processes, which {world} cannot share equally; launch as many as before, or a "
+                f"number that divides {earlier.micro_batches}"
+            )
     return batch.on(world)
 
 
@@ -124,9 +135,14 @@ def changed_settings(out: Path, recipe: Recipe) -> dict[str, tuple[Any, Any]]:
     """
     if not (out / RECIPE).exists():
         return {}
-    earlier = flatten(load_recipe(yaml.safe_load((out / RECIPE).read_text(encoding="utf-8"))).to_dict())
+    earlier = flatten(_recipe_of(out).to_dict())
     now = flatten(recipe.to_dict())
     return {name: (earlier[name], now[name]) for name in sorted(now) if earlier[name] != now[name]}
+
+
+def _recipe_of(out: Path) -> Recipe:
+    """Return the recipe that a folder's run began with, or was changed to."""
+    return load_recipe(yaml.safe_load((out / RECIPE).read_text(encoding="utf-8")))
 
 
 def refuse_another_run(
@@ -144,11 +160,28 @@ def refuse_another_run(
     Raises:
         ValueError: they differ in what may not change, which the message names.
     """
+    for name in change:
+        if name not in (settings := flatten(recipe.to_dict())):
+            raise ValueError(f"--change: {unknown_setting(name, settings)}")
     if fixed := [name for name in change if name not in CHANGEABLE_IF_NAMED]:
         raise ValueError(
             f"{', '.join(fixed)} cannot be changed in a run; only {', '.join(CHANGEABLE_IF_NAMED)} can be"
         )
+    own_rates = [f"optimizer.{part}.learning_rate" for part in recipe.train]
+    if "optimizer.learning_rate" in change and all(
+        getattr(recipe.optimizer, part).learning_rate is not None for part in recipe.train
+    ):
+        raise ValueError(
+            "--change optimizer.learning_rate would change nothing: each part that learns has a rate of its own; "
+            f"change {' or '.join(own_rates)}"
+        )
     differing = changed_settings(out, recipe)
+    of_parts = [name for name in change if name in differing and name.count(".") > 1]
+    if of_parts and (out / RECIPE).exists() and not has_own_rates(_recipe_of(out).optimizer):
+        raise ValueError(
+            f"--change {of_parts[0]}: the parts of this run had no settings of their own when it began, so that its "
+            "optimizer's state is not kept by part; change optimizer.learning_rate"
+        )
     allowed = () if finished else tuple(change)
     changed = {
         name: f"{name} was {was!r}, is {now!r}"

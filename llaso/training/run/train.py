@@ -99,6 +99,11 @@ def _train(asked: Recipe, batch: BatchChoice, plan: StepPlan, main_process: bool
         found = measured_batch(recipe, model, processor, frozen, plan.processes, report).on(plan.processes)
         recipe, plan = replace(asked, batch=found), step_plan(found, plan.processes)
     rows = set_up_rows(recipe, model, processor, plan.processes)
+    if rows.steps < start_step:
+        raise ValueError(
+            f"{out}: the recipe asks for {rows.steps:,} steps, but step {start_step:,} has been trained; set "
+            f"optimizer.max_steps={start_step} or more"
+        )
     history = begin_run(out, asked, plan, rows.corpus, start_step, main_process, report)
     trainer = LlasoTrainer(model, recipe, processor, rows, frozen, history, start_step)
     check_same_start(start_step, out)

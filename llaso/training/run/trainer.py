@@ -58,6 +58,8 @@ logger = logging.getLogger(__name__)
 
 CALM_STEPS = 20
 """Steps after which a jump of the loss counts as an explosion, and the number of steps in its median."""
+STEPS_WITHOUT_ROWS = 10
+"""Steps after which a run ends if it could read none of their rows."""
 NAMED_ROWS = 8
 """Rows that are named when a run diverges."""
 SUMMED_TENSORS = {
@@ -117,6 +119,8 @@ class LlasoTrainer(Trainer):
             processing_class=processor,
         )
         self.remove_callback(PrinterCallback)
+        self.learned = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+        self.steps_without_rows = 0
         self.timer = StepTimer(self.args.device.type == "cuda")
         self.timer.watch(model.model.audio_tower, ENCODER)
         if recipe.batch.packing:
@@ -379,6 +383,7 @@ class LlasoTrainer(Trainer):
         else:
             loss = total["loss_sum"] / max(1.0, total["answer_tokens"])
         self._check(loss, grad_norm, parts)
+        self._check_rows(total["answer_tokens"])
         tasks: dict[str, list[float]] = {}
         for task, loss_sum, tokens in (entry for one in everyone for entry in one["tasks"]):
             entry = tasks.setdefault(task, [0.0, 0])
@@ -402,6 +407,18 @@ class LlasoTrainer(Trainer):
                 **self._speed(total["flop"], seconds),
             }
         )
+
+    def _check_rows(self, answer_tokens: float) -> None:
+        """Raise a ValueError if no row could be read for many steps, or for the whole of a short run."""
+        self.steps_without_rows = 0 if answer_tokens else self.steps_without_rows + 1
+        step = self.state.global_step + 1
+        is_whole_run = step == self.args.max_steps and self.steps_without_rows == step - self.start_step
+        if self.steps_without_rows >= STEPS_WITHOUT_ROWS or (self.steps_without_rows and is_whole_run):
+            raise ValueError(
+                f"step {step}: for {self.steps_without_rows} steps there was no row that can be learned from; the "
+                "warnings above say what is wrong with them. Mend the corpus or the recipe: data.bad_rows=skip is for "
+                "single rows"
+            )
 
     def _speed(self, flop: float, seconds: dict[str, float]) -> dict[str, float]:
         """Return a step's arithmetic, its rate, and the rate's share of the chips' peak if that is known."""
@@ -489,7 +506,7 @@ class LlasoTrainer(Trainer):
     @functools.cached_property
     def frozen_digests(self) -> dict[str, str]:
         """The digest of each part's frozen weights."""
-        return frozen_digests(self.unwrapped)
+        return frozen_digests(self.unwrapped, self.learned)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.recipe.watch.save_whole or self.shards:
