@@ -2,7 +2,7 @@
 
 `python -m benchmarks.serving MODEL` starts a server of its own, asks questions whose answers `generate` gave before,
 and writes a report: requests, errors, wrong and lost answers, times, throughput and the server's memory. With
-`--vllm PYTHON` the server is vLLM's, from the environment of that Python.
+`--vllm PYTHON` it then does the same with vLLM's server, from the environment of that Python.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +92,16 @@ def vllm_server(model: str, python: str) -> Iterator[tuple[str, psutil.Process]]
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, *VLLM_OPTIONS]
     command += ["--served-model-name", Path(model).resolve().name, "--port", str(port)]
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as running:
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment) as running,
+    ):
         try:
             yield f"http://127.0.0.1:{port}/v1", psutil.Process(running.pid)
+        except BaseException:
+            log.seek(0)
+            print(log.read()[-4000:].decode(errors="replace"), file=sys.stderr)
+            raise
         finally:
             running.terminate()
 
@@ -167,28 +175,57 @@ class Crowd:
 
 def load(
     model: str, clients: int, seconds: float, alone_seconds: float, vllm_python: str | None = None
-) -> dict[str, Any]:
-    """Load one server with one client, then with many.
+) -> dict[str, dict[str, Any]]:
+    """Load a server with one client, then with many.
 
     Args:
         model: a checkpoint's folder.
         clients: how many ask at once.
         seconds: for how long they ask; what is under way then is waited for.
         alone_seconds: for how long one client asks before.
-        vllm_python: the Python of an environment with vLLM, whose server is measured instead of ours.
+        vllm_python: the Python of an environment with vLLM, whose server is measured after ours.
+
+    Returns:
+        A report for each server.
     """
-    name = Path(model).resolve().name
     expected = expected_answers(model)
-    started = server(model) if vllm_python is None else vllm_server(model, vllm_python)
+    reports = {"llaso serve": _load(server(model), model, expected, clients, seconds, alone_seconds)}
+    reports["llaso serve"]["versions"] = versions(sys.executable, "llaso")
+    if vllm_python is not None:
+        started = vllm_server(model, vllm_python)
+        reports["vLLM"] = _load(started, model, expected, clients, seconds, alone_seconds)
+        reports["vLLM"]["versions"] = versions(vllm_python, "vllm-cpu", "vllm")
+    return reports
+
+
+def versions(python: str, *server: str) -> dict[str, str]:
+    """Return the versions that an environment has of a server's packages, of torch and of transformers."""
+    code = (
+        "import importlib.metadata as m, sys; print(*(one for one in sys.argv[1:] if list(m.distributions(name=one))))"
+    )
+    names = subprocess.check_output([python, "-c", code, *server, "torch", "transformers"], text=True).split()
+    code = "import importlib.metadata as m, sys; print(*map(m.version, sys.argv[1:]))"
+    return dict(zip(names, subprocess.check_output([python, "-c", code, *names], text=True).split(), strict=True))
+
+
+def _load(
+    started: AbstractContextManager[tuple[str, psutil.Process]],
+    model: str,
+    expected: list[str],
+    clients: int,
+    seconds: float,
+    alone_seconds: float,
+) -> dict[str, Any]:
+    name = Path(model).resolve().name
     with started as (url, process):
         # The memory of a server under load, not of one that has just started.
         warm = Crowd(url, name, expected)
-        asyncio.run(_after_start(warm, clients))
+        asyncio.run(_after_start(warm, clients, process))
         alone, crowd = Crowd(url, name, expected), Crowd(url, name, expected)
         alone_rate = asyncio.run(alone.ask(1, alone_seconds))
-        before = _resident(process)
+        before = _memory(process)
         rate, resident = asyncio.run(_watched(crowd, clients, seconds, process))
-        after = _resident(process)
+        after = _memory(process)
     return {
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
@@ -202,9 +239,10 @@ def load(
         "latency_seconds": {
             "alone_median": statistics.median(alone.seconds),
             "crowd_median": statistics.median(crowd.seconds),
+            "crowd_95th_percentile": float(np.percentile(crowd.seconds, 95)),
             "crowd_most": max(crowd.seconds),
         },
-        "resident_mib": {
+        "memory_mib": {
             "before": before / 2**20,
             "halfway": resident[len(resident) // 2] / 2**20,
             "most": max(resident) / 2**20,
@@ -213,7 +251,7 @@ def load(
     }
 
 
-async def _after_start(crowd: Crowd, clients: int) -> None:
+async def _after_start(crowd: Crowd, clients: int, process: psutil.Process) -> None:
     """Wait until the server listens, then get one answer for each client."""
     async with openai.AsyncOpenAI(base_url=crowd.url, api_key="none", max_retries=0) as client:
         deadline = time.monotonic() + STARTS_WITHIN
@@ -222,20 +260,20 @@ async def _after_start(crowd: Crowd, clients: int) -> None:
                 await client.models.list()
                 break
             except openai.APIConnectionError:
-                if time.monotonic() > deadline:
-                    raise
+                if time.monotonic() > deadline or process.status() == psutil.STATUS_ZOMBIE:
+                    raise SystemExit("the server did not start") from None
                 await asyncio.sleep(0.1)
     await crowd.ask(clients, 0.01)
 
 
 async def _watched(crowd: Crowd, clients: int, seconds: float, process: psutil.Process) -> tuple[float, list[int]]:
-    """Return the crowd's answers a second, and the server's resident bytes every half second."""
-    resident = [_resident(process)]
+    """Return the crowd's answers a second, and the server's memory every half second."""
+    resident = [_memory(process)]
 
     async def watch() -> None:
         while True:
             await asyncio.sleep(0.5)
-            resident.append(_resident(process))
+            resident.append(_memory(process))
 
     watching = asyncio.ensure_future(watch())
     rate = await crowd.ask(clients, seconds)
@@ -243,9 +281,39 @@ async def _watched(crowd: Crowd, clients: int, seconds: float, process: psutil.P
     return rate, resident
 
 
-def _resident(process: psutil.Process) -> int:
-    """Return the resident bytes of a server and of the processes it started; vLLM's engine is one of them."""
-    return sum(one.memory_info().rss for one in (process, *process.children(recursive=True)))
+def _memory(process: psutil.Process) -> int:
+    """Return the bytes that a server and the processes it started hold, shared pages counted once, where Linux tells.
+
+    vLLM's engine and its workers are such processes.
+    """
+    held = 0
+    for one in (process, *process.children(recursive=True)):
+        try:
+            whole = one.memory_full_info()
+        except psutil.NoSuchProcess:  # it ended after it was listed
+            continue
+        held += whole.pss if sys.platform == "linux" else whole.rss
+    return held
+
+
+def table(reports: dict[str, dict[str, Any]]) -> str:
+    """Return the reports as a table in Markdown."""
+    clients = {report["clients"] for report in reports.values()}.pop()
+    lines = [
+        f"| server | answers a second, 1 client | {clients} clients | median, 95th percentile of {clients} "
+        "| wrong | lost | memory |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, report in reports.items():
+        rate, latency = report["answers_a_second"], report["latency_seconds"]
+        told = ", ".join(f"{package} {version}" for package, version in report["versions"].items())
+        lines.append(
+            f"| {name} ({told}) | {rate['alone']:.2f} | {rate['crowd']:.2f} "
+            f"| {latency['crowd_median']:.2f} s, {latency['crowd_95th_percentile']:.2f} s "
+            f"| {report['wrong_answers']} of {report['answered']} | {report['asked'] - report['answered']} "
+            f"| {report['memory_mib']['most'] / 1024:.2f} GiB |"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -254,15 +322,19 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--alone-seconds", type=float, default=15)
-    parser.add_argument("--vllm", metavar="PYTHON", help="measure the vLLM that this Python has, instead")
+    parser.add_argument("--vllm", metavar="PYTHON", help="measure the vLLM that this Python has, too")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/serving.json"))
     arguments = parser.parse_args()
-    report = load(arguments.model, arguments.clients, arguments.seconds, arguments.alone_seconds, arguments.vllm)
+    reports = load(arguments.model, arguments.clients, arguments.seconds, arguments.alone_seconds, arguments.vllm)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps({**report, "errors": len(report["errors"])}, indent=2))
-    if report["errors"] or report["wrong_answers"] or report["asked"] != report["answered"]:
-        sys.exit(1)
+    arguments.out.write_text(json.dumps(reports, indent=2) + "\n", encoding="utf-8")
+    print(
+        json.dumps({name: {**report, "errors": len(report["errors"])} for name, report in reports.items()}, indent=2)
+    )
+    print(table(reports))
+    for report in reports.values():
+        if report["errors"] or report["wrong_answers"] or report["asked"] != report["answered"]:
+            sys.exit(1)
 
 
 if __name__ == "__main__":
