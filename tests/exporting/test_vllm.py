@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
+import peft
 import pytest
 import torch
 from support.tiny_llaso import (
@@ -132,6 +133,71 @@ def test_a_typed_placeholder_is_refused(served):
     response = ask_vllm(served.client, f"What is {served.processor.audio_token}?", [clip], 2)
     assert response.status_code == 400 and "special token" in response.text, response.text
     assert ask_vllm(served.client, "What is it?", [clip], 2).status_code == 200  # the engine still runs
+
+
+def test_the_prefix_cache_tells_audios_apart(served):
+    """Two audios of one length behind the same text, each asked twice: the second time much comes from the cache."""
+
+    def hits() -> float:
+        lines = served.client.get("/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:prefix_cache_hits_total"))
+
+    clips = [tone(20, 200), tone(20, 700)]
+    wanted = [ours(served, QUESTIONS[1], [clip])[1] for clip in clips]
+    assert wanted[0] != wanted[1]
+    found = []
+    for clip in clips * 2:
+        before = hits()
+        response = ask_vllm(served.client, QUESTIONS[1], [clip], TOKENS)
+        found.append(response.json()["choices"][0]["token_ids"])
+        gained = hits() - before
+    assert found == wanted * 2
+    assert gained >= 256  # tokens of the last prompt
+
+
+# ---- Adapters ----
+
+
+@pytest.mark.parametrize("plugin", [False, True])
+def test_adapters_answer_as_here_beside_the_model_itself(plugin, tmp_path):
+    """Two adapters and the model answer in one batch.
+
+    Unchanged, vLLM must be told to leave the embeddings alone. One slot stays free: on a CPU, a request for the model
+    itself gets the last slot's adapter (vLLM's pull request 48421).
+    """
+    model, processor = vllm_llaso("trim", 272)
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    numbers = [0, 5, 33, 42]  # short ones, one above 30 s, two in a prompt
+    wanted = {"llaso": [ours(SimpleNamespace(model=model, processor=processor), *prompt(n)) for n in numbers]}
+    for seed, name in enumerate(("first", "second")):
+        torch.manual_seed(seed)
+        settings = peft.LoraConfig(r=4, init_lora_weights=False, target_modules=r".*language_model.*\.(q|k|v|o)_proj")
+        adapted = peft.get_peft_model(model, settings).eval()
+        adapted.save_pretrained(tmp_path / name)
+        found = SimpleNamespace(model=adapted, processor=processor)
+        wanted[name] = [ours(found, *prompt(n)) for n in numbers]
+        model = adapted.unload()
+    for place in range(len(numbers)):
+        assert len({tuple(answers[place][1]) for answers in wanted.values()}) == 3  # so that a mix-up shows
+    adapters = [f"{name}={tmp_path / name}" for name in ("first", "second")]
+    options = ["--enable-lora", "--max-loras", "3", "--lora-modules", *adapters]
+    if not plugin:
+        options += ["--lora-target-modules", "q_proj", "k_proj", "v_proj", "o_proj"]
+    asked = [(name, place) for place in range(len(numbers)) for name in wanted]
+    with (
+        vllm_server(PYTHON, tmp_path / "model", *LIMITS, *options, log=tmp_path / "log.txt", plugin=plugin) as client,
+        ThreadPoolExecutor(len(asked)) as threads,
+    ):
+        responses = threads.map(lambda one: ask_vllm(client, *prompt(numbers[one[1]]), TOKENS, model=one[0]), asked)
+        for (name, place), response in zip(asked, responses, strict=True):
+            assert response.status_code == 200, (name, response.text)
+            ids, answer, scores = wanted[name][place]
+            assert response.json()["prompt_token_ids"] == ids
+            choice = response.json()["choices"][0]
+            assert choice["token_ids"] == answer, (name, PROMPTS[numbers[place]])
+            theirs = [token["logprob"] for token in choice["logprobs"]["content"]]
+            assert max(abs(a - b) for a, b in zip(theirs, scores, strict=True)) < GAP
 
 
 # ---- With the plugin ----
