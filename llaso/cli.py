@@ -65,6 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = build_parser().parse_args(argv)
     except SystemExit as stopped:  # of --help, --version, or options that are refused
         return int(stopped.code or 0)
+    if not sys.stderr.isatty():  # libraries draw their bars on it
+        for library in ("HF_HUB", "HF_DATASETS"):  # transformers asks the first
+            os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(
         level=logging.INFO if arguments.verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
     )

@@ -20,15 +20,21 @@ def time_in_words(seconds: float) -> str:
 
 
 def progress_report(what: str, report: Report, every: float) -> Callable[[int, int], None]:
-    """Return a function of (done, total) that reports a line at most every `every` seconds, and one at the end."""
-    started = last = time.perf_counter()
+    """Return a function of (done, total) that reports a line at most every `every` seconds, and one at the end.
+
+    The time left follows from the speed since the first call: what was done before, and the start, do not count.
+    """
+    last = time.perf_counter()
+    first: tuple[int, float] | None = None
 
     def show(done: int, total: int) -> None:
-        nonlocal last
+        nonlocal last, first
         now = time.perf_counter()
+        first = first or (done, now)
         if done and (done >= total or now - last >= every):
             last = now
-            left = (now - started) / done * (total - done)
-            report(f"{what} {done:,}/{total:,}" + (f"  {time_in_words(left)} left" if done < total else ""))
+            since, seconds = done - first[0], now - first[1]
+            left = f"  {time_in_words(seconds / since * (total - done))} left" if since and done < total else ""
+            report(f"{what} {done:,}/{total:,}{left}")
 
     return show

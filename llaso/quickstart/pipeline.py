@@ -40,7 +40,7 @@ def quickstart(out: str | Path, options: Options, *, ignore_gate: bool = False) 
     Args:
         out: folder for corpora, models and report.
         options: of the quickstart.
-        ignore_gate: go on to Stage 2 even if Stage 1 did not pass its gate.
+        ignore_gate: go on to Stage 2 even if Stage 1 did not pass its gate; the size "minimum" always does.
 
     Returns:
         0, or 1 if Stage 1 did not pass its gate.
@@ -57,8 +57,9 @@ def quickstart(out: str | Path, options: Options, *, ignore_gate: bool = False) 
         run.stage("backbones", run.train_backbones)
     run.stage("stage 1", run.align)
     if not run.gate_passed():
-        print(run.gate_message())
-        if not ignore_gate:
+        go_on = ignore_gate or options.size == "minimum"
+        print(run.gate_message(go_on))
+        if not go_on:
             return 1
     run.stage("stage 2", run.instruct)
     run.stage("evaluation", run.evaluate)
@@ -92,8 +93,14 @@ class _Pipeline:
             print(f"{label}: done before")
             return
         print(f"{label}", flush=True)
-        started = time.perf_counter()
-        outcome = work()
+        interrupted = self.record.setdefault("interrupted", {})
+        started = time.perf_counter() - interrupted.get(name, 0.0)
+        try:
+            outcome = work()
+        except BaseException:
+            interrupted[name] = round(time.perf_counter() - started, 1)
+            write_atomically(self.record_file, json.dumps(self.record, indent=1, ensure_ascii=False))
+            raise
         self.record["done"][name] = {"seconds": round(time.perf_counter() - started, 1), **outcome}
         peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         self.record["peak_memory_mb"] = max(self.record.get("peak_memory_mb", 0), round(max(peaks) / 1024))
@@ -223,19 +230,19 @@ class _Pipeline:
         result = self.record["done"]["stage 1"]
         return result["wer"] is not None and result["wer"] < result["gate_wer"]
 
-    def gate_message(self) -> str:
-        """Return the message for a Stage 1 that did not pass its gate, with the remedy."""
+    def gate_message(self, go_on: bool) -> str:
+        """Return the message for a Stage 1 that did not pass its gate, with the remedy unless the run goes on."""
         result = self.record["done"]["stage 1"]
         if result["wer"] is None:
-            return (
-                "Stage 1 has no word error rate: the corpus holds out no transcripts. Name held-out speakers in the "
-                "sources file (`split`, or a larger `eval_share`), or go on all the same with --ignore-gate."
+            reason = "Stage 1 has no word error rate: the corpus holds out no transcripts."
+            remedy = "Name held-out speakers in the sources file (`split`, or a larger `eval_share`)"
+        else:
+            reason = (
+                f"Stage 1 did not pass its gate: WER {result['wer']:.3f} on {result['wer_words']} held-out words, "
+                f"{result['gate_wer']:.2f} wanted. A model that mishears cannot follow instructions."
             )
-        return (
-            f"Stage 1 did not pass its gate: WER {result['wer']:.3f} on {result['wer_words']} held-out words, "
-            f"{result['gate_wer']:.2f} wanted. A model that mishears cannot follow instructions: see "
-            f"{self.out / 'stage1' / 'loss.png'}, train longer, or go on all the same with --ignore-gate."
-        )
+            remedy = f"See {self.out / 'stage1' / 'loss.png'}, train longer"
+        return f"{reason} " + ("Going on." if go_on else f"{remedy}, or go on all the same with --ignore-gate.")
 
     def stage_1_line(self) -> str:
         """Return what Stage 1 came to."""

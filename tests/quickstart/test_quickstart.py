@@ -13,13 +13,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 from support.paths import ROOT
 
+from llaso import progress
 from llaso.quickstart import pipeline
+from llaso.quickstart.options import Options
 
 LLASO = [sys.executable, "-m", "llaso.cli"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -194,3 +197,26 @@ def test_speech_is_spoken_digits_a_sources_file_or_anything_that_can_be_inspecte
     assert "folder:" in (tmp_path / "run-beside" / "speech-sources.yaml").read_text()
     (tmp_path / "mine.yaml").write_text("sources: {mine: {folder: beside}}")
     assert named(tmp_path / "mine.yaml") == [("mine", 2)]
+
+
+def test_the_time_of_a_stage_counts_what_was_interrupted(tmp_path, monkeypatch):
+    clock = iter([0.0, 50.0, 100.0, 107.0])
+    monkeypatch.setattr(pipeline, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline._Pipeline(tmp_path / "run", Options()).stage("corpora", interrupted)
+    again = pipeline._Pipeline(tmp_path / "run", Options())
+    again.stage("corpora", dict)
+    assert again.record["done"]["corpora"]["seconds"] == 57.0
+
+
+def test_the_time_left_follows_from_what_was_done_since_the_start(monkeypatch):
+    clock, lines = iter([0.0, 0.5, 3.0, 5.0, 9.0]), []
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    show = progress.progress_report("rows", lines.append, every=2.0)
+    for done in (900, 910, 920, 1000):  # a resumed job
+        show(done, 1000)
+    assert lines == ["rows 910/1,000  22 s left", "rows 920/1,000  18 s left", "rows 1,000/1,000"]

@@ -150,7 +150,8 @@ class HeldOutEvaluation(TrainerCallback):
         )
         self.report(f"held out: word error rate {wer:.3f} on {rows} rows ({result['seconds']:.1f} s)")
         for said, heard in result["samples"][:2]:
-            self.report(f"    said  {said}\n    heard {heard}")
+            self.report(f"    said  {said}")
+            self.report(f"    heard {heard}")
         self.trainer.log({"held_out_wer": wer})
 
     def _asked_to_stop(self) -> bool:

@@ -192,7 +192,8 @@ def refuse_another_run(
         remedy = "name another folder with --set out=…, or delete this one"
         if not finished and changed.keys() <= set(CHANGEABLE_IF_NAMED):
             remedy += f"; to go on with the new values, add --change {' '.join(changed)}"
-        raise ValueError(f"{out} holds a run of another recipe ({'; '.join(changed.values())}); {remedy}")
+        what = "a finished run" if finished else "a run"
+        raise ValueError(f"{out} holds {what} of another recipe ({'; '.join(changed.values())}); {remedy}")
     if not finished or "batch.accumulation" in differing:
         _refuse_another_step(out, plan)
 
