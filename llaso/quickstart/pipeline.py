@@ -97,7 +97,7 @@ class _Pipeline:
         started = time.perf_counter() - interrupted.get(name, 0.0)
         try:
             outcome = work()
-        except BaseException:
+        except (KeyboardInterrupt, SystemExit):
             interrupted[name] = round(time.perf_counter() - started, 1)
             write_atomically(self.record_file, json.dumps(self.record, indent=1, ensure_ascii=False))
             raise

@@ -22,6 +22,8 @@ from .transcript_formats import Segment
 BATCH_SIZE = 8
 LOOP_RATIO = 2.4
 """Times that zlib shortens a text from which on the model is taken to repeat itself; OpenAI's Whisper has the same."""
+SHORTEST_LOOP = 100
+"""Bytes of a text below which a repetition may well have been said."""
 LONGEST_REPEAT = 2
 """Tokens that a transcript may hold twice if it is made again after such a text."""
 
@@ -181,9 +183,9 @@ class Transcriber:
 
 
 def repeats_itself(text: str) -> bool:
-    """Tell whether a text is mostly repetition, so that zlib shortens it by more than `LOOP_RATIO`."""
+    """Tell whether a text is not short and mostly repetition, so that zlib shortens it by more than `LOOP_RATIO`."""
     encoded = text.encode()
-    return len(encoded) > LOOP_RATIO * len(zlib.compress(encoded))
+    return len(encoded) >= SHORTEST_LOOP and len(encoded) > LOOP_RATIO * len(zlib.compress(encoded))
 
 
 class _ChosenLogProbs(LogitsProcessor):

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -88,9 +89,14 @@ def test_a_finished_quickstart_does_nothing_again(journey):
     assert {path: path.stat().st_mtime_ns for path in journey.rglob("*") if path.is_file()} == before
 
 
-def test_a_gate_not_passed_stops_the_journey(journey):
-    stopped = run("quickstart", "--out", journey, "--speech", journey.parent / "digits", "--size", "minimum")
-    assert stopped.returncode == 1 and "--ignore-gate" in stopped.stdout
+def test_a_gate_not_passed_stops_the_journey_unless_it_only_shows_that_all_runs(journey, tmp_path, capsys):
+    gone_on = run("quickstart", "--out", journey, "--speech", journey.parent / "digits", "--size", "minimum")
+    assert gone_on.returncode == 0 and "did not pass its gate" in gone_on.stdout and "Going on." in gone_on.stdout
+    failed = {"wer": 1.0, "wer_words": 20, "gate_wer": 0.1}
+    done = {"corpora": {}, "backbones": {}, "stage 1": failed}
+    (tmp_path / "quickstart.json").write_text(json.dumps({"options": asdict(Options()), "done": done}))
+    assert pipeline.quickstart(tmp_path, Options()) == 1
+    assert "go on all the same with --ignore-gate" in capsys.readouterr().out
 
 
 def test_resuming_with_other_options_is_refused(journey):

@@ -235,7 +235,8 @@ def test_a_transcript_that_repeats_itself_is_made_again_without_repeats(transcri
 @pytest.mark.parametrize(
     ("text", "loops"),
     [
-        ("bet " * 20, True),
+        ("bet " * 40, True),
+        ("bet " * 12, False),
         ("by the way " * 12, True),
         ("", False),
         ("one one one one one one", False),
