@@ -40,10 +40,10 @@ SAME, DIFFERS, TRUNCATED, MORE, EMPTY, OTHER = KINDS = (
     "empty",
     "something else",
 )
-"""What a recording says, compared with its text: the same; the same but for some words; its first or last part alone;
-all of it and more; nothing; something else."""
+"""Kinds of disagreement between a recording and its text. It says the same; the same but for some words; only the
+first or last part; all of it and more; nothing; or something else."""
 COLUMNS = ("id", "task", "sha256")
-"""What tells which recordings are to be heard."""
+"""Columns from which the recordings to transcribe are chosen."""
 _BETWEEN_DIGITS = re.compile(r"(?<=\d)(?=\d)")
 BATCHES_SORTED = 8
 """Batches whose clips are sorted by length together: a batch costs what its longest clip costs."""

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, cast
 from .sources.base import Reject
 
 _BROKEN = re.compile("[\udc80-\udcff]")
-"""What the error handler surrogateescape leaves of bytes that are not UTF-8."""
+"""Characters that stand for bytes that are not UTF-8, after decoding with the error handler surrogateescape."""
 
 
 def lines(path: Path) -> Iterator[tuple[int, str | Reject]]:

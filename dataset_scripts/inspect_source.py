@@ -37,7 +37,7 @@ NAMES = {
     "split": "split",
     "id": "id utt_id segment_id",
 }
-"""What columns are usually called, by what they are; the first name that is there is taken."""
+"""Usual names of each kind of column. If a table has several of them, the first is taken."""
 MOST_LABELS = 12
 """Different values up to which a column may hold labels."""
 

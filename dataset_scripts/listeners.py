@@ -1,4 +1,4 @@
-"""What can transcribe a corpus: a speech recognizer or a LLaSO of transformers, or a server with OpenAI's interface.
+"""Transcribes a corpus: by a speech recognizer or a LLaSO of transformers, or by a server with OpenAI's interface.
 
 Each takes a batch of clips and returns a transcript for each; its name and revision identify what it heard.
 """
@@ -36,7 +36,7 @@ RETRIES, PAUSE = 5, 1.0
 
 
 class Listener(Protocol):
-    """What `transcribe_rows` needs."""
+    """Interface of the models and servers that `transcribe_rows` asks."""
 
     @property
     def identity(self) -> dict[str, str]:

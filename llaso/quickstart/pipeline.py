@@ -99,13 +99,17 @@ class _Pipeline:
             outcome = work()
         except (KeyboardInterrupt, SystemExit):
             interrupted[name] = round(time.perf_counter() - started, 1)
-            write_atomically(self.record_file, json.dumps(self.record, indent=1, ensure_ascii=False))
+            self.write_record()
             raise
         self.record["done"][name] = {"seconds": round(time.perf_counter() - started, 1), **outcome}
         peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         self.record["peak_memory_mb"] = max(self.record.get("peak_memory_mb", 0), round(max(peaks) / 1024))
-        write_atomically(self.record_file, json.dumps(self.record, indent=1, ensure_ascii=False))
+        self.write_record()
         print(f"{label}: {time_in_words(self.record['done'][name]['seconds'])}", flush=True)
+
+    def write_record(self) -> None:
+        """Write the options, and what came of each stage."""
+        write_atomically(self.record_file, json.dumps(self.record, indent=1, ensure_ascii=False))
 
     # --- corpora ----------------------------------------------------------------------------------------------------
 

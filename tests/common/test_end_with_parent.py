@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
+import psutil
 import pytest
+from support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 POOL = """
 import multiprocessing, os, sys, time
 from concurrent.futures import ProcessPoolExecutor
@@ -33,14 +31,11 @@ def test_workers_of_a_killed_process_end(way, tmp_path):
     parent = subprocess.Popen(
         [sys.executable, str(tmp_path / "pool.py"), way], stdout=subprocess.PIPE, text=True, env=environment
     )
-    workers = [int(word) for word in parent.stdout.readline().split()]
+    workers = [psutil.Process(int(word)) for word in parent.stdout.readline().split()]
     assert workers
     parent.kill()
     parent.wait()
-    deadline, left = time.monotonic() + 30, workers
-    while left and time.monotonic() < deadline:
-        time.sleep(0.05)
-        left = [worker for worker in workers if Path(f"/proc/{worker}").exists()]
+    _, left = psutil.wait_procs(workers, timeout=30)
     for worker in left:
-        os.kill(worker, signal.SIGKILL)
+        worker.kill()
     assert not left

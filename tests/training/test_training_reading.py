@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
@@ -16,10 +14,12 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import HfFileSystem
 from support.hub_server import HubServer, connected, serve
+from support.paths import ROOT
 from support.tiny_training import row, save_corpus
 
 from llaso.training.recipe.recipe import DataChoice
@@ -28,7 +28,6 @@ from llaso.training.rows.corpora import Corpus, open_corpus, open_held_out
 from llaso.training.rows.read_ahead import ReadAhead
 from llaso_common.open_corpus import NoSuchSplit, parquet_files
 
-ROOT = Path(__file__).parents[2]
 GROUPS, OF_GROUP = 25, 4
 
 
@@ -216,13 +215,10 @@ time.sleep(600)
 
 def test_a_reading_process_ends_with_a_killed_main_process():
     main = subprocess.Popen([sys.executable, "-c", WAITING], stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    worker = int(main.stdout.readline())
+    worker = psutil.Process(int(main.stdout.readline()))
     main.kill()
     main.wait()
-    deadline = time.monotonic() + 60
-    while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    left = Path(f"/proc/{worker}").exists()
-    if left:
-        os.kill(worker, signal.SIGKILL)
+    _, left = psutil.wait_procs([worker], timeout=60)
+    for one in left:
+        one.kill()
     assert not left

@@ -164,7 +164,7 @@ def dry_run(recipe: str | Path | Recipe, overrides: Iterable[str] = ()) -> RunCo
     config = config_of(settings)
     world = int(os.environ.get("WORLD_SIZE", 1))
     auto = settings.batch.per_device == "auto"
-    settings = replace(settings, batch=_batch_in_numbers(settings.batch, world))
+    settings = replace(settings, batch=_batch_to_weigh(settings.batch, world))
     rows = rows_of(settings, config, world)
     steps = settings.optimizer.max_steps or max(1, round(settings.optimizer.epochs * rows.steps))
     a_row = rows.text + rows.windows * count_audio_tokens(rows.frames, config.projector_stride)
@@ -236,7 +236,7 @@ def weigh(recipe: Recipe, config: LlasoConfig, shape: BatchShape) -> tuple[list[
     return parts, counter
 
 
-def _batch_in_numbers(batch: BatchChoice, world: int) -> BatchChoice:
+def _batch_to_weigh(batch: BatchChoice, world: int) -> BatchChoice:
     """Return a recipe's batches in numbers; what `auto` is to measure is one row, or all of a step's tokens."""
     if batch.per_device != "auto":
         return batch.on(world)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -160,28 +160,8 @@ def refuse_another_run(
     Raises:
         ValueError: they differ in what may not change, which the message names.
     """
-    for name in change:
-        if name not in (settings := flatten(recipe.to_dict())):
-            raise ValueError(f"--change: {unknown_setting(name, settings)}")
-    if fixed := [name for name in change if name not in CHANGEABLE_IF_NAMED]:
-        raise ValueError(
-            f"{', '.join(fixed)} cannot be changed in a run; only {', '.join(CHANGEABLE_IF_NAMED)} can be"
-        )
-    own_rates = [f"optimizer.{part}.learning_rate" for part in recipe.train]
-    if "optimizer.learning_rate" in change and all(
-        getattr(recipe.optimizer, part).learning_rate is not None for part in recipe.train
-    ):
-        raise ValueError(
-            "--change optimizer.learning_rate would change nothing: each part that learns has a rate of its own; "
-            f"change {' or '.join(own_rates)}"
-        )
     differing = changed_settings(out, recipe)
-    of_parts = [name for name in change if name in differing and name.count(".") > 1]
-    if of_parts and (out / RECIPE).exists() and not has_own_rates(_recipe_of(out).optimizer):
-        raise ValueError(
-            f"--change {of_parts[0]}: the parts of this run had no settings of their own when it began, so that its "
-            "optimizer's state is not kept by part; change optimizer.learning_rate"
-        )
+    _refuse_useless_changes(out, recipe, [name for name in change if name in differing], change)
     allowed = () if finished else tuple(change)
     changed = {
         name: f"{name} was {was!r}, is {now!r}"
@@ -196,6 +176,40 @@ def refuse_another_run(
         raise ValueError(f"{out} holds {what} of another recipe ({'; '.join(changed.values())}); {remedy}")
     if not finished or "batch.accumulation" in differing:
         _refuse_another_step(out, plan)
+
+
+def _refuse_useless_changes(out: Path, recipe: Recipe, differing: Sequence[str], change: Collection[str]) -> None:
+    """Check the settings that `--change` names.
+
+    Args:
+        out: folder of the run.
+        recipe: of this launch.
+        differing: those of `change` whose value is another than before.
+        change: settings that are to change.
+
+    Raises:
+        ValueError: one does not exist, may not change, or would change nothing.
+    """
+    settings = flatten(recipe.to_dict())
+    for name in change:
+        if name not in settings:
+            raise ValueError(f"--change: {unknown_setting(name, settings)}")
+    if fixed := [name for name in change if name not in CHANGEABLE_IF_NAMED]:
+        raise ValueError(
+            f"{', '.join(fixed)} cannot be changed in a run; only {', '.join(CHANGEABLE_IF_NAMED)} can be"
+        )
+    own_rates = [f"optimizer.{part}.learning_rate" for part in recipe.train]
+    if "optimizer.learning_rate" in change and all(settings[name] is not None for name in own_rates):
+        raise ValueError(
+            "--change optimizer.learning_rate would change nothing: each part that learns has a rate of its own; "
+            f"change {' or '.join(own_rates)}"
+        )
+    of_parts = [name for name in differing if name.count(".") > 1]
+    if of_parts and not has_own_rates(_recipe_of(out).optimizer):
+        raise ValueError(
+            f"--change {of_parts[0]}: the parts of this run had no settings of their own when it began, so that its "
+            "optimizer's state is not kept by part; change optimizer.learning_rate"
+        )
 
 
 def _refuse_another_step(out: Path, plan: StepPlan) -> None:

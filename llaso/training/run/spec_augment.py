@@ -1,7 +1,7 @@
 """Hides stretches of the log-mel while training: SpecAugment (arXiv 1904.08779).
 
-A hidden place is 0, about the middle of Whisper's log-mel. What is hidden depends on the seed, the step and the place
-of the micro-batch alone, so that a resumed run hides the same.
+A hidden place is 0, about the middle of Whisper's log-mel. What is hidden depends on the seed, the step and the lane
+of the micro-batch alone, so that a resumed run hides the same, on any number of processes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def hide(windows: Sequence[torch.Tensor], choice: SpecAugmentChoice, generator: 
     """
 
     def draw(below: int) -> int:
-        return int(torch.randint(max(1, below), (), generator=generator))
+        return int(torch.randint(below, (), generator=generator))
 
     widest_time = round(choice.time_mask_seconds * MEL_FRAMES_PER_SECOND)
     for window in windows:

@@ -515,7 +515,7 @@ class LlasoTrainer(Trainer):
             assert output_dir is not None
             folder = Path(output_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            learned = on_host({name: p for name, p in self.unwrapped.named_parameters() if p.requires_grad})
+            learned = on_host({name: p for name, p in self.unwrapped.named_parameters() if name in self.learned})
             self.to_write.append(lambda: save_trainable(learned, folder, self.frozen_digests, self.sources))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
