@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from llaso_common.audio import SAMPLE_RATE
+from llaso_common.half_precision import in_fp32_if_faster
 
 from .answer_records import Reply
 from .corpus import Question, encode_wav
@@ -201,7 +202,7 @@ class TransformersBackend:
         model: a folder or an id on the Hub.
         settings: how to generate.
         hub_revision: branch, tag or commit on the Hub.
-        dtype: of the weights; as stored by default.
+        dtype: of the weights; as stored by default, but float32 on a processor without bf16 instructions.
         device: e.g. "cuda:1"; by default this process's accelerator, else the CPU.
         trust_remote_code: run the model code that travels with the checkpoint.
         attn_implementation: e.g. "sdpa"; the model's own choice by default.
@@ -249,7 +250,8 @@ class TransformersBackend:
         model = self._auto_class().from_pretrained(self.name, **self._from, **self._weights)
         if hasattr(model, "thinker"):
             model = model.thinker  # an omni model: the half that writes text; the half that speaks is not needed
-        self.model = model.to(self._device or own_device(torch)).eval()
+        model = model.to(self._device or own_device(torch)).eval()
+        self.model = in_fp32_if_faster(model) if self._weights["dtype"] == "auto" else model
 
     def _auto_class(self) -> Any:
         """Return `AutoModelForMultimodalLM`, or the class that transformers lists an audio LLM under instead."""

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from llaso_common.half_precision import in_fp32_if_faster
+
 logger = logging.getLogger(__name__)
 
 
@@ -93,6 +95,8 @@ def load_model(folder: str) -> Any:
 def load(name: str, device: str | None = None) -> tuple[Any, Any]:
     """Load a model and its processor, ready to answer.
 
+    Weights stay as stored, but on a processor without bf16 instructions half precision becomes float32.
+
     Args:
         name: a folder or a Hub id.
         device: "cpu", "cuda", …; by default the GPU if there is one.
@@ -122,7 +126,7 @@ def load(name: str, device: str | None = None) -> tuple[Any, Any]:
             trained,
             trained,
         )
-    return model.to(device), processor
+    return in_fp32_if_faster(model.to(device)), processor
 
 
 def load_for_text(name: str, device: str | None = None) -> tuple[Any, Any]:

@@ -136,7 +136,12 @@ def _generation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=seed, default=0, help="of sampling (default: %(default)s)")
     parser.add_argument("--system", help="a system prompt in place of the rows' own")
     parser.add_argument("--revision", help="of the model on the Hub, or a label for what the endpoint serves")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as stored)")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        help="of the weights (default: as stored, or float32 on a processor without bf16 instructions)",
+    )
     parser.add_argument(
         "--device", type=device, help="e.g. cuda:1; this process's accelerator, else the CPU, by default"
     )

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
+
+from llaso_common.half_precision import computes_in_bf16
 
 from .yaml_loader import Range, check_ranges, read_settings, read_yaml, to_plain
 
@@ -207,8 +209,8 @@ class OptimizerChoice:
 class ComputeChoice:
     """Precision, memory and data loading."""
 
-    precision: Literal["bf16", "fp32"] = "bf16"
-    frozen_weights: Literal["bf16", "fp32"] = "fp32"  # type of frozen weights; trainable ones are always fp32
+    precision: Literal["auto", "bf16", "fp32"] = "bf16"  # auto: bf16 if this machine computes in it, otherwise fp32
+    frozen_weights: Literal["auto", "bf16", "fp32"] = "fp32"  # auto: as `precision`; trainable weights are always fp32
     gradient_checkpointing: Checkpointing = False  # compute layers again in the backward pass; see recomputation.py
     answer_only_logits: bool = True  # the LLM's head runs on answer tokens alone
     attention: Attention | None = None  # transformers' choice by default
@@ -351,7 +353,7 @@ def load_recipe(
         overrides: `"batch.per_device=4"` strings, or the same as a mapping of dotted names.
 
     Returns:
-        The checked `Recipe`.
+        The checked `Recipe`, with the precision of this machine in the place of `auto`.
 
     Raises:
         ValueError: an unknown key (with the nearest valid one), a value of the wrong kind, or settings that exclude
@@ -360,9 +362,17 @@ def load_recipe(
     """
     if isinstance(recipe, str | Path):
         path = find_recipe(recipe)
-        return read_settings(Recipe, read_yaml(path, find_recipe), overrides, path.name, RETIRED)
+        return _on_this_machine(read_settings(Recipe, read_yaml(path, find_recipe), overrides, path.name, RETIRED))
     tree = recipe.to_dict() if isinstance(recipe, Recipe) else recipe
-    return read_settings(Recipe, tree, overrides, "recipe", RETIRED)
+    return _on_this_machine(read_settings(Recipe, tree, overrides, "recipe", RETIRED))
+
+
+def _on_this_machine(recipe: Recipe) -> Recipe:
+    """Replace `auto` in a recipe's precisions."""
+    compute = recipe.compute
+    precision = compute.precision if compute.precision != "auto" else "bf16" if computes_in_bf16() else "fp32"
+    frozen = compute.frozen_weights if compute.frozen_weights != "auto" else precision
+    return replace(recipe, compute=replace(compute, precision=precision, frozen_weights=frozen))
 
 
 def find_recipe(name: str | Path) -> Path:

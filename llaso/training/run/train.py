@@ -20,6 +20,7 @@ from transformers import set_seed
 from llaso.progress import Report, time_in_words
 from llaso_common.atomic_write import write_atomically
 from llaso_common.folder_lock import alone_in
+from llaso_common.half_precision import computes_in_bf16
 
 from ..recipe.recipe import BatchChoice, Recipe, load_recipe
 from ..rows.collator import RowEncoder, pad
@@ -94,6 +95,11 @@ def _train(asked: Recipe, batch: BatchChoice, plan: StepPlan, main_process: bool
     start = time.perf_counter()
     start_step, checkpoint = last_checkpoint(out, main_process)
     set_seed(recipe.seed)
+    if recipe.compute.precision == "bf16" and not computes_in_bf16():
+        logger.warning(
+            "compute.precision is bf16, for which this machine has no instructions, so that steps take many times as "
+            "long as in fp32; set compute.precision=auto compute.frozen_weights=auto"
+        )
     model, processor, frozen = set_up_model(recipe, report)
     if batch.per_device == "auto":
         found = measured_batch(recipe, model, processor, frozen, plan.processes, report).on(plan.processes)
