@@ -23,7 +23,8 @@ def computes_in_bf16(device: str | None = None) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device != "cpu":
         return True
-    known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # old versions of torch do not tell; fp32 is never slow
+    # Old versions of torch do not tell; fp32 is never slow.
+    known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(known.get(name, False) for name in BF16_INSTRUCTIONS)
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .option_types import at_least_1, some_text
+
+if TYPE_CHECKING:
+    from ..exporting.exported_model import ExportedLlaso
 
 
 def add_parser(commands) -> None:
     """Add `export` to the `llaso` parser."""
     export = commands.add_parser(
-        "export", help="write a model for llama.cpp or ONNX Runtime, and check its answers there"
+        "export", help="write a model for llama.cpp, ONNX Runtime or ExecuTorch, and check its answers there"
     )
     actions = export.add_subparsers(dest="action", metavar="ACTION", required=True)
 
@@ -45,12 +48,30 @@ def add_parser(commands) -> None:
     onnx.add_argument("--overwrite", action="store_true", help="replace the files that OUT holds")
     onnx.set_defaults(run=run_onnx)
 
+    executorch = actions.add_parser(
+        "executorch",
+        help="write ExecuTorch programs, for phones",
+        description="Write a model as ExecuTorch programs in single precision, computed by XNNPACK: audio.pte, "
+        "embed.pte and decoder.pte, with the tokenizer and llaso_executorch.json, which says how they fit.",
+    )
+    executorch.add_argument("model", type=some_text, metavar="ID_OR_DIR")
+    executorch.add_argument("out", type=some_text, metavar="OUT", help="the folder to write")
+    executorch.add_argument(
+        "--context",
+        type=at_least_1,
+        default=1024,
+        metavar="TOKENS",
+        help="the longest prompt, with its audio and its answer; memory for it is reserved (default: 1024)",
+    )
+    executorch.add_argument("--overwrite", action="store_true", help="replace the files that OUT holds")
+    executorch.set_defaults(run=run_executorch)
+
     check = actions.add_parser(
         "check",
         help="compare answers of exported files with the model's own",
         description="Ask exported files and the model itself about clips, greedily, and compare prompts, ids and "
         "numbers. GGUF files run in the installed llama.cpp (pip install xllamacpp), ONNX files in ONNX "
-        "Runtime. Exit code 1: they differ.",
+        "Runtime, ExecuTorch programs in its Python runtime. Exit code 1: they differ.",
     )
     check.add_argument("folder", type=some_text, metavar="OUT", help="what `llaso export` wrote")
     check.add_argument("clips", nargs="+", metavar="CLIP", help="audio files; for llama.cpp shorter than 30 s")
@@ -84,6 +105,18 @@ def run_onnx(arguments: argparse.Namespace) -> None:
     _print_sizes(export_onnx(model, processor, arguments.out, name=arguments.model))
 
 
+def run_executorch(arguments: argparse.Namespace) -> None:
+    """Write the files and say how large they are."""
+    _refuse_existing(arguments)
+    try:
+        from ..exporting.executorch_files import export_executorch
+    except ModuleNotFoundError as error:
+        raise _without_extra(error, "executorch") from None
+    model, processor = _loaded(arguments.model)
+    files = export_executorch(model, processor, arguments.out, arguments.model, arguments.context)
+    _print_sizes(files)
+
+
 def _refuse_existing(arguments: argparse.Namespace) -> None:
     from llaso_common.output_folder import refuse_existing
 
@@ -112,21 +145,30 @@ def _without_extra(error: ModuleNotFoundError, extra: str) -> ValueError:
 
 def run_check(arguments: argparse.Namespace) -> int:
     """Compare answers, a line for each clip; return exit code 1 if any differs."""
-    from ..exporting.export_folder import exported_model, is_onnx
+    from ..exporting.export_folder import exported_model, kind_of_export
 
     name = arguments.model or exported_model(arguments.folder)
-    return _check_onnx(arguments, name) if is_onnx(arguments.folder) else _check_gguf(arguments, name)
+    kind = kind_of_export(arguments.folder)
+    return _check_gguf(arguments, name) if kind == "gguf" else _check_parts(arguments, name, kind)
 
 
-def _check_onnx(arguments: argparse.Namespace, name: str) -> int:
+def _check_parts(arguments: argparse.Namespace, name: str, kind: str) -> int:
     from llaso_common.audio import read_audio
 
     try:
-        from ..exporting.onnx_check import CLOSE, compare_clip, compare_prompts
-        from ..exporting.onnx_model import OnnxLlaso
+        from ..exporting.parts_check import CLOSE, compare_clip, compare_prompts
+
+        files: ExportedLlaso
+        if kind == "onnx":
+            from ..exporting.onnx_model import OnnxLlaso
+
+            files = OnnxLlaso(arguments.folder)
+        else:
+            from ..exporting.executorch_model import ExecutorchLlaso
+
+            files = ExecutorchLlaso(arguments.folder)
     except ModuleNotFoundError as error:
-        raise _without_extra(error, "onnx") from None
-    files = OnnxLlaso(arguments.folder)
+        raise _without_extra(error, kind) from None
     clips = [read_audio(clip) for clip in arguments.clips]
     model, processor = _loaded(name)
     model = model.float()

@@ -8,8 +8,8 @@ from pathlib import Path
 from llaso_common import __version__
 
 RECORD_FILE = "export.json"
-DESCRIPTION_FILE = "llaso_onnx.json"
-"""Says how the parts of an ONNX export fit together."""
+DESCRIPTION_FILES = {"onnx": "llaso_onnx.json", "executorch": "llaso_executorch.json"}
+"""Say how the parts of an export fit together, by its kind."""
 TOKENIZER_FILE, TEMPLATE_FILE, MEL_FILTERS_FILE = "tokenizer.json", "chat_template.jinja", "mel_filters.npy"
 
 
@@ -30,9 +30,10 @@ def refuse_other_folder(out: str | Path) -> None:
         raise ValueError(f"{folder} holds no export ({RECORD_FILE} is missing), so --overwrite does not replace it")
 
 
-def is_onnx(folder: str | Path) -> bool:
-    """Return whether an export holds ONNX files, and not GGUF files."""
-    return Path(folder, DESCRIPTION_FILE).is_file()
+def kind_of_export(folder: str | Path) -> str:
+    """Return `onnx`, `executorch` or `gguf`: what an export's files are for."""
+    kinds = [kind for kind, file in DESCRIPTION_FILES.items() if Path(folder, file).is_file()]
+    return kinds[0] if kinds else "gguf"
 
 
 def exported_model(folder: str | Path) -> str:

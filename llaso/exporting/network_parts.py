@@ -9,7 +9,7 @@ optimum use.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,12 +119,20 @@ class NetworkPart:
     inputs: dict[str, Shape]
     outputs: dict[str, Shape]
 
-    def exported(self) -> ExportedProgram:
-        """Trace the part by `torch.export`."""
+    def exported(self, largest: Mapping[str, int] | None = None) -> ExportedProgram:
+        """Trace the part by `torch.export`.
+
+        Args:
+            largest: the largest size of each open length, for a runtime that reserves its memory beforehand.
+        """
+        largest = largest or {}
 
         def open_lengths(name: str) -> dict[int, Any]:
             lengths = self.open_lengths(name)
-            return {place: Dim.DYNAMIC(min=int(length != "past")) for place, length in lengths.items()}
+            return {
+                place: Dim.DYNAMIC(min=int(length != "past"), max=largest.get(length))
+                for place, length in lengths.items()
+            }
 
         with torch.no_grad():
             arguments, lengths = self.arranged(self._example), self.arranged(open_lengths)
@@ -147,39 +155,42 @@ class NetworkPart:
         return torch.ones(sizes, dtype=torch.long if whole else next(self.module.parameters()).dtype)
 
 
-def network_parts(model: LlasoForConditionalGeneration) -> dict[str, NetworkPart]:
+def network_parts(model: LlasoForConditionalGeneration, one_by_one: bool = False) -> dict[str, NetworkPart]:
     """Take a model apart.
 
     Args:
         model: in the precision that is to be exported, on the CPU.
+        one_by_one: whether a part takes one window, or one conversation, at a time. In `trim` the window then has real
+            frames only, and there is no mask.
 
     Returns:
         `audio`, `embed` and `decoder`.
     """
     config: Any = model.config
-    text, mels, whole = config.text_config, config.audio_config.num_mel_bins, config.max_frames
+    text, mels = config.text_config, config.audio_config.num_mel_bins
     hidden = text.hidden_size
-    features: dict[str, Shape] = {"input_features": ("windows", mels, whole)}
-    if config.audio_padding == "trim":
-        features = {"input_features": ("windows", mels, "frames")}
-        features["input_features_mask"] = ("windows", "frames")
+    batch, windows = (1, 1) if one_by_one else ("batch", "windows")
+    trimmed = config.audio_padding == "trim"
+    features: dict[str, Shape] = {"input_features": (windows, mels, "frames" if trimmed else config.max_frames)}
+    if trimmed and not one_by_one:
+        features["input_features_mask"] = (windows, "frames")
     names = [f"{layer}.{kind}" for layer in range(text.num_hidden_layers) for kind in ("key", "value")]
     heads, width = text.num_key_value_heads, head_dim(text)
-    embeds: dict[str, Shape] = {"inputs_embeds": ("batch", "tokens", hidden)}
+    embeds: dict[str, Shape] = {"inputs_embeds": (batch, "tokens", hidden)}
     return {
         "audio": NetworkPart(AudioEncoderPart(model), features, {"audio_embeds": ("audio_tokens", hidden)}),
-        "embed": NetworkPart(EmbedPart(model), {"input_ids": ("batch", "tokens")}, embeds),
+        "embed": NetworkPart(EmbedPart(model), {"input_ids": (batch, "tokens")}, embeds),
         "decoder": NetworkPart(
             DecoderPart(model),
             {
                 **embeds,
-                "attention_mask": ("batch", "past + tokens"),
-                "position_ids": ("batch", "tokens"),
-                **{f"{PAST}.{name}": ("batch", heads, "past", width) for name in names},
+                "attention_mask": (batch, "past + tokens"),
+                "position_ids": (batch, "tokens"),
+                **{f"{PAST}.{name}": (batch, heads, "past", width) for name in names},
             },
             {
-                "logits": ("batch", 1, text.vocab_size),
-                **{f"present.{name}": ("batch", heads, "past + tokens", width) for name in names},
+                "logits": (batch, 1, text.vocab_size),
+                **{f"present.{name}": (batch, heads, "past + tokens", width) for name in names},
             },
         ),
     }

@@ -8,22 +8,18 @@ Answers are greedy: at each step the likeliest token.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from .export_folder import DESCRIPTION_FILE
-from .numpy_processor import NumpyInputs, NumpyProcessor
-
-WINDOWS_AT_ONCE = 4
-"""Windows that the encoder takes in one run at most, which bounds the memory of long audio."""
+from .export_folder import DESCRIPTION_FILES
+from .exported_model import ExportedLlaso
 
 
-class OnnxLlaso:
+class OnnxLlaso(ExportedLlaso):
     """A model of ONNX files.
 
     Args:
@@ -32,50 +28,30 @@ class OnnxLlaso:
         threads: used by one run; 0 for as many as there are cores.
 
     Attributes:
-        processor: makes prompts and log-mel.
-        description: shapes, ids, how audio is cut.
         sessions: ONNX Runtime's, of the parts.
 
     Raises:
         ValueError: the folder holds no such files.
     """
 
+    description_file = DESCRIPTION_FILES["onnx"]
+    command = "llaso export onnx"
+
     def __init__(
         self, folder: str | Path, providers: Sequence[str] = ("CPUExecutionProvider",), threads: int = 0
     ) -> None:
-        folder = Path(folder)
-        try:
-            self.description: dict[str, Any] = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ValueError(f"{folder}: {DESCRIPTION_FILE} is missing; `llaso export onnx` writes it") from None
-        self.processor = NumpyProcessor(folder, self.description)
-        files = {part: folder / described["file"] for part, described in self.description["parts"].items()}
-        for file in files.values():
-            if not file.is_file():
-                raise ValueError(f"{file} is missing; `llaso export onnx` writes it")
-        inputs = self.description["parts"]["decoder"]["inputs"]
-        self.cache_shapes = {name: shape for name, shape in inputs.items() if name.startswith("past_key_values")}
+        super().__init__(folder)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         self.sessions = {
             part: onnxruntime.InferenceSession(str(file), options, providers=list(providers))
-            for part, file in files.items()
+            for part, file in self.files.items()
         }
 
     def run(self, part: str, given: dict[str, np.ndarray]) -> np.ndarray:
-        """Run `audio` or `embed`, and return what it gives."""
         return self.sessions[part].run(None, given)[0]
 
     def decode(self, given: dict[str, np.ndarray], past: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
-        """Run `decoder`.
-
-        Args:
-            given: its inputs but for keys and values.
-            past: keys and values by the names of the inputs: what the last call returned, arrays of length 0 at first.
-
-        Returns:
-            Logits `(vocab_size,)` of the last token, and keys and values for the next call.
-        """
         # Keys and values stay with ONNX Runtime from step to step.
         values = {
             name: onnxruntime.OrtValue.ortvalue_from_numpy(value) if isinstance(value, np.ndarray) else value
@@ -83,80 +59,3 @@ class OnnxLlaso:
         }
         logits, *present = self.sessions["decoder"].run_with_ort_values(None, values)
         return logits.numpy()[0, -1], dict(zip(past, present, strict=True))
-
-    def generate(
-        self, conversation: str | Sequence[dict[str, Any]], audio: Sequence[Any] = (), max_new_tokens: int = 256
-    ) -> str:
-        """Answer.
-
-        Args:
-            conversation: a question that is asked before the audio; or messages, as LlasoProcessor takes them.
-            audio: recordings: paths, bytes of a file, or mono samples at 16 kHz.
-            max_new_tokens: length of the answer at most.
-
-        Raises:
-            ValueError: the conversation or a recording cannot be used, or the prompt fills the model's context.
-        """
-        if isinstance(conversation, str):
-            content = [{"type": "text", "text": conversation}, *({"type": "audio"} for _ in audio)]
-            conversation = [{"role": "user", "content": content}]
-        inputs = self.processor(conversation, audio)
-        ends = self.description["eos_token_ids"]
-        ids = [number for number, _ in self.steps(inputs, max_new_tokens)]
-        return self.processor.decode(ids[:-1] if ids and ids[-1] in ends else ids)
-
-    def transcribe(self, recording: Any, max_new_tokens: int = 256) -> str:
-        """Transcribe a recording by the instruction that the model was trained with."""
-        return self.generate(self.description["text"]["transcription_prompt"], [recording], max_new_tokens)
-
-    def steps(self, inputs: NumpyInputs, max_new_tokens: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the id of each new token, and the logits `(vocab_size,)` it was taken from; the end's is the last.
-
-        Raises:
-            ValueError: the prompt fills the model's context.
-        """
-        context = self.description["max_tokens"]
-        length = inputs.input_ids.shape[1]
-        if length >= context:
-            raise ValueError(
-                f"the prompt has {length} tokens, its audio included, and the language model reads at most "
-                f"{context} with the answer; shorten or cut the audio, or shorten the text"
-            )
-        embeds = self.embed(inputs)
-        past: dict[str, Any] = {}
-        for name, (_, heads, _, width) in self.cache_shapes.items():
-            past[name] = np.zeros((1, heads, 0, width), dtype=np.float32)
-        for total in range(length, min(length + max_new_tokens, context)):
-            new = embeds.shape[1]
-            given = {
-                "inputs_embeds": embeds,
-                "attention_mask": np.ones((1, total), dtype=np.int64),
-                "position_ids": np.arange(total - new, total, dtype=np.int64)[None],
-            }
-            logits, past = self.decode(given, past)
-            number = int(logits.argmax())
-            yield number, logits
-            if number in self.description["eos_token_ids"]:
-                return
-            embeds = self.run("embed", {"input_ids": np.asarray([[number]], dtype=np.int64)})
-
-    def embed(self, inputs: NumpyInputs) -> np.ndarray:
-        """Compute a prompt's embeddings `(1, tokens, hidden_size)`, its audio in the place of the placeholders."""
-        embeds = self.run("embed", {"input_ids": inputs.input_ids})
-        if inputs.input_features is not None and inputs.input_features_mask is not None:
-            audio = self._audio(inputs.input_features, inputs.input_features_mask)
-            embeds[inputs.input_ids == self.description["text"]["placeholder_id"]] = audio
-        return embeds
-
-    def _audio(self, features: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Encode windows, a few at a time."""
-        takes = self.description["parts"]["audio"]["inputs"]
-        embeds = []
-        for start in range(0, len(features), WINDOWS_AT_ONCE):
-            of_some, real = features[start : start + WINDOWS_AT_ONCE], mask[start : start + WINDOWS_AT_ONCE]
-            if self.description["audio"]["padding"] == "trim":
-                longest = real.sum(1).max()
-                of_some, real = of_some[:, :, :longest], real[:, :longest]
-            given = {"input_features": np.ascontiguousarray(of_some), "input_features_mask": real}
-            embeds.append(self.run("audio", {name: given[name] for name in takes}))
-        return np.concatenate(embeds)

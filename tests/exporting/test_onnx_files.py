@@ -25,10 +25,10 @@ from support.tiny_llaso import ask, question, tone
 
 from llaso.cli import main
 from llaso.exporting.network_parts import network_parts
-from llaso.exporting.onnx_check import CLOSE
 from llaso.exporting.onnx_files import export_onnx, write_part
 from llaso.exporting.onnx_model import OnnxLlaso
 from llaso.exporting.own_answers import FORMS
+from llaso.exporting.parts_check import CLOSE
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 
 SETTINGS = {

@@ -28,7 +28,7 @@ NUMBERS = ("banana", "", "-1", "nan", "inf", "-inf", "1e400", "9" * 30, "0x10", 
 """Wrong for every number: all are refused while the options are read."""
 LINES = 10
 """Of a message, at most: some list what was found, or how a file is to look."""
-RUN_ON = {"serve", "demo", "quickstart", "export onnx"}
+RUN_ON = {"serve", "demo", "quickstart", "export onnx", "export executorch"}
 """Commands that would not come back, or would take long, if everything they ask for were there."""
 
 

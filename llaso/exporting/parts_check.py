@@ -1,4 +1,4 @@
-"""Compares what exported ONNX files answer with the model's own answers."""
+"""Compares what exported parts answer with the model's own answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor
 
-from .onnx_model import OnnxLlaso
+from .exported_model import ExportedLlaso
 from .own_answers import FORMS, message_parts, own_answer, own_inputs
 
 CLOSE = 1e-3
@@ -17,7 +17,7 @@ CLOSE = 1e-3
 
 
 @dataclass(frozen=True)
-class OnnxComparison:
+class PartsComparison:
     """One clip's answer, by the model and by the exported files.
 
     Attributes:
@@ -38,7 +38,7 @@ class OnnxComparison:
         return self.ours == self.theirs and self.gap <= CLOSE
 
 
-def compare_prompts(files: OnnxLlaso, processor: LlasoProcessor, question: str) -> dict[str, bool]:
+def compare_prompts(files: ExportedLlaso, processor: LlasoProcessor, question: str) -> dict[str, bool]:
     """Tell for each of `FORMS` whether the files' prompt has the processor's token ids."""
     rate = processor.feature_extractor.sampling_rate
     clip = np.sin(np.arange(rate, dtype=np.float32))
@@ -53,13 +53,13 @@ def compare_prompts(files: OnnxLlaso, processor: LlasoProcessor, question: str) 
 
 
 def compare_clip(
-    files: OnnxLlaso,
+    files: ExportedLlaso,
     model: LlasoForConditionalGeneration,
     processor: LlasoProcessor,
     clip: np.ndarray,
     question: str,
     max_new_tokens: int,
-) -> OnnxComparison:
+) -> PartsComparison:
     """Ask both about a clip, greedily.
 
     Args:
@@ -79,4 +79,4 @@ def compare_clip(
         for step, ((_, logits), ours) in enumerate(zip(steps, own.logits.cpu().numpy(), strict=False))
         if theirs[:step] == own.ids[:step]
     ]
-    return OnnxComparison(prompt_tokens=own.prompt_tokens, ours=own.ids, theirs=theirs, gap=max(gaps, default=0.0))
+    return PartsComparison(prompt_tokens=own.prompt_tokens, ours=own.ids, theirs=theirs, gap=max(gaps, default=0.0))
