@@ -34,8 +34,14 @@ from modeling_llaso.processing_llaso import AUDIO_TAGS, LlasoProcessor
 from .export_folder import write_record
 from .gguf_vocabulary import GgufVocabulary, gguf_vocabulary
 from .llama_cpp_template import llama_cpp_template
+from .network_parts import head_dim
 from .own_answers import end_ids
-from .refusals import refuse_disagreement, refuse_sliding_windows, refuse_unfinished_weights
+from .refusals import (
+    refuse_disagreement,
+    refuse_sliding_windows,
+    refuse_unfinished_weights,
+    refuse_untried_language_model,
+)
 
 TEXT_FILE, MMPROJ_FILE = "model.gguf", "mmproj.gguf"
 ARCHITECTURES = {"llama": "LLAMA", "mistral": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
@@ -47,6 +53,8 @@ WEIGHT_TYPES = {
 }
 WINDOW_SECONDS, N_FFT, HOP, RATE, VECTORS = 30, 400, 160, 16_000, 1500
 """Whisper's numbers, which are constants in llama.cpp."""
+CONVOLUTIONS = ("a.conv1d.1.weight", "a.conv1d.2.weight")
+"""Tensors in half precision in files of every type."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +82,17 @@ class GgufTensor:
         values = self.values().detach().to("cpu", torch.float32).contiguous().numpy()
         limit = np.finfo(np.float32 if self.kind == GGMLQuantizationType.F32 else np.float16).max
         if not (np.abs(values) <= limit).all():
-            too_large = "its values are too large for half precision; use --type f32"
-            raise ValueError(f"{self.name}: {too_large if np.isfinite(values).all() else NOT_FINITE}")
+            if not np.isfinite(values).all():
+                why = "the checkpoint holds values that are not finite there; its training may have diverged"
+            elif self.name in CONVOLUTIONS:
+                why = (
+                    "its values are too large for half precision, in which llama.cpp computes this layer; the model "
+                    "cannot be exported"
+                )
+            else:
+                why = "its values are too large for half precision; use --type f32"
+            raise ValueError(f"{self.name}: {why}")
         return quantize(values, self.kind)
-
-
-NOT_FINITE = "the checkpoint holds values that are not finite there; its training may have diverged"
 
 
 def export_gguf(
@@ -165,22 +178,13 @@ def _refuse_language_model(text: Any) -> None:
     Raises:
         ValueError: naming the field that does not fit.
     """
-    if text.model_type not in ARCHITECTURES:
-        raise ValueError(
-            f"the language model is a {text.model_type!r}; the export was tried with {', '.join(ARCHITECTURES)}"
-        )
-    rope = text.rope_parameters
-    kinds = ("default", "llama3") if ARCHITECTURES[text.model_type] == "LLAMA" else ("default",)
-    if rope.get("rope_type", "default") not in kinds:
-        raise ValueError(
-            f"the language model's rotary embedding is {rope['rope_type']!r}; for a {text.model_type} the export was "
-            f"tried with {' and '.join(kinds)}"
-        )
+    llama = ARCHITECTURES.get(text.model_type) == "LLAMA"
+    refuse_untried_language_model(text, ARCHITECTURES, ("default", "llama3") if llama else ("default",))
     refuse_sliding_windows(text)
     fields = text.to_dict()
     # Qwen2 has biases at query, key and value by itself; the others have this field.
     wrong = [name for name in ("attention_bias", "mlp_bias") if fields.get(name)]
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+    if text.rope_parameters.get("partial_rotary_factor", 1.0) != 1.0:
         wrong.append("partial_rotary_factor")
     if fields["hidden_act"] != "silu":
         wrong.append(f"hidden_act={fields['hidden_act']!r}")
@@ -208,7 +212,7 @@ def _write_text_file(
     writer.add_feed_forward_length(text.intermediate_size)
     writer.add_head_count(text.num_attention_heads)
     writer.add_head_count_kv(text.num_key_value_heads)
-    head = _head_dim(text)
+    head = head_dim(text)
     writer.add_key_length(head)
     writer.add_value_length(head)
     writer.add_rope_dimension_count(head)
@@ -218,10 +222,6 @@ def _write_text_file(
     _add_vocabulary(writer, vocabulary)
     writer.add_chat_template(template)
     _write_tensors(writer, list(_text_tensors(model, architecture, kind)))
-
-
-def _head_dim(text: Any) -> int:
-    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
 
 def _add_vocabulary(writer: GGUFWriter, vocabulary: GgufVocabulary) -> None:
@@ -235,9 +235,8 @@ def _add_vocabulary(writer: GGUFWriter, vocabulary: GgufVocabulary) -> None:
     writer.add_add_space_prefix(False)
     if vocabulary.begin is not None:
         writer.add_bos_token_id(vocabulary.begin)
-    for add, number in zip(
-        (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id), vocabulary.ends, strict=False
-    ):
+    keys = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
+    for add, number in zip(keys[: len(vocabulary.ends)], vocabulary.ends, strict=True):
         add(number)
     if vocabulary.suppressed:
         writer.add_array("tokenizer.ggml.suppress_tokens", vocabulary.suppressed)
@@ -258,7 +257,7 @@ def _text_tensors(
     if not model.config.tie_word_embeddings:
         yield _tensor(f"{_known_name(names, 'lm_head')}.weight", model.lm_head.weight, kind)
     if text.rope_parameters.get("rope_type", "default") == "llama3":
-        yield _tensor("rope_freqs.weight", factors := _rope_factors(text), GGMLQuantizationType.F32, lambda: factors)
+        yield _tensor("rope_freqs.weight", _rope_factors(text), GGMLQuantizationType.F32)
 
 
 def _paired(weight: torch.Tensor, heads: int) -> torch.Tensor:
@@ -269,7 +268,7 @@ def _paired(weight: torch.Tensor, heads: int) -> torch.Tensor:
 def _rope_factors(text: Any) -> torch.Tensor:
     """The numbers by which llama.cpp divides the rotary frequencies of Llama 3."""
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](text, torch.device("cpu"))
-    head = _head_dim(text)
+    head = head_dim(text)
     plain = text.rope_parameters["rope_theta"] ** -(torch.arange(0, head, 2, dtype=torch.float32) / head)
     return plain / scaled
 

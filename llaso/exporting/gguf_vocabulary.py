@@ -42,6 +42,7 @@ PRE_TOKENIZERS: dict[tuple[tuple, ...], tuple[str, bool]] = {
 """The steps of a pre-tokenizer; llama.cpp's name for it; whether llama.cpp then ignores merges for whole words."""
 NO_MERGE = "<none> <none>"
 """The merge of a tokenizer that has none, since llama.cpp wants one. It never applies: nothing makes its parts."""
+KNOWN = "those of Llama 3, Qwen 2 and 3, Mistral's Tekken, SmolLM and GPT-2"
 MOST_ENDS = 3
 """Number of keys in a GGUF file that name a token which ends an answer: eos, eot and eom."""
 
@@ -86,7 +87,7 @@ def gguf_vocabulary(processor: LlasoProcessor, rows: int, ends: list[int]) -> Gg
     if model["type"] != "BPE" or model.get("byte_fallback"):
         raise ValueError(
             f"the tokenizer is a {'SentencePiece-like ' if model.get('byte_fallback') else ''}{model['type']}; the "
-            f"export knows byte-level BPE only ({_known()})"
+            f"export knows byte-level BPE only ({KNOWN})"
         )
     pre = _pre_tokenizer(tokenizer, state)
     added = {token["id"]: token for token in state["added_tokens"]}
@@ -96,12 +97,13 @@ def gguf_vocabulary(processor: LlasoProcessor, rows: int, ends: list[int]) -> Gg
                 f"the token {token['content']!r} takes blanks beside it (lstrip, rstrip or single_word), which "
                 "llama.cpp does not do; save the tokenizer without these flags"
             )
+    end_of_turn = tokenizer.convert_tokens_to_ids(turn_marks(tokenizer).assistant[1])
+    ends = [end_of_turn, *(end for end in ends if end != end_of_turn)]
     if len(ends) > MOST_ENDS:
         raise ValueError(
-            f"generation_config.json names {len(ends)} tokens that end an answer (eos_token_id), and a GGUF file "
-            f"holds {MOST_ENDS}; leave out those the model never writes"
+            f"{len(ends)} tokens end an answer, the end of a turn and those in generation_config.json (eos_token_id), "
+            f"and a GGUF file holds {MOST_ENDS}; leave out those the model never writes"
         )
-    end_of_turn = tokenizer.convert_tokens_to_ids(turn_marks(tokenizer).assistant[1])
 
     texts = {number: text for text, number in tokenizer.get_vocab().items()}
     tokens, types = [], []
@@ -125,13 +127,9 @@ def gguf_vocabulary(processor: LlasoProcessor, rows: int, ends: list[int]) -> Gg
         types=[int(kind) for kind in types],
         merges=[merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]] or [NO_MERGE],
         begin=_begin(tokenizer),
-        ends=[end_of_turn, *(end for end in ends if end != end_of_turn)],
+        ends=ends,
         suppressed=[placeholder] if placeholder < rows else [],
     )
-
-
-def _known() -> str:
-    return "those of Llama 3, Qwen 2 and 3, Mistral's Tekken, SmolLM and GPT-2"
 
 
 def _pre_tokenizer(tokenizer: Any, state: dict[str, Any]) -> str:
@@ -147,7 +145,7 @@ def _pre_tokenizer(tokenizer: Any, state: dict[str, Any]) -> str:
         after = f" after {normalizer}" if normalizer else ""
         raise ValueError(
             f"the tokenizer splits text by {' and '.join(step[0] for step in steps)}{after} in a way for which the "
-            f"export knows no pre-tokenizer of llama.cpp; it knows {_known()}"
+            f"export knows no pre-tokenizer of llama.cpp; it knows {KNOWN}"
         )
     name, ignores_merges = PRE_TOKENIZERS[steps]
     if bool(state["model"].get("ignore_merges")) != ignores_merges and not _merges_reach_all(state):
@@ -160,7 +158,7 @@ def _pre_tokenizer(tokenizer: Any, state: dict[str, Any]) -> str:
 
 
 def _step(step: dict[str, Any]) -> tuple:
-    """Write a step of a pre-tokenizer in short, as the keys of `PRE_TOKENIZERS` are; what differs has other words."""
+    """Reduce a step to a key of `PRE_TOKENIZERS`; a step with other settings gets a key that is not in it."""
     if step["type"] == "Split" and step["behavior"] == "Isolated" and not step["invert"]:
         return "Split", step["pattern"].get("Regex")
     if step["type"] == "ByteLevel" and not step["add_prefix_space"]:

@@ -21,7 +21,12 @@ from modeling_llaso.processing_llaso import LlasoProcessor
 from .export_folder import DESCRIPTION_FILES, MEL_FILTERS_FILE, TEMPLATE_FILE, TOKENIZER_FILE, write_record
 from .network_parts import NetworkPart, network_parts
 from .own_answers import end_ids
-from .refusals import refuse_disagreement, refuse_sliding_windows, refuse_unfinished_weights
+from .refusals import (
+    refuse_disagreement,
+    refuse_sliding_windows,
+    refuse_unfinished_weights,
+    refuse_untried_language_model,
+)
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Language models, by their type in transformers, whose exported files were compared with them."""
@@ -35,23 +40,15 @@ def refuse_untried(model: LlasoForConditionalGeneration, processor: LlasoProcess
     """Refuse models whose files were never compared with them.
 
     Raises:
-        ValueError: saying what is not known.
+        ValueError: naming what was never compared.
     """
     refuse_unfinished_weights(model)
     refuse_disagreement(model, processor)
     text: Any = model.config.text_config
-    if text.model_type not in FAMILIES:
-        raise ValueError(
-            f"the language model is a {text.model_type!r}; the export was tried with {', '.join(FAMILIES)}"
-        )
-    rotary = text.rope_parameters.get("rope_type", "default")
-    if rotary not in ROTARY:
-        raise ValueError(
-            f"the language model's rotary embedding is {rotary!r}; the export was tried with {' and '.join(ROTARY)}"
-        )
+    refuse_untried_language_model(text, FAMILIES, ROTARY)
     refuse_sliding_windows(text)
     if not isinstance(processor.chat_template, str):
-        raise ValueError("the processor has several chat templates; save it with the one that the files shall use")
+        raise ValueError("the processor has several chat templates; save it with a single template")
 
 
 def export_parts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
@@ -29,8 +30,35 @@ def refuse_disagreement(model: LlasoForConditionalGeneration, processor: LlasoPr
         ValueError: their audio_padding or projector_stride differ.
     """
     config = model.config
-    if processor.audio_padding != config.audio_padding or processor.projector_stride != config.projector_stride:
-        raise ValueError("processor and model disagree on audio_padding or projector_stride; save them together")
+    for name in ("audio_padding", "projector_stride"):
+        ours, theirs = getattr(config, name), getattr(processor, name)
+        if ours != theirs:
+            raise ValueError(
+                f"the model has {name}={ours!r} and the processor {theirs!r}; load both from one checkpoint"
+            )
+
+
+def refuse_untried_language_model(text: Any, families: Collection[str], rotary: Collection[str]) -> None:
+    """Refuse a language model, or a rotary embedding, of which no exported files were compared with the model.
+
+    Args:
+        text: its configuration.
+        families: types in transformers that were tried.
+        rotary: types of rotary embedding that were tried with this family.
+
+    Raises:
+        ValueError: with those that were tried.
+    """
+    if text.model_type not in families:
+        raise ValueError(
+            f"the language model is a {text.model_type!r}; the export was tried with {', '.join(families)}"
+        )
+    kind = text.rope_parameters.get("rope_type", "default")
+    if kind not in rotary:
+        raise ValueError(
+            f"the language model's rotary embedding is {kind!r}; for a {text.model_type} the export was tried with "
+            f"{' and '.join(rotary)}"
+        )
 
 
 def refuse_sliding_windows(text: Any) -> None:

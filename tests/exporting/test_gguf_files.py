@@ -337,8 +337,12 @@ def test_merges_that_reach_every_word_need_no_flag():
 
 def test_too_many_ends_and_too_few_rows_are_refused():
     _, processor = family_llaso("llama3")
-    with pytest.raises(ValueError, match="names 4 tokens that end an answer"):
-        gguf_vocabulary(processor, processor.audio_token_id, [0, 1, 2, 3])
+    end_of_turn = processor.tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    others = [number for number in range(4) if number != end_of_turn][:3]
+    kept = gguf_vocabulary(processor, processor.audio_token_id, [*others[:2], end_of_turn])
+    assert kept.ends == [end_of_turn, *others[:2]]
+    with pytest.raises(ValueError, match="4 tokens end an answer, the end of a turn and those in generation_config"):
+        gguf_vocabulary(processor, processor.audio_token_id, others)
     with pytest.raises(ValueError, match="do not fit each other"):
         gguf_vocabulary(processor, processor.audio_token_id - 1, [0])
 
@@ -355,6 +359,15 @@ def test_numbers_beyond_half_precision_are_refused_and_nothing_is_written(tmp_pa
         model.model.multi_modal_projector.linear_2.weight[0, 0] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
         export_gguf(model, processor, tmp_path / "other", "f32")
+
+
+@pytest.mark.parametrize("weights", ["f16", "f32"])
+def test_for_convolutions_beyond_half_precision_no_other_type_is_named(weights, tmp_path):
+    model, processor = family_llaso("smollm2")
+    with torch.no_grad():
+        model.model.audio_tower.conv2.weight[0, 0, 0] = 1e5
+    with pytest.raises(ValueError, match="a.conv1d.2.weight.*llama.cpp computes this layer; the model cannot"):
+        export_gguf(model, processor, tmp_path / "gguf", weights)
 
 
 def test_a_placeholder_with_a_row_is_suppressed(tmp_path):
