@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,8 @@ from .option_types import at_least_1, some_text
 
 if TYPE_CHECKING:
     from ..exporting.exported_model import ExportedLlaso
+    from ..exporting.llama_cpp_check import ClipComparison
+    from ..exporting.parts_check import PartsComparison
 
 
 def add_parser(commands) -> None:
@@ -174,22 +176,9 @@ def _check_parts(arguments: argparse.Namespace, name: str, kind: str) -> int:
     model = model.float()
     question = arguments.question or processor.default_transcription_prompt
     prompts = compare_prompts(files, processor, question)
-    _print_prompts(prompts)
-    compared = []
-    for file, clip in zip(arguments.clips, clips, strict=True):
-        one = compare_clip(files, model, processor, clip, question, arguments.max_new_tokens)
-        compared.append(one)
-        same = one.ours == one.theirs
-        answer = f"equal ids, {len(one.ours)}" if same else f"DIFFERENT ids, {one.ours} and {one.theirs}"
-        print(f"{file}: {one.prompt_tokens} prompt tokens; {answer}; logits within {one.gap:.1e}")
-    equal = sum(one.equal for one in compared)
-    print(f"{equal} of {len(compared)} clips with equal ids and logits within {CLOSE:g}")
-    return 0 if equal == len(compared) and all(prompts.values()) else 1
-
-
-def _print_prompts(prompts: dict[str, bool]) -> None:
-    for form, same in prompts.items():
-        print(f"prompt of {form}: {'equal' if same else 'DIFFERENT'} token ids")
+    compared = (compare_clip(files, model, processor, clip, question, arguments.max_new_tokens) for clip in clips)
+    equal = _print_comparisons(prompts, arguments.clips, compared, f"equal ids and logits within {CLOSE:g}")
+    return 0 if equal else 1
 
 
 def _check_gguf(arguments: argparse.Namespace, name: str) -> int:
@@ -207,23 +196,27 @@ def _check_gguf(arguments: argparse.Namespace, name: str) -> int:
     clips = read_clips(arguments.clips)
     model, processor = _loaded(name)
     question = arguments.question or processor.default_transcription_prompt
-    server = LlamaCppServer(arguments.folder, context_for(processor, question, arguments.max_new_tokens))
-    prompts = compare_prompts(server, processor, question)
-    _print_prompts(prompts)
-    compared = []
-    for file, clip in zip(arguments.clips, clips, strict=True):
-        one = compare_clip(server, model, processor, clip, question, arguments.max_new_tokens)
-        compared.append(one)
-        ours, theirs = one.prompt_tokens
-        tokens = f"{ours} prompt tokens" if ours == theirs else f"{ours} prompt tokens, {theirs} in llama.cpp"
-        answer = f"equal ids, {len(one.ours)}" if one.equal else f"DIFFERENT ids, {one.ours} and {one.theirs}"
-        print(f"{file}: {tokens}; {answer}; log-probabilities within {max(one.gaps, default=0.0):.4f}")
+    with LlamaCppServer(arguments.folder, context_for(processor, question, arguments.max_new_tokens)) as server:
+        prompts = compare_prompts(server, processor, question)
+        compared = (compare_clip(server, model, processor, clip, question, arguments.max_new_tokens) for clip in clips)
+        equal = _print_comparisons(prompts, arguments.clips, compared, "equal prompt lengths and answers")
     if quiet := [file for file, clip in zip(arguments.clips, clips, strict=True) if is_quiet(processor, clip)]:
         print(
             f"{', '.join(quiet)}: so quiet that llama.cpp hears silence differently; compare a louder copy, and send "
             "llama.cpp loud recordings"
         )
-    equal = sum(one.equal for one in compared)
-    widest = max((gap for one in compared for gap in one.gaps), default=0.0)
-    print(f"{equal} of {len(compared)} clips with equal ids; log-probabilities within {widest:.4f}")
-    return 0 if equal == len(compared) and all(prompts.values()) else 1
+    return 0 if equal else 1
+
+
+def _print_comparisons(
+    prompts: dict[str, bool], files: Sequence[str], compared: Iterable[ClipComparison | PartsComparison], wanted: str
+) -> bool:
+    """Print a line for each form of a prompt, for each clip, and for all; return whether all are equal."""
+    for form, same in prompts.items():
+        print(f"prompt of {form}: {'equal' if same else 'DIFFERENT'} token ids")
+    equal = 0
+    for file, one in zip(files, compared, strict=True):
+        print(f"{file}: {one.described()}", flush=True)
+        equal += one.equal
+    print(f"{equal} of {len(files)} clips with {wanted}")
+    return equal == len(files) and all(prompts.values())

@@ -27,14 +27,13 @@ from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import AUDIO_TAGS, LlasoProcessor
 
 from .gguf_files import MMPROJ_FILE, RATE, TEXT_FILE, WINDOW_SECONDS
-from .own_answers import FORMS, end_ids, message_parts, own_answer, own_inputs
+from .numpy_processor import MEL_RANGE
+from .own_answers import FORMS, compared_ids, end_ids, message_parts, own_answer, own_inputs
 
 LIKELIEST = 20
 """Number of tokens of which the server is asked the log-probability, at each place of an answer."""
-MEL_FLOOR = 5.96e-8
+LLAMA_CPP_MEL_FLOOR = 5.96e-8
 """The least power of a band in llama.cpp's log-mel; ours is 1e-10."""
-MEL_RANGE = 8.0
-"""Powers of ten below the loudest band at which both cut the log-mel."""
 SPARE_TOKENS = 64
 """Places of the context beyond the longest prompt and answer."""
 
@@ -64,9 +63,21 @@ class ClipComparison:
         lengths, ends = self.prompt_tokens, self.ended
         return lengths[0] == lengths[1] and self.ours == self.theirs and ends[0] == ends[1]
 
+    def described(self) -> str:
+        """Say what is equal and what is not."""
+        ours, theirs = self.prompt_tokens
+        parts = [
+            f"{ours} prompt tokens" if ours == theirs else f"DIFFERENT prompt lengths, {ours} and {theirs}",
+            compared_ids(self.ours, self.theirs),
+        ]
+        if self.ended[0] != self.ended[1]:
+            parts.append("only one of them ended by itself")
+        within = f"log-probabilities within {max(self.gaps):.4f}" if self.gaps else "no log-probabilities to compare"
+        return "; ".join([*parts, within])
+
 
 class LlamaCppServer:
-    """llama.cpp's server for exported files.
+    """llama.cpp's server for exported files; a `with` block ends it.
 
     Args:
         folder: what `llaso export gguf` wrote.
@@ -104,6 +115,12 @@ class LlamaCppServer:
                 f"{folder}: llama.cpp does not load these files ({error}); its reason is above"
             ) from error
 
+    def __enter__(self) -> LlamaCppServer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        del self.server
+
     def ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """POST a JSON body, or GET without one, and return the answer.
 
@@ -122,7 +139,7 @@ class LlamaCppServer:
 
     def answer(self, question: str, clip: np.ndarray, max_new_tokens: int) -> dict[str, Any]:
         """Ask about a clip, greedily, and return what the server says: its text, `content`, with ids and scores."""
-        # Not /v1/chat/completions, which this is in two steps: it does not tell ids of tokens that are half a letter.
+        # /v1/chat/completions would do both steps, but leaves out the ids of tokens that are part of a character.
         return self.ask(
             "/completion",
             {
@@ -236,9 +253,9 @@ def read_clips(files: Sequence[str | Path]) -> list[np.ndarray]:
 
 
 def is_quiet(processor: LlasoProcessor, clip: np.ndarray) -> bool:
-    """Whether llama.cpp's log-mel of a clip ends at `MEL_FLOOR`, above where ours does, so that silence differs."""
+    """Whether llama.cpp's log-mel of a clip ends at its floor, above where ours does, so that silence differs."""
     loudest = 4.0 * processor.log_mel([clip])[0].max().item() - 4.0  # undoes Whisper's scaling
-    return loudest - MEL_RANGE < math.log10(MEL_FLOOR)
+    return loudest - MEL_RANGE < math.log10(LLAMA_CPP_MEL_FLOOR)
 
 
 def context_for(processor: LlasoProcessor, question: str, max_new_tokens: int) -> int:

@@ -1,4 +1,4 @@
-"""The model's own prompts and greedy answers, against which those of exported files are held."""
+"""The model's own prompts and greedy answers, with which those of exported files are compared."""
 
 from __future__ import annotations
 
@@ -85,6 +85,11 @@ def own_inputs(processor: LlasoProcessor, question: str, kinds: Sequence[str], c
 def message_parts(question: str, kinds: Sequence[str]) -> list[dict[str, Any]]:
     """The parts of a message, in the order of `kinds`; see `own_inputs`."""
     return [{"type": "text", "text": question} if kind == "text" else {"type": "audio"} for kind in kinds]
+
+
+def compared_ids(ours: Sequence[int], theirs: Sequence[int]) -> str:
+    """Say whether two answers have the same ids, and show them if not."""
+    return f"equal ids, {len(ours)}" if ours == theirs else f"DIFFERENT ids, {ours} and {theirs}"
 
 
 def end_ids(model: LlasoForConditionalGeneration) -> list[int]:

@@ -10,7 +10,7 @@ from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor
 
 from .exported_model import ExportedLlaso
-from .own_answers import FORMS, message_parts, own_answer, own_inputs
+from .own_answers import FORMS, compared_ids, message_parts, own_answer, own_inputs
 
 CLOSE = 1e-3
 """Between logits, at most: both compute in single precision, and add in another order."""
@@ -36,6 +36,11 @@ class PartsComparison:
     def equal(self) -> bool:
         """Whether the ids are the same and the logits close."""
         return self.ours == self.theirs and self.gap <= CLOSE
+
+    def described(self) -> str:
+        """Say what is equal and what is not."""
+        ids = compared_ids(self.ours, self.theirs)
+        return f"{self.prompt_tokens} prompt tokens; {ids}; logits within {self.gap:.1e}"
 
 
 def compare_prompts(files: ExportedLlaso, processor: LlasoProcessor, question: str) -> dict[str, bool]:
@@ -79,4 +84,4 @@ def compare_clip(
         for step, ((_, logits), ours) in enumerate(zip(steps, own.logits.cpu().numpy(), strict=False))
         if theirs[:step] == own.ids[:step]
     ]
-    return PartsComparison(prompt_tokens=own.prompt_tokens, ours=own.ids, theirs=theirs, gap=max(gaps, default=0.0))
+    return PartsComparison(prompt_tokens=own.prompt_tokens, ours=own.ids, theirs=theirs, gap=max(gaps))

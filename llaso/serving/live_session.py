@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 PASS_SECONDS = 1.0
 """A piece that is being spoken is transcribed again after so much new sound, and once the pass before is done."""
 MIN_SECONDS = 0.1
-"""Shorter pieces are not transcribed."""
+"""A commit of less sound is refused."""
 
 
 @dataclass
@@ -217,8 +217,13 @@ class LiveSession:
             self._resampler = self._new_resampler()
         piece = self._segmenter.cut()
         if piece is None or len(piece.samples) < MIN_SECONDS * self._rate:
-            what = "is empty" if self._settings.audio.input.turn_detection is None else "holds no speech"
-            raise ApiError(400, f"the buffer {what}: append audio first", code="input_audio_buffer_commit_empty")
+            what = "sound" if self._settings.audio.input.turn_detection is None else "speech"
+            raise ApiError(
+                400,
+                f"a piece needs at least {MIN_SECONDS:g} s of {what}; the buffer was emptied: append audio and commit "
+                "again",
+                code="input_audio_buffer_commit_empty",
+            )
         await self._end(piece, stopped=False)
 
     # ---- Pieces ----

@@ -50,7 +50,7 @@ def page_commands(beginning: str) -> list[str]:
 def test_the_check_passes(reader, capsys):
     for command in page_commands("llaso export check "):
         assert main([*shlex.split(command)[1:], "--max-new-tokens", "4"]) == 0
-    assert "1 of 1 clips with equal ids" in capsys.readouterr().out
+    assert "1 of 1 clips with equal prompt lengths and answers" in capsys.readouterr().out
 
 
 def test_the_client_is_answered(reader, capsys):

@@ -23,6 +23,7 @@ from support.tiny_llaso import tone
 from llaso.cli import main
 from llaso.exporting.gguf_files import export_gguf
 from llaso.exporting.gguf_vocabulary import gguf_vocabulary
+from llaso.exporting.llama_cpp_check import ClipComparison
 from llaso.exporting.llama_cpp_template import llama_cpp_template
 
 MARKER = "<__media_abcDEF123__>"
@@ -411,6 +412,32 @@ def test_the_command_writes_and_loses_nothing(tmp_path, capsys):
     assert read(out / "model.gguf")[0]["general.file_type"] == 7
     assert main(["export", "gguf", str(checkpoint), str(checkpoint), "--overwrite"]) == 2
     assert "holds no export" in capsys.readouterr().err and (checkpoint / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("one", "said"),
+    [
+        (
+            ClipComparison((5, 5), [1, 2], [1, 2], (True, True), [0.0, 0.25]),
+            "5 prompt tokens; equal ids, 2; log-probabilities within 0.2500",
+        ),
+        (
+            ClipComparison((5, 6), [1], [1], (True, True), [0.5]),
+            "DIFFERENT prompt lengths, 5 and 6; equal ids, 1; log-probabilities within 0.5000",
+        ),
+        (
+            ClipComparison((5, 5), [1], [1], (True, False), [0.5]),
+            "5 prompt tokens; equal ids, 1; only one of them ended by itself; log-probabilities within 0.5000",
+        ),
+        (
+            ClipComparison((5, 5), [], [3], (True, True), []),
+            "5 prompt tokens; DIFFERENT ids, [] and [3]; no log-probabilities to compare",
+        ),
+    ],
+)
+def test_a_comparison_says_what_differs(one, said):
+    assert one.described() == said
+    assert one.equal is ("DIFFERENT" not in said and "only one" not in said)
 
 
 def test_a_check_without_files_or_record_says_what_is_missing(tmp_path, capsys):

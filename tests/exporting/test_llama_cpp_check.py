@@ -140,7 +140,7 @@ def test_the_command_tells_equal_from_different(tmp_path, capsys):
     check = ["export", "check", out, clip, "--max-new-tokens", "4"]
     assert main(check) == 0
     said = capsys.readouterr().out
-    assert said.count("equal token ids") == len(FORMS) and "1 of 1 clips with equal ids" in said
+    assert said.count("equal token ids") == len(FORMS) and "1 of 1 clips with equal prompt lengths and answers" in said
     other, _ = family_llaso("smollm2", seed=1)
     other.save_pretrained(tmp_path / "other")
     processor.save_pretrained(tmp_path / "other")

@@ -148,7 +148,13 @@ def test_the_client_may_end_pieces_itself(tiny, server):
         client.send("input_audio_buffer.commit", event_id="mine")
         error = client.error()
         assert error["code"] == "input_audio_buffer_commit_empty" and error["event_id"] == "mine"
-        assert "append audio first" in error["message"]
+        client.say(tone(0.05))
+        client.send("input_audio_buffer.commit")
+        assert error["message"] == client.error()["message"]
+        assert error["message"].startswith("a piece needs at least 0.1 s of sound; the buffer was emptied")
+        client.say(samples)
+        client.send("input_audio_buffer.commit")
+        assert client.events(COMPLETED)[-1]["transcript"] == transcript(tiny, as_sent(samples))
 
 
 @pytest.mark.parametrize("rate", [8_000, 24_000])
