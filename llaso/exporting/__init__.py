@@ -1,1 +1,3 @@
-"""Exporting a model to formats that other programs run: GGUF files for llama.cpp, and a check of what it answers."""
+"""Exporting a model to files that other programs run: GGUF for llama.cpp, ONNX for ONNX Runtime, programs for
+ExecuTorch; with a check of each against the model.
+"""

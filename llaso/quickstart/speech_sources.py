@@ -80,7 +80,7 @@ def speech_sources(said: str, out: Path) -> Path:
         (out / AGE_FILE).write_text("\n".join(AGE_ASKED) + "\n", encoding="utf-8")
         task = {"kind": "number", "name": "age in years", "bounds": list(AGES), "instructions": AGE_FILE}
         content["tasks"] = {AGE: task}
-    head = f"# Guessed from {said}: look at it, and change it before the corpora are built.\n"
+    head = f"# Guessed from {said}. To change it, edit it and name it as SPEECH in a new run.\n"
     write_atomically(file, head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
     return file
 

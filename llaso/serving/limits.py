@@ -14,7 +14,9 @@ class Limits:
     """Limits of one server. Each field is an option of `llaso serve`, with the same help text."""
 
     body_mib: int = _limit(32, "size of a request's body; audio in base64 takes a third more than the file")
-    audio_seconds: float = _limit(600.0, "length of a request's audio, all clips together")
+    audio_seconds: float = _limit(
+        600.0, "length of a request's audio, all clips together; in a live session, of the sound not yet transcribed"
+    )
     answer_tokens: int = _limit(1024, "tokens of an answer, and what max_tokens is if a request names none")
     batch_rows: int = _limit(32, "requests answered together")
     batch_tokens: int = _limit(65_536, "tokens held for them, padding included; a single request may exceed it")
