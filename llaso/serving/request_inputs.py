@@ -15,7 +15,7 @@ import torch
 
 from llaso_common.audio import read_audio
 
-from ..transcription.pieces import PieceRules, speech_pieces
+from ..transcription.pieces import pieces_to_transcribe
 from ..transcription.speech_finders import SpeechFinder
 from .errors import ApiError
 from .instruction import transcription_instruction
@@ -129,17 +129,10 @@ class PromptBuilder:
         return samples, self.pieces(samples, request.with_segments), rate
 
     def pieces(self, samples: np.ndarray, cut_short: bool = False) -> list[Span]:
-        """Find the pieces of samples, at least one.
-
-        Args:
-            samples: mono samples at the encoder's rate.
-            cut_short: cut what the encoder takes whole, too.
-        """
-        rate, window = self._processor.feature_extractor.sampling_rate, self._processor.feature_extractor.n_samples
-        if len(samples) <= window and not cut_short:
-            return [(0, len(samples))]
-        found = speech_pieces(samples, rate, PieceRules(max_seconds=window / rate), self._finder)
-        return found or [(0, min(window, len(samples)))]
+        """Find the pieces of samples at the encoder's rate, as `pieces_to_transcribe` does."""
+        extractor = self._processor.feature_extractor
+        rate = extractor.sampling_rate
+        return pieces_to_transcribe(samples, rate, extractor.n_samples / rate, self._finder, cut_short)
 
     def for_transcription(self, request: TranscriptionRequest, clip: np.ndarray) -> tuple[Inputs, PromptSize]:
         """Build the prompt that asks for a transcription; the request's `prompt` follows the instruction as context.

@@ -78,8 +78,8 @@ class RequestQueue:
 
         Args:
             receive: the ASGI request's `receive`, after its body was read; it reports when the client disconnects.
-            prepare: makes the model's inputs: one item, or one for each piece of a long recording. Later items are
-                taken, in worker threads, after the pieces before them are answered.
+            prepare: makes the model's inputs: one item, or one for each piece of a recording, which may be none. Later
+                items are taken, in worker threads, after the pieces before them are answered.
             stream: yield text as it is generated; otherwise all of it at the end.
 
         Returns:
@@ -133,6 +133,7 @@ class AnswerStream:
     A request of several pieces is answered piece by piece; its last chunk alone has a finish reason.
 
     Attributes:
+        prompt: size of the prompt; of several pieces, the sum of those that were started.
         tokens: number of tokens so far.
         segments: the pieces that are answered.
     """
@@ -147,18 +148,12 @@ class AnswerStream:
         self._timer = self._loop.call_at(self.deadline, lambda: self._abort(self.timeout_error()))
         self._watcher = self._loop.create_task(self._watch_client(receive))
         self._request: GenerationRequest | None = None
-        self._prompt: PromptSize | None = None
+        self.prompt = PromptSize(0, 0, 0.0, 0)
         self._pieces: Iterator[PreparedRequest] = iter(())
         self._span = (0.0, 0.0)
         self._closed = False
         self.tokens = 0
         self.segments: list[Segment] = []
-
-    @property
-    def prompt(self) -> PromptSize:
-        """Return the size of the prompt; of several pieces, the sum of those that were started."""
-        assert self._prompt is not None
-        return self._prompt
 
     @property
     def seconds(self) -> float:
@@ -171,7 +166,7 @@ class AnswerStream:
         return self.deadline + SEND_SECONDS
 
     async def start(self, pieces: Iterator[PreparedRequest]) -> None:
-        """Pass the first piece of a request to the engine."""
+        """Pass the first piece of a request to the engine, if there is one."""
         self._pieces = pieces
         await self._start_next()
 
@@ -180,7 +175,7 @@ class AnswerStream:
         prepared: PreparedRequest | None = await self._queue.run(next, self._pieces, None)
         if prepared is None:
             return False
-        self._prompt = prepared.prompt if self._prompt is None else self._prompt + prepared.prompt
+        self.prompt += prepared.prompt
         self._span = prepared.span
         self._request = GenerationRequest(
             prepared.inputs,
@@ -200,6 +195,9 @@ class AnswerStream:
         return True
 
     async def __aiter__(self) -> AsyncIterator[AnswerChunk]:
+        if self._request is None:  # of no pieces
+            yield AnswerChunk("", 0, 0.0, "stop")
+            return
         text, tokens = "", 0
         while True:
             chunk = await self._chunks.get()

@@ -32,6 +32,28 @@ class PieceRules:
     min_seconds: float = 0.06
 
 
+def pieces_to_transcribe(
+    samples: np.ndarray, rate: int, window_seconds: float, finder: SpeechFinder | None = None, cut_short: bool = True
+) -> list[tuple[int, int]]:
+    """Find the pieces in which a recording is transcribed.
+
+    Args:
+        samples: mono samples; a memory-mapped array is read in blocks.
+        rate: their rate, Hz.
+        window_seconds: length that the encoder takes whole.
+        finder: finds speech; by default an `EnergyFinder`.
+        cut_short: cut recordings that the encoder takes whole, too, as segment times need it.
+
+    Returns:
+        `(start, stop)` sample positions. If no speech is found, the whole of a recording that the encoder takes whole,
+        and nothing of a longer one.
+    """
+    whole = [(0, len(samples))] if len(samples) <= window_seconds * rate else []
+    if whole and not cut_short:
+        return whole
+    return speech_pieces(samples, rate, PieceRules(max_seconds=window_seconds), finder) or whole
+
+
 def speech_pieces(
     samples: np.ndarray, rate: int, rules: PieceRules, finder: SpeechFinder | None = None
 ) -> list[tuple[int, int]]:
@@ -77,8 +99,7 @@ def pieces_of_frames(speech: np.ndarray, levels: np.ndarray, rules: PieceRules) 
         before = 0 if number == 0 else (stretches[number - 1][1] + start) // 2
         after = len(levels) if number + 1 == len(stretches) else (stop + stretches[number + 1][0]) // 2
         widened = max(start - margin, before), min(stop + margin, after)
-        for first, last in _split(levels, *widened, int(rules.max_seconds / FRAME_SECONDS)):
-            pieces.append((first, last))
+        pieces += _split(levels, *widened, int(rules.max_seconds / FRAME_SECONDS))
     return pieces
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from .partial import PartialTranscript
-from .pieces import PieceRules, speech_pieces
+from .pieces import pieces_to_transcribe
 from .recordings import decoded
 from .speech_finders import SpeechFinder
 from .transcript_formats import Segment
@@ -24,8 +23,9 @@ LOOP_RATIO = 2.4
 """Times that zlib shortens a text from which on the model is taken to repeat itself; OpenAI's Whisper has the same."""
 SHORTEST_LOOP = 100
 """Bytes of a text below which a repetition may well have been said."""
-LONGEST_REPEAT = 2
-"""Tokens that a transcript may hold twice if it is made again after such a text."""
+NO_REPEAT_NGRAM = 3
+"""Length of the token sequences that may not occur twice in a retried transcript; `generate` counts those of the
+prompt as well."""
 
 
 class Transcriber:
@@ -36,9 +36,8 @@ class Transcriber:
         processor: its processor.
         max_new_tokens: maximum length of a piece's transcript.
         batch_size: pieces that are transcribed together.
-        rules: where recordings are cut; by default at pauses, into pieces of one encoder window at most.
         finder: finds speech; by default an `EnergyFinder`.
-        stopping: ends a generation before its end; its reader is to drop what it gave.
+        stopping: stops a generation early, as when a user cancels; the caller must discard that result.
     """
 
     def __init__(
@@ -47,7 +46,6 @@ class Transcriber:
         processor: Any,
         max_new_tokens: int = 256,
         batch_size: int = BATCH_SIZE,
-        rules: PieceRules | None = None,
         finder: SpeechFinder | None = None,
         stopping: StoppingCriteria | None = None,
     ):
@@ -55,11 +53,8 @@ class Transcriber:
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
         self.rate: int = processor.feature_extractor.sampling_rate
         self.window_seconds: float = processor.feature_extractor.n_samples / self.rate
-        self.rules = rules or PieceRules(max_seconds=self.window_seconds)
         self.finder = finder
         self.stopping = StoppingCriteriaList([] if stopping is None else [stopping])
-        if self.rules.max_seconds > self.window_seconds:
-            raise ValueError(f"pieces of {self.rules.max_seconds:g} s exceed the encoder's {self.window_seconds:g} s")
 
     def transcribe_file(
         self,
@@ -106,28 +101,14 @@ class Transcriber:
         return {
             "samples": digest.hexdigest(),
             "pieces": hashlib.sha256(repr(pieces).encode()).hexdigest(),
-            "rules": asdict(self.rules),
             "model": [self.model.num_parameters(), parameters],
             "instruction": self.processor.default_transcription_prompt,
             "max_new_tokens": self.max_new_tokens,
         }
 
     def pieces(self, samples: np.ndarray, cut_short: bool = True) -> list[tuple[int, int]]:
-        """Find the pieces of a recording.
-
-        Args:
-            samples: mono samples at the encoder's rate.
-            cut_short: cut recordings that the encoder takes whole, too, as segment times need it.
-
-        Returns:
-            `(start, stop)` sample positions; if no speech is found, the whole of a
-            recording that the encoder takes whole, and nothing of a longer one.
-        """
-        whole = [(0, len(samples))]
-        if len(samples) <= self.window_seconds * self.rate and not cut_short:
-            return whole
-        found = speech_pieces(samples, self.rate, self.rules, self.finder)
-        return found or (whole if len(samples) <= self.window_seconds * self.rate else [])
+        """Find the pieces of samples at the encoder's rate, as `pieces_to_transcribe` does."""
+        return pieces_to_transcribe(samples, self.rate, self.window_seconds, self.finder, cut_short)
 
     def segments(self, samples: np.ndarray, pieces: list[tuple[int, int]]) -> Iterator[list[Segment]]:
         """Transcribe pieces of a recording.
@@ -146,7 +127,8 @@ class Transcriber:
     def transcribe(self, clips: list[np.ndarray]) -> list[tuple[str, float, str]]:
         """Transcribe clips together.
 
-        A text in which the model repeats itself without end is made again, with no three tokens twice.
+        A transcript that repeats itself (`repeats_itself`) is generated once more under this rule; its log-probability
+        is then that of the restricted choice.
 
         Returns:
             Text, mean log-probability and finish reason of each.
@@ -154,7 +136,7 @@ class Transcriber:
         results = self._generate(clips)
         looped = [place for place, (text, *_) in enumerate(results) if repeats_itself(text)]
         if looped:
-            again = self._generate([clips[place] for place in looped], no_repeat_ngram_size=LONGEST_REPEAT + 1)
+            again = self._generate([clips[place] for place in looped], no_repeat_ngram_size=NO_REPEAT_NGRAM)
             for place, result in zip(looped, again, strict=True):
                 results[place] = result
         return results
@@ -183,7 +165,7 @@ class Transcriber:
 
 
 def repeats_itself(text: str) -> bool:
-    """Tell whether a text is not short and mostly repetition, so that zlib shortens it by more than `LOOP_RATIO`."""
+    """Tell whether a text of at least `SHORTEST_LOOP` bytes is mostly repetition: zlib shortens it by `LOOP_RATIO`."""
     encoded = text.encode()
     return len(encoded) >= SHORTEST_LOOP and len(encoded) > LOOP_RATIO * len(zlib.compress(encoded))
 

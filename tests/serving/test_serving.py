@@ -9,6 +9,7 @@ import json
 import numpy as np
 import openai
 import pytest
+from support.spoken import without_speech
 from support.tiny_llaso import ask, question, tiny_llaso, tone
 from support.tiny_server import NAME, Served, audio_file, audio_part, heard, served
 
@@ -190,6 +191,18 @@ def test_transcriptions_in_every_form(tiny, server: Served, answer):
     *deltas, done = create(model=NAME, file=file, stream=True)
     assert len(deltas) > 2 and "".join(event.delta for event in deltas).strip() == wanted == done.text
     assert done.usage.total_tokens == told.usage.total_tokens
+
+
+def test_a_long_recording_without_speech_has_an_empty_transcript(tiny, server: Served):
+    _, processor = tiny
+    file = ("click.wav", audio_file(without_speech(processor.feature_extractor.n_samples / 16_000 + 1)))
+    create = server.client.audio.transcriptions.create
+    told = create(model=NAME, file=file)
+    assert (told.text, told.usage.total_tokens, told.finish_reason) == ("", 0, "stop")
+    verbose = create(model=NAME, file=file, response_format="verbose_json")
+    assert verbose.text == "" and verbose.segments == []
+    (done,) = create(model=NAME, file=file, stream=True)
+    assert done.type == "transcript.text.done" and done.text == ""
 
 
 def test_a_language_is_accepted_and_changes_nothing(server: Served):

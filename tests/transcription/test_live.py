@@ -1,4 +1,4 @@
-"""Cutting while a recording is made: the same pieces however the sound comes in, nothing lost and nothing twice."""
+"""Cutting while a recording is made: nothing is lost and nothing comes twice, in whatever blocks the sound comes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.spoken import recording
 from support.tiny_llaso import RATE
 
 from llaso.transcription.live import KEPT_SECONDS, AgreedWords, LivePiece, LiveSegmenter
@@ -15,23 +16,6 @@ from llaso.transcription.pieces import PieceRules
 from llaso.transcription.speech_finders import EnergyFinder
 
 RULES = PieceRules(max_seconds=8)
-
-
-def voice(seconds: float, seed: int = 0) -> np.ndarray:
-    times = np.arange(round(seconds * RATE)) / RATE
-    noise = np.random.default_rng(seed).normal(0, 1, len(times))
-    return (0.2 * (0.55 - 0.45 * np.cos(2 * np.pi * 4 * times)) * noise).astype(np.float32)
-
-
-def recording(stretches: list[tuple[float, float]]) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """Pauses and voices in turn over faint noise, and where the voices are."""
-    parts, spoken, length = [], [], 0
-    for number, (pause, seconds) in enumerate([*stretches, (1.0, 0.0)]):
-        parts += [np.zeros(round(pause * RATE), np.float32), voice(seconds, number)]
-        length += len(parts[-2]) + len(parts[-1])
-        spoken.append((length - len(parts[-1]), length))
-    samples = np.concatenate(parts)
-    return samples + np.random.default_rng(9).normal(0, 1e-4, len(samples)).astype(np.float32), spoken[:-1]
 
 
 def fed(samples: np.ndarray, sizes: list[int]) -> list[LivePiece]:

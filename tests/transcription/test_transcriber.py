@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from support.spoken import without_speech
 from support.tiny_llaso import RATE, tiny_llaso, tone
 
 from llaso.commands.transcribe_files import transcribe_files
@@ -70,6 +71,13 @@ def test_the_end_token_ends_text_and_mean(transcriber):
 def test_a_short_recording_is_one_piece_unless_times_are_wanted(transcriber, file):
     whole, _ = transcriber.transcribe_file(file, times=False)
     assert [(segment.start, segment.end) for segment in whole] == [(0, len(long_recording()) / RATE)]
+
+
+def test_a_long_recording_without_speech_has_an_empty_transcript(transcriber, tmp_path):
+    soundfile.write(tmp_path / "click.wav", without_speech(transcriber.window_seconds + 1), RATE)
+    for times in (True, False):
+        segments, seconds = transcriber.transcribe_file(tmp_path / "click.wav", times=times)
+        assert segments == [] and seconds == transcriber.window_seconds + 1
 
 
 def test_an_interrupted_transcription_goes_on_where_it_stopped(transcriber, file, tmp_path, monkeypatch):
