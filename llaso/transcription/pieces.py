@@ -93,7 +93,7 @@ def pieces_of_frames(speech: np.ndarray, levels: np.ndarray, rules: PieceRules) 
     margin, pause = (round(seconds / FRAME_SECONDS) for seconds in (rules.margin_seconds, rules.pause_seconds))
     shortest = round(rules.min_seconds / FRAME_SECONDS)
     stretches = [(start, stop) for start, stop in _runs(speech, pause) if speech[start:stop].sum() >= shortest]
-    pieces = []
+    pieces: list[tuple[int, int]] = []
     for number, (start, stop) in enumerate(stretches):
         # The margins of neighbours meet in the middle of a short pause.
         before = 0 if number == 0 else (stretches[number - 1][1] + start) // 2

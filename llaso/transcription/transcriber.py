@@ -127,8 +127,8 @@ class Transcriber:
     def transcribe(self, clips: list[np.ndarray]) -> list[tuple[str, float, str]]:
         """Transcribe clips together.
 
-        A transcript that repeats itself (`repeats_itself`) is generated once more under this rule; its log-probability
-        is then that of the restricted choice.
+        A transcript that repeats itself (`repeats_itself`) is generated once more under `NO_REPEAT_NGRAM`; its
+        log-probability is then that of the restricted choice.
 
         Returns:
             Text, mean log-probability and finish reason of each.
@@ -165,7 +165,7 @@ class Transcriber:
 
 
 def repeats_itself(text: str) -> bool:
-    """Tell whether a text of at least `SHORTEST_LOOP` bytes is mostly repetition: zlib shortens it by `LOOP_RATIO`."""
+    """Tell whether a text of `SHORTEST_LOOP` bytes or more is repetition: zlib shortens it over `LOOP_RATIO` times."""
     encoded = text.encode()
     return len(encoded) >= SHORTEST_LOOP and len(encoded) > LOOP_RATIO * len(zlib.compress(encoded))
 
