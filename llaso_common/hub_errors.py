@@ -15,7 +15,7 @@ def plain_errors(repo_id: str) -> Iterator[None]:
         repo_id: the repository that the message names.
 
     Raises:
-        PermissionError: the Hub does not accept the token, or the token may not write there.
+        PermissionError: the Hub does not accept the token, or the token may not do this.
         ConnectionError: the Hub is switched off, cannot be reached, or the connection broke.
         ValueError: the Hub refuses for another reason.
     """
@@ -51,7 +51,7 @@ def _refusal(repo_id: str, error: Any) -> Exception:
             "or set HF_TOKEN to a token that may write"
         )
     if status == 403:
-        return PermissionError(f"{repo_id}: this token may not write there ({said})")
+        return PermissionError(f"{repo_id}: this token may not do this ({said})")
     if status == 412:
         return ValueError(
             f"{repo_id}: it was changed on the Hub meanwhile; look at it, then run the same command again"

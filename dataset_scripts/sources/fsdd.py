@@ -17,6 +17,11 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 _NAME = re.compile(r"(\d)_([a-z]+)_(\d+)\.wav")
 
 
+def is_in(root: Path) -> bool:
+    """Return whether recordings in a folder are named as this data set's are."""
+    return any(_NAME.fullmatch(file.name) for file in (root / "recordings").glob("*.wav"))
+
+
 def read(root: Path, held_out: str = "", strings: int = 1) -> Iterator[Item | Reject]:
     """Yield strings of two to four digits, joined as one speaker's speech.
 

@@ -73,9 +73,7 @@ def run_serve(arguments: argparse.Namespace) -> None:
             )
         model, processor = load(arguments.model, arguments.device)
         if ignored := unsupported_generation_fields(model.generation_config):
-            print(
-                f"llaso: warning: the generation config's {', '.join(ignored)} are not applied here", file=sys.stderr
-            )
+            _warn(f"the generation config's {', '.join(ignored)} are not applied here")
         name = model_name(arguments.model)
         print(f"serving {name} at {address(bound)}/v1", flush=True)
         app = build_app(model, processor, name, limits, api_key, arguments.audio_host, finder)

@@ -160,7 +160,7 @@ class _Pipeline:
         from .speech_sources import speech_sources
 
         said = Path(self.options.speech).expanduser()
-        if any((said / "recordings").glob("*.wav")):
+        if fsdd.is_in(said):
             return [fsdd.SOURCE.at(said, strings=2)], ()
         if said.suffix in (".yaml", ".yml"):
             file = said

@@ -26,6 +26,7 @@ def fetch(encoder: str, llm: str, report: Report) -> dict[str, str]:
 
     Raises:
         ValueError: neither a folder here nor a repository of the Hub, or a model of another kind.
+        PermissionError: the Hub does not give it to this token.
         ConnectionError: the Hub cannot be reached.
     """
     found = {}
@@ -39,7 +40,9 @@ def _fetched(part: str, name: str, report: Report) -> str:
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ValueError(f"{part}: {name} has no config.json, so no model is in it; name a folder of transformers")
+            raise ValueError(
+                f"{part}: {name} has no config.json, so no model is in it; name a folder that `save_pretrained` wrote"
+            )
         report(f"{part}: the folder {name}")
         return str(folder.absolute())
     remedy = f"Name a folder with the model: `make real ENCODER=DIR LLM=DIR`, or `llaso real --{part} DIR`"
@@ -52,7 +55,9 @@ def _fetched(part: str, name: str, report: Report) -> str:
     try:
         with plain_errors(name):
             revision = Path(snapshot_download(name, allow_patterns=list(WANTED))).name
-    except (ConnectionError, LocalEntryNotFoundError, OSError) as error:
+    except PermissionError as error:
+        raise PermissionError(f"{part}: {error}. {remedy}") from error
+    except (ConnectionError, LocalEntryNotFoundError) as error:
         first = str(error).strip().splitlines()[0]
         raise ConnectionError(
             f"{part}: {name} is not on this machine, and the Hub does not answer ({first}). {remedy}"

@@ -245,7 +245,7 @@ def test_what_stands_in_the_way_on_the_hub(
         assert match in said and said.count("\n") == 1 and not hub.uploads
 
     refused("Repo id must", "owner/with space")
-    refused("may not write there", "stranger/llaso-instruct")
+    refused("may not do this", "stranger/llaso-instruct")
     api = HfApi()
     api.create_repo("owner/else", repo_type="dataset")
     for name, content in (("cats.csv", b"a,b"), ("README.md", b"---\npretty_name: Cats\n---\n")):

@@ -101,7 +101,7 @@ def test_private_repositories_stay_private(hub: HubServer):
     ("token", "said"),
     [
         ("hf_nobody", "does not accept this token.*Invalid credentials.*hf auth login"),
-        ("hf_friend", "this token may not write there .*namespace 'owner'"),
+        ("hf_friend", "this token may not do this .*namespace 'owner'"),
         (None, "does not accept this token, or there is none"),
     ],
 )

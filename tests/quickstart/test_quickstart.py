@@ -194,12 +194,12 @@ def test_speech_is_spoken_digits_a_sources_file_or_anything_that_can_be_inspecte
     digits = write_digits(tmp_path / "digits")
     assert [name for name, _ in named(digits)] == ["fsdd"]
     recording = next((digits / "recordings").iterdir())
-    beside = tmp_path / "beside"
-    beside.mkdir()
+    beside = tmp_path / "beside" / "recordings"  # whose names are not those of spoken digits
+    beside.mkdir(parents=True)
     for name in ("a", "b"):
         (beside / f"{name}.wav").write_bytes(recording.read_bytes())
         (beside / f"{name}.txt").write_text(f"take {name}")
-    assert named(beside) == [("beside", 2)]
+    assert named(beside.parent) == [("beside", 2)]
     assert "folder:" in (tmp_path / "run-beside" / "speech-sources.yaml").read_text()
     (tmp_path / "mine.yaml").write_text("sources: {mine: {folder: beside}}")
     assert named(tmp_path / "mine.yaml") == [("mine", 2)]

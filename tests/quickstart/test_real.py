@@ -12,11 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import yaml
+from support.hub_server import connected, serve
 from support.tiny_training import WORDS, save_backbones, tiny_recipe
 
 from dataset_scripts import sources_file
 from llaso.cli import main
 from llaso.quickstart.options import Options
+from llaso.quickstart.real_parts import fetch
 from llaso.quickstart.speech_sources import speech_sources
 from llaso.training.cost.dry_run import dry_run
 from llaso.training.recipe.recipe import load_recipe
@@ -141,6 +143,15 @@ def test_parts_that_are_not_there_are_named_before_anything_is_built(parts, tmp_
         assert message in said.err, said.err
         assert not (tmp_path / "run" / "llaso-align").exists()
     assert "make real ENCODER=DIR LLM=DIR" in said.err
+
+
+def test_a_part_that_the_token_may_not_see_is_refused_with_the_hubs_reason(parts, tmp_path, monkeypatch):
+    with serve(tmp_path / "objects") as hub, connected(hub, tmp_path / "home"):
+        hub.repos["models/owner/secret"] = []
+        hub.private.add("models/owner/secret")
+        monkeypatch.setenv("HF_TOKEN", "hf_nobody")
+        with pytest.raises(PermissionError, match="llm: owner/secret: the Hub does not accept this token.*llm DIR"):
+            fetch(str(parts[0]), "owner/secret", lambda line: None)
 
 
 def test_options_of_an_earlier_version_are_still_known():
