@@ -1,9 +1,10 @@
 """The `llaso` command.
 
 Each file of `commands/` adds its own parsers (`add_parser(subparsers)`, whose parsers set `run=`), and imports heavy
-libraries only inside `run`, so that help starts at once. Mistakes of the user (`ValueError`,
-missing files or packages) end in one clear line and exit code 2; anything else is a fault of this program, in one line
-and with exit code 3. `--debug` shows the traceback of both.
+libraries only inside `run`, so that help starts at once. A command that continues its own interrupted work sets
+`goes_on=True` as well. Mistakes of the user (`ValueError`, missing files or packages) end in one clear line and exit
+code 2; anything else is a fault of this program, in one line and with exit code 3. `--debug` shows the traceback of
+both.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"llaso {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("-v", "--verbose", action="store_true", help="log what happens inside")
+    parser.set_defaults(goes_on=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for file in COMMANDS:
         importlib.import_module(file).add_parser(commands)
@@ -65,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = build_parser().parse_args(argv)
     except SystemExit as stopped:  # of --help, --version, or options that are refused
         return int(stopped.code or 0)
+    if sys.stderr is None:  # closed by the caller; messages have nowhere to go
+        sys.stderr = open(os.devnull, "w")
     if not sys.stderr.isatty():  # libraries draw their bars on it
         for library in ("HF_HUB", "HF_DATASETS"):  # transformers asks the first
             os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
@@ -88,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 3
     except KeyboardInterrupt:
-        print("llaso: interrupted; the same command goes on from here", file=sys.stderr)
+        goes_on = "; the same command goes on from here" if arguments.goes_on else ""
+        print(f"llaso: interrupted{goes_on}", file=sys.stderr)
         return 130
 
 

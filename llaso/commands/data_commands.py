@@ -51,7 +51,7 @@ def add_parser(commands) -> None:
     build.add_argument(
         "--against", type=path, nargs="*", default=[], metavar="DIR", help="built corpora to prove apart"
     )
-    build.set_defaults(run=_build)
+    build.set_defaults(run=_build, goes_on=True)
 
     validate = actions.add_parser("validate", help="check every row; write validation.json and a page to look at")
     validate.add_argument("folder", type=path, metavar="DIR")
@@ -98,7 +98,7 @@ def add_parser(commands) -> None:
     publish.add_argument("repo_id", metavar="REPO_ID")
     publish.add_argument("--private", action="store_true")
     publish.add_argument("--manifest-only", action="store_true", help="publish the rows without their audio")
-    publish.set_defaults(run=_publish)
+    publish.set_defaults(run=_publish, goes_on=True)
 
     imports = actions.add_parser("import-release", help="read the authors' JSON files into this schema")
     imports.add_argument("folder", type=path, metavar="DIR", help="holds text_audio/, audio_text/ and pure_audio/")
@@ -107,7 +107,7 @@ def add_parser(commands) -> None:
     imports.add_argument("--corpus", choices=("align", "instruct", "eval"), default="instruct")
     imports.add_argument("--processor", default="", metavar="CHECKPOINT", help="count each row's tokens with it")
     imports.add_argument("--out", type=path, required=True, metavar="DIR")
-    imports.set_defaults(run=_import)
+    imports.set_defaults(run=_import, goes_on=True)
 
     export = actions.add_parser("export-release", help="write a corpus as the authors' JSON files")
     export.add_argument("folder", type=path, metavar="DIR")

@@ -111,7 +111,7 @@ def _add_generate(steps) -> None:
     )
     _generation_options(parser)
     parser.add_argument("--out", type=path, required=True, help="the predictions folder to write")
-    parser.set_defaults(run=_generate)
+    parser.set_defaults(run=_generate, goes_on=True)
 
 
 def _generation_options(parser: argparse.ArgumentParser) -> None:
@@ -208,7 +208,7 @@ def _add_run(steps) -> None:
     parser.add_argument(
         "--out", type=path, required=True, help="holds predictions/, scores.json and report/ at the end"
     )
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, goes_on=True)
 
 
 def _run(arguments: argparse.Namespace) -> int:

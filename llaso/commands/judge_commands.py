@@ -39,7 +39,7 @@ def _add_judge(steps) -> None:
     )
     parser.add_argument("--prompt", help="prompt file (default: judge_v1, or judge_pairs_v1 for pairs)")
     _asking_options(parser)
-    parser.set_defaults(run=_judge)
+    parser.set_defaults(run=_judge, goes_on=True)
 
 
 def add_judge_options(parser: argparse.ArgumentParser, required: bool) -> None:

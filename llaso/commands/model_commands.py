@@ -158,9 +158,10 @@ def run_transcribe(arguments: argparse.Namespace) -> int:
     from ..transcription.transcriber import Transcriber
     from .transcribe_files import transcribe_files
 
-    refuse_existing_file(arguments.out, arguments.overwrite)
+    refuse_existing_file(arguments.out, arguments.overwrite, arguments.files)
 
     finder = speech_finder(arguments.speech_finder)
+    arguments.goes_on = arguments.out is not None
 
     def load_transcriber() -> Transcriber:
         loaded = load(arguments.model, arguments.device)
@@ -180,9 +181,11 @@ def run_ask(arguments: argparse.Namespace) -> int:
     from llaso_common.audio import read_audio
     from modeling_llaso.loading import load
 
+    from .transcribe_files import shown_name
+
     if not arguments.question.strip():
         raise ValueError("the question is empty")
-    refuse_existing_file(arguments.out, arguments.overwrite)
+    refuse_existing_file(arguments.out, arguments.overwrite, arguments.files)
     message = {"role": "user", "content": [{"type": "text", "text": arguments.question}, {"type": "audio"}]}
     options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
     model: Any = None
@@ -211,9 +214,9 @@ def run_ask(arguments: argparse.Namespace) -> int:
             answer = generated[0, inputs["input_ids"].shape[1] :]
             text = processor.decode(answer, skip_special_tokens=True).strip()
             if arguments.format == "json":
-                line = json.dumps({"file": file, "text": text}, ensure_ascii=False)
+                line = json.dumps({"file": shown_name(file), "text": text}, ensure_ascii=False)
             else:
-                line = f"{file}: {text}" if several else text
+                line = f"{shown_name(file)}: {text}" if several else text
             if out is None:  # opened at the first answer: a file that is there is not emptied for nothing
                 out = stack.enter_context(open(arguments.out, "w", encoding="utf-8"))
             print(line, file=out, flush=True)

@@ -21,7 +21,7 @@ def add_parser(commands) -> None:
     publish.add_argument("--report", metavar="DIR", help="holds report.json; found by itself after a quickstart")
     publish.add_argument("--evaluated-on", metavar="DIR_OR_ID", help="the corpus of the report; likewise")
     publish.add_argument("--license", metavar="ID", help="of the weights; by default the language model's on the Hub")
-    publish.set_defaults(run=run_publish)
+    publish.set_defaults(run=run_publish, goes_on=True)
 
     module = commands.add_parser("publish-module", help="the `evaluate` module of LLaSO-Eval to the Hub, as a Space")
     _add_destination(module, "OWNER/llaso_eval")

@@ -42,7 +42,7 @@ def add_parser(commands) -> None:
         default="standard",
         help="minimum: only to see that all runs; its gate stops nothing",
     )
-    quickstart.set_defaults(run=run_quickstart)
+    quickstart.set_defaults(run=run_quickstart, goes_on=True)
 
 
 def run_quickstart(arguments: argparse.Namespace) -> int:

@@ -39,7 +39,7 @@ def add_parser(commands) -> None:
     real.add_argument("--seed", type=seed, default=0, help="of every draw")
     real.add_argument("--ignore-gate", action="store_true", help="go on to Stage 2 whatever Stage 1 came to")
     real.add_argument("--size", choices=("real", "minimum"), default="real", help="minimum: only to see that all runs")
-    real.set_defaults(run=run_real)
+    real.set_defaults(run=run_real, goes_on=True)
 
 
 def run_real(arguments: argparse.Namespace) -> int:

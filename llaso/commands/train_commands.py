@@ -32,7 +32,7 @@ def add_parser(commands) -> None:
         action="store_true",
         help="only estimate the run: parameters, tokens, steps, memory, FLOPs; needs no weights or data",
     )
-    train.set_defaults(run=run_train)
+    train.set_defaults(run=run_train, goes_on=True)
 
     experiment = commands.add_parser(
         "experiment",
@@ -65,7 +65,7 @@ def add_parser(commands) -> None:
     experiment.add_argument(
         "--page", type=path, help="a Markdown page in which this experiment's table and figure are replaced"
     )
-    experiment.set_defaults(run=run_experiment)
+    experiment.set_defaults(run=run_experiment, goes_on=True)
 
 
 def _add_overrides(parser: argparse.ArgumentParser, help: str) -> None:

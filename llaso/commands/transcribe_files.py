@@ -7,13 +7,17 @@ interruption.
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
 
 from llaso_common.atomic_write import write_atomically
+from llaso_common.folder_lock import alone_in
 
 from ..transcription.transcriber import Transcriber
 from ..transcription.transcript_formats import transcript
@@ -33,28 +37,48 @@ def transcribe_files(
         files: audio files.
         load: loads the model; called once, before the first file that exists is transcribed.
         format: one of `FORMATS`. SRT and WebVTT describe one recording.
-        out: file to write; printed by default.
+        out: file to write; printed by default. Finished segments are kept in the folder `OUT.partial` until then.
 
     Returns:
         The number of files that could not be transcribed. Each was reported on the standard error stream.
 
     Raises:
-        ValueError: several files in a format for one recording.
+        ValueError: several files in a format for one recording, or nowhere to print.
+        FolderBusy: another process writes the same output.
     """
     if format in ("srt", "vtt") and len(files) > 1:
-        raise ValueError(f"a {format} file describes one recording; name one FILE, or use --format text or json")
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        raise ValueError(f"--format {format} describes one recording; name one FILE, or use text or json")
+    if out is None:
+        if sys.stdout is None:
+            raise ValueError("the standard output is closed, and the transcript would be lost; name a file with --out")
+        return _transcribe(files, load, format, None, lambda text: print(text, end="", flush=True))
+    unfinished, transcripts = out.with_name(f"{out.name}.partial"), list[str]()
+    with alone_in(unfinished):
+        failed = _transcribe(files, load, format, unfinished, transcripts.append)
+        if transcripts:
+            write_atomically(out, "".join(transcripts))
+            for number in range(len(files)):
+                _segments_of(number, unfinished).unlink(missing_ok=True)
+    with suppress(OSError):  # it holds segments of an earlier command with more files
+        unfinished.rmdir()
+    return failed
+
+
+def _transcribe(
+    files: Sequence[str],
+    load: Callable[[], Transcriber],
+    format: str,
+    unfinished: Path | None,
+    give: Callable[[str], object],
+) -> int:
+    """Transcribe files, and give the transcript of each; finished segments are kept in the folder `unfinished`."""
     several, failed = len(files) > 1, 0
     transcriber: Transcriber | None = None
-    transcripts, partials = [], []
     for number, file in enumerate(files):
         if not Path(file).is_file():
-            folder = Path(file).is_dir()
-            failed += _report(f"{file}: {'a folder; name the files in it' if folder else 'there is no such file'}")
+            failed += _report(f"{shown_name(file)}: {_what_it_is(Path(file))}")
             continue
         transcriber = transcriber or load()
-        partial = None if out is None else out.with_name(f"{out.name}.{number}.partial")
         try:
             with tqdm(desc=file, unit="s", bar_format=BAR, disable=not sys.stderr.isatty(), leave=False) as bar:
 
@@ -63,31 +87,42 @@ def transcribe_files(
                     bar.update(round(done) - bar.n)
 
                 segments, seconds = transcriber.transcribe_file(
-                    file, times=format != "text", partial=partial, progress=progress
+                    file,
+                    times=format != "text",
+                    partial=None if unfinished is None else _segments_of(number, unfinished),
+                    progress=progress,
                 )
         except ValueError as error:
             failed += _report(str(error))
             continue
+        except OSError as error:
+            raise OSError(f"{shown_name(file)}: {error}; the temporary folder is {tempfile.gettempdir()}") from error
         cut = [segment for segment in segments if segment.finish_reason == "length"]
         if cut:
             print(
-                f"llaso: warning: {file}: {len(cut)} of {len(segments)} segments were cut at "
+                f"llaso: warning: {shown_name(file)}: {len(cut)} of {len(segments)} segments were cut at "
                 f"{transcriber.max_new_tokens} tokens, the first at {cut[0].start:.1f} s; raise --max-new-tokens",
                 file=sys.stderr,
             )
-        content = transcript(segments, format, seconds, file)
-        if format == "text" and several:
-            content = f"{file}: {content}"
-        if out is None:
-            print(content, end="", flush=True)
-        else:
-            transcripts.append(content)
-            partials.append(partial)
-    if out is not None and transcripts:
-        write_atomically(out, "".join(transcripts))
-        for partial in filter(None, partials):
-            partial.unlink()
+        content = transcript(segments, format, seconds, shown_name(file))
+        give(f"{shown_name(file)}: {content}" if format == "text" and several else content)
     return failed
+
+
+def shown_name(file: str) -> str:
+    """Return a file's name as text: bytes that are not UTF-8 become replacement characters."""
+    return os.fsencode(file).decode("utf-8", "replace")
+
+
+def _segments_of(number: int, unfinished: Path) -> Path:
+    """The file that keeps the segments of one of the recordings."""
+    return unfinished / f"{number}.jsonl"
+
+
+def _what_it_is(path: Path) -> str:
+    if path.is_dir():
+        return "a folder; name the files in it"
+    return "not a regular file; copy its content into one" if path.exists() else "there is no such file"
 
 
 def _report(reason: str) -> int:

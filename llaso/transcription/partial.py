@@ -3,32 +3,55 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from llaso_common.atomic_write import write_atomically
+
 from .transcript_formats import Segment
+
+logger = logging.getLogger(__name__)
+
+KIND = "llaso partial transcript"
 
 
 class PartialTranscript:
     """A file of JSON lines: a header with what the segments depend on, then the segments.
 
+    It is continued if the header is the same: then segments are read as far as they are whole and lie where the
+    recording's pieces lie. Otherwise it is begun anew, and a warning says so.
+
     Args:
-        path: the file; segments of a file with the same header are read, other content is replaced.
-        header: whatever the segments depend on: recording, model, settings.
+        path: the file.
+        header: all that the segments depend on: recording, model, settings.
+        spans: start and end of each piece of the recording, in seconds.
+
+    Attributes:
+        segments: those that are done.
+
+    Raises:
+        ValueError: the file is not a partial transcript.
     """
 
-    def __init__(self, path: Path, header: dict[str, Any]):
+    def __init__(self, path: Path, header: dict[str, Any], spans: Sequence[tuple[float, float]]):
         self._path = path
         self.segments: list[Segment] = []
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-        whole = [line for line in lines if line.endswith("\n")]
-        if whole and json.loads(whole[0]) == header:
-            self.segments = [Segment(**json.loads(line)) for line in whole[1:]]
-        path.write_text(
-            "".join(json.dumps(record) + "\n" for record in [header, *map(asdict, self.segments)]), encoding="utf-8"
-        )
+        header = {"kind": KIND, **header}
+        if path.exists() and path.stat().st_size:
+            records = list(_records(path))
+            if not records or records[0].get("kind") != KIND:
+                raise ValueError(f"{path}: not a partial transcript; delete it, or choose another --out")
+            if records[0] == header:
+                self.segments = _segments(records[1:], spans)
+            else:
+                changed = ", ".join(name for name in header if records[0].get(name) != header[name])
+                logger.warning("%s: begun anew, because of another %s", path, changed)
+        records = [header, *map(asdict, self.segments)]
+        write_atomically(path, "".join(json.dumps(record) + "\n" for record in records), durable=True)
 
     def add(self, segments: list[Segment]) -> None:
         """Append segments and flush them to the disk."""
@@ -38,6 +61,26 @@ class PartialTranscript:
             os.fsync(file.fileno())
         self.segments += segments
 
-    def remove(self) -> None:
-        """Delete the file, after the transcript was written."""
-        self._path.unlink()
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    """Read the lines of a file up to the first that is not a whole JSON object, as after a crash."""
+    records = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            record = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            break
+        records.append(record)
+    return records
+
+
+def _segments(records: Sequence[dict[str, Any]], spans: Sequence[tuple[float, float]]) -> list[Segment]:
+    """Return the segments of records, up to the first that is not the one of its piece."""
+    segments = []
+    for record, span in zip(records, spans, strict=False):
+        if record.keys() != Segment.__dataclass_fields__.keys() or (record["start"], record["end"]) != span:
+            break
+        segments.append(Segment(**record))
+    return segments

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+
+from llaso_common import __version__
 
 from .partial import PartialTranscript
 from .pieces import pieces_to_transcribe
@@ -70,7 +74,7 @@ class Transcriber:
             file: an audio file.
             times: cut short recordings at pauses, too, so that their segments have times.
             partial: file that keeps finished segments; a call after an interruption continues from it. Delete it once
-                the transcript is stored.
+                the transcript is stored. Only one process at a time may use it.
             progress: called with the seconds that are done and the length of the recording.
 
         Returns:
@@ -82,7 +86,8 @@ class Transcriber:
         with decoded(file, self.rate) as samples:
             seconds = len(samples) / self.rate
             pieces = self.pieces(samples, times)
-            store = None if partial is None else PartialTranscript(partial, self._header(samples, pieces))
+            spans = [(start / self.rate, stop / self.rate) for start, stop in pieces]
+            store = None if partial is None else PartialTranscript(partial, self._header(samples), spans)
             segments = [] if store is None else list(store.segments)
             for batch in self.segments(samples, pieces[len(segments) :]):
                 segments += batch
@@ -92,19 +97,28 @@ class Transcriber:
                     progress(segments[-1].end, seconds)
         return segments, seconds
 
-    def _header(self, samples: np.ndarray, pieces: list[tuple[int, int]]) -> dict[str, Any]:
+    def _header(self, samples: np.ndarray) -> dict[str, Any]:
         """Return what segments depend on, for a partial transcript."""
-        digest = hashlib.sha256()
+        recording = hashlib.sha256()
         for start in range(0, len(samples), 2**22):
-            digest.update(samples[start : start + 2**22].tobytes())
-        parameters = sum(float(parameter.detach().double().sum()) for parameter in self.model.parameters())
+            recording.update(samples[start : start + 2**22].tobytes())
         return {
-            "samples": digest.hexdigest(),
-            "pieces": hashlib.sha256(repr(pieces).encode()).hexdigest(),
-            "model": [self.model.num_parameters(), parameters],
-            "instruction": self.processor.default_transcription_prompt,
+            "llaso": __version__,
+            "recording": recording.hexdigest(),
+            "model": self._model_digest,
+            "processor": _processor_digest(self.processor),
             "max_new_tokens": self.max_new_tokens,
         }
+
+    @cached_property
+    def _model_digest(self) -> str:
+        """A digest of the weights, as they are loaded, and of the settings of the network and of generation."""
+        digest = hashlib.sha256(self.model.config.to_json_string().encode())
+        digest.update(self.model.generation_config.to_json_string().encode())
+        for name, tensor in self.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def pieces(self, samples: np.ndarray, cut_short: bool = True) -> list[tuple[int, int]]:
         """Find the pieces of samples at the encoder's rate, as `pieces_to_transcribe` does."""
@@ -183,3 +197,14 @@ class _ChosenLogProbs(LogitsProcessor):
     def by_row(self) -> torch.Tensor:
         """Return the log-probabilities, `(rows, steps)`."""
         return torch.stack(self._steps, dim=1)
+
+
+def _processor_digest(processor: Any) -> str:
+    """A digest of all that a processor saves: settings, chat template, tokenizer."""
+    digest = hashlib.sha256()
+    with tempfile.TemporaryDirectory(prefix="llaso-processor-") as folder:
+        processor.save_pretrained(folder)
+        for file in sorted(Path(folder).iterdir()):
+            digest.update(file.name.encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()

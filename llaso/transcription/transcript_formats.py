@@ -60,8 +60,8 @@ def transcript(segments: Sequence[Segment], format: str, duration: float, file: 
 
 
 def _cue(segment: Segment, decimal: str, escape: bool = False) -> str:
-    """Return the times and text of a cue; a blank line in the text would end it."""
-    text = " ".join(segment.text.split())
+    """Return the times and text of a cue; a blank line in the text would end it, and players refuse controls."""
+    text = "".join(letter for letter in " ".join(segment.text.split()) if letter.isprintable())
     if escape:
         text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return f"{_clock(segment.start, decimal)} --> {_clock(segment.end, decimal)}\n{text}\n"

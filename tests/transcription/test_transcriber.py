@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -11,10 +14,12 @@ import torch
 from support.spoken import without_speech
 from support.tiny_llaso import RATE, tiny_llaso, tone
 
+from llaso.cli import main
 from llaso.commands.transcribe_files import transcribe_files
 from llaso.transcription.recordings import decoded
 from llaso.transcription.transcriber import Transcriber, repeats_itself
 from llaso.transcription.transcript_formats import Segment, joined_text, transcript
+from llaso_common.folder_lock import FolderBusy, alone_in
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +115,58 @@ def test_an_interrupted_transcription_goes_on_where_it_stopped(transcriber, file
     assert json.loads(partial.read_text().splitlines()[0])["max_new_tokens"] == 5
 
 
+def change_weights(model, processor):
+    """Swap two rows: the sum of the weights stays as it was."""
+    weight = model.model.language_model.layers[0].mlp.down_proj.weight.data
+    weight[[0, 1]] = weight[[1, 0]]
+
+
+def change_config(model, processor):
+    model.config.text_config.rms_norm_eps *= 2
+
+
+def change_generation(model, processor):
+    model.generation_config.repetition_penalty = 1.5
+
+
+def change_template(model, processor):
+    processor.chat_template += " "
+
+
+@pytest.mark.parametrize("change", [change_weights, change_config, change_generation, change_template])
+def test_segments_of_another_model_are_not_gone_on_with(change, transcriber, file, tmp_path, caplog):
+    partial = tmp_path / "0.jsonl"
+    transcriber.transcribe_file(file, partial=partial)
+    model, processor = copy.deepcopy((transcriber.model, transcriber.processor))
+    change(model, processor)
+    other = Transcriber(model, processor, max_new_tokens=6, batch_size=3)
+    done = []
+    segments, _ = other.transcribe_file(file, partial=partial, progress=lambda *at: done.append(at))
+    assert len(done) == 2 and len(segments) == 5  # two batches: from the beginning
+    assert "begun anew, because of another" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"a text", b"\xff\x00", b"[]\n", b'{"another": "file"}\n'], ids=repr)
+def test_a_file_that_is_no_partial_transcript_is_kept(content, transcriber, file, tmp_path):
+    partial = tmp_path / "0.jsonl"
+    partial.write_bytes(content)
+    with pytest.raises(ValueError, match=r"0\.jsonl: not a partial transcript; delete it"):
+        transcriber.transcribe_file(file, partial=partial)
+    assert partial.read_bytes() == content
+
+
+def test_segments_count_as_far_as_they_are_those_of_the_pieces(transcriber, file, tmp_path):
+    """After a doubled segment, zero bytes as of a power cut, or more segments than pieces, the rest is made again."""
+    partial = tmp_path / "0.jsonl"
+    expected = transcriber.transcribe_file(file, partial=partial)
+    whole = partial.read_bytes()
+    header, *lines = whole.splitlines(keepends=True)
+    for damaged in ([*lines[:2], lines[1], *lines[2:]], [*lines[:3], b"\0\0\0\n", *lines[3:]], [*lines, lines[0]]):
+        partial.write_bytes(b"".join([header, *damaged]))
+        assert transcriber.transcribe_file(file, partial=partial) == expected
+        assert partial.read_bytes() == whole
+
+
 @pytest.mark.parametrize(("kind", "rate", "channels"), [("WAV", 44_100, 2), ("FLAC", 8_000, 1), ("OGG", 48_000, 1)])
 def test_blocks_are_the_recording_as_a_whole(tmp_path, monkeypatch, kind, rate, channels):
     from llaso_common.audio import read_audio
@@ -180,8 +237,29 @@ def test_an_interrupted_command_continues_with_the_segments_it_has(transcriber, 
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_two_commands_do_not_write_one_output(transcriber, file, tmp_path):
+    with alone_in(tmp_path / "out.srt.partial"), pytest.raises(FolderBusy, match="in use by"):
+        transcribe_files([str(file)], lambda: transcriber, "srt", tmp_path / "out.srt")
+
+
+def test_a_recording_is_never_replaced_by_its_transcript(file, capsys):
+    content = file.read_bytes()
+    for command in (["transcribe", str(file)], ["ask", str(file), "What is said?"]):
+        assert main([*command, "--model", "none", "--out", str(file), "--overwrite"]) == 2
+        assert "is a file that is read; choose another path" in capsys.readouterr().err
+    assert file.read_bytes() == content
+
+
+def test_names_that_are_not_utf8_are_written_as_text(transcriber, file, tmp_path):
+    odd = os.path.join(os.fsencode(tmp_path), b"caf\xe9.wav")
+    shutil.copy(file, odd)
+    out = tmp_path / "out.json"
+    assert transcribe_files([os.fsdecode(odd)], lambda: transcriber, "json", out) == 0
+    assert json.loads(out.read_text(encoding="utf-8"))["file"].endswith("caf\ufffd.wav")
+
+
 def test_subtitles_describe_one_recording(transcriber, file):
-    with pytest.raises(ValueError, match="a srt file describes one recording"):
+    with pytest.raises(ValueError, match="--format srt describes one recording"):
         transcribe_files([str(file)] * 2, lambda: transcriber, "srt")
 
 

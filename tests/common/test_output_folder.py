@@ -1,0 +1,37 @@
+"""Folders that replace others once they are whole: an error or SIGTERM leaves what was there, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from llaso_common.output_folder import replaced_folder
+
+
+def test_the_new_folder_takes_the_old_ones_place(tmp_path):
+    for text in ("old", "new"):
+        with replaced_folder(tmp_path / "out") as folder:
+            (folder / text).touch()
+    assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["new"]
+
+
+@pytest.mark.parametrize(
+    "ending", [lambda: os.kill(os.getpid(), signal.SIGTERM), lambda: 1 / 0], ids=["SIGTERM", "error"]
+)
+def test_nothing_is_left_of_a_folder_that_was_not_finished(ending, tmp_path):
+    with replaced_folder(tmp_path / "out") as folder:
+        (folder / "old").touch()
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises((SystemExit, ZeroDivisionError)), replaced_folder(tmp_path / "out") as folder:
+        (folder / "new").touch()
+        ending()
+    assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["old"]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_the_current_folder_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="is the current folder"), replaced_folder("."):
+        pytest.fail("begun")
