@@ -1,35 +1,36 @@
 """Measures what exported files hear: `python -m benchmarks exported MODEL --speech MANIFEST` (needs xllamacpp).
 
 Clips are transcribed by the model itself and by llama.cpp with files of each type. The table has the word error rate
-with its interval, and how many transcripts have the model's own token ids. `--loud` scales every clip to a peak of 1
-first, once more: llama.cpp hears silence in quiet recordings differently.
+with its interval, and how many transcripts have the model's own token ids. With `--loud` the clips are measured a
+second time, scaled to a peak of 1: llama.cpp hears silence in quiet recordings differently.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from benchmarks.manifests import evenly, read_manifest
 from llaso.exporting.gguf_files import RATE, WEIGHT_TYPES, WINDOW_SECONDS, export_gguf
 from llaso.exporting.llama_cpp_check import LlamaCppServer, context_for, is_quiet
 from llaso.exporting.own_answers import end_ids, own_answer
 from llaso.training.run.held_out import word_errors
 from llaso_common.audio import read_audio
 from modeling_llaso.loading import load
+from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
+from modeling_llaso.processing_llaso import LlasoProcessor
 
 DRAWS = 2000
 """Resamples of the clips for an interval."""
 
 
 @dataclass
-class Heard:
+class ScoredTranscripts:
     """The answers of one program to all clips.
 
     Attributes:
@@ -57,7 +58,7 @@ class Heard:
         """Its 95 % interval: clips drawn with replacement."""
         return _interval(np.asarray(self.errors), np.asarray(self.words))
 
-    def difference(self, other: Heard) -> tuple[float, float]:
+    def difference(self, other: ScoredTranscripts) -> tuple[float, float]:
         """The 95 % interval of this rate less another's, over the same draws of clips."""
         return _interval(np.asarray(self.errors) - np.asarray(other.errors), np.asarray(self.words))
 
@@ -69,12 +70,18 @@ def _interval(errors: np.ndarray, words: np.ndarray) -> tuple[float, float]:
 
 
 def measure(
-    name: str, clips: Sequence[tuple[np.ndarray, str]], types: Sequence[str], max_new_tokens: int, report: Callable
-) -> dict[str, Heard]:
+    model: LlasoForConditionalGeneration,
+    processor: LlasoProcessor,
+    clips: Sequence[tuple[np.ndarray, str]],
+    types: Sequence[str],
+    max_new_tokens: int,
+    report: Callable[[str], None],
+) -> dict[str, ScoredTranscripts]:
     """Transcribe clips by the model and by llama.cpp with files of each type.
 
     Args:
-        name: the model's folder or Hub id.
+        model: in single precision.
+        processor: the model's.
         clips: samples at 16 kHz, shorter than a window, with their transcripts.
         types: keys of `WEIGHT_TYPES`.
         max_new_tokens: of a transcript, at most.
@@ -83,30 +90,27 @@ def measure(
     Returns:
         What each heard; the model's own first, under `"own"`.
     """
-    model, processor = load(name, device="cpu")
-    model = model.float()
     question = processor.default_transcription_prompt
-    found = {"own": Heard()}
+    found = {"own": ScoredTranscripts()}
     for clip, text in clips:
         own = own_answer(model, processor, clip, question, max_new_tokens)
         found["own"].add(processor.decode(own.said, skip_special_tokens=True), text, own.said)
     report(f"own: {found['own'].rate():.3f}")
     ends = set(end_ids(model))
     for kind in types:
-        found[kind] = Heard()
+        found[kind] = ScoredTranscripts()
         with tempfile.TemporaryDirectory() as folder:
             export_gguf(model, processor, Path(folder, "gguf"), kind)
-            server = LlamaCppServer(Path(folder, "gguf"), context_for(processor, question, max_new_tokens))
-            for clip, text in clips:
-                answer = server.answer(question, clip, max_new_tokens)
-                ids = [number for number in answer["tokens"] if number not in ends]
-                found[kind].add(answer["content"], text, ids)
-            del server
+            with LlamaCppServer(Path(folder, "gguf"), context_for(processor, question, max_new_tokens)) as server:
+                for clip, text in clips:
+                    answer = server.answer(question, clip, max_new_tokens)
+                    ids = [number for number in answer["tokens"] if number not in ends]
+                    found[kind].add(answer["content"], text, ids)
         report(f"{kind}: {found[kind].rate():.3f}")
     return found
 
 
-def table(found: dict[str, Heard]) -> str:
+def table(found: dict[str, ScoredTranscripts]) -> str:
     """Write the measurements as a Markdown table."""
     own = found["own"]
     lines = ["| | WER | less the model's own | equal ids |", "|---|---|---|---|"]
@@ -124,15 +128,11 @@ def table(found: dict[str, Heard]) -> str:
     return "\n".join(lines)
 
 
-def read_manifest(manifest: Path, count: int) -> list[tuple[np.ndarray, str]]:
-    """Read clips shorter than a window, evenly spread over a manifest of JSON lines (`audio`, `text`)."""
-    rows: list[dict[str, Any]] = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
-    clips = []
-    for row in rows[:: max(1, len(rows) // count)]:
-        clip = read_audio(manifest.parent / row["audio"])
-        if len(clip) < WINDOW_SECONDS * RATE and row["text"].strip():
-            clips.append((clip, row["text"]))
-    return clips[:count]
+def read_clips(manifest: Path, most: int) -> list[tuple[np.ndarray, str]]:
+    """Read clips evenly spread over a manifest, without those that are as long as a window or longer."""
+    rows = [row for of_source in read_manifest(manifest).values() for row in of_source]
+    clips = [(read_audio(manifest.parent / row["audio"]), row["text"]) for row in evenly(rows, most)]
+    return [(clip, text) for clip, text in clips if len(clip) < WINDOW_SECONDS * RATE]
 
 
 def main() -> None:
@@ -140,20 +140,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder or Hub id, made with audio_padding full")
     parser.add_argument("--speech", type=Path, required=True, help="JSON lines with audio and text")
-    parser.add_argument("--clips", type=int, default=100)
+    parser.add_argument("--clips", type=int, default=100, help="at most (default: %(default)s)")
     parser.add_argument("--types", nargs="+", choices=WEIGHT_TYPES, default=list(WEIGHT_TYPES))
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--loud", action="store_true", help="measure clips scaled to a peak of 1 as well")
     arguments = parser.parse_args()
-    clips = read_manifest(arguments.speech, arguments.clips)
-    _, processor = load(arguments.model, device="cpu")
+    clips = read_clips(arguments.speech, arguments.clips)
+    model, processor = load(arguments.model, device="cpu")
+    model = model.float()
     quiet = sum(is_quiet(processor, clip) for clip, _ in clips)
     print(f"{len(clips)} clips, {sum(len(clip) for clip, _ in clips) / RATE / 60:.0f} min, {quiet} of them quiet")
     sets = {"as they are": clips}
     if arguments.loud:
         sets["scaled to a peak of 1"] = [(clip / np.abs(clip).max(), text) for clip, text in clips]
     for how, some in sets.items():
-        found = measure(arguments.model, some, arguments.types, arguments.max_new_tokens, print)
+        found = measure(model, processor, some, arguments.types, arguments.max_new_tokens, print)
         print(f"\nclips {how}\n\n{table(found)}\n", flush=True)
 
 

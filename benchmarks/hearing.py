@@ -19,15 +19,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.manifests import evenly, read_manifest
 from llaso.training.run.held_out import word_errors
-from llaso_common.audio import read_audio
+from llaso_common.audio import ENCODER_FRAMES_PER_SECOND, MEL_FRAMES_PER_SECOND, SAMPLE_RATE, read_audio
 from modeling_llaso.compatibility_llaso import CACHE_SINCE_5_24
 from modeling_llaso.configuration_llaso import count_audio_tokens
 from modeling_llaso.modeling_llaso import LlasoEncoder
 from modeling_llaso.processing_llaso import LlasoProcessor, add_audio_tokens
 
-RATE = 16_000
-VECTORS_PER_SECOND = 50
 FULL, TRIM = "full", "trim"
 TAILS = (0.2, 0.5, 1.0, 2.0)
 """Seconds of silence left behind a clip."""
@@ -52,7 +51,7 @@ class SpokenClip:
     source: str
 
 
-class Ears:
+class WhisperBaseline:
     """A Whisper's encoder as LLaSO runs it, and its own decoder.
 
     Args:
@@ -86,7 +85,7 @@ class Ears:
         if tail is None:
             (mel,) = self.log_mel[FULL]([samples])
         else:
-            silence = np.zeros(round(tail * RATE), dtype=np.float32)
+            silence = np.zeros(round(tail * SAMPLE_RATE), dtype=np.float32)
             (mel,) = self.log_mel[TRIM]([np.concatenate([samples, silence])])
         found: list[torch.Tensor] = []
         hooks = [self.encoder.layers[0].register_forward_pre_hook(lambda module, given: found.append(given[0][0]))]
@@ -102,11 +101,16 @@ class Ears:
         return [*found, output]
 
     @torch.no_grad()
-    def transcribe(self, vectors: torch.Tensor, most_tokens: int = MOST_TOKENS) -> str:
-        """Return the greedy transcript of the encoder's output `(vectors, d_model)` by Whisper's own decoder."""
+    def transcribe(self, vectors: torch.Tensor, most_tokens: int = MOST_TOKENS) -> tuple[str, bool]:
+        """Transcribe the encoder's output `(vectors, d_model)` greedily by Whisper's own decoder.
+
+        Returns:
+            The transcript, and whether it ended within `most_tokens`.
+        """
         said: list[int] = []
+        ended = False
         ids, cache = torch.tensor([self.start]), None
-        while len(said) < most_tokens:
+        while not ended and len(said) < most_tokens:
             out = self.whisper.model.decoder(
                 input_ids=ids, encoder_hidden_states=vectors[None], use_cache=True, **{CACHE_SINCE_5_24: cache}
             )
@@ -115,11 +119,10 @@ class Ears:
             if not said:
                 logits[self.not_first] = -math.inf
             token = int(logits.argmax())
-            if token == self.end:
-                break
+            ended = token == self.end
             said.append(token)
             ids = torch.tensor([[token]])
-        return self.tokenizer.decode(said, skip_special_tokens=True).strip()
+        return self.tokenizer.decode(said, skip_special_tokens=True).strip(), ended
 
 
 def cosines(states: Sequence[torch.Tensor], reference: Sequence[torch.Tensor], real: int) -> np.ndarray:
@@ -129,7 +132,7 @@ def cosines(states: Sequence[torch.Tensor], reference: Sequence[torch.Tensor], r
 
 
 def measure(
-    ears: Ears, clips: Sequence[SpokenClip], tails: Sequence[float] = TAILS, decode: bool = True
+    whisper: WhisperBaseline, clips: Sequence[SpokenClip], tails: Sequence[float] = TAILS, decode: bool = True
 ) -> dict[str, Any]:
     """Compare every setting with `full` on every clip.
 
@@ -142,21 +145,20 @@ def measure(
     like: dict[str, list[np.ndarray]] = {name: [] for name in settings}
     heard: dict[str, dict[str, list[int]]] = {name: {} for name in settings}
     for clip in clips:
-        real = count_audio_tokens(-(-len(clip.samples) // (RATE // 100)))
-        reference = ears.states(clip.samples, None)
+        real = count_audio_tokens(-(-len(clip.samples) // (SAMPLE_RATE // MEL_FRAMES_PER_SECOND)))
+        reference = whisper.states(clip.samples, None)
         for name, tail in settings.items():
-            states = reference if tail is None else ears.states(clip.samples, tail)
+            states = reference if tail is None else whisper.states(clip.samples, tail)
             like[name].append(cosines(states, reference, real))
             if decode:
-                text = ears.transcribe(states[-1])
+                text, ended = whisper.transcribe(states[-1])
                 errors, words = word_errors(text, clip.text)
-                endless = len(ears.tokenizer(text, add_special_tokens=False)["input_ids"]) >= MOST_TOKENS - 8
                 counts = heard[name].setdefault(clip.source, [0, 0, 0])
-                heard[name][clip.source] = [counts[0] + errors, counts[1] + words, counts[2] + endless]
+                heard[name][clip.source] = [counts[0] + errors, counts[1] + words, counts[2] + (not ended)]
     found: dict[str, Any] = {"clips": len(clips), "settings": {}}
     for name in settings:
         output = np.concatenate([each[-1] for each in like[name]])
-        last = [each[-1][::-1][:VECTORS_PER_SECOND] for each in like[name]]
+        last = [each[-1][::-1][:ENCODER_FRAMES_PER_SECOND] for each in like[name]]
         by_distance = [
             np.mean([row[place] for row in last if place < len(row)]) for place in range(max(map(len, last)))
         ]
@@ -203,7 +205,9 @@ def plot(found: dict[str, Any], file: Path) -> None:
     for name, values in found["settings"].items():
         if name != FULL:
             by_layer.plot(values["layers"], marker="o", markersize=3, label=name)
-            by_place.plot(np.arange(len(values["from_end"])) / VECTORS_PER_SECOND, values["from_end"], label=name)
+            by_place.plot(
+                np.arange(len(values["from_end"])) / ENCODER_FRAMES_PER_SECOND, values["from_end"], label=name
+            )
     layers = len(found["settings"][TRIM]["layers"])
     by_layer.set_xticks(range(layers), ["in", *map(str, range(1, layers - 1)), "out"])
     by_layer.set(xlabel="encoder layer", ylabel="cosine to the vectors of `full`", title="mean over real frames")
@@ -217,32 +221,12 @@ def plot(found: dict[str, Any], file: Path) -> None:
     pyplot.close(figure)
 
 
-def read_manifest(manifest: Path) -> dict[str, list[dict[str, Any]]]:
-    """Read a manifest of JSON lines with `audio` and `text`, and perhaps `source`: its rows by source.
-
-    Raises:
-        ValueError: a row lacks audio or text.
-    """
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), 1):
-        row = json.loads(line)
-        if not row.get("audio") or not row.get("text"):
-            raise ValueError(f"{manifest}:{number}: a row needs `audio` and `text`")
-        rows.setdefault(row.get("source") or "speech", []).append(row)
-    return rows
-
-
-def evenly(rows: Sequence[Any], most: int) -> Sequence[Any]:
-    """Return so many rows at most, taken at equal distances."""
-    return rows[:: max(1, len(rows) // most)][:most]
-
-
 def read_clips(manifest: Path, count: int) -> list[SpokenClip]:
     """Read clips of a manifest: as many of each source."""
     rows = read_manifest(manifest)
     each = math.ceil(count / len(rows))
     return [
-        SpokenClip(read_audio(manifest.parent / row["audio"], RATE)[: 30 * RATE], row["text"], source)
+        SpokenClip(read_audio(manifest.parent / row["audio"], SAMPLE_RATE)[: 30 * SAMPLE_RATE], row["text"], source)
         for source, found in rows.items()
         for row in evenly(found, each)
     ]
@@ -259,7 +243,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/hearing"), help="for hearing.json, .md and .png")
     arguments = parser.parse_args()
     clips = read_clips(arguments.speech, arguments.clips)
-    found = measure(Ears(arguments.encoder), clips, arguments.tails, decode=not arguments.no_decoder)
+    found = measure(WhisperBaseline(arguments.encoder), clips, arguments.tails, decode=not arguments.no_decoder)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "hearing.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     (arguments.out / "hearing.md").write_text(table(found) + "\n", encoding="utf-8")

@@ -1,9 +1,9 @@
 """Transcribes a manifest with models and tables their word error rates by source.
 
-`python -m benchmarks transcripts MODEL --speech MANIFEST [--whisper DIR] [--path CORPUS]` compares a checkpoint with a
-Whisper's own decoder on the same clips and, if the checkpoint was aligned by CTC, with the best path of its projected
-audio, which no LLM has read. Intervals are of speakers drawn with replacement. Three clips of each source are shown
-with every transcript: the best, the median and the worst by the checkpoint's word error rate.
+`python -m benchmarks transcripts MODEL --speech MANIFEST [--whisper DIR] [--ctc-corpus CORPUS]` compares a checkpoint
+with a Whisper's own decoder on the same clips and, if the checkpoint was aligned by CTC, with the best path of its
+projected audio, which no LLM has read. Intervals are of speakers drawn with replacement. Three clips of each source
+are shown with every transcript: the best, the median and the worst by the checkpoint's word error rate.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.hearing import Ears, evenly, read_manifest
+from benchmarks.hearing import WhisperBaseline
+from benchmarks.manifests import evenly, read_manifest
 from eval_suite.intervals import Resampler
 from llaso.training.recipe.recipe import DataChoice
 from llaso.training.rows.corpora import open_corpus
@@ -38,7 +39,7 @@ SHOWN = {"best": 0.0, "median": 0.5, "worst": 1.0}
 
 
 @dataclass(frozen=True)
-class Said:
+class ManifestClip:
     """One clip of a manifest."""
 
     audio: Path
@@ -51,7 +52,7 @@ class Said:
         return read_audio(self.audio, SAMPLE_RATE)
 
 
-def read_clips(manifest: Path, most: int = 0) -> list[Said]:
+def read_clips(manifest: Path, most: int = 0) -> list[ManifestClip]:
     """List the clips of a manifest, whose rows may have a `speaker`; without one a clip is its own.
 
     Args:
@@ -59,19 +60,19 @@ def read_clips(manifest: Path, most: int = 0) -> list[Said]:
         most: clips of each source; 0 means all.
     """
     return [
-        Said(file := manifest.parent / row["audio"], row["text"], source, str(row.get("speaker") or file))
+        ManifestClip(file := manifest.parent / row["audio"], row["text"], source, str(row.get("speaker") or file))
         for source, found in read_manifest(manifest).items()
         for row in (evenly(found, most) if most else found)
     ]
 
 
-def batches(clips: Sequence[Said]) -> Iterator[Sequence[Said]]:
+def batches(clips: Sequence[ManifestClip]) -> Iterator[Sequence[ManifestClip]]:
     """Yield the clips in batches."""
     for start in range(0, len(clips), AT_ONCE):
         yield clips[start : start + AT_ONCE]
 
 
-def by_model(checkpoint: str, clips: Sequence[Said], done: Callable[[int], None]) -> list[str]:
+def by_model(checkpoint: str, clips: Sequence[ManifestClip], done: Callable[[int], None]) -> list[str]:
     """Transcribe clips with a checkpoint."""
     transcriber = Transcriber(*load(checkpoint, "cpu"), max_new_tokens=TOKENS)
     heard: list[str] = []
@@ -82,7 +83,9 @@ def by_model(checkpoint: str, clips: Sequence[Said], done: Callable[[int], None]
 
 
 @torch.no_grad()
-def by_best_path(checkpoint: str, corpus: str, clips: Sequence[Said], done: Callable[[int], None]) -> list[str]:
+def by_best_path(
+    checkpoint: str, corpus: str, clips: Sequence[ManifestClip], done: Callable[[int], None]
+) -> list[str]:
     """Read the best path of the projected audio, among the tokens of a corpus's transcripts."""
     model, processor = load(checkpoint, "cpu")
     table: torch.Tensor = model.get_input_embeddings().weight
@@ -98,16 +101,16 @@ def by_best_path(checkpoint: str, corpus: str, clips: Sequence[Said], done: Call
     return heard
 
 
-def by_whisper(whisper: str, clips: Sequence[Said], done: Callable[[int], None]) -> list[str]:
+def by_whisper(whisper: str, clips: Sequence[ManifestClip], done: Callable[[int], None]) -> list[str]:
     """Transcribe clips with a Whisper's own decoder, on whole windows."""
-    ears, heard = Ears(whisper), []
+    baseline, heard = WhisperBaseline(whisper), []
     for clip in clips:
-        heard.append(ears.transcribe(ears.states(clip.samples(), None)[-1], TOKENS))
+        heard.append(baseline.transcribe(baseline.states(clip.samples(), None)[-1], TOKENS)[0])
         done(len(heard))
     return heard
 
 
-def rates(clips: Sequence[Said], heard: Sequence[str]) -> dict[str, dict[str, Any]]:
+def rates(clips: Sequence[ManifestClip], heard: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return errors, words, word error rate and its interval by source."""
     places: dict[str, list[int]] = {}
     for place, clip in enumerate(clips):
@@ -140,7 +143,7 @@ def table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
-def shown(clips: Sequence[Said], transcripts: dict[str, list[str]], deciding: str) -> str:
+def shown(clips: Sequence[ManifestClip], transcripts: dict[str, list[str]], deciding: str) -> str:
     """Write the best, the median and the worst clip of each source, by one program's word error rate."""
     names = list(transcripts)
     lines = [f"| source | clip | reference | {' | '.join(names)} |", "|" + "---|" * (len(names) + 3)]
@@ -166,11 +169,12 @@ def _short(text: str, most: int = 160) -> str:
 
 def progress(name: str, total: int) -> Callable[[int], None]:
     """Return what prints a line each tenth of the way."""
-    said = {"at": 0}
+    tenths = 0
 
     def done(count: int) -> None:
-        if count * 10 // total > said["at"]:
-            said["at"] = count * 10 // total
+        nonlocal tenths
+        if count * 10 // total > tenths:
+            tenths = count * 10 // total
             print(f"{name}: {count:,}/{total:,} clips", flush=True)
 
     return done
@@ -186,7 +190,9 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("model", metavar="MODEL", help="a LLaSO checkpoint: a folder or a Hub id")
     parser.add_argument("--speech", type=Path, required=True, metavar="MANIFEST", help="JSON lines: audio, text")
     parser.add_argument("--whisper", metavar="DIR", help="a Whisper with its decoder: a folder or a Hub id")
-    parser.add_argument("--path", metavar="CORPUS", help="read the best path, too, among the tokens of this corpus")
+    parser.add_argument(
+        "--ctc-corpus", metavar="CORPUS", help="read the best path, too, among the tokens of this corpus"
+    )
     parser.add_argument("--aligned", metavar="DIR", help="the checkpoint of the best path, if it is another (Stage 1)")
     parser.add_argument("--clips", type=int, default=0, help="of each source at most (default: all)")
     parser.add_argument("--out", type=Path, default=Path("runs/transcripts"), help="for .json and .md")
@@ -195,9 +201,9 @@ def main(arguments: Iterable[str] | None = None) -> None:
     programs: dict[str, Callable[[Callable[[int], None]], list[str]]] = {
         "LLaSO": lambda done: by_model(chosen.model, clips, done)
     }
-    if chosen.path:
+    if chosen.ctc_corpus:
         aligned = chosen.aligned or chosen.model
-        programs["best path"] = lambda done: by_best_path(aligned, chosen.path, clips, done)
+        programs["best path"] = lambda done: by_best_path(aligned, chosen.ctc_corpus, clips, done)
     if chosen.whisper:
         programs["Whisper's own decoder"] = lambda done: by_whisper(chosen.whisper, clips, done)
     transcripts = {name: program(progress(name, len(clips))) for name, program in programs.items()}

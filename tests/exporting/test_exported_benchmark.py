@@ -12,11 +12,11 @@ pytest.importorskip("gguf", reason="gguf is not installed: pip install 'llaso[ex
 from support.tiny_families import family_llaso
 from support.tiny_llaso import tone
 
-from benchmarks.exported import Heard, measure, read_manifest, table
+from benchmarks.exported import ScoredTranscripts, measure, read_clips, table
 
 
 def test_rates_intervals_and_equal_ids():
-    own, worse = Heard(), Heard()
+    own, worse = ScoredTranscripts(), ScoredTranscripts()
     for ids in range(4):
         own.add("one two three four", "one two three four", [ids])
         worse.add("one two three", "one two three four", [ids % 2])
@@ -37,15 +37,15 @@ def test_a_manifest_is_read_evenly(tmp_path):
         soundfile.write(tmp_path / f"{number}.wav", tone(31.0 if number == 2 else 0.5 + number / 10), 16_000)
         rows.append({"audio": f"{number}.wav", "text": f"clip {number}"})
     (tmp_path / "dev.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert [text for _, text in read_manifest(tmp_path / "dev.jsonl", 3)] == ["clip 0", "clip 4", "clip 6"]
+    assert [text for _, text in read_clips(tmp_path / "dev.jsonl", 4)] == ["clip 0", "clip 1", "clip 3", "clip 5"]
+    assert [text for _, text in read_clips(tmp_path / "dev.jsonl", 3)] == ["clip 0", "clip 4"]  # the other is long
 
 
-def test_the_model_and_llama_cpp_are_measured_on_the_same_clips(tmp_path):
+def test_the_model_and_llama_cpp_are_measured_on_the_same_clips():
     pytest.importorskip("xllamacpp", reason="llama.cpp is not installed: pip install xllamacpp")
     model, processor = family_llaso("smollm2")
-    for part in (model, processor):
-        part.save_pretrained(tmp_path)
-    found = measure(str(tmp_path), [(tone(1.0), "a tone"), (tone(2.0, 300), "another tone")], ["f32"], 4, print)
+    clips = [(tone(1.0), "a tone"), (tone(2.0, 300), "another tone")]
+    found = measure(model, processor, clips, ["f32"], 4, print)
     assert found.keys() == {"own", "f32"}
     assert found["own"].ids == found["f32"].ids and all(found["own"].ids)
     assert found["own"].words == found["f32"].words == [2, 2]

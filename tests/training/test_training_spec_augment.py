@@ -12,7 +12,7 @@ from support.tiny_training import curve, row, save_backbones, save_corpus, tiny_
 
 from llaso.training.recipe.recipe import SpecAugmentChoice, load_recipe
 from llaso.training.run.history import History
-from llaso.training.run.spec_augment import hide
+from llaso.training.run.spec_augment import hide_stretches
 from llaso.training.run.train import train
 
 HIDDEN = {"time_masks_per_second": 2.0, "mel_masks": 1, "mel_mask_share": 0.25}
@@ -44,7 +44,7 @@ def run(root: Path, out: Path, **changes) -> list:
 def test_only_stretches_and_bands_of_the_size_asked_for_become_0(frames, per_second, seconds, bands, share, seed):
     window = torch.ones(16, frames)
     choice = SpecAugmentChoice(per_second, seconds, bands, share)
-    hide([window], choice, torch.Generator().manual_seed(seed))
+    hide_stretches([window], choice, torch.Generator().manual_seed(seed))
     assert set(window.unique().tolist()) <= {0.0, 1.0}
     columns, rows = (window == 0).all(0), (window == 0).all(1)
     assert torch.equal(window == 0, columns[None] | rows[:, None])
@@ -54,13 +54,13 @@ def test_only_stretches_and_bands_of_the_size_asked_for_become_0(frames, per_sec
     if not columns.all():
         assert int(rows.sum()) <= bands * round(share * 16)
     again = torch.ones(16, frames)
-    hide([again], choice, torch.Generator().manual_seed(seed))
+    hide_stretches([again], choice, torch.Generator().manual_seed(seed))
     assert torch.equal(again, window)
 
 
 def test_the_share_of_time_that_is_hidden_is_the_mean_of_the_widths():
     windows = [torch.ones(8, 1000) for _ in range(200)]
-    hide(
+    hide_stretches(
         windows, SpecAugmentChoice(time_masks_per_second=0.5, time_mask_seconds=0.2), torch.Generator().manual_seed(0)
     )
     hidden = torch.stack(windows).eq(0).float().mean()

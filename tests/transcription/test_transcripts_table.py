@@ -32,8 +32,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_rates_are_those_of_the_transcripts(root, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(transcripts, "TOKENS", 8)
     aligned = train(tiny_recipe(root, "aligned", optimizer__ctc_weight=1.0, optimizer__max_steps=20))
-    run = [aligned.out, "--speech", str(root / "dev.jsonl"), "--path", str(root / "corpus"), "--out", str(tmp_path)]
-    transcripts.main(run)
+    speech, corpus = str(root / "dev.jsonl"), str(root / "corpus")
+    transcripts.main([aligned.out, "--speech", speech, "--ctc-corpus", corpus, "--out", str(tmp_path)])
     record = json.loads((tmp_path / "transcripts.json").read_text())
     assert list(record["rates"]) == ["LLaSO", "best path"] and len(record["clips"]) == 12
     for program, of_sources in record["rates"].items():
@@ -61,7 +61,7 @@ def test_the_best_the_median_and_the_worst_clip_are_shown(root):
     clips = transcripts.read_clips(root / "dev.jsonl", most=3)
     assert [clip.source for clip in clips] == ["talkers"] * 3 + ["readers"] * 3
     right, half, wrong = "a b", "a x", "x y"
-    clips = [transcripts.Said(Path(f"{n}.wav"), "a b", "speech", "s") for n in range(5)]
+    clips = [transcripts.ManifestClip(Path(f"{n}.wav"), "a b", "speech", "s") for n in range(5)]
     shown = transcripts.shown(clips, {"one": [half, wrong, right, half, half], "two": ["|"] * 5}, "one")
     lines = shown.splitlines()[2:]
     assert [line.split("|")[2].strip() for line in lines] == ["best: 2.wav", "median: 3.wav", "worst: 1.wav"]

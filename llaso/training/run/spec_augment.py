@@ -1,7 +1,7 @@
 """Hides stretches of the log-mel while training: SpecAugment (arXiv 1904.08779).
 
-A hidden place is 0, about the middle of Whisper's log-mel. What is hidden depends on the seed, the step and the lane
-of the micro-batch alone, so that a resumed run hides the same, on any number of processes.
+A hidden place is 0, about the middle of Whisper's log-mel. What is hidden depends on the seed, the step and the
+micro-batch's place in the step, over all processes, so that a resumed run hides the same on any number of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from llaso_common.audio import MEL_FRAMES_PER_SECOND
 from ..recipe.recipe import SpecAugmentChoice
 
 
-def hide(windows: Sequence[torch.Tensor], choice: SpecAugmentChoice, generator: torch.Generator) -> None:
+def hide_stretches(windows: Sequence[torch.Tensor], choice: SpecAugmentChoice, generator: torch.Generator) -> None:
     """Set stretches of time and bands of mel bins to 0, in place.
 
     Args:

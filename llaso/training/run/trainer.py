@@ -50,7 +50,7 @@ from .model_setup import add_lora, keep_frozen, merge_lora
 from .optimizer_groups import has_own_rates, late_parts, late_parts_frozen, parameter_groups, set_learning_rates
 from .packed_forward import use_packing
 from .recomputation import checkpointing_arguments
-from .spec_augment import hide
+from .spec_augment import hide_stretches
 from .step_flops import StepFlops
 from .step_timer import BACKWARD, ENCODER, LLM, OPTIMIZER, READING, SAVING, Mark, StepTimer, stepping
 
@@ -325,7 +325,7 @@ class LlasoTrainer(Trainer):
             starts = starts_of([taken_frames(real) for real in packed["window_frames"]])
             of_windows = zip(starts, packed["window_frames"], strict=True)
             windows += [packed["features"][:, start : start + real] for start, real in of_windows]
-        hide(windows, self.recipe.spec_augment, generator)
+        hide_stretches(windows, self.recipe.spec_augment, generator)
 
     def _project(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         """Return the batch's projected audio vectors, row after row, `(audio tokens, width)`."""
