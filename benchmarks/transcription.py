@@ -118,7 +118,7 @@ def long_recording(model: str, made: Recording, out: Path) -> tuple[list[str], d
     file, result = out / "recording.wav", out / "recording.json"
     soundfile.write(file, made.samples, SAMPLE_RATE, subtype="PCM_16")
     result.unlink(missing_ok=True)
-    partial = out / f"{result.name}.0.partial"
+    partial = out / f"{result.name}.partial" / "0.jsonl"
     partial.unlink(missing_ok=True)
     command = [sys.executable, "-m", "llaso.cli", "transcribe", str(file), "--model", model, "--device", "cpu"]
     command += ["--format", "json", "--out", str(result), "--max-new-tokens", str(TOKENS)]
