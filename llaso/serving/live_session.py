@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import json
 import logging
 import secrets
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,7 +50,7 @@ logger = logging.getLogger(__name__)
 PASS_SECONDS = 1.0
 """A piece that is being spoken is transcribed again after so much new sound, and once the pass before is done."""
 MIN_SECONDS = 0.1
-"""A commit of less sound is refused."""
+"""A commit of less sound is refused, and the sound is kept."""
 
 
 @dataclass
@@ -138,11 +140,9 @@ class LiveSession:
 
     async def _take(self, message: Any) -> None:
         """Carry out a client's event; what is wrong with it is sent back, and the session goes on."""
-        event_id = None
+        given = message.get("text") or message.get("bytes") or b""
         try:
-            given = message.get("text") or message.get("bytes") or b""
             event = validated(ClientEvent, given.encode() if isinstance(given, str) else given).root
-            event_id = event.event_id
             if isinstance(event, SessionUpdate):
                 await self._update(event.session)
             elif isinstance(event, Append):
@@ -155,7 +155,7 @@ class LiveSession:
                 self._item, self._speaking = LiveItem(), False
                 await self._send("input_audio_buffer.cleared")
         except ApiError as error:
-            await self._send_error(error, event_id)
+            await self._send_error(error, _event_id(given))
 
     async def _update(self, settings: SessionSettings) -> None:
         updated = self._settings.updated(settings)
@@ -175,14 +175,25 @@ class LiveSession:
                 param="session.audio.input",
                 code="invalid_value",
             )
-        self._request = TranscriptionRequest(
+        request = TranscriptionRequest(
             model=self._name, language=now.transcription.language, prompt=now.transcription.prompt
         )
-        self._settings = updated
+        if request.prompt != self._request.prompt:
+            await self._check_prompt(request)
+        self._request, self._settings = request, updated
         if cut_otherwise:
             self._segmenter = self._new_segmenter(self._segmenter.end)
             self._resampler = self._new_resampler()
         await self._send("session.updated", session=session_record(self._name, updated, self._id))
+
+    async def _check_prompt(self, request: TranscriptionRequest) -> None:
+        """Refuse a prompt that no piece could be transcribed with, by building the prompt of the longest piece."""
+        longest = np.ones(round(self._window_seconds * self._rate), np.float32)
+        try:
+            await self._queue.run(self._prompts.for_transcription, request, longest)
+        except ApiError as error:
+            error.param = "session.audio.input.transcription.prompt"
+            raise
 
     async def _append(self, audio: str) -> None:
         try:
@@ -215,13 +226,14 @@ class LiveSession:
         if self._resampler is not None:  # it holds back some samples until it is told that they are the last
             await self._end_pieces(self._segmenter.add(self._resampler.resample_chunk(np.zeros(0, np.float32), True)))
             self._resampler = self._new_resampler()
-        piece = self._segmenter.cut()
-        if piece is None or len(piece.samples) < MIN_SECONDS * self._rate:
+        seconds = len(self._segmenter.speech()) / self._rate
+        piece = self._segmenter.cut() if seconds >= MIN_SECONDS else None
+        if piece is None:
             what = "sound" if self._settings.audio.input.turn_detection is None else "speech"
             raise ApiError(
                 400,
-                f"a piece needs at least {MIN_SECONDS:g} s of {what}; the buffer was emptied: append audio and commit "
-                "again",
+                f"the buffer holds {seconds:.2f} s of {what}, and a piece needs at least {MIN_SECONDS:g} s; append "
+                "more",
                 code="input_audio_buffer_commit_empty",
             )
         await self._end(piece, stopped=False)
@@ -363,3 +375,12 @@ class LiveSession:
 async def _stay() -> dict[str, Any]:
     """Never report that the client left: the session stops its answers itself."""
     return await asyncio.Future()
+
+
+def _event_id(given: str | bytes) -> str | None:
+    """Return the id of a client's event, also of one that is refused."""
+    with suppress(ValueError, RecursionError):
+        event = json.loads(given)
+        if isinstance(event, dict) and isinstance(event.get("event_id"), str):
+            return event["event_id"]
+    return None

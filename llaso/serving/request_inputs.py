@@ -144,6 +144,8 @@ class PromptBuilder:
         Raises:
             ApiError: 400, naming the invalid field.
         """
+        if not clip.any():
+            raise ApiError(400, "the recording is silent", param="file", code="invalid_audio")
         instruction = transcription_instruction(self._processor, request.prompt)
         content = [{"type": "text", "text": instruction}, {"type": "audio"}]
         return self._prompt([{"role": "user", "content": content}], [clip], None, ("file", "prompt"))

@@ -148,13 +148,17 @@ def test_the_client_may_end_pieces_itself(tiny, server):
         client.send("input_audio_buffer.commit", event_id="mine")
         error = client.error()
         assert error["code"] == "input_audio_buffer_commit_empty" and error["event_id"] == "mine"
-        client.say(tone(0.05))
+        client.say(samples[: RATE // 20])
         client.send("input_audio_buffer.commit")
-        assert error["message"] == client.error()["message"]
-        assert error["message"].startswith("a piece needs at least 0.1 s of sound; the buffer was emptied")
-        client.say(samples)
+        message = client.error()["message"]
+        assert message == "the buffer holds 0.05 s of sound, and a piece needs at least 0.1 s; append more"
+        client.say(samples[RATE // 20 :])  # what was there is kept
         client.send("input_audio_buffer.commit")
         assert client.events(COMPLETED)[-1]["transcript"] == transcript(tiny, as_sent(samples))
+        client.say(silence(1))
+        client.send("input_audio_buffer.commit")
+        failed = client.events("conversation.item.input_audio_transcription.failed")[-1]["error"]
+        assert failed["code"] == "invalid_audio" and "silent" in failed["message"]
 
 
 @pytest.mark.parametrize("rate", [8_000, 24_000])
@@ -200,6 +204,16 @@ def test_openais_client_transcribes_live(server):
             "this server does not take it",
         ),
         (
+            {"type": "session.update", "session": settings(transcription={"prompt": "<audio>"})},
+            "invalid_value",
+            "<audio>",
+        ),
+        (
+            {"type": "session.update", "session": settings(transcription={"prompt": 30_000 * "word "})},
+            "context_length_exceeded",
+            "the text has",
+        ),
+        (
             {"type": "session.update", "session": settings(transcription={"model": "whisper-1"})},
             "model_not_found",
             f"this server has '{NAME}'",
@@ -213,9 +227,10 @@ def test_openais_client_transcribes_live(server):
 )
 def test_what_is_wrong_is_said_and_the_session_goes_on(server, event, code, message):
     with talking(server) as client:
-        client.send(**{"kind": event["type"], **{name: value for name, value in event.items() if name != "type"}})
+        fields = {name: value for name, value in event.items() if name != "type"}
+        client.send(event["type"], event_id="mine", **fields)
         error = client.error()
-        assert error["code"] == code and message in error["message"]
+        assert error["code"] == code and message in error["message"] and error["event_id"] == "mine"
         client.say(np.concatenate([silence(1), tone(0.5), silence(1)]))
         client.events(COMPLETED)
 
