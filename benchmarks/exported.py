@@ -18,10 +18,10 @@ import numpy as np
 from benchmarks.manifests import evenly, read_manifest
 from llaso.exporting.gguf_files import RATE, WEIGHT_TYPES, WINDOW_SECONDS, export_gguf
 from llaso.exporting.llama_cpp_check import LlamaCppServer, context_for, is_quiet
-from llaso.exporting.own_answers import end_ids, own_answer
+from llaso.exporting.own_answers import own_answer
 from llaso.training.run.held_out import word_errors
 from llaso_common.audio import read_audio
-from modeling_llaso.loading import load
+from modeling_llaso.loading import end_ids, load
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor
 

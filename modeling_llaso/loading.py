@@ -171,6 +171,12 @@ def load_for_text(name: str, device: str | None = None) -> tuple[Any, Any]:
     return _in_fp32_on_cpu(model), processor
 
 
+def end_ids(model: Any) -> list[int]:
+    """Return the ids of the tokens at which `generate` ends an answer."""
+    ends = model.generation_config.eos_token_id
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
 def _in_fp32_on_cpu(model: Any) -> Any:
     """Return the model in float32 if it is on a CPU, where half precision is slow and rounds close answers."""
     return model.float() if model.device.type == "cpu" else model

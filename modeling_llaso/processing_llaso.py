@@ -909,7 +909,9 @@ def _with_audio(conversations: list[list[dict[str, Any]]], audio: Sequence[Any])
             messages.append({**message, "content": content})
         filled.append(messages)
     if needed != len(audio):
-        raise ValueError(f"the conversations have {needed} audio parts to fill, but {len(audio)} audios came")
+        raise ValueError(
+            f"the conversations have {needed} audio parts without a recording, but {len(audio)} recordings were passed"
+        )
     return filled
 
 

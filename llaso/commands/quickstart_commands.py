@@ -34,13 +34,13 @@ def add_parser(commands) -> None:
     quickstart.add_argument(
         "--llm", type=some_text, metavar="ID", help="a causal language model, in place of the stand-in"
     )
-    quickstart.add_argument("--seed", type=seed, default=0, help="of every draw")
+    quickstart.add_argument("--seed", type=seed, default=0, help="random seed")
     quickstart.add_argument("--ignore-gate", action="store_true", help="go on to Stage 2 whatever Stage 1 came to")
     quickstart.add_argument(
         "--size",
         choices=("standard", "minimum"),
         default="standard",
-        help="minimum: only to see that all runs; its gate stops nothing",
+        help="minimum: smallest run, to try every stage; its gate stops nothing",
     )
     quickstart.set_defaults(run=run_quickstart, goes_on=True)
 

@@ -36,9 +36,11 @@ def add_parser(commands) -> None:
     real.add_argument(
         "--out", type=some_text, default="runs/real", metavar="DIR", help="folder for everything it makes"
     )
-    real.add_argument("--seed", type=seed, default=0, help="of every draw")
+    real.add_argument("--seed", type=seed, default=0, help="random seed")
     real.add_argument("--ignore-gate", action="store_true", help="go on to Stage 2 whatever Stage 1 came to")
-    real.add_argument("--size", choices=("real", "minimum"), default="real", help="minimum: only to see that all runs")
+    real.add_argument(
+        "--size", choices=("real", "minimum"), default="real", help="minimum: smallest run, to try every stage"
+    )
     real.set_defaults(run=run_real, goes_on=True)
 
 

@@ -28,6 +28,7 @@ from gguf.quants import quant_shape_to_byte_shape, quantize
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from llaso_common.output_folder import replaced_folder
+from modeling_llaso.loading import end_ids
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import AUDIO_TAGS, LlasoProcessor
 
@@ -35,7 +36,6 @@ from .export_folder import write_record
 from .gguf_vocabulary import GgufVocabulary, gguf_vocabulary
 from .llama_cpp_template import llama_cpp_template
 from .network_parts import head_dim
-from .own_answers import end_ids
 from .refusals import (
     refuse_disagreement,
     refuse_sliding_windows,

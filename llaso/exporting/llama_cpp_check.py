@@ -23,12 +23,13 @@ import numpy as np
 import soundfile
 
 from llaso_common.audio import read_audio
+from modeling_llaso.loading import end_ids
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import AUDIO_TAGS, LlasoProcessor
 
 from .gguf_files import MMPROJ_FILE, RATE, TEXT_FILE, WINDOW_SECONDS
 from .numpy_processor import MEL_RANGE
-from .own_answers import FORMS, compared_ids, end_ids, message_parts, own_answer, own_inputs
+from .own_answers import FORMS, compared_ids, message_parts, own_answer, own_inputs
 
 LIKELIEST = 20
 """Number of tokens of which the server is asked the log-probability, at each place of an answer."""

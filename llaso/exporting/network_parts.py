@@ -83,7 +83,8 @@ class DecoderPart(nn.Module):
             past: of the tokens before; of length 0 at first.
 
         Returns:
-            Logits `("batch", 1, vocab_size)`, the placeholder's the least there is; and `past` with the new tokens.
+            Logits `("batch", 1, vocab_size)`, the placeholder's set to the lowest finite value; and `past` with the
+            new tokens.
         """
         cache = DynamicCache()
         for layer, (keys, values) in enumerate(past):
@@ -151,8 +152,8 @@ class NetworkPart:
     def _example(self, name: str) -> torch.Tensor:
         """An input to trace with, a tensor of its own: torch.export takes the same tensor twice for one input."""
         sizes = [TRACED_WITH[size] if isinstance(size, str) else size for size in self.inputs[name]]
-        whole = name.endswith(("_ids", "_mask"))
-        return torch.ones(sizes, dtype=torch.long if whole else next(self.module.parameters()).dtype)
+        integer = name.endswith(("_ids", "_mask"))
+        return torch.ones(sizes, dtype=torch.long if integer else next(self.module.parameters()).dtype)
 
 
 def network_parts(model: LlasoForConditionalGeneration, one_by_one: bool = False) -> dict[str, NetworkPart]:

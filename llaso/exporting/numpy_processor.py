@@ -75,17 +75,19 @@ class NumpyProcessor:
                 audio parts; or one cannot be read.
         """
         self._check(messages)
-        sources = [part for message in messages if not isinstance(message["content"], str)
-                   for part in message["content"] if part["type"] == "audio"]  # fmt: skip
-        remaining = list(audio)
-        clips: list[np.ndarray] = []
-        for part in sources:
-            source = next((part[key] for key in AUDIO_KEYS if part.get(key) is not None), None)
-            if source is None and not remaining:
-                raise ValueError(f"{len(audio)} audios came, fewer than the conversation has places for")
-            clips.append(self._read(remaining.pop(0) if source is None else source, len(clips)))
-        if remaining:
-            raise ValueError(f"{len(audio)} audios came, {len(remaining)} more than the conversation has places for")
+        parts = [part for message in messages if not isinstance(message["content"], str)
+                 for part in message["content"] if part["type"] == "audio"]  # fmt: skip
+        sources = [next((part[key] for key in AUDIO_KEYS if part.get(key) is not None), None) for part in parts]
+        needed = sum(source is None for source in sources)
+        if needed != len(audio):
+            raise ValueError(
+                f"the conversation has {needed} audio parts without a recording, but {len(audio)} recordings were "
+                "passed"
+            )
+        remaining = iter(audio)
+        clips = [
+            self._read(next(remaining) if source is None else source, place) for place, source in enumerate(sources)
+        ]
         windows = [self.windows(clip) for clip in clips]
         ids = self._expanded(self.prompt(messages), [sum(map(self.count_tokens, of_one)) for of_one in windows])
         if not clips:

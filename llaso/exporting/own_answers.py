@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from modeling_llaso.loading import end_ids
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor
 
@@ -90,9 +91,3 @@ def message_parts(question: str, kinds: Sequence[str]) -> list[dict[str, Any]]:
 def compared_ids(ours: Sequence[int], theirs: Sequence[int]) -> str:
     """Say whether two answers have the same ids, and show them if not."""
     return f"equal ids, {len(ours)}" if ours == theirs else f"DIFFERENT ids, {ours} and {theirs}"
-
-
-def end_ids(model: LlasoForConditionalGeneration) -> list[int]:
-    """The ids that end an answer."""
-    ends = model.generation_config.eos_token_id
-    return ends if isinstance(ends, list) else [] if ends is None else [ends]

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from llaso_common.output_folder import replaced_folder
+from modeling_llaso.loading import end_ids
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor
 
 from .export_folder import DESCRIPTION_FILES, MEL_FILTERS_FILE, TEMPLATE_FILE, TOKENIZER_FILE, write_record
 from .network_parts import NetworkPart, network_parts
-from .own_answers import end_ids
 from .refusals import (
     refuse_disagreement,
     refuse_sliding_windows,

@@ -20,7 +20,7 @@ from starlette.routing import Route, WebSocketRoute
 from ..transcription.speech_finders import EnergyFinder, SpeechFinder
 from ..transcription.transcript_formats import joined_text, transcript
 from .engine import Engine
-from .errors import ApiError
+from .errors import ApiError, model_not_found
 from .limits import Limits
 from .live_endpoint import LiveEndpoint
 from .middleware import ApiKeyMiddleware, BodyMiddleware, MetricsMiddleware
@@ -109,7 +109,7 @@ def build_app(
         routes=[
             Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
             Route("/v1/audio/transcriptions", endpoints.transcription, methods=["POST"]),
-            WebSocketRoute("/v1/realtime", live.talk),
+            WebSocketRoute("/v1/realtime", live.serve),
             Route("/v1/realtime", live.refuse_http),
             Route("/v1/models", endpoints.models),
             Route("/v1/models/{model:path}", endpoints.model),
@@ -248,12 +248,7 @@ class Endpoints:
 
     def _check_name(self, name: str) -> None:
         if name != self._name:
-            raise ApiError(
-                404,
-                f"the model {name!r} is not here; this server has {self._name!r}",
-                param="model",
-                code="model_not_found",
-            )
+            raise model_not_found(name, self._name)
 
 
 async def _read_all(answer: AnswerStream) -> tuple[str, str | None]:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
+from modeling_llaso.loading import end_ids
+
 from .batch import Batch
 from .detokenizer import IncrementalDetokenizer
 from .limits import Limits
@@ -126,7 +128,7 @@ class Engine:
     def __init__(self, model, tokenizer, limits: Limits):
         self._tokenizer = copy.deepcopy(tokenizer)
         self._limits = limits
-        self._end_tokens = end_tokens(model.generation_config)
+        self._end_tokens = frozenset(end_ids(model))
         self._batch = Batch(model.eval())
         self._rows: list[RunningRequest] = []
         self._waiting: deque[GenerationRequest] = deque()
@@ -242,12 +244,6 @@ class Engine:
         kept = [number for number, row in enumerate(self._rows) if row not in rows]
         self._batch.keep(kept)
         self._rows = [self._rows[number] for number in kept]
-
-
-def end_tokens(generation_config) -> frozenset[int]:
-    """Return the ids of the tokens at which `generate` ends an answer."""
-    ids = generation_config.eos_token_id
-    return frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
 
 
 def _fail(requests: Sequence[GenerationRequest], error: Exception) -> None:

@@ -45,3 +45,15 @@ class ApiError(Exception):
     def response(self) -> JSONResponse:
         """Return the error as an HTTP response."""
         return JSONResponse(self.body(), self.status, headers=self.headers)
+
+
+def model_not_found(asked: str | None, name: str, param: str = "model") -> ApiError:
+    """Return the error for another model than the one that is served.
+
+    Args:
+        asked: what the client named.
+        name: the model that is served.
+        param: the field that named it.
+    """
+    message = f"the model {asked!r} is not here; this server has {name!r}"
+    return ApiError(404, message, param=param, code="model_not_found")

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.websockets import WebSocket
 
 from ..transcription.speech_finders import SpeechFinder
-from .errors import ApiError
+from .errors import ApiError, model_not_found
 from .limits import Limits
 from .live_session import LiveSession
 from .request_inputs import PromptBuilder
@@ -46,7 +46,7 @@ class LiveEndpoint:
         self._finder, self._window_seconds, self._rate = finder, window / rate, rate
         self._open = 0
 
-    async def talk(self, websocket: WebSocket) -> None:
+    async def serve(self, websocket: WebSocket) -> None:
         """Serve the websocket `/v1/realtime?intent=transcription`."""
         refusal = self._refusal(websocket)
         if refusal is not None:
@@ -96,12 +96,7 @@ class LiveEndpoint:
             )
         asked = websocket.query_params.get("model", self._name)
         if asked != self._name:
-            return ApiError(
-                404,
-                f"the model {asked!r} is not here; this server has {self._name!r}",
-                param="model",
-                code="model_not_found",
-            )
+            return model_not_found(asked, self._name)
         if self._open >= self._limits.live_sessions:
             return ApiError(
                 429,

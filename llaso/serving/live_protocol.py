@@ -9,12 +9,9 @@ from pydantic import AfterValidator, Field, RootModel
 
 from .protocol import RequestModel, primary_language
 
-RATES = (8_000, 16_000, 24_000, 48_000)
-"""Hz that a client may send; OpenAI's clients send 24,000."""
-
 
 class PcmFormat(RequestModel):
-    """16-bit little-endian mono samples."""
+    """16-bit little-endian mono samples, their rate in Hz; OpenAI's clients send 24,000."""
 
     type: Literal["audio/pcm"] = "audio/pcm"
     rate: Literal[8_000, 16_000, 24_000, 48_000] = 24_000

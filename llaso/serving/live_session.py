@@ -28,7 +28,7 @@ from ..transcription.live import AgreedWords, LivePiece, LiveSegmenter
 from ..transcription.pieces import PieceRules
 from ..transcription.speech_finders import SpeechFinder
 from ..transcription.transcript_formats import joined_text
-from .errors import ApiError
+from .errors import ApiError, model_not_found
 from .limits import Limits
 from .live_protocol import (
     Append,
@@ -159,15 +159,10 @@ class LiveSession:
 
     async def _update(self, settings: SessionSettings) -> None:
         updated = self._settings.updated(settings)
-        told, now = self._settings.audio.input, updated.audio.input
+        before, now = self._settings.audio.input, updated.audio.input
         if now.transcription.model not in (None, self._name):
-            raise ApiError(
-                404,
-                f"the model {now.transcription.model!r} is not here; this server has {self._name!r}",
-                param="session.audio.input.transcription.model",
-                code="model_not_found",
-            )
-        cut_otherwise = (now.format, now.turn_detection) != (told.format, told.turn_detection)
+            raise model_not_found(now.transcription.model, self._name, "session.audio.input.transcription.model")
+        cut_otherwise = (now.format, now.turn_detection) != (before.format, before.turn_detection)
         if cut_otherwise and len(self._segmenter.speech()):
             raise ApiError(
                 400,

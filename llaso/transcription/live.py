@@ -121,16 +121,14 @@ class LiveSegmenter:
         """Drop what no later piece needs, in whole blocks."""
         needed = self.end if self._open is None else self._open
         if self._finder is not None:
-            needed = min(needed, self.end - round(KEPT_SECONDS * self._rate), self._begin + self._frames_end())
+            heard = self._begin + len(self._levels) * self._frame
+            needed = min(needed, self.end - round(KEPT_SECONDS * self._rate), heard)
         blocks = max(0, (needed - self._begin) // (BLOCK_FRAMES * self._frame))
         dropped = blocks * BLOCK_FRAMES * self._frame
         self._samples = self._samples[dropped:]
         self._levels, self._measured = (part[blocks * BLOCK_FRAMES :] for part in (self._levels, self._measured))
         self._begin += dropped
         self._taken = max(self._taken, self._begin)
-
-    def _frames_end(self) -> int:
-        return len(self._levels) * self._frame
 
 
 class AgreedWords:

@@ -16,12 +16,12 @@ import numpy as np
 from llaso_common.audio import SAMPLE_RATE, SILENT_PEAK
 
 FRAME_SECONDS = 0.02
-BLOCK_SECONDS = 30.0
-FINDERS = ("energy", "silero")
-
-
 BLOCK_FRAMES = 8
-"""Recordings that are heard block by block come in multiples of so many frames: 0.16 s."""
+"""Recordings that are heard block by block come in multiples of so many frames: 0.16 s, the shortest time that is
+whole numbers of 20 ms frames and of silero's 32 ms."""
+LEVELS_AT_ONCE_SECONDS = 30.0
+"""Levels are computed from so much sound at once, which bounds the memory of long recordings."""
+FINDERS = ("energy", "silero")
 
 
 class SpeechFinder(Protocol):
@@ -75,7 +75,7 @@ def available_finders() -> tuple[str, ...]:
 def frame_levels(samples: np.ndarray, frame: int) -> np.ndarray:
     """Return the level of each frame of `frame` samples in dB of full scale; the last frame may be shorter."""
     levels = []
-    block = round(BLOCK_SECONDS / FRAME_SECONDS) * frame
+    block = round(LEVELS_AT_ONCE_SECONDS / FRAME_SECONDS) * frame
     for start in range(0, len(samples), block):
         energy = np.square(samples[start : start + block], dtype=np.float64)
         starts = np.arange(0, len(energy), frame)
@@ -93,15 +93,15 @@ QUIET, LOUD = 10, 95
 MAX_RANGE_DB = 35.0
 """Frames this far below the level of speech are not speech, however quiet the background is."""
 MIN_RISE_DB, MIN_DROP_DB = 6.0, 10.0
-"""Speech rises so far above a steady background; and whatever is this close to the loudest level is speech."""
+"""Speech rises so far above a steady background. Whatever is this close to the loudest level is speech."""
 
 
 class EnergyFinder:
     """A frame is speech if its level exceeds a threshold between the quiet and the loud frames around it.
 
     Args:
-        keep_steady: sound without pauses is speech, so that nothing is lost of a recording that is all speech. While
-            a recording is made that would be the noise before the first word.
+        keep_steady: count sound without pauses as speech, so that a recording that is speech throughout is not lost.
+            Off for live sound, in which it would be the noise before the first word.
     """
 
     def __init__(self, keep_steady: bool = True) -> None:

@@ -15,6 +15,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from llaso_common import __version__
+from modeling_llaso.loading import end_ids
 
 from .partial import PartialTranscript
 from .pieces import pieces_to_transcribe
@@ -168,8 +169,7 @@ class Transcriber:
             logits_processor=LogitsProcessorList([recorder]),
             stopping_criteria=self.stopping,
         )[:, inputs["input_ids"].shape[1] :]
-        ends = self.model.generation_config.eos_token_id
-        is_end = torch.isin(generated, torch.tensor([] if ends is None else ends, device=generated.device).flatten())
+        is_end = torch.isin(generated, generated.new_tensor(end_ids(self.model)))
         results = []
         for row, ended, logprobs in zip(generated, is_end, recorder.by_row(), strict=True):
             length = int(ended.int().argmax()) + 1 if ended.any() else len(row)

@@ -20,7 +20,7 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip ins
 import onnxruntime
 from support.docs_page import blocks, commands
 from support.paths import ROOT
-from support.tiny_families import family_llaso
+from support.tiny_families import family_llaso, raise_placeholder
 from support.tiny_llaso import ask, question, tone
 
 from llaso.cli import main
@@ -36,6 +36,7 @@ SETTINGS = {
     "qwen2": {"audio_padding": "full", "projector_stride": 50, "spare_rows": 40},
 }
 """A family for each padding; in the second, the placeholder has a row."""
+QUESTION = "What is said?"
 TOLERANCE = {"atol": 1e-4, "rtol": 0}
 
 
@@ -55,6 +56,8 @@ class Exported(NamedTuple):
 def exported(request, tmp_path_factory):
     """A model that the command has exported."""
     model, processor = family_llaso(request.param, **SETTINGS[request.param])
+    if processor.audio_token_id < model.config.text_config.vocab_size:
+        raise_placeholder(model, processor, QUESTION, tone(1.0))
     model = model.bfloat16()
     folder = tmp_path_factory.mktemp(request.param)
     checkpoint, out = str(folder / "model"), str(folder / "onnx")
@@ -97,7 +100,7 @@ def test_text_alone_is_answered(exported):
     )
 
 
-def test_answers_end_where_the_models_end(exported):
+def test_answers_end_at_an_end_token_and_at_the_context(exported):
     """At a token that ends an answer, and where the context ends; a prompt that fills it is refused."""
     files = exported.files()
     inputs = files.processor(question("What is said?"), [tone(1.0)])
@@ -113,11 +116,15 @@ def test_answers_end_where_the_models_end(exported):
         next(files.steps(inputs, 9))
 
 
+@pytest.mark.parametrize("exported", ["qwen2"], indirect=True)
 def test_the_placeholder_is_never_written(exported):
-    placeholder = exported.processor.audio_token_id
+    """With a row that would win, it is masked here and there."""
     files = exported.files()
-    _, logits = next(files.steps(files.processor(question("What is said?"), [tone(1.0)]), 1))
-    assert placeholder >= len(logits) or logits[placeholder] == np.finfo(np.float32).min
+    number, logits = next(files.steps(files.processor(question(QUESTION), [tone(1.0)]), 1))
+    placeholder = exported.processor.audio_token_id
+    assert number != placeholder and logits[placeholder] == np.finfo(np.float32).min
+    state = exported.model.model(**ask(exported.processor, question(QUESTION), [tone(1.0)])).last_hidden_state[0, -1]
+    assert int((exported.model.lm_head.weight @ state).argmax()) == placeholder
 
 
 def test_the_decoder_takes_batches_padded_on_the_left(exported):
@@ -191,7 +198,7 @@ def test_the_decoder_of_other_families(family, tmp_path):
     write_part(part, tmp_path / "decoder.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "decoder.onnx"))
     prompt, step = decoded(part, lambda *given: session.run(None, dict(zip(part.inputs, given, strict=True))))
-    hold(model, prompt, step)
+    assert_close_to_model(model, prompt, step)
 
 
 @pytest.mark.parametrize("padding", ["trim", "full"])
@@ -217,7 +224,7 @@ def test_torch_export_alone_gives_the_models_numbers(padding):
             logits, kept = decoder(*map(torch.from_numpy, (embeds, mask, places)), pairs)
         return [logits.numpy(), *(tensor.numpy() for pair in kept for tensor in pair)]
 
-    hold(model, *decoded(parts["decoder"], run))
+    assert_close_to_model(model, *decoded(parts["decoder"], run))
 
 
 def decoded(part, run) -> tuple[np.ndarray, np.ndarray]:
@@ -238,7 +245,7 @@ def example(hidden: int) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(1, 8, hidden)).astype(np.float32)
 
 
-def hold(model, prompt: np.ndarray, step: np.ndarray) -> None:
+def assert_close_to_model(model, prompt: np.ndarray, step: np.ndarray) -> None:
     """Hold what `decoded` gave against the model's logits."""
     with torch.no_grad():
         whole = model(inputs_embeds=torch.from_numpy(example(model.config.text_config.hidden_size))).logits.numpy()

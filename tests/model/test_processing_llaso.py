@@ -469,9 +469,9 @@ def test_audio_and_placeholders_must_match(trim):
     if SANITIZES_SINCE_5_23:  # before, transformers let text pass whose audio is missing
         with pytest.raises(ValueError, match="Found 1 <audio> tokens in the text but no audio"):
             trim(text="<audio>")
-    with pytest.raises(ValueError, match="1 audio parts to fill, but 2 audios came"):
+    with pytest.raises(ValueError, match="1 audio parts without a recording, but 2 recordings were passed"):
         ask(trim, [question("Who?")], [clip, clip])
-    with pytest.raises(ValueError, match="2 audio parts to fill, but 1 audios came"):
+    with pytest.raises(ValueError, match="2 audio parts without a recording, but 1 recordings were passed"):
         ask(trim, [question("Who?", clips=2)], [clip])
     with pytest.raises(ValueError, match="has 1 audio parts, but 0 durations came"):
         trim.expanded_length(question("Who?"))

@@ -114,7 +114,7 @@ def test_pieces_end_at_pauses_and_are_transcribed_as_alone(tiny, server):
         piece = as_sent(samples)[begin["audio_start_ms"] * 16 : end["audio_end_ms"] * 16]
         assert done["transcript"] == transcript(tiny, piece)
         deltas = "".join(e["delta"] for e in events if e["type"] == DELTA and e["item_id"] == done["item_id"])
-        assert deltas == done["transcript"] or not done["transcript"].startswith(deltas)
+        assert deltas == " ".join(done["transcript"].split())  # a piece is too short for two passes to agree
         assert done["usage"]["output_tokens"] == 8
     until(server.idle)
 

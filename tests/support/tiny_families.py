@@ -23,7 +23,7 @@ from llaso.exporting.gguf_vocabulary import LLAMA_3_PATTERN, QWEN_2_PATTERN, TEK
 from modeling_llaso.configuration_llaso import LlasoConfig
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import SYSTEM_PROMPT, LlasoProcessor, add_audio_tokens
-from support.tiny_llaso import text_config, whisper_config
+from support.tiny_llaso import ask, question, text_config, whisper_config
 
 LLAMA_MARKS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 CHATML_MARKS = ("<|im_start|>", "<|im_end|>")
@@ -141,3 +141,12 @@ def family_llaso(
     close = marks[-1] if family != "mistral" else end
     model.generation_config.eos_token_id = [tokenizer.convert_tokens_to_ids(token) for token in {end: 0, close: 0}]
     return model, processor
+
+
+@torch.no_grad()
+def raise_placeholder(model: LlasoForConditionalGeneration, processor: LlasoProcessor, text: str, clip) -> None:
+    """Give the placeholder, which has a row, the largest logit of the answer's first token to a question."""
+    inputs = ask(processor, question(text), [clip])
+    inputs.pop("num_audio_tokens", None)
+    state = model.model(**inputs).last_hidden_state[0, -1]
+    model.lm_head.weight[processor.audio_token_id] = 50 * state / state.norm()
