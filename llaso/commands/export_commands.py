@@ -76,7 +76,7 @@ def add_parser(commands) -> None:
         "Runtime, ExecuTorch programs in its Python runtime. Exit code 1: they differ.",
     )
     check.add_argument("folder", type=some_text, metavar="OUT", help="what `llaso export` wrote")
-    check.add_argument("clips", nargs="+", metavar="CLIP", help="audio files; for llama.cpp shorter than 30 s")
+    check.add_argument("clips", nargs="+", metavar="CLIP", help="audio files; for llama.cpp shorter than 29.99 s")
     check.add_argument(
         "--model", type=some_text, metavar="ID_OR_DIR", help="the model that was exported; by default as it was named"
     )

@@ -42,6 +42,8 @@ def exported_model(folder: str | Path) -> str:
     Raises:
         ValueError: the folder holds no record, or one that names no model.
     """
+    if not Path(folder).is_dir():
+        raise ValueError(f"{folder}: there is no such folder; name what `llaso export` wrote")
     record = Path(folder, RECORD_FILE)
     try:
         model = json.loads(record.read_text(encoding="utf-8"))["model"]

@@ -39,16 +39,21 @@ class ExportedLlaso(ABC):
 
     def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)
+        described = folder / self.description_file
+        if not described.is_file():
+            raise ValueError(f"{described} is missing; `{self.command}` writes it")
         try:
-            self.description: dict[str, Any] = json.loads((folder / self.description_file).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ValueError(f"{folder}: {self.description_file} is missing; `{self.command}` writes it") from None
-        self.processor = NumpyProcessor(folder, self.description)
-        self.files = {part: folder / described["file"] for part, described in self.description["parts"].items()}
-        for file in self.files.values():
+            self.description: dict[str, Any] = json.loads(described.read_text(encoding="utf-8"))
+            self.files = {part: folder / of_part["file"] for part, of_part in self.description["parts"].items()}
+            inputs = self.description["parts"]["decoder"]["inputs"]
+            text, audio = self.description["text"], self.description["audio"]
+            others = [folder / name for name in (text["tokenizer"], text["chat_template"], audio["mel_filters"])]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{described}: not as `{self.command}` writes it ({error!r})") from error
+        for file in (*self.files.values(), *others):
             if not file.is_file():
                 raise ValueError(f"{file} is missing; `{self.command}` writes it")
-        inputs = self.description["parts"]["decoder"]["inputs"]
+        self.processor = NumpyProcessor(folder, self.description)
         self.cache_shapes = {name: shape for name, shape in inputs.items() if name.startswith("past_key_values")}
 
     @abstractmethod
@@ -80,6 +85,8 @@ class ExportedLlaso(ABC):
         Raises:
             ValueError: the conversation or a recording cannot be used, or the prompt fills the model's context.
         """
+        if isinstance(audio, str | bytes | np.ndarray):
+            raise ValueError("audio: pass a list of recordings, even for one")
         if isinstance(conversation, str):
             content = [{"type": "text", "text": conversation}, *({"type": "audio"} for _ in audio)]
             conversation = [{"role": "user", "content": content}]

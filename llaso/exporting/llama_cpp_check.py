@@ -27,7 +27,7 @@ from modeling_llaso.loading import end_ids
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import AUDIO_TAGS, LlasoProcessor
 
-from .gguf_files import MMPROJ_FILE, RATE, TEXT_FILE, WINDOW_SECONDS
+from .gguf_files import HOP, MMPROJ_FILE, RATE, TEXT_FILE, WINDOW_SECONDS
 from .numpy_processor import MEL_RANGE
 from .own_answers import FORMS, compared_ids, message_parts, own_answer, own_inputs
 
@@ -239,16 +239,18 @@ def read_clips(files: Sequence[str | Path]) -> list[np.ndarray]:
     """Read the clips to be compared.
 
     Raises:
-        ValueError: one cannot be read, or is as long as a window or longer.
+        ValueError: one cannot be read, or llama.cpp would take more than one window for it, or none.
     """
     clips = []
     for file in files:
         clip = read_audio(file)
-        if len(clip) >= WINDOW_SECONDS * RATE:
+        if len(clip) >= WINDOW_SECONDS * RATE - HOP:
             raise ValueError(
-                f"{file}: it lasts {len(clip) / RATE:.1f} s; llama.cpp cuts audio of {WINDOW_SECONDS} s and more in "
-                "its own way, so compare shorter clips"
+                f"{file}: it lasts {len(clip) / RATE:.2f} s; from {WINDOW_SECONDS - HOP / RATE:.2f} s on llama.cpp "
+                "takes more than one window, so compare shorter clips"
             )
+        if len(clip) < HOP:
+            raise ValueError(f"{file}: it lasts {len(clip)} samples, fewer than llama.cpp takes; compare longer clips")
         clips.append(clip)
     return clips
 

@@ -43,10 +43,12 @@ class OnnxLlaso(ExportedLlaso):
         super().__init__(folder)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        self.sessions = {
-            part: onnxruntime.InferenceSession(str(file), options, providers=list(providers))
-            for part, file in self.files.items()
-        }
+        self.sessions = {}
+        for part, file in self.files.items():
+            try:
+                self.sessions[part] = onnxruntime.InferenceSession(str(file), options, providers=list(providers))
+            except Exception as error:  # ONNX Runtime's own kinds have no other parent
+                raise ValueError(f"{file}: ONNX Runtime does not open it ({error})") from error
 
     def run(self, part: str, given: dict[str, np.ndarray]) -> np.ndarray:
         return self.sessions[part].run(None, given)[0]

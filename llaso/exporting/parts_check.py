@@ -74,11 +74,19 @@ def compare_clip(
         clip: mono samples at 16 kHz, of any length.
         question: the text before the audio.
         max_new_tokens: length of an answer at most.
+
+    Raises:
+        ValueError: the model has another vocabulary.
     """
     own = own_answer(model, processor, clip, question, max_new_tokens)
     messages = [{"role": "user", "content": message_parts(question, ["text", "audio"])}]
     steps = list(files.steps(files.processor(messages, [clip]), max_new_tokens))
     theirs = [number for number, _ in steps]
+    if (width := len(steps[0][1])) != own.logits.shape[1]:
+        raise ValueError(
+            f"the files have logits of {width} tokens, and the model of {own.logits.shape[1]}: they were made of "
+            "another model"
+        )
     gaps = [
         float(np.abs(logits - ours).max())
         for step, ((_, logits), ours) in enumerate(zip(steps, own.logits.cpu().numpy(), strict=False))

@@ -145,6 +145,9 @@ def test_the_command_tells_equal_from_different(tmp_path, capsys):
     soundfile.write(tmp_path / "quiet.wav", 0.02 * tone(1.5), 16_000)
     main(["export", "check", out, str(tmp_path / "quiet.wav"), "--max-new-tokens", "1"])
     assert "quiet.wav: so quiet that" in capsys.readouterr().out
-    soundfile.write(tmp_path / "long.wav", tone(30.0), 16_000)
-    assert main(["export", "check", out, str(tmp_path / "long.wav")]) == 2
-    assert "compare shorter clips" in capsys.readouterr().err
+    for samples, message in ((479_840, "compare shorter clips"), (159, "compare longer clips")):
+        soundfile.write(tmp_path / "odd.wav", tone(30.0)[:samples], 16_000)
+        assert main(["export", "check", out, str(tmp_path / "odd.wav")]) == 2
+        assert message in capsys.readouterr().err
+    soundfile.write(tmp_path / "window.wav", tone(30.0)[:479_839], 16_000)  # the longest
+    assert main(["export", "check", out, str(tmp_path / "window.wav"), "--max-new-tokens", "1"]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -302,6 +303,22 @@ def test_nothing_is_written_over_and_missing_files_are_named(exported, tmp_path,
     assert "holds no export" in capsys.readouterr().err
     with pytest.raises(ValueError, match="llaso_onnx.json is missing"):
         OnnxLlaso(tmp_path)
+    assert main(["export", "check", str(tmp_path / "none"), "clip.wav"]) == 2
+    assert "none: there is no such folder" in capsys.readouterr().err
+    damaged = tmp_path / "damaged"
+    shutil.copytree(exported.out, damaged)
+    for name in ("decoder.onnx", "llaso_onnx.json", "tokenizer.json"):
+        whole = (damaged / name).read_bytes()
+        (damaged / name).write_bytes(b"{")
+        if name != "tokenizer.json":
+            with pytest.raises(ValueError, match=rf"{name}: "):
+                OnnxLlaso(damaged)
+        (damaged / name).unlink()
+        with pytest.raises(ValueError, match=rf"{name} is missing; `llaso export onnx` writes it"):
+            OnnxLlaso(damaged)
+        (damaged / name).write_bytes(whole)
+    with pytest.raises(ValueError, match="pass a list of recordings, even for one"):
+        OnnxLlaso(damaged).generate("What is said?", "clip.wav")
 
 
 def test_the_blocks_of_the_page_run(exported, tmp_path, monkeypatch, capsys):
