@@ -40,7 +40,10 @@ def main() -> None:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="for the section")
     chosen = parser.parse_args()
     sys.argv[1:] = chosen.arguments
-    runpy.run_module(f"benchmarks.{chosen.section}", run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(f"benchmarks.{chosen.section}", run_name="__main__", alter_sys=True)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"benchmarks {chosen.section}: error: {error}") from error
 
 
 if __name__ == "__main__":

@@ -11,12 +11,14 @@ import argparse
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.manifests import evenly, read_manifest
-from llaso.exporting.gguf_files import RATE, WEIGHT_TYPES, WINDOW_SECONDS, export_gguf
+from llaso.commands.option_types import at_least_1
+from llaso.exporting.gguf_files import HOP, RATE, WEIGHT_TYPES, WINDOW_SECONDS, export_gguf, refuse_inexpressible
 from llaso.exporting.llama_cpp_check import LlamaCppServer, context_for, is_quiet
 from llaso.exporting.own_answers import own_answer
 from llaso.training.run.held_out import word_errors
@@ -132,7 +134,10 @@ def read_clips(manifest: Path, most: int) -> list[tuple[np.ndarray, str]]:
     """Read clips evenly spread over a manifest, without those that are as long as a window or longer."""
     rows = [row for of_source in read_manifest(manifest).values() for row in of_source]
     clips = [(read_audio(manifest.parent / row["audio"]), row["text"]) for row in evenly(rows, most)]
-    return [(clip, text) for clip, text in clips if len(clip) < WINDOW_SECONDS * RATE]
+    short = [(clip, text) for clip, text in clips if len(clip) < WINDOW_SECONDS * RATE - HOP]
+    if not short:
+        raise ValueError(f"{manifest}: no clip is shorter than llama.cpp's window of {WINDOW_SECONDS} s")
+    return short
 
 
 def main() -> None:
@@ -140,13 +145,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder or Hub id, made with audio_padding full")
     parser.add_argument("--speech", type=Path, required=True, help="JSON lines with audio and text")
-    parser.add_argument("--clips", type=int, default=100, help="at most (default: %(default)s)")
+    parser.add_argument("--clips", type=at_least_1, default=100, help="at most (default: %(default)s)")
     parser.add_argument("--types", nargs="+", choices=WEIGHT_TYPES, default=list(WEIGHT_TYPES))
-    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--max-new-tokens", type=at_least_1, default=128)
     parser.add_argument("--loud", action="store_true", help="measure clips scaled to a peak of 1 as well")
     arguments = parser.parse_args()
+    if find_spec("xllamacpp") is None:
+        raise ValueError("xllamacpp, which holds llama.cpp, is not installed: pip install xllamacpp")
     clips = read_clips(arguments.speech, arguments.clips)
     model, processor = load(arguments.model, device="cpu")
+    refuse_inexpressible(model, processor)
     model = model.float()
     quiet = sum(is_quiet(processor, clip) for clip, _ in clips)
     print(f"{len(clips)} clips, {sum(len(clip) for clip, _ in clips) / RATE / 60:.0f} min, {quiet} of them quiet")

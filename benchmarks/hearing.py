@@ -20,8 +20,10 @@ import torch
 from torch import nn
 
 from benchmarks.manifests import evenly, read_manifest
+from llaso.commands.option_types import at_least_1, seconds_up_to_10
 from llaso.training.run.held_out import word_errors
 from llaso_common.audio import ENCODER_FRAMES_PER_SECOND, MEL_FRAMES_PER_SECOND, SAMPLE_RATE, read_audio
+from llaso_common.output_folder import refuse_existing
 from modeling_llaso.compatibility_llaso import CACHE_SINCE_5_24
 from modeling_llaso.configuration_llaso import count_audio_tokens
 from modeling_llaso.modeling_llaso import LlasoEncoder
@@ -59,8 +61,10 @@ class WhisperBaseline:
     """
 
     def __init__(self, whisper: str) -> None:
-        from transformers import AutoTokenizer, WhisperFeatureExtractor, WhisperForConditionalGeneration
+        from transformers import AutoConfig, AutoTokenizer, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
+        if (kind := AutoConfig.from_pretrained(whisper).model_type) != "whisper":
+            raise ValueError(f"{whisper}: this is a {kind}, not a Whisper")
         self.whisper = WhisperForConditionalGeneration.from_pretrained(whisper, dtype=torch.float32).eval()
         self.encoder = LlasoEncoder(self.whisper.config).eval()
         self.encoder.load_state_dict(self.whisper.model.encoder.state_dict())
@@ -221,12 +225,13 @@ def plot(found: dict[str, Any], file: Path) -> None:
     pyplot.close(figure)
 
 
-def read_clips(manifest: Path, count: int) -> list[SpokenClip]:
-    """Read clips of a manifest: as many of each source."""
+def read_clips(manifest: Path, count: int, seconds: float = 30.0) -> list[SpokenClip]:
+    """Read clips of a manifest: as many of each source, and at most so many seconds of each clip."""
     rows = read_manifest(manifest)
+    longest = round(seconds * SAMPLE_RATE)
     each = math.ceil(count / len(rows))
     return [
-        SpokenClip(read_audio(manifest.parent / row["audio"], SAMPLE_RATE)[: 30 * SAMPLE_RATE], row["text"], source)
+        SpokenClip(read_audio(manifest.parent / row["audio"], SAMPLE_RATE)[:longest], row["text"], source)
         for source, found in rows.items()
         for row in evenly(found, each)
     ]
@@ -237,12 +242,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", required=True, help="a Whisper with its decoder: a folder or a Hub id")
     parser.add_argument("--speech", type=Path, required=True, help="JSON lines with `audio`, `text` and `source`")
-    parser.add_argument("--clips", type=int, default=40, help="in all, as many of each source (default: %(default)s)")
-    parser.add_argument("--tails", type=float, nargs="*", default=list(TAILS), help="seconds of silence to try")
+    parser.add_argument("--clips", type=at_least_1, default=40, help="in all, as many of each source (default: 40)")
+    parser.add_argument("--tails", type=seconds_up_to_10, nargs="*", default=list(TAILS), help="of silence, seconds")
     parser.add_argument("--no-decoder", action="store_true", help="compare the vectors only")
     parser.add_argument("--out", type=Path, default=Path("runs/hearing"), help="for hearing.json, .md and .png")
+    parser.add_argument("--overwrite", action="store_true", help="write into --out although it holds something")
     arguments = parser.parse_args()
-    clips = read_clips(arguments.speech, arguments.clips)
+    refuse_existing(arguments.out, arguments.overwrite)
+    clips = read_clips(arguments.speech, arguments.clips, 30 - max(arguments.tails, default=0))  # a window in all
     found = measure(WhisperBaseline(arguments.encoder), clips, arguments.tails, decode=not arguments.no_decoder)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "hearing.json").write_text(json.dumps(found, indent=1), encoding="utf-8")

@@ -12,14 +12,21 @@ def read_manifest(manifest: Path) -> dict[str, list[dict[str, Any]]]:
     """Read a manifest: its rows by source.
 
     Raises:
-        ValueError: a row lacks audio or text.
+        ValueError: a row is no JSON object, or lacks audio or spoken words; or there is none.
     """
     rows: dict[str, list[dict[str, Any]]] = {}
     for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), 1):
-        row = json.loads(line)
-        if not row.get("audio") or not row.get("text"):
-            raise ValueError(f"{manifest}:{number}: a row needs `audio` and `text`")
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{manifest}:{number}: not JSON ({error})") from None
+        if not isinstance(row, dict) or not row.get("audio") or not any(map(str.isalnum, str(row.get("text") or ""))):
+            raise ValueError(f"{manifest}:{number}: a row is an object with `audio` and the words of `text`")
         rows.setdefault(row.get("source") or "speech", []).append(row)
+    if not rows:
+        raise ValueError(f"{manifest}: there are no rows")
     return rows
 
 

@@ -45,6 +45,7 @@ def _between(least: float, most: float, with_ends: bool) -> Callable[[str], floa
 
 temperature = _between(0, 100, with_ends=True)
 error_rate = _between(0, 100, with_ends=True)
+seconds_up_to_10 = _between(0, 10, with_ends=True)
 share = _between(0, 1, with_ends=False)
 at_least_1 = _whole(1, LARGEST, f"a whole number from 1 to {LARGEST}")
 at_least_0 = _whole(0, LARGEST, f"a whole number from 0 to {LARGEST}")

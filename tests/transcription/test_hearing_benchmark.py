@@ -9,7 +9,7 @@ from support.tiny_llaso import tiny_tokenizer, tone, whisper_config
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from benchmarks.hearing import FULL, START, TRIM, SpokenClip, WhisperBaseline, cosines, measure, table
-from benchmarks.manifests import evenly
+from benchmarks.manifests import evenly, read_manifest
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +65,21 @@ def test_settings_are_measured_against_full(whisper):
 def test_rows_are_taken_evenly(count, most, taken):
     assert evenly(range(count), most) == taken
     assert evenly(range(99), 50)[-1] == 97
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("", "there are no rows"),
+        ('{"audio": "a.wav", "text": "a"}\n{', r"manifest\.jsonl:2: not JSON"),
+        ("[1]", r"manifest\.jsonl:1: a row is an object"),
+        ('{"audio": "a.wav", "text": "?!"}', r"manifest\.jsonl:1: a row is an object"),
+    ],
+)
+def test_what_is_wrong_with_a_manifest_is_named(lines, message, tmp_path):
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text(lines, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        read_manifest(manifest)
+    manifest.write_text('{"audio": "a.wav", "text": "a"}\n\n', encoding="utf-8")
+    assert read_manifest(manifest) == {"speech": [{"audio": "a.wav", "text": "a"}]}
