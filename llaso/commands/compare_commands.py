@@ -37,7 +37,7 @@ def _add_panel(steps) -> None:
 def _build_panel(arguments: argparse.Namespace) -> None:
     from eval_suite.panel_build import build_panel
 
-    refuse_existing_file(arguments.out, arguments.overwrite)
+    refuse_existing_file(arguments.out, arguments.overwrite, filter(None, [arguments.values]))
     panel = build_panel(
         arguments.folders,
         protocol=arguments.protocol,
@@ -80,7 +80,7 @@ def _add_compare(steps) -> None:
 def _compare(arguments: argparse.Namespace) -> None:
     from eval_suite.compare import compare
 
-    refuse_existing_file(arguments.out, arguments.overwrite)
+    refuse_existing_file(arguments.out, arguments.overwrite, filter(None, [*arguments.paths, arguments.panel]))
     found = compare(
         arguments.paths,
         protocol=arguments.protocol,
@@ -122,7 +122,7 @@ def _power(arguments: argparse.Namespace) -> None:
     from eval_suite import power
     from eval_suite.compare import scored_systems
 
-    refuse_existing_file(arguments.out, arguments.overwrite)
+    refuse_existing_file(arguments.out, arguments.overwrite, arguments.systems)
     if arguments.systems and arguments.errors:
         raise ValueError("give systems or --errors, not both")
     if len(arguments.systems) == 1:
@@ -178,7 +178,7 @@ def _groups(arguments: argparse.Namespace) -> None:
     from eval_suite.groups import group_scores, worst_groups
     from eval_suite.repeats import repeat_scores
 
-    refuse_existing_file(arguments.out, arguments.overwrite)
+    refuse_existing_file(arguments.out, arguments.overwrite, [arguments.system])
     (scored,) = scored_systems([arguments.system], protocol=arguments.protocol)
     groups = group_scores(scored, arguments.by, resamples=arguments.resamples, seed=arguments.seed)
     for attribute, one in groups.items():

@@ -138,7 +138,7 @@ def _add_agreement(steps) -> None:
 def _agreement(arguments: argparse.Namespace) -> None:
     from eval_suite.judge_agreement import compare_ratings
 
-    refuse_existing_file(arguments.out, arguments.overwrite)
+    refuse_existing_file(arguments.out, arguments.overwrite, [arguments.first, arguments.second])
     found = compare_ratings(
         arguments.predictions,
         arguments.first,

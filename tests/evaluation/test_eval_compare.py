@@ -204,3 +204,11 @@ def test_scores_without_their_rows_are_refused(tmp_path, capsys):
     second.write_text(json.dumps(old))
     with pytest.raises(ValueError, match=r"b\.json: schema 1, .*`llaso eval score FOLDER --out scores\.json`"):
         compare([second, folders[0]])
+
+
+def test_a_file_that_is_compared_is_not_replaced(tmp_path, capsys):
+    scores = tmp_path / "scores.json"
+    scores.write_text("{}", encoding="utf-8")
+    assert main(["eval", "compare", str(scores), str(scores), "--out", str(scores), "--overwrite"]) == 2
+    assert "is a file that is read" in capsys.readouterr().err
+    assert scores.read_text(encoding="utf-8") == "{}"
