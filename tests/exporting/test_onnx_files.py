@@ -34,7 +34,12 @@ from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 
 SETTINGS = {
     "llama3": {"audio_padding": "trim", "projector_stride": 6, "projector_pooling": "concatenate"},
-    "qwen2": {"audio_padding": "full", "projector_stride": 50, "spare_rows": 40},
+    "qwen2": {
+        "audio_padding": "full",
+        "projector_stride": 50,
+        "spare_rows": 40,
+        "text": {"num_hidden_layers": 1},
+    },
 }
 """A family for each padding; in the second, the placeholder has a row."""
 QUESTION = "What is said?"
@@ -182,7 +187,7 @@ def test_the_description_says_what_the_graphs_take(exported):
     hidden = exported.model.config.text_config.hidden_size
     assert description["parts"]["decoder"]["inputs"]["inputs_embeds"] == ["batch", "tokens", hidden]
     assert description["parts"]["decoder"]["inputs"]["attention_mask"] == ["batch", "past + tokens"]
-    assert description["parts"]["decoder"]["inputs"]["past_key_values.1.value"][2] == "past"
+    assert description["parts"]["decoder"]["inputs"]["past_key_values.0.value"][2] == "past"
     if exported.processor.audio_padding == "trim":
         assert description["parts"]["audio"]["outputs"]["audio_embeds"] == ["audio_tokens", hidden]
     assert description["text"]["placeholder_id"] == exported.processor.audio_token_id
