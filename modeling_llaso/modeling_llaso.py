@@ -174,10 +174,13 @@ class LlasoMultiModalProjector(nn.Module):
         mask = mask.to(vectors.dtype)[..., None]
         # ExecuTorch computes the remainder of a negative number as C does, so `-T % stride` would be negative there.
         missing = (self.stride - vectors.shape[1] % self.stride) % self.stride
-        vectors = nn.functional.pad(vectors * mask, (0, 0, 0, missing)).unflatten(1, (-1, self.stride))
+        vectors = nn.functional.pad(vectors * mask, (0, 0, 0, missing))
+        # `reshape`, because ExecuTorch reserves memory for too large a stride after `unflatten`.
+        windows, _, width = vectors.shape
         if self.pooling == "concatenate":
-            return vectors.flatten(2)
-        members = nn.functional.pad(mask, (0, 0, 0, missing)).unflatten(1, (-1, self.stride)).sum(2)
+            return vectors.reshape(windows, -1, self.stride * width)
+        vectors = vectors.reshape(windows, -1, self.stride, width)
+        members = nn.functional.pad(mask, (0, 0, 0, missing)).reshape(windows, -1, self.stride, 1).sum(2)
         return vectors.sum(2) / members.clamp(min=1)
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:

@@ -40,7 +40,7 @@ def add_parser(commands) -> None:
         "--size",
         choices=("standard", "minimum"),
         default="standard",
-        help="minimum: smallest run, to try every stage; its gate stops nothing",
+        help="minimum: smallest run, to try every stage; its model hardly answers, and its gate stops nothing",
     )
     quickstart.set_defaults(run=run_quickstart, goes_on=True)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from llaso_common.atomic_write import write_atomically
-from llaso_common.folder_lock import alone_in
+from llaso_common.folder_lock import FolderBusy, alone_in
 
 from ..transcription.transcriber import Transcriber
 from ..transcription.transcript_formats import transcript
@@ -43,8 +43,8 @@ def transcribe_files(
         The number of files that could not be transcribed. Each was reported on the standard error stream.
 
     Raises:
-        ValueError: several files in a format for one recording, or nowhere to print.
-        FolderBusy: another process writes the same output.
+        ValueError: several files in a format for one recording, nowhere to print, or another process writes the same
+            output.
     """
     if format in ("srt", "vtt") and len(files) > 1:
         raise ValueError(f"--format {format} describes one recording; name one FILE, or use text or json")
@@ -53,12 +53,17 @@ def transcribe_files(
             raise ValueError("the standard output is closed, and the transcript would be lost; name a file with --out")
         return _transcribe(files, load, format, None, lambda text: print(text, end="", flush=True))
     unfinished, transcripts = out.with_name(f"{out.name}.partial"), list[str]()
-    with alone_in(unfinished):
-        failed = _transcribe(files, load, format, unfinished, transcripts.append)
-        if transcripts:
-            write_atomically(out, "".join(transcripts))
-            for number in range(len(files)):
-                _segments_of(number, unfinished).unlink(missing_ok=True)
+    try:
+        with alone_in(unfinished):
+            failed = _transcribe(files, load, format, unfinished, transcripts.append)
+            if transcripts:
+                write_atomically(out, "".join(transcripts))
+                for number in range(len(files)):
+                    _segments_of(number, unfinished).unlink(missing_ok=True)
+    except FolderBusy as busy:
+        raise ValueError(
+            f"{out} is being written by {busy.holder}; wait for it, stop it, or name another --out"
+        ) from busy
     with suppress(OSError):  # it holds segments of an earlier command with more files
         unfinished.rmdir()
     return failed
@@ -104,6 +109,8 @@ def _transcribe(
                 f"{transcriber.max_new_tokens} tokens, the first at {cut[0].start:.1f} s; raise --max-new-tokens",
                 file=sys.stderr,
             )
+        if format in ("srt", "vtt") and not any(segment.text for segment in segments):
+            print(f"llaso: warning: {shown_name(file)}: no words in {len(segments)} segments", file=sys.stderr)
         content = transcript(segments, format, seconds, shown_name(file))
         give(f"{shown_name(file)}: {content}" if format == "text" and several else content)
     return failed

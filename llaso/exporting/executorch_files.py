@@ -16,6 +16,7 @@ from executorch.exir import to_edge_transform_and_lower
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor
 
+from .executorch_model import load_program
 from .network_parts import NetworkPart
 from .portable_files import export_parts, quiet
 
@@ -43,7 +44,7 @@ def export_executorch(
 
 
 def write_part(part: NetworkPart, path: Path, largest: dict[str, int]) -> None:
-    """Trace a part, lower it and write the program.
+    """Trace a part, lower it, write the program and load it once, which shows that its memory was planned right.
 
     Args:
         part: takes windows or conversations one by one.
@@ -56,3 +57,4 @@ def write_part(part: NetworkPart, path: Path, largest: dict[str, int]) -> None:
         program = lowered.to_executorch()
     with path.open("wb") as file:
         program.write_to_file(file)
+    load_program(path)

@@ -20,6 +20,18 @@ from .export_folder import DESCRIPTION_FILES
 from .exported_model import ExportedLlaso
 
 
+def load_program(file: Path) -> Any:
+    """Load a program's only method.
+
+    Raises:
+        ValueError: ExecuTorch does not load it.
+    """
+    try:
+        return Runtime.get().load_program(str(file)).load_method("forward")
+    except RuntimeError as error:
+        raise ValueError(f"{file}: ExecuTorch does not load this program ({error}); its reason is above") from error
+
+
 class ExecutorchLlaso(ExportedLlaso):
     """A model of ExecuTorch programs.
 
@@ -38,10 +50,7 @@ class ExecutorchLlaso(ExportedLlaso):
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__(folder)
-        runtime = Runtime.get()
-        self.methods = {
-            part: runtime.load_program(str(file)).load_method("forward") for part, file in self.files.items()
-        }
+        self.methods = {part: load_program(file) for part, file in self.files.items()}
 
     def run(self, part: str, given: dict[str, np.ndarray]) -> np.ndarray:
         return self._executed(part, given)[0].numpy()

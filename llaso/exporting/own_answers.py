@@ -90,4 +90,6 @@ def message_parts(question: str, kinds: Sequence[str]) -> list[dict[str, Any]]:
 
 def compared_ids(ours: Sequence[int], theirs: Sequence[int]) -> str:
     """Say whether two answers have the same ids, and show them if not."""
-    return f"equal ids, {len(ours)}" if ours == theirs else f"DIFFERENT ids, {ours} and {theirs}"
+    if ours != theirs:
+        return f"DIFFERENT ids, {ours} and {theirs}"
+    return f"{len(ours)} equal answer token{'s' if len(ours) > 1 else ''}" if ours else "no answer by either"

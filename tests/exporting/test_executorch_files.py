@@ -27,11 +27,11 @@ from llaso.exporting.executorch_model import ExecutorchLlaso
 from llaso.exporting.parts_check import CLOSE
 
 SETTINGS = {
-    "llama3": {"audio_padding": "trim", "projector_stride": 6, "projector_pooling": "concatenate"},
+    "llama3": {"audio_padding": "trim", "projector_stride": 2, "projector_pooling": "concatenate"},
     "qwen2": {"audio_padding": "full", "projector_stride": 50},
 }
-"""A family for each padding."""
-CONTEXT = 700
+"""A family for each padding; the first is pooled as the quickstart's model."""
+CONTEXT = 1200
 
 
 class Exported(NamedTuple):

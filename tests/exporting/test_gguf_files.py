@@ -419,15 +419,15 @@ def test_the_command_writes_and_loses_nothing(tmp_path, capsys):
     [
         (
             ClipComparison((5, 5), [1, 2], [1, 2], (True, True), [0.0, 0.25]),
-            "5 prompt tokens; equal ids, 2; log-probabilities within 0.2500",
+            "5 prompt tokens; 2 equal answer tokens; log-probabilities within 0.2500",
         ),
         (
             ClipComparison((5, 6), [1], [1], (True, True), [0.5]),
-            "DIFFERENT prompt lengths, 5 and 6; equal ids, 1; log-probabilities within 0.5000",
+            "DIFFERENT prompt lengths, 5 and 6; 1 equal answer token; log-probabilities within 0.5000",
         ),
         (
             ClipComparison((5, 5), [1], [1], (True, False), [0.5]),
-            "5 prompt tokens; equal ids, 1; only one of them ended by itself; log-probabilities within 0.5000",
+            "5 prompt tokens; 1 equal answer token; only one of them ended by itself; log-probabilities within 0.5000",
         ),
         (
             ClipComparison((5, 5), [], [3], (True, True), []),

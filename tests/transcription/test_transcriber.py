@@ -19,7 +19,7 @@ from llaso.commands.transcribe_files import transcribe_files
 from llaso.transcription.recordings import decoded
 from llaso.transcription.transcriber import Transcriber, repeats_itself
 from llaso.transcription.transcript_formats import Segment, joined_text, transcript
-from llaso_common.folder_lock import FolderBusy, alone_in
+from llaso_common.folder_lock import alone_in
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +238,10 @@ def test_an_interrupted_command_continues_with_the_segments_it_has(transcriber, 
 
 
 def test_two_commands_do_not_write_one_output(transcriber, file, tmp_path):
-    with alone_in(tmp_path / "out.srt.partial"), pytest.raises(FolderBusy, match="in use by"):
+    with (
+        alone_in(tmp_path / "out.srt.partial"),
+        pytest.raises(ValueError, match="out.srt is being written by process"),
+    ):
         transcribe_files([str(file)], lambda: transcriber, "srt", tmp_path / "out.srt")
 
 
