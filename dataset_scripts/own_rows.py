@@ -23,7 +23,7 @@ MANIFESTS = (".jsonl", ".json", ".csv", ".tsv", ".jsonl.gz", ".json.gz")
 """Endings of manifests; a Kaldi folder is one as well."""
 
 _CUTS = ("MonoCut", "MultiCut", "MixedCut", "PaddingCut")
-"""What lhotse's cuts say of their `type`."""
+"""Values of `type` by which a manifest's row is known to be a cut of lhotse's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ KINDS: dict[str, tuple[AnswerKind, str]] = {
     "slots": ("slots", "semantic"),
     "open": ("open", "semantic"),
 }
-"""What an answer may be, and the category that such a task is counted under by default."""
+"""By the `kind` of a user's task: the form of its answers, and the category under which it is counted by default."""
 KEYS = {"kind", "name", "instructions", "category", "formats"}
 KEYS_OF_KIND = {"closed": {"labels", "aliases"}, "number": {"bounds"}, "open": {"metric"}}
 FORMATS = ("text_audio", "audio")

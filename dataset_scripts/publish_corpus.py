@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 RECORDS = ("README.md", "build.json", "leakage.json", "rejects.jsonl", "validation.json")
-"""What is published beside the shards; the rest of a corpus folder is for building and looking."""
+"""Files that are published beside the shards. The others in a corpus folder stay here."""
 
 
 def publish(folder: Path, repo_id: str, *, private: bool = False, manifest_only: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""From a row of somebody's table to an `Item`: which column is what, which task asks for it, which labels there are.
+"""Turns a row of a user's table into an `Item`: what each column means, the task that asks for it, and its labels.
 
 Takes the part of a block of `sources.yaml` that says so (`RowMapping`) and rows as dictionaries; gives items and
 rejects. Nothing is guessed: a value that does not fit is a `Reject` with its file and line.
@@ -38,7 +38,7 @@ USUAL = {
     "split": ("split",),
     "id": ("id",),
 }
-"""What a column can be, and the columns taken for it if none is named; the second ones are NeMo's and ShareGPT's."""
+"""Meanings of columns, and names by which each is found if none is given; second names are NeMo's and ShareGPT's."""
 SPLIT_OF = {
     "train": "train",
     "training": "train",

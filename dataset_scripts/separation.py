@@ -23,7 +23,7 @@ KINDS = ("audio", "speaker", "voice", "sentence", "recording")
 COLUMNS = (
     "id", "task", "modality", "source", "split", "messages", "choices", "template_id", "voice", "speaker", "sha256",
 )  # fmt: skip
-"""What of a row has to be read for this."""
+"""Columns that this check reads."""
 Keys = Mapping[str, Sequence[str]]
 
 

@@ -28,15 +28,12 @@ def add_parser(commands) -> None:
         description="Write a model as GGUF files for llama.cpp: model.gguf, the language model, and mmproj.gguf, the "
         'encoder and the projector. The model must have been made with audio_padding="full".',
     )
-    gguf.add_argument("model", type=some_text, metavar="ID_OR_DIR")
-    gguf.add_argument("out", type=some_text, metavar="OUT", help="the folder to write")
     gguf.add_argument(
         "--type",
         choices=("f16", "f32", "q8_0"),
         default="f16",
         help="of the weights; q8_0 quantizes the language model to 8 bits and keeps the encoder in half precision",
     )
-    gguf.add_argument("--overwrite", action="store_true", help="replace the files that OUT holds")
     gguf.set_defaults(run=run_gguf)
 
     onnx = actions.add_parser(
@@ -45,9 +42,6 @@ def add_parser(commands) -> None:
         description="Write a model as ONNX files in single precision: audio.onnx, embed.onnx and decoder.onnx, with "
         "the tokenizer and llaso_onnx.json, which says how they fit.",
     )
-    onnx.add_argument("model", type=some_text, metavar="ID_OR_DIR")
-    onnx.add_argument("out", type=some_text, metavar="OUT", help="the folder to write")
-    onnx.add_argument("--overwrite", action="store_true", help="replace the files that OUT holds")
     onnx.set_defaults(run=run_onnx)
 
     executorch = actions.add_parser(
@@ -56,8 +50,6 @@ def add_parser(commands) -> None:
         description="Write a model as ExecuTorch programs in single precision, computed by XNNPACK: audio.pte, "
         "embed.pte and decoder.pte, with the tokenizer and llaso_executorch.json, which says how they fit.",
     )
-    executorch.add_argument("model", type=some_text, metavar="ID_OR_DIR")
-    executorch.add_argument("out", type=some_text, metavar="OUT", help="the folder to write")
     executorch.add_argument(
         "--context",
         type=at_least_1,
@@ -65,8 +57,12 @@ def add_parser(commands) -> None:
         metavar="TOKENS",
         help="the longest prompt, with its audio and its answer; memory for it is reserved (default: 1024)",
     )
-    executorch.add_argument("--overwrite", action="store_true", help="replace the files that OUT holds")
     executorch.set_defaults(run=run_executorch)
+
+    for writer in (gguf, onnx, executorch):
+        writer.add_argument("model", type=some_text, metavar="ID_OR_DIR")
+        writer.add_argument("out", type=some_text, metavar="OUT", help="the folder to write")
+        writer.add_argument("--overwrite", action="store_true", help="replace the files that OUT holds")
 
     check = actions.add_parser(
         "check",

@@ -42,7 +42,7 @@ class PartialTranscript:
         self.segments: list[Segment] = []
         header = {"kind": KIND, **header}
         if path.exists() and path.stat().st_size:
-            records = list(_records(path))
+            records = _records(path)
             if not records or records[0].get("kind") != KIND:
                 raise ValueError(f"{path}: not a partial transcript; delete it, or choose another --out")
             if records[0] == header:
