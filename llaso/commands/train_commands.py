@@ -36,12 +36,18 @@ def add_parser(commands) -> None:
 
     experiment = commands.add_parser(
         "experiment",
-        help="test a claim of the paper: train and score variations with several seeds, write a table and a plot",
+        help="test a claim: train and score variations with several seeds, write a table and a plot",
         description="gate: how good Stage 1 must be. encoder: frozen against unfrozen in Stage 2. unseen: tasks and "
-        "formats left out of training. more-tasks: few against all. What is finished is skipped.",
+        "formats left out of training. more-tasks: few against all. hours: all speech, half and a quarter of it. "
+        "padding: trim against full. What is finished is skipped.",
     )
-    experiment.add_argument("name", choices=("gate", "encoder", "unseen", "more-tasks"))
-    experiment.add_argument("--quickstart", type=path, default=Path("runs/quickstart"), help="corpora and backbones")
+    experiment.add_argument("name", choices=("gate", "encoder", "unseen", "more-tasks", "hours", "padding"))
+    experiment.add_argument(
+        "--quickstart",
+        type=path,
+        default=Path("runs/quickstart"),
+        help="the folder of a quickstart or of `make real`: its corpora, backbones and recipes",
+    )
     experiment.add_argument("--out", type=path, default=Path("runs/experiments"), help="models, tables and plots")
     experiment.add_argument("--seeds", type=seed, nargs="+", default=[0, 1, 2], help="of the runs (default: 0 1 2)")
     experiment.add_argument("--unseen", nargs="+", default=["IP", "SCR"], metavar="TASK", help="tasks to hold out")
@@ -104,12 +110,14 @@ def run_train(arguments: argparse.Namespace) -> int:
 
 def run_experiment(arguments: argparse.Namespace) -> None:
     """Run `llaso experiment`."""
+    from ..quickstart.options import Options
     from ..training.experiments.experiment_report import put_into_page, write_report
     from ..training.experiments.experiments import Inputs, run_experiment
 
+    options = Options.of_folder(arguments.quickstart)
     folder = run_experiment(
         arguments.name,
-        Inputs(arguments.quickstart),
+        Inputs(arguments.quickstart, options.encoder, options.llm, options.recipes),
         arguments.out,
         seeds=arguments.seeds,
         unseen=arguments.unseen,

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+RECORD = "quickstart.json"
+"""The file in which a quickstart's folder records its options and finished stages."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,14 @@ class Options:
     def recipes(self) -> tuple[str, str]:
         """The recipes of the two stages: rates meant for stand-ins of 2 M parameters would ruin a pretrained LLM."""
         return ("small_stage1", "small_stage2") if self.encoder else ("quickstart_stage1", "quickstart_stage2")
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Options:
+        """Return the options that a quickstart's folder records; the default ones if it has no record."""
+        record = folder / RECORD
+        if not record.exists():
+            return cls()
+        return cls(**cls.recorded(json.loads(record.read_text(encoding="utf-8"))["options"]))
 
     @classmethod
     def recorded(cls, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from llaso.progress import progress_report, time_in_words
 from llaso_common.atomic_write import write_atomically
 
 from ..publishing.finished_run import REAL_MODEL, STAND_IN_MODEL
-from .options import SIZES, Options
+from .options import RECORD, SIZES, Options
 from .stand_ins import rows_of
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class _Pipeline:
 
     def __init__(self, out: Path, options: Options) -> None:
         self.out, self.options, self.size = out, options, SIZES[options.size]
-        self.record_file = out / "quickstart.json"
+        self.record_file = out / RECORD
         self.record: dict[str, Any] = {"options": asdict(options), "done": {}}
         if self.record_file.exists():
             self.record = json.loads(self.record_file.read_text())

@@ -137,11 +137,16 @@ def row(number: int, seed: int = 0, task: str = "ASR", clips: int = 1) -> dict[s
 
 
 def save_corpus(folder: Path, rows: dict[str, list[dict[str, Any]]], group: int = 7) -> Path:
-    """Save rows by split, as a corpus folder that `load_dataset` reads, in row groups of `group` rows."""
+    """Save rows by split, as a corpus folder that `load_dataset` reads, in row groups of `group` rows.
+
+    There is a column `speaker` if any row has one.
+    """
     (folder / "data").mkdir(parents=True)
+    told = any("speaker" in one for of_split in rows.values() for one in of_split)
+    features = Features(FEATURES | {"speaker": Value("string")}) if told else FEATURES
     lines = ["---", "configs:", "- config_name: default", "  data_files:"]
     for split, of_split in rows.items():
-        table = pa.Table.from_pylist(of_split, schema=FEATURES.arrow_schema)
+        table = pa.Table.from_pylist(of_split, schema=features.arrow_schema)
         pq.write_table(table, folder / "data" / f"{split}-00000-of-00001.parquet", row_group_size=group)
         lines += [f"  - split: {split}", f"    path: data/{split}-*.parquet"]
     (folder / "README.md").write_text("\n".join([*lines, "---", ""]), encoding="utf-8")

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tiny_training import WORDS, row, save_backbones, save_corpus, tiny_recipe
 
-from llaso.training.recipe.recipe import load_recipe
+from llaso.training.recipe.recipe import DataChoice, load_recipe
 from llaso.training.rows.collator import IGNORED, Collator, RowEncoder, TeacherCollator
 from llaso.training.rows.corpora import decode_audio, open_corpus
 from llaso.training.rows.encoder_cache import EncoderCache, clip_key, encode_windows, kept_audio
@@ -529,6 +529,35 @@ def test_unreadable_rows_stop_the_run_or_are_counted(root, tmp_path):
     recipe["out"] = str(tmp_path / "skipped")
     result = train(recipe, {"optimizer.max_steps": 2, "data.bad_rows": "skip"})
     assert result.skipped == 2 and result.wer is None  # met once an epoch; no validation split
+
+
+def test_a_share_of_the_speech_is_of_whole_speakers_and_part_of_a_larger_share(root, tmp_path):
+    rows = [dict(row(i), speaker=f"s:{i % 7}" if i % 10 else "") for i in range(60)]
+    written = [dict(row(100 + i, task="AQA", clips=0), speaker="") for i in range(4)]
+    save_corpus(tmp_path / "told", {"train": [*rows, *written]})
+
+    def ids(share: float) -> set[str]:
+        corpus = open_corpus(DataChoice(path=str(tmp_path / "told"), speech_share=share))
+        assert corpus.seconds().sum() <= share * sum(one["duration"] for one in rows) + 1e-9
+        return {found["id"] for found in corpus}
+
+    quarter, half, whole = ids(0.25), ids(0.5), ids(1)
+    assert len(whole) == 64 and {one["id"] for one in written} < quarter < half < whole
+    of_speaker: dict[str, set[str]] = {}
+    for one in rows:
+        of_speaker.setdefault(one["speaker"] or one["id"], set()).add(one["id"])
+    for drawn in (quarter, half):
+        assert all(mine <= drawn or not mine & drawn for mine in of_speaker.values())
+    seconds = {name: sum(one["duration"] for one in rows if one["id"] in mine) for name, mine in of_speaker.items()}
+    left_out = sum(value for name, value in seconds.items() if not of_speaker[name] & half)
+    assert left_out <= sum(seconds.values()) / 2 + max(seconds.values())  # no more than one speaker short of the half
+
+    with pytest.raises(ValueError, match=r"data.speech_share=0.001 of \d+ s is less than the first speaker has"):
+        ids(0.001)
+    with pytest.raises(ValueError, match=r"there is no column speaker; set it to 1"):
+        open_corpus(DataChoice(path=str(root / "corpus"), speech_share=0.5))
+    with pytest.raises(ValueError, match=r"recipe: `data.speech_share` .* above 0 and at most 1"):
+        load_recipe(tiny_recipe(root, "unused", data__speech_share=0))
 
 
 def test_data_mistakes_are_named(root, tmp_path):

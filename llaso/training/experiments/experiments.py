@@ -1,9 +1,9 @@
-"""Runs the paper's experiments at any scale: variations of the two stages, several seeds, scores.
+"""Runs experiments at any scale: variations of the two stages, several seeds, scores.
 
-The input is the folder of a quickstart (corpora, backbones), or one of the same layout. Every run is an ordinary
-`train`, and `eval_suite` scores it in a process of its own. Finished runs are skipped when the command is repeated,
-and several processes that run it at the same time share the runs. The output is the models and a `results.json` for
-each experiment, which `experiment_report` turns into a table and a plot.
+The input is the folder of a quickstart or of `make real` (corpora, backbones), or one of the same layout. Every run is
+an ordinary `train`, and `eval_suite` scores it in a process of its own. Finished runs are skipped when the command is
+repeated, and several processes that run it at the same time share the runs. The output is the models and a
+`results.json` for each experiment, which `experiment_report` turns into a table and a plot.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ UNSEEN_TASKS = ("IP", "SCR")
 GATE_SHARES = (0.1, 0.3, 1.0)
 """Shares of Stage 1's usual length that the experiment `gate` tries."""
 FEW_TASKS = 3
+SPEECH_SHARES = {"half": 0.5, "a quarter": 0.25}
+"""Shares of the speech that the experiment `hours` tries beside all of it."""
 LOOK_AGAIN = 2.0
 """Seconds to wait before trying again to start runs whose folders other processes have locked."""
 ROWS_AT_ONCE, ANSWER_TOKENS = 32, 64
@@ -52,9 +54,18 @@ Evaluate = Callable[[Path, Path, Path, int], Scores]
 
 @dataclass(frozen=True)
 class Inputs:
-    """The corpora and backbones that the experiments read, in the folder layout that `llaso quickstart` writes."""
+    """The corpora and backbones that the experiments read, in the folder layout that `llaso quickstart` writes.
+
+    Attributes:
+        folder: holds the corpora, and the backbones unless others are named.
+        encoder, llm: folders or Hub ids.
+        recipes: of Stage 1 and Stage 2.
+    """
 
     folder: Path
+    encoder: str = ""
+    llm: str = ""
+    recipes: tuple[str, str] = ("quickstart_stage1", "quickstart_stage2")
 
     @property
     def align(self) -> Path:
@@ -71,8 +82,8 @@ class Inputs:
     def stage1(self) -> tuple[str, ...]:
         """Return overrides that point Stage 1's recipe to this folder."""
         return (
-            f"model.encoder={self.folder / 'backbones' / 'encoder'}",
-            f"model.llm={self.folder / 'backbones' / 'llm'}",
+            f"model.encoder={self.encoder or self.folder / 'backbones' / 'encoder'}",
+            f"model.llm={self.llm or self.folder / 'backbones' / 'llm'}",
             f"data.path={self.align}",
         )
 
@@ -89,12 +100,18 @@ class Variation:
     Attributes:
         name: as the table has it.
         stage1_share: of Stage 1's usual steps.
-        stage2: overrides of Stage 2.
+        stage1, stage2: overrides of each stage.
     """
 
     name: str
     stage1_share: float = 1.0
+    stage1: tuple[str, ...] = ()
     stage2: tuple[str, ...] = ()
+
+    @classmethod
+    def of_both(cls, name: str, *overrides: str) -> Variation:
+        """Return a variation of both stages."""
+        return cls(name, stage1=overrides, stage2=overrides)
 
 
 @dataclass(frozen=True)
@@ -103,7 +120,7 @@ class Experiment:
 
     Attributes:
         name: of the command and the folder.
-        claim: what the paper says.
+        claim: what the paper says, or what is asked.
         variations: returns them, from the corpus's tasks and those to hold out; the first is the reference.
         shows: returns whether to show a score, by its name (`AQA`, or `AQA (audio)` of one format) and the tasks
             held out.
@@ -158,6 +175,21 @@ EXPERIMENTS = {
                 Variation(_list(tasks[:FEW_TASKS])[1:-1], stage2=(f"data.tasks={_list(tasks[:FEW_TASKS])}",)),
             ],
         ),
+        Experiment(
+            "hours",
+            "More hours of speech, by more speakers, give fewer wrong words at an equal number of steps.",
+            lambda tasks, unseen: [
+                Variation("all hours"),
+                *(Variation.of_both(name, f"data.speech_share={share}") for name, share in SPEECH_SHARES.items()),
+            ],
+        ),
+        Experiment(
+            "padding",
+            "Whole windows of 30 seconds (full) and the real frames alone (trim) give equally many wrong words.",
+            lambda tasks, unseen: [
+                Variation(padding, stage1=(f"model.audio_padding={padding}",)) for padding in ("trim", "full")
+            ],
+        ),
     )
 }
 
@@ -169,7 +201,6 @@ def run_experiment(
     *,
     seeds: Sequence[int] = (0, 1, 2),
     unseen: Sequence[str] = UNSEEN_TASKS,
-    recipes: tuple[str, str] = ("quickstart_stage1", "quickstart_stage2"),
     overrides: Sequence[str] = (),
     stage1: Path | None = None,
     stage1_only: bool = False,
@@ -180,7 +211,8 @@ def run_experiment(
 ) -> Path:
     """Train and score every variation with every seed.
 
-    Every variation takes as many optimizer steps in Stage 2 as the reference does, however many rows it sees. Seeds
+    Every variation takes as many optimizer steps as the reference does, however many rows it sees, unless it varies
+    the number of Stage 1's steps. Seeds
     come one after the other, and each run is recorded when it is done, so that an interrupted experiment has results.
 
     Several processes may work on one `out`: each takes free runs, then waits for those of other processes, and takes
@@ -192,7 +224,6 @@ def run_experiment(
         out: models go to `out/runs`, shared between experiments; results to `out/<name>`.
         seeds: one run of each variation a seed.
         unseen: tasks that the experiment `unseen` holds out.
-        recipes: of Stage 1 and Stage 2.
         overrides: of both recipes, for all variations.
         stage1: a finished Stage 1 that every whole Stage 2 starts from; by default each seed trains its own.
         stage1_only: leave Stage 2 out, and record Stage 1 only.
@@ -205,7 +236,8 @@ def run_experiment(
         The folder that `results.json` lies in.
 
     Raises:
-        ValueError: no such experiment, or the corpus has none of the tasks to hold out.
+        ValueError: no such experiment, the corpus has none of the tasks to hold out, or a Stage 1 is given for an
+            experiment that varies it.
         FileNotFoundError: there is no such corpus, or no finished Stage 1 in the folder given for it.
     """
     if name not in EXPERIMENTS:
@@ -223,8 +255,12 @@ def run_experiment(
         raise ValueError(f"{inputs.instruct} has none of the tasks {', '.join(unseen)}; it has {', '.join(tasks)}")
     given = None if stage1 is None else TrainResult(**json.loads((stage1 / RESULT).read_text(encoding="utf-8")))
     evaluate = evaluate or evaluate_model
-    runs = _Runs(inputs, out / "runs", recipes, tuple(overrides), given, rows, evaluate, report)
+    runs = _Runs(inputs, out / "runs", tuple(overrides), given, rows, evaluate, report)
     variations = experiment.variations(tasks, held_out)
+    if stage1 is not None and any(variation.stage1 for variation in variations):
+        raise ValueError(
+            f"the experiment {name} varies Stage 1, so that all cannot start from {stage1}; omit --stage1"
+        )
     reference = variations[0]
     equal_steps = {seed: stage2_steps or runs.stage_2_steps(reference, seed) for seed in seeds if not stage1_only}
 
@@ -280,7 +316,6 @@ class _Runs:
 
     inputs: Inputs
     folder: Path
-    recipes: tuple[str, str]
     overrides: tuple[str, ...]
     given: TrainResult | None
     rows: int
@@ -309,7 +344,7 @@ class _Runs:
     def stage_2_steps(self, variation: Variation, seed: int) -> int:
         """Count the optimizer steps of a variation's Stage 2, by its recipe and corpus."""
         settings = ("model.checkpoint=not yet known", f"data.path={self.inputs.instruct}", *self._common(seed))
-        return _steps_of(self.recipes[1], (*settings, *variation.stage2))
+        return _steps_of(self.inputs.recipes[1], (*settings, *variation.stage2))
 
     def stage_1_alone(self, variation: Variation, seed: int) -> dict[str, Any]:
         """Train Stage 1 only, and return its record."""
@@ -322,14 +357,14 @@ class _Runs:
 
     def _stage_1(self, variation: Variation, seed: int) -> TrainResult:
         settings = (*self.inputs.stage1(), *self._common(seed))
-        if variation.stage1_share == 1:
+        if variation.stage1_share == 1 and not variation.stage1:
             return self.given or self._stage(0, settings)
-        steps = max(1, round(_steps_of(self.recipes[0], settings) * variation.stage1_share))
-        return self._stage(0, (*settings, f"optimizer.max_steps={steps}"))
+        steps = max(1, round(_steps_of(self.inputs.recipes[0], settings) * variation.stage1_share))
+        return self._stage(0, (*settings, *variation.stage1, f"optimizer.max_steps={steps}"))
 
     def _stage(self, stage: int, overrides: tuple[str, ...]) -> TrainResult:
         """Train a stage in the folder of its recipe, so that experiments share equal runs."""
-        recipe = load_recipe(self.recipes[stage], (*overrides, "out=not yet known"))
+        recipe = load_recipe(self.inputs.recipes[stage], (*overrides, "out=not yet known"))
         out = {"out": str(self._folder_of(recipe, f"stage{stage + 1}"))}
         return train(recipe, out, report=lambda line: self.report(f"    {line}"))
 

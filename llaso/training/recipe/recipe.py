@@ -34,6 +34,7 @@ ABOVE_0 = Range(lambda value: value > 0, "above 0")
 ABOVE_1 = Range(lambda value: value > 1, "above 1")
 BELOW_1 = Range(lambda value: 0 <= value < 1, "at least 0 and below 1")
 FRACTION = Range(lambda value: 0 <= value <= 1, "between 0 and 1")
+SHARE = Range(lambda value: 0 < value <= 1, "above 0 and at most 1")
 
 Part = Literal["encoder", "projector", "llm"]
 Modality = Literal["text_audio", "audio_text", "audio"]
@@ -80,6 +81,7 @@ class DataChoice:
     tasks: tuple[str, ...] = ()  # only these; empty means all
     without_tasks: tuple[str, ...] = ()  # all but these
     without_modalities: tuple[Modality, ...] = ()  # no row of these formats
+    speech_share: Annotated[float, SHARE] = 1.0  # of the seconds of speech, in whole speakers
     text_path: str | None = None  # a corpus of rows without audio, mixed in
     text_revision: str | None = None  # of that corpus, likewise
     text_share: Annotated[float, BELOW_1] = 0.1  # of the rows, if text_path is named

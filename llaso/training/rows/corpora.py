@@ -184,7 +184,7 @@ def open_held_out(choice: DataChoice, task: str, rows: int) -> list[Row]:
     of_task = np.flatnonzero(_among(index.known["task"], (task,)))
     if not rows:
         return []
-    digests = (hashlib.sha256(row_id.encode()).digest() for row_id in _ids(index, of_task))
+    digests = map(_digest, _column(index, of_task, "id"))
     drawn = [row for _, row in sorted(zip(digests, of_task.tolist(), strict=True))[:rows]]
     part = _part_of(index, np.array(sorted(drawn), dtype=np.int64), np.zeros(len(drawn)))
     read = (row for place in range(len(part.groups)) for row in part.read_group(place))
@@ -228,14 +228,18 @@ def _part_of(index: CorpusIndex, rows: np.ndarray, lengths: np.ndarray) -> Corpu
     return CorpusPart(index, rows, groups, np.append(borders[groups], len(rows)), lengths)
 
 
-def _ids(index: CorpusIndex, rows: np.ndarray) -> list[str]:
-    """Return the ids of some rows, which are in order."""
+def _column(index: CorpusIndex, rows: np.ndarray, name: str) -> list[str]:
+    """Return one column of some rows, which are in order, as text; empty where it has no value."""
     part = _part_of(index, rows, np.zeros(len(rows)))
-    ids: list[str] = []
+    values: list[str] = []
     for place, group in enumerate(part.groups.tolist()):
         inside = rows[part.starts[place] : part.starts[place + 1]] - index.starts[group]
-        ids += map(str, index.read(group, ["id"])["id"].take(inside).to_pylist())
-    return ids
+        values += (str(value or "") for value in index.read(group, [name])[name].take(inside).to_pylist())
+    return values
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
 
 
 def _among(column: pa.ChunkedArray, names: Iterable[str]) -> np.ndarray:
@@ -244,10 +248,46 @@ def _among(column: pa.ChunkedArray, names: Iterable[str]) -> np.ndarray:
 
 
 def _admitted(index: CorpusIndex, choice: DataChoice) -> np.ndarray:
+    """Return the numbers of the rows of the recipe's tasks, formats and share of the speech."""
+    if not len(index.known):
+        raise ValueError(f"{choice.path}, split {choice.split}: no rows")
+    rows = _of_kinds(index, choice)
+    return rows if choice.speech_share == 1 else _of_speakers(index, rows, choice)
+
+
+def _of_speakers(index: CorpusIndex, rows: np.ndarray, choice: DataChoice) -> np.ndarray:
+    """Return the rows of speakers who together have a share of the seconds, drawn by a digest of their names.
+
+    A row with audio but without a speaker is a speaker of its own. Rows without audio stay.
+
+    Raises:
+        ValueError: the corpus has no column `speaker`, or the first speaker drawn has more than the share.
+    """
+    if "speaker" not in index.reader.schema(0).names:
+        raise ValueError(
+            f"{choice.path}: data.speech_share draws whole speakers, but there is no column speaker; set it to 1"
+        )
+    seconds = index.known["duration"].to_numpy()[rows]
+    spoken = seconds > 0
+    pairs = zip(_column(index, rows, "speaker"), rows.tolist(), strict=True)
+    speakers = np.array([name or f"row {row}" for name, row in pairs])
+    names, numbers = np.unique(speakers[spoken], return_inverse=True)
+    if not len(names):
+        return rows
+    order = np.array(sorted(range(len(names)), key=lambda number: _digest(str(names[number]))))
+    total = np.bincount(numbers, weights=seconds[spoken])[order].cumsum()
+    count = int((total <= choice.speech_share * total[-1]).sum())
+    if not count:
+        raise ValueError(
+            f"{choice.path}: data.speech_share={choice.speech_share:g} of {total[-1]:,.0f} s is less than the first "
+            f"speaker has ({total[0]:,.0f} s); set a larger share"
+        )
+    return rows[~spoken | np.isin(speakers, names[order[:count]])]
+
+
+def _of_kinds(index: CorpusIndex, choice: DataChoice) -> np.ndarray:
     """Return the numbers of the rows of the recipe's tasks and formats."""
     rows = np.arange(len(index.known))
-    if not len(rows):
-        raise ValueError(f"{choice.path}, split {choice.split}: no rows")
     if not (choice.tasks or choice.without_tasks or choice.without_modalities):
         return rows
     tasks, formats = index.known["task"], index.known["modality"]
