@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import time
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -95,6 +96,8 @@ def _train(asked: Recipe, batch: BatchChoice, plan: StepPlan, main_process: bool
     start = time.perf_counter()
     start_step, checkpoint = last_checkpoint(out, main_process)
     set_seed(recipe.seed)
+    # torch says so of an RMSNorm whose weight learns in fp32 while it computes in bf16; the result is meant to be.
+    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     if recipe.compute.precision == "bf16" and not computes_in_bf16():
         logger.warning(
             "compute.precision is bf16, for which this machine has no instructions, so that steps take many times as "
