@@ -22,6 +22,8 @@ Run = dict[str, Any]
 Results = dict[str, Any]
 
 PANELS_A_ROW = 5
+LEGEND_INCHES = 4.5
+"""Width that the names of the variations need."""
 UP, DOWN = "▲", "▼"
 
 
@@ -96,9 +98,10 @@ def plot(results: Results, path: Path) -> None:
     runs: list[Run] = results["runs"]
     columns = _columns(results)
     names = _variations(results)
-    rows = -(-len(columns) // PANELS_A_ROW)
-    figure = Figure(figsize=(2.1 * PANELS_A_ROW, 2.0 * rows + 0.5), layout="constrained")
-    panels = figure.subplots(rows, PANELS_A_ROW, squeeze=False).flat
+    wide = min(PANELS_A_ROW, len(columns))
+    rows = -(-len(columns) // wide)
+    figure = Figure(figsize=(max(2.1 * wide, LEGEND_INCHES), 2.0 * rows + 0.5), layout="constrained")
+    panels = figure.subplots(rows, wide, squeeze=False).flat
     for panel in list(panels)[len(columns) :]:
         panel.remove()
     for panel, (title, values) in zip(figure.axes, columns, strict=True):
