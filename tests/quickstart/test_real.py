@@ -103,14 +103,14 @@ def test_the_same_command_goes_on_and_another_is_refused(journey, parts, capsys)
 @pytest.mark.slow
 def test_experiments_take_the_parts_and_recipes_of_the_journey(journey, parts, tmp_path):
     few = ["optimizer.max_steps=2", "watch.evaluate_rows=2", "watch.final_rows=2", "compute.compile=false"]
-    command = ["experiment", "hours", "--quickstart", str(journey), "--out", str(tmp_path), "--seeds", "0", "1"]
+    command = ["experiment", "hours", "--quickstart", str(journey), "--out", str(tmp_path), "--seeds", "0"]
     assert main([*command, "--stage1-only", "--set", *few]) == 0
     results = json.loads((tmp_path / "hours" / "results.json").read_text())
-    assert [run["variation"] for run in results["runs"]] == ["all hours", "half", "a quarter"] * 2
+    assert [run["variation"] for run in results["runs"]] == ["all hours", "half", "a quarter"]
     recipes = [load_recipe(file) for file in (tmp_path / "runs").glob("stage1-*/recipe.yaml")]
     assert {recipe.model.encoder for recipe in recipes} == {str(parts[0])}
     assert {recipe.optimizer.ctc_weight for recipe in recipes} == {1}
-    assert sorted(recipe.data.speech_share for recipe in recipes) == [0.25, 0.25, 0.5, 0.5, 1, 1]
+    assert sorted(recipe.data.speech_share for recipe in recipes) == [0.25, 0.5, 1]
 
 
 def test_a_development_part_alone_is_halved_by_speaker(tmp_path):

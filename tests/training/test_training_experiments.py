@@ -190,19 +190,10 @@ def test_stage_1_is_varied_at_an_equal_number_of_steps(inputs, tmp_path):
     assert [one["variation"] for one in runs] == ["trim", "full"] and all(one["stage1_wer"] for one in runs)
     recipes = [load_recipe(stage / "recipe.yaml") for stage in (tmp_path / "runs").glob("stage1*")]
     assert sorted(recipe.model.audio_padding for recipe in recipes) == ["full", "trim"]
-    (steps,) = {recipe.optimizer.max_steps for recipe in recipes}
+    assert len({recipe.optimizer.max_steps for recipe in recipes}) == 1
 
-    speakers = [dict(row(i), speaker=f"s:{i}") for i in range(8)]
-    told = tmp_path / "told"
-    save_corpus(told / "llaso-align", {"train": speakers, "validation": speakers[:2]})
-    save_corpus(told / "llaso-instruct", {"train": speakers})
-    folder = run_experiment("hours", Inputs(told, **parts), tmp_path / "hours", **common)
-    runs = json.loads((folder / "results.json").read_text())["runs"]
-    assert [one["variation"] for one in runs] == ["all hours", "half", "a quarter"]
-    files = (tmp_path / "hours" / "runs").glob("stage1*/training.json")
-    assert [json.loads(file.read_text())["steps"] for file in files] == [steps] * 3
     with pytest.raises(ValueError, match="hours varies Stage 1, so that all cannot start from .*; omit --stage1"):
-        run_experiment("hours", Inputs(told, **parts), tmp_path, stage1=next((tmp_path / "runs").glob("stage1*")))
+        run_experiment("hours", inputs, tmp_path, stage1=next((tmp_path / "runs").glob("stage1*")))
 
 
 def test_a_run_is_taken_as_it_is_however_it_was_watched_unless_it_comes_to_something_else(inputs, tmp_path):
