@@ -199,8 +199,8 @@ def test_a_run_killed_before_its_model_is_written_goes_on_there(root):
 
 @pytest.fixture(scope="module")
 def checkpoints(root) -> Path:
-    """A run killed at step 7, with checkpoints of steps 3 and 6."""
-    recipe = recipe_for(root, "checkpoints", {})
+    """A run killed at step 7, with checkpoints of steps 3 and 6, neither of which is still being written."""
+    recipe = recipe_for(root, "checkpoints", {"watch__save_beside": False})
     with frozen_run(recipe, "step:0:7"):
         pass
     return Path(recipe["out"])
