@@ -2,7 +2,8 @@
 
 `python -m benchmarks transcripts MODEL --speech MANIFEST [--whisper DIR] [--ctc-corpus CORPUS]` compares a checkpoint
 with a Whisper's own decoder on the same clips and, if the checkpoint was aligned by CTC, with the best path of its
-projected audio, which no LLM has read. Intervals are of speakers drawn with replacement. Three clips of each source
+projected audio, which no LLM has read. Intervals, of rates and of their differences, are of speakers drawn with
+replacement. Three clips of each source
 are shown with every transcript: the best, the median and the worst by the checkpoint's word error rate.
 """
 
@@ -31,6 +32,8 @@ from modeling_llaso.loading import load
 
 DRAWS = 2000
 """Resamples of the speakers for an interval."""
+LEVELS = (0.025, 0.975)
+"""Quantiles of the draws at which an interval begins and ends."""
 AT_ONCE = 8
 TOKENS = 224
 """Of a transcript at most, as in Whisper's own decoder."""
@@ -110,8 +113,8 @@ def by_whisper(whisper: str, clips: Sequence[ManifestClip], done: Callable[[int]
     return heard
 
 
-def rates(clips: Sequence[ManifestClip], heard: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return errors, words, word error rate and its interval by source."""
+def _drawn(clips: Sequence[ManifestClip], heard: Sequence[str]) -> dict[str, tuple[list[int], np.ndarray, np.ndarray]]:
+    """Return by source its clips' places, their errors and words, and the rate of each draw; draws are alike."""
     places: dict[str, list[int]] = {}
     for place, clip in enumerate(clips):
         places.setdefault(clip.source, []).append(place)
@@ -120,13 +123,33 @@ def rates(clips: Sequence[ManifestClip], heard: Sequence[str]) -> dict[str, dict
     for name, found in places.items():
         counts = np.array([word_errors(heard[n], clips[n].text) for n in found], dtype=float)
         drawn = draws.sums({name: counts})[name]
+        result[name] = found, counts, drawn[:, 0] / drawn[:, 1]
+    return result
+
+
+def rates(clips: Sequence[ManifestClip], heard: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return errors, words, word error rate and its interval by source."""
+    result = {}
+    for name, (found, counts, drawn) in _drawn(clips, heard).items():
         errors, words = counts.sum(0)
-        low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
         speakers = len({clips[n].speaker for n in found})
         result[name] = {"clips": len(found), "speakers": speakers, "errors": int(errors), "words": int(words)} | {
             "wer": errors / words,
-            "interval": [float(low), float(high)],
+            "interval": np.quantile(drawn, LEVELS).tolist(),
         }
+    return result
+
+
+def differences(
+    clips: Sequence[ManifestClip], heard: Sequence[str], other: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Return by source one program's word error rate less another's, with its interval; both have the same draws."""
+    pairs = zip(_drawn(clips, heard).items(), _drawn(clips, other).values(), strict=True)
+    result = {}
+    for (name, (_, counts, drawn)), (_, of_other, drawn_of_other) in pairs:
+        (errors, words), (other_errors, _) = counts.sum(0), of_other.sum(0)
+        interval = np.quantile(drawn - drawn_of_other, LEVELS).tolist()
+        result[name] = {"difference": (errors - other_errors) / words, "interval": interval}
     return result
 
 
@@ -138,6 +161,19 @@ def table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
     for program, of_sources in found.items():
         cells = [
             f"{one['wer']:.3f} [{one['interval'][0]:.3f}, {one['interval'][1]:.3f}]" for one in of_sources.values()
+        ]
+        lines.append(f"| {program} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def differences_table(compared: dict[str, dict[str, dict[str, Any]]], deciding: str) -> str:
+    """Write the differences as a Markdown table, a line for each program that `deciding` is compared with."""
+    sources = list(next(iter(compared.values())))
+    lines = [f"| {deciding} less … | {' | '.join(sources)} |", "|" + "---|" * (len(sources) + 1)]
+    for program, of_sources in compared.items():
+        cells = [
+            f"{one['difference']:+.3f} [{one['interval'][0]:+.3f}, {one['interval'][1]:+.3f}]"
+            for one in of_sources.values()
         ]
         lines.append(f"| {program} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -208,14 +244,21 @@ def main(arguments: Iterable[str] | None = None) -> None:
         programs["Whisper's own decoder"] = lambda done: by_whisper(chosen.whisper, clips, done)
     transcripts = {name: program(progress(name, len(clips))) for name, program in programs.items()}
     found = {name: rates(clips, heard) for name, heard in transcripts.items()}
-    text = f"{table(found)}\n\n{shown(clips, transcripts, 'LLaSO')}\n"
+    mine, *others = transcripts
+    compared = {name: differences(clips, transcripts[mine], transcripts[name]) for name in others}
+    tables = [
+        table(found),
+        *([differences_table(compared, mine)] if compared else []),
+        shown(clips, transcripts, mine),
+    ]
+    text = "\n\n".join(tables) + "\n"
     chosen.out.mkdir(parents=True, exist_ok=True)
     rows = [
         {"audio": str(clip.audio), "source": clip.source, "speaker": clip.speaker, "text": clip.text}
         | {name: heard[n] for name, heard in transcripts.items()}
         for n, clip in enumerate(clips)
     ]
-    record = {"rates": found, "clips": rows}
+    record = {"rates": found, "differences": compared, "clips": rows}
     (chosen.out / "transcripts.json").write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
     (chosen.out / "transcripts.md").write_text(text, encoding="utf-8")
     print(f"\n{text}\nwrote {chosen.out}")

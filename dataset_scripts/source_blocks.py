@@ -23,14 +23,14 @@ from .row_items import SPLIT_OF, USUAL, RowMapping, task_of, transcript_of
 from .sources.base import OPEN_LICENSES, Fact, Item, Reject, Source, nearest
 
 KINDS = ("manifest", "dataset", "folder")
-"""What a block can read; it names one of them."""
+"""The kinds of data that a block can read; each block names one."""
 OPTIONS: dict[str, Any] = {
     "columns": dict, "tasks": dict, "values": dict, "license": str, "title": str, "homepage": str, "shared": list,
     "eval_share": float, "audio_root": str, "config": str, "splits": dict, "revision": str, "unpack": str,
     "lowercase": bool, "speakers_of": str, "questions": (list, dict), "in_instruct": dict,
     "joined": float,
 }  # fmt: skip
-"""What else a block may say, and as what."""
+"""The other options of a block, with the type of each."""
 UNKNOWN_LICENSE = "unknown"
 _LICENSES = {license.casefold(): license for license in OPEN_LICENSES}
 

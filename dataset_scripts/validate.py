@@ -45,7 +45,7 @@ PROGRESS_EVERY = 100
 ROWS_AT_ONCE = 100
 LISTING = "bad_rows.jsonl"
 HEARD = "heard.jsonl"
-"""What a listener heard of each row, and how far that is from the row's text."""
+"""File with a listener's transcript of each row and its error rate against the row's text."""
 
 
 def validate(

@@ -1,4 +1,4 @@
-"""What a corpus module hands to the build: sounds, facts about them, and a declaration of the corpus.
+"""Defines what a corpus module gives to the build: sounds, facts about them, and a declaration of the corpus.
 
 A module under `sources/` holds one `SOURCE = Source(...)` whose `read(root)` walks the corpus's public layout on disk
 and yields an `Item` for each recording (or text to speak), or a `Reject` for each one that cannot be used. Nothing is

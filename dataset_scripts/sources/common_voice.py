@@ -35,7 +35,7 @@ OWN_NAMES = {
 """Other names of these accents: the codes of early releases, and the longer names of later ones."""
 SPLITS = {"train": "train", "dev": "validation", "test": "test"}
 _BETWEEN = re.compile(r"\s*[,|]\s*(?![^()]*\))")
-"""What separates the accents of a speaker who names several; commas in brackets belong to a name."""
+"""Separator of the accents of a speaker who names several; a comma in brackets is part of a name."""
 
 
 def read(root: Path) -> Iterator[Item | Reject]:

@@ -10,7 +10,8 @@ from ..files import lines
 from .base import Item, Recording, Reject, Source
 
 CLIPS = ("wav", "aac", "*/wav", "*/aac", "*/*/wav", "*/*/aac")
-"""Where the folders of speakers lie: wav/ in VoxCeleb1, aac/ in VoxCeleb2, below dev/, test/ or one's own folders."""
+"""Folders that hold one folder for each speaker: wav/ in VoxCeleb1, aac/ in VoxCeleb2, at the top or in up to two
+folders, such as dev/ or test/."""
 
 
 def read(root: Path) -> Iterator[Item | Reject]:

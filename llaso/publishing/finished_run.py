@@ -16,6 +16,8 @@ from typing import Any
 
 import yaml
 
+from ..quickstart.options import RECORD, Options
+
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 STAND_IN_MODEL, REAL_MODEL = "llaso-tiny", "llaso-small"
 """The model in a quickstart's folder: of stand-ins, and of real pretrained parts."""
@@ -121,9 +123,8 @@ def read_run(
     """
     folder = Path(folder)
     stand_ins = False
-    if (folder / "quickstart.json").is_file():
-        options = read_json(folder / "quickstart.json")["options"]
-        stand_ins = not options["encoder"]
+    if (folder / RECORD).is_file():
+        stand_ins = not Options.of_folder(folder).encoder
         report, evaluated_on = report or folder / "report", evaluated_on or folder / "llaso-eval"
         folder = folder / (STAND_IN_MODEL if stand_ins else REAL_MODEL)
     stages = _read_stages(folder)

@@ -48,11 +48,21 @@ class Options:
 
     @classmethod
     def of_folder(cls, folder: Path) -> Options:
-        """Return the options that a quickstart's folder records; the default ones if it has no record."""
+        """Return the options that a quickstart's folder records; the default ones if it has no record.
+
+        Raises:
+            ValueError: the record cannot be read.
+        """
         record = folder / RECORD
         if not record.exists():
             return cls()
-        return cls(**cls.recorded(json.loads(record.read_text(encoding="utf-8"))["options"]))
+        try:
+            return cls(**cls.recorded(json.loads(record.read_text(encoding="utf-8"))["options"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{record} is not what this version of `llaso quickstart` or `llaso real` writes ({error}); "
+                "name another folder, or run that command anew"
+            ) from error
 
     @classmethod
     def recorded(cls, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -113,6 +113,14 @@ def test_experiments_take_the_parts_and_recipes_of_the_journey(journey, parts, t
     assert sorted(recipe.data.speech_share for recipe in recipes) == [0.25, 0.5, 1]
 
 
+def test_a_record_that_cannot_be_read_is_named(tmp_path, capsys):
+    (tmp_path / "llaso-instruct").mkdir()
+    for content in ("{", "[]", '{"options": {"colour": "red"}}'):
+        (tmp_path / "quickstart.json").write_text(content)
+        assert main(["experiment", "gate", "--quickstart", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+        assert f"{tmp_path / 'quickstart.json'} is not what this version of" in capsys.readouterr().err
+
+
 def test_a_development_part_alone_is_halved_by_speaker(tmp_path):
     speech = write_speech(tmp_path / "speech")
     file = speech_sources(str(speech), tmp_path / "out")

@@ -184,8 +184,7 @@ def test_stage_1_stands_alone_or_is_given(inputs, tmp_path):
 
 def test_stage_1_is_varied_at_an_equal_number_of_steps(inputs, tmp_path):
     common = {"seeds": (0,), "overrides": SMALL, "stage1_only": True, "evaluate": scores_of}
-    parts = {"encoder": str(inputs.folder / "backbones/encoder"), "llm": str(inputs.folder / "backbones/llm")}
-    folder = run_experiment("padding", Inputs(inputs.folder, **parts), tmp_path, **common)
+    folder = run_experiment("padding", inputs, tmp_path, **common)
     runs = json.loads((folder / "results.json").read_text())["runs"]
     assert [one["variation"] for one in runs] == ["trim", "full"] and all(one["stage1_wer"] for one in runs)
     recipes = [load_recipe(stage / "recipe.yaml") for stage in (tmp_path / "runs").glob("stage1*")]

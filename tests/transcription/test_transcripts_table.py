@@ -44,6 +44,10 @@ def test_rates_are_those_of_the_transcripts(root, tmp_path, capsys, monkeypatch)
             assert (one["errors"], one["words"], one["speakers"]) == (errors, words, 4)
             assert one["wer"] == pytest.approx(errors / words)
             assert one["interval"][0] <= one["wer"] <= one["interval"][1]
+            less = record["rates"]["LLaSO"][name]["wer"] - record["rates"]["best path"][name]["wer"]
+            found = record["differences"]["best path"][name]
+            assert found["difference"] == pytest.approx(less)
+            assert found["interval"][0] <= less <= found["interval"][1]
     held_out = [
         word_errors(clip["best path"], clip["text"])
         for clip in record["clips"]
@@ -55,6 +59,16 @@ def test_rates_are_those_of_the_transcripts(root, tmp_path, capsys, monkeypatch)
         aligned.wer_words,
     )  # as the training read it
     assert (tmp_path / "transcripts.md").read_text().strip() in capsys.readouterr().out
+
+
+def test_a_difference_is_surer_than_the_rates_if_both_err_for_the_same_speakers():
+    clips = [transcripts.ManifestClip(Path(f"{n}.wav"), "a b c d", "speech", f"s{n // 2}") for n in range(8)]
+    one = ["a b c d"] * 4 + ["a x x x"] * 4  # half of the speakers are hard
+    other = ["a b c x"] * 4 + ["x x x x"] * 4  # one word worse in each clip
+    (rate,) = transcripts.rates(clips, one).values()
+    (found,) = transcripts.differences(clips, one, other).values()
+    assert rate["interval"][1] - rate["interval"][0] > 0.3
+    assert found["difference"] == -0.25 and found["interval"] == pytest.approx([-0.25, -0.25])
 
 
 def test_the_best_the_median_and_the_worst_clip_are_shown(root):

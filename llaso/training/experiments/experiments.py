@@ -40,8 +40,8 @@ UNSEEN_TASKS = ("IP", "SCR")
 GATE_SHARES = (0.1, 0.3, 1.0)
 """Shares of Stage 1's usual length that the experiment `gate` tries."""
 FEW_TASKS = 3
-SPEECH_SHARES = {"half": 0.5, "a quarter": 0.25}
-"""Shares of the speech that the experiment `hours` tries beside all of it."""
+LESS_SPEECH = {"half": ("data.speech_share=0.5",), "a quarter": ("data.speech_share=0.25",)}
+"""What the experiment `hours` tries beside all of the speech."""
 LOOK_AGAIN = 2.0
 """Seconds to wait before trying again to start runs whose folders other processes have locked."""
 ROWS_AT_ONCE, ANSWER_TOKENS = 32, 64
@@ -107,11 +107,6 @@ class Variation:
     stage1_share: float = 1.0
     stage1: tuple[str, ...] = ()
     stage2: tuple[str, ...] = ()
-
-    @classmethod
-    def of_both(cls, name: str, *overrides: str) -> Variation:
-        """Return a variation of both stages."""
-        return cls(name, stage1=overrides, stage2=overrides)
 
 
 @dataclass(frozen=True)
@@ -180,7 +175,7 @@ EXPERIMENTS = {
             "More hours of speech, by more speakers, give fewer wrong words at an equal number of steps.",
             lambda tasks, unseen: [
                 Variation("all hours"),
-                *(Variation.of_both(name, f"data.speech_share={share}") for name, share in SPEECH_SHARES.items()),
+                *(Variation(name, stage1=part, stage2=part) for name, part in LESS_SPEECH.items()),
             ],
         ),
         Experiment(
@@ -212,8 +207,8 @@ def run_experiment(
     """Train and score every variation with every seed.
 
     Every variation takes as many optimizer steps as the reference does, however many rows it sees, unless it varies
-    the number of Stage 1's steps. Seeds
-    come one after the other, and each run is recorded when it is done, so that an interrupted experiment has results.
+    the number of Stage 1's steps. Seeds come one after the other, and each run is recorded when it is done, so that an
+    interrupted experiment has results.
 
     Several processes may work on one `out`: each takes free runs, then waits for those of other processes, and takes
     over the runs of a killed one. All of them end with the same results.

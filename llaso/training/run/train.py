@@ -96,7 +96,7 @@ def _train(asked: Recipe, batch: BatchChoice, plan: StepPlan, main_process: bool
     start = time.perf_counter()
     start_step, checkpoint = last_checkpoint(out, main_process)
     set_seed(recipe.seed)
-    # torch says so of an RMSNorm whose weight learns in fp32 while it computes in bf16; the result is meant to be.
+    # torch warns of an RMSNorm whose weight is kept in fp32 while its input is bf16, which is what is wanted here.
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     if recipe.compute.precision == "bf16" and not computes_in_bf16():
         logger.warning(
