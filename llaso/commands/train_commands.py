@@ -41,7 +41,7 @@ def add_parser(commands) -> None:
         "formats left out of training. more-tasks: few against all. hours: all speech, half and a quarter of it. "
         "padding: trim against full. What is finished is skipped.",
     )
-    experiment.add_argument("name", choices=("gate", "encoder", "unseen", "more-tasks", "hours", "padding"))
+    experiment.add_argument("name", choices=("gate", "encoder", "unseen", "more-tasks", "hours", "pieces", "padding"))
     experiment.add_argument(
         "--quickstart",
         type=path,

@@ -205,6 +205,9 @@ class OptimizerChoice:
     distill_weight: Annotated[float, FRACTION] = 0.0  # share of the text LLM's answers in the loss
     distill_temperature: Annotated[float, ABOVE_0] = 1.0
     ctc_weight: Annotated[float, FRACTION] = 0.0  # share of aligning the projected audio with the transcript by CTC
+    ctc_merges: Annotated[int, AT_LEAST_0] | None = (
+        None  # its transcripts are in that many pieces of words; unset: all
+    )
 
 
 @dataclass(frozen=True)

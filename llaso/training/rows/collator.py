@@ -22,6 +22,7 @@ from modeling_llaso.processing_llaso import LlasoProcessor, stack_windows
 from .corpora import log_mels
 from .encoder_cache import EncoderCache, audio_tokens_of, clip_key, kept_audio
 from .packing import Packed, end_to_end, shifted
+from .short_pieces import ShortPieces
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class RowEncoder:
         cache: the frozen encoder's output, used for a row if it has every clip of it.
         align: which rows are also aligned by CTC. `no`: none; `some`: those that can be; `all`: every row, and one
             that cannot be is refused.
+        pieces: splits the tokens of transcripts to be aligned; by default they stay whole.
     """
 
     def __init__(
@@ -72,8 +74,10 @@ class RowEncoder:
         max_length: int,
         cache: EncoderCache | None = None,
         align: Literal["no", "some", "all"] = "no",
+        pieces: ShortPieces | None = None,
     ) -> None:
-        self.processor, self.max_length, self.cache, self.align = processor, max_length, cache, align
+        self.processor, self.max_length, self.cache = processor, max_length, cache
+        self.align, self.pieces = align, pieces
 
     def __call__(self, row: Row) -> Example:
         """Return tokens, labels and audio of a row.
@@ -137,6 +141,7 @@ class RowEncoder:
             reason = f"it is not the transcript of one recording (task {row['task']}, format {row['modality']})"
         else:
             tokens = answer[~torch.isin(answer, torch.tensor(self.processor.tokenizer.all_special_ids))]
+            tokens = tokens if self.pieces is None else self.pieces.split(tokens)
             needed = len(tokens) + int((tokens[1:] == tokens[:-1]).sum())
             if 0 < needed <= vectors:
                 return tokens

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -19,6 +20,7 @@ from .batch_plan import BatchRule, Plan
 from .collator import Collator, RowEncoder, TeacherCollator
 from .corpora import Corpus, open_corpus, open_held_out
 from .encoder_cache import GIGABYTE, EncoderCache, fill, fingerprint
+from .short_pieces import ShortPieces
 
 HELD_OUT_TASK = "ASR"
 ENCODER_REPORT_SECONDS = 5.0
@@ -85,9 +87,20 @@ def set_up_rows(
 def collator_for(recipe: Recipe, processor: LlasoProcessor, cache: EncoderCache | None) -> Collator:
     """Return the collator that a recipe's losses and batches need."""
     data, weight, packing = recipe.data, recipe.optimizer.ctc_weight, recipe.batch.packing
-    encode = RowEncoder(processor, data.max_length, cache, "no" if weight == 0 else "all" if weight == 1 else "some")
+    align: Literal["no", "some", "all"] = "no" if weight == 0 else "all" if weight == 1 else "some"
+    encode = RowEncoder(processor, data.max_length, cache, align, pieces_of(recipe, processor))
     teacher = TeacherCollator(encode, packing) if recipe.optimizer.distill_weight > 0 else None
     return Collator(encode, data.bad_rows == "skip", teacher, packing)
+
+
+def pieces_of(recipe: Recipe, processor: LlasoProcessor) -> ShortPieces | None:
+    """Return what splits the transcripts that a recipe aligns, or None if their tokens stay whole.
+
+    Raises:
+        ValueError: the tokenizer has no merges.
+    """
+    merges = recipe.optimizer.ctc_merges
+    return None if merges is None else ShortPieces(processor.tokenizer, merges)
 
 
 def plan_of(recipe: Recipe, corpus: Corpus, world: int) -> Plan:

@@ -20,6 +20,7 @@ from modeling_llaso.processing_llaso import LlasoProcessor
 
 from ..rows.collator import TRANSCRIBED
 from ..rows.corpora import Corpus
+from ..rows.short_pieces import ShortPieces
 
 BLANK = "\n"
 """The token that stands for nothing new. It is no part of a transcript, LLMs read it as a break between words, and its
@@ -88,19 +89,24 @@ class Alignment:
         return self.scale * nn.functional.linear(audio, embeddings)
 
 
-def alignment_with(embeddings: torch.Tensor, processor: LlasoProcessor, corpus: Corpus) -> Alignment:
+def alignment_with(
+    embeddings: torch.Tensor, processor: LlasoProcessor, corpus: Corpus, pieces: ShortPieces | None = None
+) -> Alignment:
     """Return the alignment with the tokens of a corpus's transcripts.
 
     Args:
         embeddings: `(vocabulary, width)`, the LLM's.
         processor: of the model.
         corpus: the rows to train on.
+        pieces: splits the transcripts' tokens.
     """
     rows = corpus.first(TRANSCRIPTS_READ, ("task", "target"))
     texts = [row["target"] for row in rows if row["task"] in TRANSCRIBED and row["target"]] or [""]
     tokens = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
     blank = processor.tokenizer(BLANK, add_special_tokens=False)["input_ids"][-1]
-    competing = torch.tensor(sorted({blank, *(token for row in tokens for token in row)}))
+    said = torch.tensor([token for row in tokens for token in row], dtype=torch.long).unique()
+    said = said if pieces is None else pieces.split(said)
+    competing = torch.cat([said, torch.tensor([blank])]).unique()
     table = embeddings.detach()
     mean_square = float(table[competing.to(table.device)].float().square().sum(-1).mean())
     return Alignment(table, competing, blank, SHARPNESS / mean_square)

@@ -151,7 +151,7 @@ class LlasoTrainer(Trainer):
                     "optimizer.ctc_weight needs whole weights in each process; launch without FSDP or DeepSpeed"
                 )
             embeddings: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
-            self.alignment = alignment_with(embeddings, processor, rows.corpus)
+            self.alignment = alignment_with(embeddings, processor, rows.corpus, rows.collator.encode.pieces)
         self.compiled = should_compile(recipe, self.args.device.type, self.shards)
         if self.compiled:
             compile_layers(model)
