@@ -24,8 +24,10 @@ from benchmarks.manifests import evenly, read_manifest
 from eval_suite.intervals import Resampler
 from llaso.training.recipe.recipe import DataChoice
 from llaso.training.rows.corpora import open_corpus
+from llaso.training.rows.training_rows import pieces_of
 from llaso.training.run.ctc_loss import alignment_with
 from llaso.training.run.held_out import word_errors
+from llaso.training.run.resume import RECIPE, recipe_of
 from llaso.transcription.transcriber import Transcriber
 from llaso_common.audio import SAMPLE_RATE, read_audio
 from modeling_llaso.loading import load
@@ -89,10 +91,15 @@ def by_model(checkpoint: str, clips: Sequence[ManifestClip], done: Callable[[int
 def by_best_path(
     checkpoint: str, corpus: str, clips: Sequence[ManifestClip], done: Callable[[int], None]
 ) -> list[str]:
-    """Read the best path of the projected audio, among the tokens of a corpus's transcripts."""
+    """Read the best path of the projected audio, among the tokens of a corpus's transcripts.
+
+    They are split as the checkpoint's recipe splits them, if it has one.
+    """
     model, processor = load(checkpoint, "cpu")
     table: torch.Tensor = model.get_input_embeddings().weight
-    alignment = alignment_with(table, processor, open_corpus(DataChoice(path=corpus)))
+    trained = Path(checkpoint, RECIPE).is_file()
+    pieces = pieces_of(recipe_of(Path(checkpoint)), processor) if trained else None
+    alignment = alignment_with(table, processor, open_corpus(DataChoice(path=corpus)), pieces)
     heard: list[str] = []
     for batch in batches(clips):
         inputs = processor.apply_transcription_request([clip.samples() for clip in batch])

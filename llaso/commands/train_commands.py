@@ -39,7 +39,7 @@ def add_parser(commands) -> None:
         help="test a claim: train and score variations with several seeds, write a table and a plot",
         description="gate: how good Stage 1 must be. encoder: frozen against unfrozen in Stage 2. unseen: tasks and "
         "formats left out of training. more-tasks: few against all. hours: all speech, half and a quarter of it. "
-        "padding: trim against full. What is finished is skipped.",
+        "pieces: CTC on shorter pieces of words. padding: trim against full. What is finished is skipped.",
     )
     experiment.add_argument("name", choices=("gate", "encoder", "unseen", "more-tasks", "hours", "pieces", "padding"))
     experiment.add_argument(

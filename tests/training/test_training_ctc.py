@@ -8,11 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.tiny_families import FAMILIES, SENTENCES, family_tokenizer
 from support.tiny_training import curve, row, save_backbones, save_corpus, tiny_recipe, weights_digest
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from llaso.training.recipe.recipe import load_recipe
 from llaso.training.rows.collator import Collator, RowEncoder
 from llaso.training.rows.corpora import open_corpus
+from llaso.training.rows.short_pieces import ShortPieces
+from llaso.training.rows.training_rows import pieces_of
 from llaso.training.run.ctc_loss import SHARPNESS, Alignment, alignment_with
 from llaso.training.run.model_setup import open_model
 from llaso.training.run.train import train
@@ -93,6 +98,50 @@ def test_rows_that_are_no_transcript_are_refused_or_left_to_the_llm(root):
     assert Collator(RowEncoder(processor, 2048, align="all"), skip_bad_rows=True)([row(5)])["skipped"] == [
         "asr-0-0005"
     ]
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "tiny"])
+def test_pieces_are_those_of_a_tokenizer_with_fewer_merges(root, family):
+    tokenizer = (
+        family_tokenizer(family) if family != "tiny" else open_model(load_recipe(aligned(root, "unused")))[1].tokenizer
+    )
+    written = json.loads(tokenizer.backend_tokenizer.to_str())
+    texts = SENTENCES if family != "tiny" else [row(n)["target"] for n in range(8)]
+    lengths = []
+    for merges in (0, 20, 100, len(written["model"]["merges"])):
+        fewer = {**written["model"], "merges": written["model"]["merges"][:merges], "ignore_merges": False}
+        reference = Tokenizer.from_str(json.dumps(written | {"model": fewer}))
+        pieces = ShortPieces(tokenizer, merges)
+        lengths.append(0)
+        for text in texts:
+            got = pieces.split(torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])).tolist()
+            assert got == reference.encode(text, add_special_tokens=False).ids
+            assert tokenizer.decode(got) == tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"])
+            lengths[-1] += len(got)
+    assert lengths == sorted(lengths, reverse=True) and lengths[0] > lengths[-1]
+
+
+def test_special_tokens_stay_whole_and_other_tokenizers_are_refused(root):
+    tokenizer = open_model(load_recipe(aligned(root, "unused")))[1].tokenizer
+    marks = torch.tensor([tokenizer.bos_token_id, tokenizer.eos_token_id])
+    assert ShortPieces(tokenizer, 0).split(marks).tolist() == marks.tolist()
+    unigram = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.Unigram([("a", -1.0)])))
+    with pytest.raises(ValueError, match="tokenizer is Unigram; set optimizer.ctc_merges=null"):
+        ShortPieces(unigram, 100)
+
+
+def test_transcripts_and_what_competes_are_in_pieces(root):
+    recipe = load_recipe(aligned(root, "unused", optimizer__ctc_merges=0))
+    model, processor = open_model(recipe)
+    pieces = pieces_of(recipe, processor)
+    encode = RowEncoder(processor, 2048, align="all", pieces=pieces)
+    example = encode(row(0))
+    letters = [processor.tokenizer.decode([piece]) for piece in example.transcript.tolist()]
+    assert letters == list(row(0)["target"])
+    alignment = alignment_with(model.get_input_embeddings().weight, processor, open_corpus(recipe.data), pieces)
+    competing = [processor.tokenizer.decode([token]) for token in alignment.competing.tolist()]
+    said = {letter for one in open_corpus(recipe.data) for letter in one["target"]}
+    assert sorted(competing) == sorted({*said, "\n"})
 
 
 @pytest.mark.parametrize(

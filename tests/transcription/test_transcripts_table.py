@@ -29,9 +29,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_rates_are_those_of_the_transcripts(root, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("merges", [None, 20])
+def test_rates_are_those_of_the_transcripts(root, tmp_path, capsys, monkeypatch, merges):
     monkeypatch.setattr(transcripts, "TOKENS", 8)
-    aligned = train(tiny_recipe(root, "aligned", optimizer__ctc_weight=1.0, optimizer__max_steps=20))
+    changes = {"optimizer__ctc_weight": 1.0, "optimizer__ctc_merges": merges, "optimizer__max_steps": 20}
+    aligned = train(tiny_recipe(root, f"aligned-{merges}", model__projector_stride=1, **changes))
     speech, corpus = str(root / "dev.jsonl"), str(root / "corpus")
     transcripts.main([aligned.out, "--speech", speech, "--ctc-corpus", corpus, "--out", str(tmp_path)])
     record = json.loads((tmp_path / "transcripts.json").read_text())

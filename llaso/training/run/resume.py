@@ -135,12 +135,12 @@ def changed_settings(out: Path, recipe: Recipe) -> dict[str, tuple[Any, Any]]:
     """
     if not (out / RECIPE).exists():
         return {}
-    earlier = flatten(_recipe_of(out).to_dict())
+    earlier = flatten(recipe_of(out).to_dict())
     now = flatten(recipe.to_dict())
     return {name: (earlier[name], now[name]) for name in sorted(now) if earlier[name] != now[name]}
 
 
-def _recipe_of(out: Path) -> Recipe:
+def recipe_of(out: Path) -> Recipe:
     """Return the recipe that a folder's run began with, or was changed to."""
     return load_recipe(yaml.safe_load((out / RECIPE).read_text(encoding="utf-8")))
 
@@ -205,7 +205,7 @@ def _refuse_useless_changes(out: Path, recipe: Recipe, differing: Sequence[str],
             f"change {' or '.join(own_rates)}"
         )
     of_parts = [name for name in differing if name.count(".") > 1]
-    if of_parts and not has_own_rates(_recipe_of(out).optimizer):
+    if of_parts and not has_own_rates(recipe_of(out).optimizer):
         raise ValueError(
             f"--change {of_parts[0]}: the parts of this run had no settings of their own when it began, so that its "
             "optimizer's state is not kept by part; change optimizer.learning_rate"
