@@ -37,11 +37,14 @@ def add_parser(commands) -> None:
     experiment = commands.add_parser(
         "experiment",
         help="test a claim: train and score variations with several seeds, write a table and a plot",
-        description="gate: how good Stage 1 must be. encoder: frozen against unfrozen in Stage 2. unseen: tasks and "
-        "formats left out of training. more-tasks: few against all. hours: all speech, half and a quarter of it. "
+        description="gate: how good Stage 1 must be. encoder: frozen against unfrozen in Stage 2. unfreeze: frozen "
+        "against three gentle ways to let it learn. unseen: tasks and formats left out of training. more-tasks: few "
+        "against all. hours: all speech, half and a quarter of it. "
         "pieces: CTC on shorter pieces of words. padding: trim against full. What is finished is skipped.",
     )
-    experiment.add_argument("name", choices=("gate", "encoder", "unseen", "more-tasks", "hours", "pieces", "padding"))
+    experiment.add_argument(
+        "name", choices=("gate", "encoder", "unfreeze", "unseen", "more-tasks", "hours", "pieces", "padding")
+    )
     experiment.add_argument(
         "--quickstart",
         type=path,

@@ -45,7 +45,7 @@ FEATURES = Features(
 )
 
 
-def save_backbones(folder: Path, hidden: int = 32, layers: int = 2) -> tuple[Path, Path]:
+def save_backbones(folder: Path, hidden: int = 32, layers: int = 2, encoder_layers: int = 1) -> tuple[Path, Path]:
     """Save a Whisper-architecture encoder and a Llama with Llama 3's turn marks, as folders."""
     torch.manual_seed(0)
     encoder, llm = folder / "encoder", folder / "llm"
@@ -54,7 +54,7 @@ def save_backbones(folder: Path, hidden: int = 32, layers: int = 2) -> tuple[Pat
             vocab_size=64,
             num_mel_bins=16,
             d_model=24,
-            encoder_layers=1,
+            encoder_layers=encoder_layers,
             decoder_layers=1,
             encoder_attention_heads=2,
             decoder_attention_heads=2,

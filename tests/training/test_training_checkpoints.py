@@ -71,8 +71,14 @@ STAGE_2: dict[str, Any] = {"train": ["projector", "llm"]}
 
 @pytest.mark.parametrize(
     ("changes", "learns"),
-    [({}, ("projector",)), (STAGE_2, ("projector", "language_model")), (STAGE_2 | {"lora": {"rank": 2}}, ("lora",))],
-    ids=["stage1", "stage2", "lora"],
+    [
+        ({}, ("projector",)),
+        (STAGE_2, ("projector", "language_model")),
+        (STAGE_2 | {"lora": {"rank": 2}}, ("lora",)),
+        ({"train": ["encoder", "projector"], "encoder_lora": {"rank": 2}}, ("audio_tower.layers.0.fc1.lora_A",)),
+        ({"train": ["encoder", "projector"], "encoder_last_layers": 1}, ("audio_tower.layers.0.fc1",)),
+    ],
+    ids=["stage1", "stage2", "lora", "encoder-lora", "encoder-last-layers"],
 )
 def test_a_checkpoint_holds_what_learns_and_digests_of_the_rest(root, tmp_path, changes, learns):
     recipe = recipe_for(root, "unused", **changes) | {"out": str(tmp_path / "run")}
@@ -83,7 +89,7 @@ def test_a_checkpoint_holds_what_learns_and_digests_of_the_rest(root, tmp_path, 
     set_up_parts(model, load_recipe(recipe))
     assert set(saved) == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert all(any(part in name for name in saved) for part in learns)
-    assert not any("audio_tower" in name for name in saved)
+    assert "model.audio_tower.conv1.weight" not in saved
     frozen = json.loads((checkpoint / FROZEN).read_text())
     assert frozen["encoder"]["source"] == str(root / "encoder") and len(frozen["encoder"]["sha256"]) == 64
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from support.tiny_eval import corpus_row, write_corpus
 from support.tiny_training import row, save_backbones, save_corpus, tiny_recipe
 
@@ -193,6 +194,40 @@ def test_stage_1_is_varied_at_an_equal_number_of_steps(inputs, tmp_path):
 
     with pytest.raises(ValueError, match="hours varies Stage 1, so that all cannot start from .*; omit --stage1"):
         run_experiment("hours", inputs, tmp_path, stage1=next((tmp_path / "runs").glob("stage1*")))
+
+
+def test_the_encoder_learns_gently_in_three_ways(inputs, tmp_path):
+    folder = run_experiment(
+        "unfreeze",
+        inputs,
+        tmp_path,
+        seeds=(0,),
+        overrides=(*SMALL, "optimizer.learning_rate=0.005"),
+        stage2_steps=1,
+        evaluate=scores_of,
+    )
+    runs = json.loads((folder / "results.json").read_text())["runs"]
+    names = ["encoder frozen", "a hundredth of the rate", "adapters of rank 8", "its last layer"]
+    assert [one["variation"] for one in runs] == names
+    learns = {}
+    for second in (tmp_path / "runs").glob("stage2*"):
+        recipe = load_recipe(second / "recipe.yaml")
+        way = (recipe.optimizer.encoder.learning_rate, recipe.encoder_lora.rank, recipe.encoder_last_layers)
+        learns[way] = "encoder" in recipe.train
+        assert recipe.optimizer.learning_rate == 0.005
+    assert learns == {(None, 0, 0): False, (5e-5, 0, 0): True, (None, 8, 0): True, (5e-5, 0, 1): True}
+
+
+def test_a_run_of_an_earlier_version_is_taken_as_if_newer_settings_had_their_defaults(inputs, tmp_path):
+    common = {"seeds": (0,), "overrides": SMALL, "stage1_only": True, "evaluate": scores_of}
+    run_experiment("padding", inputs, tmp_path, **common)
+    before = set((tmp_path / "runs").glob("stage*"))
+    for run in before:
+        recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+        del recipe["encoder_lora"], recipe["optimizer"]["ctc_merges"]
+        (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    run_experiment("padding", inputs, tmp_path, **common)
+    assert set((tmp_path / "runs").glob("stage*")) == before
 
 
 def test_a_run_is_taken_as_it_is_however_it_was_watched_unless_it_comes_to_something_else(inputs, tmp_path):

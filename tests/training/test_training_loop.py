@@ -30,9 +30,11 @@ from llaso.training.run.model_setup import (
     merge_lora,
     open_model,
     report_parts,
+    set_up_parts,
 )
 from llaso.training.run.train import train
 from llaso.training.run.trainer import LlasoTrainer, TrainingDiverged
+from modeling_llaso import LlasoForConditionalGeneration
 
 
 def text_row(number: int) -> dict[str, Any]:
@@ -306,41 +308,81 @@ def test_the_cache_is_bounded_and_survives_a_kill_while_writing(tmp_path):
 # ---- Adapters ----
 
 
-def test_lora_starts_as_the_model_it_adapts_and_merges_into_it(root, pair):
-    recipe = load_recipe(tiny_recipe(root, "unused", lora={"rank": 2}, train=["projector", "llm"]))
+@pytest.mark.parametrize(
+    ("part", "settings"), [("llm", {"lora": {"rank": 2}}), ("encoder", {"encoder_lora": {"rank": 2}})]
+)
+def test_lora_starts_as_the_model_it_adapts_and_merges_into_it(root, part, settings):
+    recipe = load_recipe(tiny_recipe(root, "unused", train=["projector", part], **settings))
     model, processor = open_model(recipe)
     batch = Collator(RowEncoder(processor, 2048))([row(0)])
     inputs = {k: v for k, v in batch.items() if k not in ("ids", "tasks", "skipped", "shift_labels")}
     names = set(model.state_dict())
     with torch.no_grad():
         before = model.eval()(**inputs).logits
-        freeze_all_but(model, recipe.train)
-        add_lora(model, recipe.lora)
+        set_up_parts(model, recipe)
         torch.testing.assert_close(model.eval()(**inputs).logits, before)
         trainable = {n for n, p in model.named_parameters() if p.requires_grad}
         assert all("lora" in n or "projector" in n for n in trainable)
-        encoder, _, llm = report_parts(model)  # the encoder has layers of the same names
-        layers = model.config.text_config.num_hidden_layers
-        assert not encoder.adapted and len(llm.adapted) == layers * len(recipe.lora.targets)
+        reports = {report.name: report for report in report_parts(model)}  # the encoder has layers of the same names
+        choice, config = (
+            (recipe.lora, model.config.text_config)
+            if part == "llm"
+            else (recipe.encoder_lora, model.config.audio_config)
+        )
+        adapted = reports.pop(part)
+        assert len(adapted.adapted) == config.num_hidden_layers * len(choice.targets)
+        assert not any(other.adapted for other in reports.values())
         assert (
-            f"in adapters of {len(llm.adapted)} layers: {', '.join(sorted(recipe.lora.targets))}"
-            in (describe_parts([llm])[0])
+            f"in adapters of {len(adapted.adapted)} layers: {', '.join(sorted(choice.targets))}"
+            in (describe_parts([adapted])[0])
         )
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.1)
-        adapted = model(**inputs).logits
-        assert not torch.allclose(adapted, before, atol=1e-3)
+        got = model(**inputs).logits
+        assert not torch.allclose(got, before, atol=1e-3)
         merge_lora(model)
         assert set(model.state_dict()) == names
-        torch.testing.assert_close(model.eval()(**inputs).logits, adapted, rtol=1e-4, atol=1e-4)  # summed otherwise
+        torch.testing.assert_close(model.eval()(**inputs).logits, got, rtol=1e-4, atol=1e-4)  # summed otherwise
+
+
+@pytest.mark.parametrize(
+    ("settings", "learned"),
+    [
+        ({"encoder_lora": {"rank": 2, "targets": ["fc1"]}}, ("layers.0.fc1", "layers.1.fc1")),
+        ({"encoder_last_layers": 1}, ("layers.1.", "layer_norm.")),
+    ],
+)
+def test_the_encoder_learns_in_adapters_or_in_its_last_layers_alone(root, tmp_path, settings, learned):
+    encoder, _ = save_backbones(tmp_path, encoder_layers=2)
+    recipe = tiny_recipe(root, "unused", train=["encoder", "projector"], optimizer__max_steps=2, **settings)
+    recipe |= {"out": str(tmp_path / "out"), "model": recipe["model"] | {"encoder": str(encoder)}}
+    before, _ = open_model(load_recipe(recipe))
+    train(recipe)
+    after = LlasoForConditionalGeneration.from_pretrained(tmp_path / "out").state_dict()
+    changed = {name for name, weight in before.state_dict().items() if not torch.equal(weight, after[name])}
+    of_encoder = {name.removeprefix("model.audio_tower.") for name in changed if "audio_tower" in name}
+    assert of_encoder and all(name.startswith(learned) for name in of_encoder)
+    assert all(any(name.startswith(one) for name in of_encoder) for one in learned)
+    assert not any("language_model" in name for name in changed)
+
+
+def test_more_last_layers_than_there_are_and_ways_to_learn_that_exclude_each_other_are_refused(root):
+    both = tiny_recipe(root, "unused", train=["encoder"], encoder_last_layers=1, encoder_lora={"rank": 2})
+    with pytest.raises(ValueError, match="`encoder_lora.rank` adapts every layer .* set one of them to 0"):
+        load_recipe(both)
+    with pytest.raises(ValueError, match="`encoder_last_layers` says how the encoder learns, .* name encoder"):
+        load_recipe(tiny_recipe(root, "unused", encoder_last_layers=1))
+    recipe = load_recipe(tiny_recipe(root, "unused", train=["encoder"], encoder_last_layers=2))
+    with pytest.raises(ValueError, match="`encoder_last_layers` is 2, but the encoder has 1"):
+        set_up_parts(open_model(recipe)[0], recipe)
 
 
 def test_adapters_merge_into_weights_held_in_bf16_without_being_rounded_to_them(root):
     recipe = load_recipe(tiny_recipe(root, "unused", lora={"rank": 2}, train=["projector", "llm"]))
     model, _ = open_model(recipe)
     freeze_all_but(model, recipe.train)
-    add_lora(model, recipe.lora)
+    add_lora(model, recipe.lora, "llm")
     hold_frozen_in(model, torch.bfloat16)
     adapted = model.model.language_model.layers[0].self_attn.q_proj
     with torch.no_grad():
@@ -358,7 +400,7 @@ def test_adapters_for_layers_the_llm_lacks_are_refused(root):
     model, _ = open_model(recipe)
     wrong = load_recipe(recipe, ["lora.targets=[q_proj, nothing]"])
     with pytest.raises(ValueError, match="no linear layer named nothing; it has down_proj, gate_proj"):
-        add_lora(model, wrong.lora)
+        add_lora(model, wrong.lora, "llm")
 
 
 # ---- The teacher ----

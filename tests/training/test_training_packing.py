@@ -148,7 +148,7 @@ def test_adapters_and_frozen_parts_learn_the_same_packed(train_parts):
     freeze_all_but(model, train_parts)
     if "llm" in train_parts:
         recipe = tiny_recipe(Path("."), "x", train=train_parts, lora={"rank": 2})
-        add_lora(model, load_recipe(recipe).lora)
+        add_lora(model, load_recipe(recipe).lora, "llm")
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "lora_B" in name:

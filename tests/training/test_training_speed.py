@@ -29,7 +29,7 @@ STEPS = 2
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("speed")
-    save_backbones(folder)
+    save_backbones(folder, encoder_layers=3)
     save_corpus(folder / "corpus", {"train": [row(i) for i in range(12)] + [row(i, task="IP") for i in range(8)]})
     save_corpus(folder / "text", {"train": [row(i, task="AQA", clips=0) for i in range(6)]})
     return folder
@@ -47,6 +47,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "stage 2, all logits": {"train": ["projector", "llm"], "compute__answer_only_logits": False},
     "encoder, too": {"train": ["encoder", "projector", "llm"]},
     "encoder alone": {"train": ["encoder"]},
+    "the encoder's last layers": {"train": ["encoder", "projector"], "encoder_last_layers": 2},
+    "encoder's adapters": {"train": ["encoder", "projector"], "encoder_lora": {"rank": 2}},
     "encoder from half the run on": {"train": ["encoder", "projector"], "optimizer__encoder": {"start": 0.5}},
     "lora": {"train": ["projector", "llm"], "lora": {"rank": 2}},
     "a teacher": {"train": ["projector", "llm"], "optimizer__distill_weight": 0.5},

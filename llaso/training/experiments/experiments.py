@@ -22,8 +22,6 @@ from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from llaso.progress import Report
 from llaso_common.atomic_write import write_atomically
 from llaso_common.folder_lock import FolderBusy, alone_in, one_at_a_time
@@ -32,7 +30,7 @@ from ..recipe.recipe import DataChoice, Recipe, load_recipe
 from ..rows.corpora import open_corpus
 from ..rows.training_rows import count_steps, plan_of
 from ..run.history import RESULT, TrainResult
-from ..run.resume import RECIPE, decisive
+from ..run.resume import RECIPE, decisive, recipe_of
 from ..run.train import train
 
 UNSEEN_TASKS = ("IP", "SCR")
@@ -112,25 +110,44 @@ class Variation:
 
 
 @dataclass(frozen=True)
+class Basis:
+    """What variations are made from.
+
+    Attributes:
+        tasks: of the instruction corpus, most rows first.
+        unseen: those of them to hold out.
+        stage2_rate: learning rate of Stage 2.
+    """
+
+    tasks: list[str]
+    unseen: list[str]
+    stage2_rate: float
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A claim to test.
 
     Attributes:
         name: of the command and the folder.
         claim: what the paper says, or what is asked.
-        variations: returns them, from the corpus's tasks and those to hold out; the first is the reference.
+        variations: returns them; the first is the reference.
         shows: returns whether to show a score, by its name (`AQA`, or `AQA (audio)` of one format) and the tasks
             held out.
     """
 
     name: str
     claim: str
-    variations: Callable[[list[str], list[str]], list[Variation]]
+    variations: Callable[[Basis], list[Variation]]
     shows: Callable[[str, list[str]], bool] = lambda name, unseen: "(" not in name
 
 
 def _list(names: Sequence[str]) -> str:
     return "[" + ", ".join(names) + "]"
+
+
+def _hundredth(basis: Basis) -> str:
+    return f"optimizer.encoder.learning_rate={basis.stage2_rate / 100:g}"
 
 
 EXPERIMENTS = {
@@ -139,7 +156,7 @@ EXPERIMENTS = {
         Experiment(
             "gate",
             "A word error rate under .10 after Stage 1 is what makes Stage 2 worth starting.",
-            lambda tasks, unseen: [
+            lambda basis: [
                 Variation(f"Stage 1 at {share:.0%}", stage1_share=share) for share in reversed(GATE_SHARES)
             ],
         ),
@@ -147,7 +164,7 @@ EXPERIMENTS = {
             "encoder",
             "With the encoder unfrozen in Stage 2, ASR gets worse (WER .08 to .14) and question answering a little "
             "better.",
-            lambda tasks, unseen: [
+            lambda basis: [
                 Variation("encoder frozen"),
                 Variation(
                     "encoder unfrozen", stage2=("train=[encoder, projector, llm]", "compute.encoder_cache_gb=0")
@@ -155,11 +172,31 @@ EXPERIMENTS = {
             ],
         ),
         Experiment(
+            "unfreeze",
+            "An encoder that learns in Stage 2 gently, in adapters or in its last layers, tells speakers apart better "
+            "without more wrong words.",
+            lambda basis: [
+                Variation("encoder frozen"),
+                *(
+                    Variation(
+                        name, stage2=("train=[encoder, projector, llm]", "compute.encoder_cache_gb=0", *settings)
+                    )
+                    for name, settings in {
+                        "a hundredth of the rate": (_hundredth(basis),),
+                        "adapters of rank 8": ("encoder_lora.rank=8", "encoder_lora.alpha=16"),
+                        "its last layer": ("encoder_last_layers=1", _hundredth(basis)),
+                    }.items()
+                ),
+            ],
+        ),
+        Experiment(
             "unseen",
             "Tasks and formats left out of training stay hard, and the model abstains on them.",
-            lambda tasks, unseen: [
+            lambda basis: [
                 Variation("all tasks"),
-                Variation(f"without {' and '.join(unseen)}", stage2=(f"data.without_tasks={_list(unseen)}",)),
+                Variation(
+                    f"without {' and '.join(basis.unseen)}", stage2=(f"data.without_tasks={_list(basis.unseen)}",)
+                ),
                 Variation("without pure audio", stage2=("data.without_modalities=[audio]",)),
             ],
             lambda name, unseen: name in unseen or "(" in name,
@@ -167,15 +204,17 @@ EXPERIMENTS = {
         Experiment(
             "more-tasks",
             "More tasks in training give higher scores and fewer abstentions over the whole benchmark.",
-            lambda tasks, unseen: [
+            lambda basis: [
                 Variation("all tasks"),
-                Variation(_list(tasks[:FEW_TASKS])[1:-1], stage2=(f"data.tasks={_list(tasks[:FEW_TASKS])}",)),
+                Variation(
+                    _list(basis.tasks[:FEW_TASKS])[1:-1], stage2=(f"data.tasks={_list(basis.tasks[:FEW_TASKS])}",)
+                ),
             ],
         ),
         Experiment(
             "hours",
             "More hours of speech, by more speakers, give fewer wrong words at an equal number of steps.",
-            lambda tasks, unseen: [
+            lambda basis: [
                 Variation("all hours"),
                 *(Variation(name, stage1=part, stage2=part) for name, part in LESS_SPEECH.items()),
             ],
@@ -183,7 +222,7 @@ EXPERIMENTS = {
         Experiment(
             "pieces",
             "An alignment with shorter pieces of words, which a few hours have often enough, gives fewer wrong words.",
-            lambda tasks, unseen: [
+            lambda basis: [
                 Variation("whole tokens", stage1=("optimizer.ctc_merges=null",)),
                 *(Variation(name, stage1=(f"optimizer.ctc_merges={count}",)) for name, count in MERGES.items()),
             ],
@@ -191,7 +230,7 @@ EXPERIMENTS = {
         Experiment(
             "padding",
             "Whole windows of 30 seconds (full) and the real frames alone (trim) give equally many wrong words.",
-            lambda tasks, unseen: [
+            lambda basis: [
                 Variation(padding, stage1=(f"model.audio_padding={padding}",)) for padding in ("trim", "full")
             ],
         ),
@@ -261,7 +300,8 @@ def run_experiment(
     given = None if stage1 is None else TrainResult(**json.loads((stage1 / RESULT).read_text(encoding="utf-8")))
     evaluate = evaluate or evaluate_model
     runs = _Runs(inputs, out / "runs", tuple(overrides), given, rows, evaluate, report)
-    variations = experiment.variations(tasks, held_out)
+    stage2 = load_recipe(inputs.recipes[1], ("model.checkpoint=not yet known", *overrides, "out=not yet known"))
+    variations = experiment.variations(Basis(tasks, held_out, stage2.optimizer.learning_rate))
     if stage1 is not None and any(variation.stage1 for variation in variations):
         raise ValueError(
             f"the experiment {name} varies Stage 1, so that all cannot start from {stage1}; omit --stage1"
@@ -377,7 +417,7 @@ class _Runs:
         """Return the folder of a run whose result-deciding settings are the same; otherwise the path of a new one."""
         settings = decisive(recipe.to_dict())
         for file in sorted(self.folder.glob(f"{stage}-*/{RECIPE}")):
-            if decisive(yaml.safe_load(file.read_text(encoding="utf-8"))) == settings:
+            if decisive(recipe_of(file.parent).to_dict()) == settings:
                 return file.parent
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
         return self.folder / f"{stage}-{digest}"

@@ -61,12 +61,19 @@ class ModelChoice:
 
 @dataclass(frozen=True)
 class LoraChoice:
-    """Low-rank adapters on the LLM, merged when the model is exported; rank 0: no adapters."""
+    """Low-rank adapters on the LLM's linear layers, merged when the model is exported; rank 0: no adapters."""
 
     rank: Annotated[int, AT_LEAST_0] = 0
     alpha: Annotated[int, AT_LEAST_1] = 32
     dropout: Annotated[float, BELOW_1] = 0.0
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class EncoderLoraChoice(LoraChoice):
+    """Low-rank adapters on the encoder's linear layers, likewise."""
+
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 
 @dataclass(frozen=True)
@@ -254,7 +261,9 @@ class Recipe:
     optimizer: OptimizerChoice
     out: str
     train: tuple[Part, ...] = ("projector",)
+    encoder_last_layers: Annotated[int, AT_LEAST_0] = 0  # of the encoder, only so many layers learn; 0: all of it
     lora: LoraChoice = field(default_factory=LoraChoice)
+    encoder_lora: EncoderLoraChoice = field(default_factory=EncoderLoraChoice)
     batch: BatchChoice = field(default_factory=BatchChoice)
     spec_augment: SpecAugmentChoice = field(default_factory=SpecAugmentChoice)
     compute: ComputeChoice = field(default_factory=ComputeChoice)
@@ -295,10 +304,20 @@ class Recipe:
                 f"recipe: until optimizer.{self.train[0]}.start nothing would learn; set it to 0 for one of the parts "
                 "that `train` names"
             )
-        if self.lora.rank > 0 and "llm" not in self.train:
+        for part, setting, value in (
+            ("llm", "lora.rank", self.lora.rank),
+            ("encoder", "encoder_lora.rank", self.encoder_lora.rank),
+            ("encoder", "encoder_last_layers", self.encoder_last_layers),
+        ):
+            if value > 0 and part not in self.train:
+                raise ValueError(
+                    f"recipe: `{setting}` says how the {part} learns, but `train` does not name {part}; add {part} to "
+                    f"`train`, or set {setting}=0"
+                )
+        if self.encoder_lora.rank > 0 and self.encoder_last_layers > 0:
             raise ValueError(
-                "recipe: `lora.rank` adapts the LLM, but `train` does not name llm; add llm to `train`, or set "
-                "lora.rank=0"
+                "recipe: `encoder_lora.rank` adapts every layer of the encoder, but `encoder_last_layers` lets the "
+                "last ones learn alone; set one of them to 0"
             )
         if self.optimizer.ctc_weight > 0 and self.batch.packing:
             raise ValueError(

@@ -1,7 +1,7 @@
 """Opens the model that a run starts from, and freezes, casts, adapts and describes its three parts.
 
 A frozen part stays in `eval()` while the rest trains. If no gradient passes through it (the encoder), no graph is
-recorded. Adapters (LoRA) are injected into the LLM and merged back when the model is exported.
+recorded. Adapters (LoRA) are injected into LLM or encoder and merged back when the model is exported.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import transformers
@@ -132,10 +133,14 @@ def set_up_parts(model: LlasoForConditionalGeneration, recipe: Recipe) -> list[n
 
     Returns:
         The frozen modules, to be kept in `eval()`.
+
+    Raises:
+        ValueError: the encoder has fewer layers than are to learn; or see `add_lora`.
     """
     frozen = freeze_all_but(model, recipe.train)
-    if recipe.lora.rank:
-        add_lora(model, recipe.lora)
+    if recipe.encoder_last_layers:
+        frozen += freeze_first_layers(model, recipe.encoder_last_layers)
+    add_adapters(model, recipe)
     if recipe.compute.frozen_weights == "bf16":
         hold_frozen_in(model, torch.bfloat16)
     return frozen
@@ -174,6 +179,31 @@ def freeze_all_but(model: LlasoForConditionalGeneration, train: Iterable[Part]) 
                 frozen.append(module)
     model.model.audio_tower.embed_positions.requires_grad_(False)
     return frozen
+
+
+def freeze_first_layers(model: LlasoForConditionalGeneration, last: int) -> list[nn.Module]:
+    """Freeze the encoder except for its last layers and the norm behind them.
+
+    Args:
+        model: its encoder learns.
+        last: number of layers that go on learning.
+
+    Returns:
+        The frozen modules, to be kept in `eval()`.
+
+    Raises:
+        ValueError: the encoder has fewer layers.
+    """
+    tower = model.model.audio_tower
+    if last > len(tower.layers):
+        raise ValueError(
+            f"recipe: `encoder_last_layers` is {last}, but the encoder has {len(tower.layers)}; set it to 0, which "
+            "lets all of it learn"
+        )
+    first = [tower.conv1, tower.conv2, *tower.layers[: len(tower.layers) - last]]
+    for module in first:
+        module.requires_grad_(False)
+    return first
 
 
 def hold_frozen_in(model: LlasoForConditionalGeneration, dtype: torch.dtype) -> None:
@@ -260,28 +290,37 @@ def rate_warnings(parts: Iterable[PartReport], recipe: Recipe) -> list[str]:
     return lines
 
 
-def add_lora(model: LlasoForConditionalGeneration, choice: LoraChoice) -> None:
-    """Freeze the LLM's weights and put low-rank adapters beside its linear layers, in place.
+def add_adapters(model: LlasoForConditionalGeneration, recipe: Recipe) -> None:
+    """Add a recipe's adapters, if it has any, in place; see `add_lora`."""
+    if recipe.lora.rank:
+        add_lora(model, recipe.lora, "llm")
+    if recipe.encoder_lora.rank:
+        add_lora(model, recipe.encoder_lora, "encoder")
+
+
+def add_lora(model: LlasoForConditionalGeneration, choice: LoraChoice, part: Literal["encoder", "llm"]) -> None:
+    """Freeze a part's weights and put low-rank adapters beside its linear layers, in place.
 
     Raises:
-        ValueError: peft is not installed, or the LLM has no linear layer of one of the names.
+        ValueError: peft is not installed, or the part has no linear layer of one of the names.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise ValueError("lora.rank needs peft: pip install 'llaso[train]'") from error
-    layers = model.model.language_model.named_modules()
-    names = {name.rpartition(".")[2] for name, module in layers if isinstance(module, nn.Linear)}
+        raise ValueError("adapters (LoRA) need peft: pip install 'llaso[train]'") from error
+    adapted = modules_of(model, part)[0]
+    names = {name.rpartition(".")[2] for name, module in adapted.named_modules() if isinstance(module, nn.Linear)}
     if missing := [target for target in choice.targets if target not in names]:
         raise ValueError(
-            f"lora.targets: the LLM has no linear layer named {', '.join(missing)}; it has {', '.join(sorted(names))}"
+            f"{'lora' if part == 'llm' else 'encoder_lora'}.targets: the {part} has no linear layer named "
+            f"{', '.join(missing)}; it has {', '.join(sorted(names))}"
         )
-    for module in modules_of(model, "llm"):
+    for module in modules_of(model, part):
         module.requires_grad_(False)
     config = LoraConfig(
         r=choice.rank, lora_alpha=choice.alpha, lora_dropout=choice.dropout, target_modules=list(choice.targets)
     )
-    inject_adapter_in_model(config, model.model.language_model)
+    inject_adapter_in_model(config, adapted)
 
 
 def merge_lora(model: LlasoForConditionalGeneration) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
+from modeling_llaso.modeling_llaso import LlasoEncoder, LlasoForConditionalGeneration
 
 from ..recipe.recipe import Recipe
 from .packed_attention import LAYERS
@@ -108,7 +108,7 @@ class StepFlops:
 
 def _flops_of_each(model: LlasoForConditionalGeneration, recipe: Recipe, competing: int) -> dict[str, float]:
     encoder, projector, llm = model.model.audio_tower, model.model.multi_modal_projector, model.model.language_model
-    audio, text = model.config.audio_config, model.config.text_config
+    text = model.config.text_config
     encoder_learns, projector_learns = _learns(encoder), _learns(projector)
     answers = recipe.optimizer.ctc_weight < 1  # or the LLM does not run
     heads = text.num_attention_heads * (
@@ -116,9 +116,7 @@ def _flops_of_each(model: LlasoForConditionalGeneration, recipe: Recipe, competi
     )
     pair = 2 * PRODUCT * text.num_hidden_layers * heads  # a query and a key, a probability and a value
     return {
-        "frames": _convolution(encoder.conv1) * (2 if encoder_learns else 1),  # the log-mel needs no gradient
-        "vectors": _convolution(encoder.conv2) * (3 if encoder_learns else 1) + _matrices(encoder, encoder_learns),
-        "vector pairs": 2 * PRODUCT * audio.encoder_layers * audio.d_model * (3 if encoder_learns else 1),
+        **_of_encoder(encoder),
         "audio tokens": _matrices(projector.linear_1, encoder_learns)
         + _matrices(projector.linear_2, encoder_learns or projector_learns),
         "tokens": _matrices(llm, through=True) * answers,
@@ -129,6 +127,25 @@ def _flops_of_each(model: LlasoForConditionalGeneration, recipe: Recipe, competi
         "taught pairs": pair,
         "taught logits": _matrices(model.lm_head, through=False, learns=False),
     }
+
+
+def _of_encoder(encoder: LlasoEncoder) -> dict[str, float]:
+    """Return the FLOPs of a frame, a vector and a pair of vectors; below what learns first, no gradient is needed."""
+    first, second = encoder.conv1, encoder.conv2
+    learns = _learns(first) or _learns(second)
+    vectors = _convolution(second) * (1 + _learns(second) + _learns(first))
+    pairs = 0.0
+    layers: Any = encoder.layers
+    for layer in layers:
+        attention = layer.self_attn
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+            vectors += _matrices(projection, learns or _learns(layer.self_attn_layer_norm))
+        learns = learns or _learns(layer)
+        for later in (attention.out_proj, layer.fc1, layer.fc2):
+            vectors += _matrices(later, learns)
+        pairs += 2 * PRODUCT * encoder.config.d_model * (3 if learns else 1)
+    frames = _convolution(first) * (1 + _learns(first))  # the log-mel needs no gradient
+    return {"frames": frames, "vectors": vectors, "vector pairs": pairs}
 
 
 def _is_known(model: LlasoForConditionalGeneration) -> bool:

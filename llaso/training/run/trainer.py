@@ -46,7 +46,7 @@ from .distillation import Teacher
 from .distributed import gathered, is_peer_lost
 from .heap import TrimHeap
 from .history import History
-from .model_setup import add_lora, keep_frozen, merge_lora
+from .model_setup import add_adapters, keep_frozen, merge_lora
 from .optimizer_groups import has_own_rates, late_parts, late_parts_frozen, parameter_groups, set_learning_rates
 from .packed_forward import use_packing
 from .recomputation import checkpointing_arguments
@@ -678,8 +678,7 @@ def export(trainer: LlasoTrainer, folder: Path) -> None:
             generation_config = model.generation_config
             with torch.device("meta"):
                 model = LlasoForConditionalGeneration(model.config)
-                if trainer.recipe.lora.rank:
-                    add_lora(model, trainer.recipe.lora)
+                add_adapters(model, trainer.recipe)
             missing, unexpected = model.load_state_dict(
                 state, strict=False, assign=True
             )  # in the types in which it was trained
@@ -687,7 +686,7 @@ def export(trainer: LlasoTrainer, folder: Path) -> None:
             model.tie_weights()
             model.generation_config = generation_config
     if trainer.is_world_process_zero():
-        if trainer.recipe.lora.rank:
+        if trainer.recipe.lora.rank or trainer.recipe.encoder_lora.rank:
             merge_lora(model)
         try:
             model.save_pretrained(folder)
