@@ -5,7 +5,7 @@ The card is Markdown with the Hub's metadata, for the README.md beside the weigh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -184,10 +184,21 @@ def _stages(run: FinishedRun) -> str:
     return _table(head, [tuple(_stage(number, stage)) for number, stage in enumerate(run.stages, 1)])
 
 
+def _trained(recipe: Mapping[str, Any]) -> str:
+    """Return the parts that learned, and how, if not as a whole; recipes of earlier versions lack some settings."""
+    ways = {}
+    for part, section in (("llm", "lora"), ("encoder", "encoder_lora")):
+        if rank := recipe.get(section, {}).get("rank"):
+            ways[part] = f"LoRA, rank {rank}"
+    if layers := recipe.get("encoder_last_layers"):
+        ways["encoder"] = f"its last {layers} layers" if layers > 1 else "its last layer"
+    return ", ".join(f"{part} ({ways[part]})" if part in ways else part for part in recipe["train"])
+
+
 def _stage(number: int, stage: TrainingStage) -> Iterator[str]:
     recipe, result = stage.recipe, stage.result
     yield f"{number}: {stage.folder.name}"
-    yield ", ".join(recipe["train"]) + (f" (LoRA, rank {recipe['lora']['rank']})" if recipe["lora"]["rank"] else "")
+    yield _trained(recipe)
     yield ", ".join(corpus.name for corpus in stage.corpora)
     yield f"{result['steps']:,}"
     yield f"{recipe['optimizer']['learning_rate']:g}"

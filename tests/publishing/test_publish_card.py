@@ -16,7 +16,7 @@ from support.tiny_run import write_run
 
 from llaso.publishing.finished_run import read_run
 from llaso.publishing.hub_upload import Destination
-from llaso.publishing.model_card import TEMPLATE, write_card
+from llaso.publishing.model_card import TEMPLATE, _trained, write_card
 from llaso.publishing.publish_run import collect, publish, publish_module
 
 TO = Destination("owner/llaso-tiny")
@@ -207,3 +207,11 @@ def test_the_projects_own_card_is_the_template_filled():
     fixed = re.split(r"\$\w+", template)
     assert re.fullmatch(".*?".join(map(re.escape, fixed)), card, flags=re.DOTALL)
     assert ModelCard(card).data.eval_results
+
+
+def test_the_card_says_how_a_part_learned():
+    assert _trained({"train": ["projector"]}) == "projector"  # an early recipe
+    recipe = {"train": ["encoder", "projector", "llm"], "lora": {"rank": 32}, "encoder_lora": {"rank": 8}}
+    assert _trained(recipe) == "encoder (LoRA, rank 8), projector, llm (LoRA, rank 32)"
+    recipe = {"train": ["encoder", "llm"], "lora": {"rank": 0}, "encoder_lora": {"rank": 0}, "encoder_last_layers": 2}
+    assert _trained(recipe) == "encoder (its last 2 layers), llm"

@@ -151,6 +151,7 @@ def test_transcripts_and_what_competes_are_in_pieces(root):
         ({"optimizer__distill_weight": 0.5}, "distill_weight"),
         ({"data__text_path": "text"}, "data.text_path"),
         ({"batch__packing": True}, "packing"),
+        ({"optimizer__ctc_weight": 0.0, "optimizer__ctc_merges": 100}, "nothing is aligned"),
     ],
 )
 def test_settings_that_need_the_llm_are_refused(root, changes, message):

@@ -58,6 +58,7 @@ def test_quickstart_differs_from_the_full_recipe_in_sizes_and_paths_only(small, 
 def test_the_small_recipes_align_without_the_llm_and_then_adapt_it():
     align, instruct = load_recipe("small_stage1"), load_recipe("small_stage2")
     assert align.optimizer.ctc_weight == 1 and align.train == ("projector", "encoder")
+    assert align.optimizer.ctc_merges and instruct.optimizer.ctc_merges is None
     assert align.model.projector_norm and align.optimizer.encoder.start > 0  # the projector learns alone at first
     assert instruct.optimizer.ctc_weight == 0 and instruct.train == ("projector", "llm") and instruct.lora.rank > 0
     assert instruct.model.checkpoint == align.out

@@ -319,6 +319,11 @@ class Recipe:
                 "recipe: `encoder_lora.rank` adapts every layer of the encoder, but `encoder_last_layers` lets the "
                 "last ones learn alone; set one of them to 0"
             )
+        if self.optimizer.ctc_merges is not None and self.optimizer.ctc_weight == 0:
+            raise ValueError(
+                "recipe: `optimizer.ctc_merges` splits what CTC aligns, but nothing is aligned; set "
+                "optimizer.ctc_weight above 0, or optimizer.ctc_merges=null"
+            )
         if self.optimizer.ctc_weight > 0 and self.batch.packing:
             raise ValueError(
                 "recipe: `optimizer.ctc_weight` aligns each row separately, which packed batches do not support; set "
