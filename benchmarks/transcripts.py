@@ -3,14 +3,18 @@
 `python -m benchmarks transcripts MODEL --speech MANIFEST [--whisper DIR] [--ctc-corpus CORPUS]` compares a checkpoint
 with a Whisper's own decoder on the same clips and, if the checkpoint was aligned by CTC, with the best path of its
 projected audio, which no LLM has read. Intervals, of rates and of their differences, are of speakers drawn with
-replacement. Three clips of each source
-are shown with every transcript: the best, the median and the worst by the checkpoint's word error rate.
+replacement. With a corpus, a table says how many words were wrong among those that its transcripts never have, and
+among those that they have seldom or often. Three clips of each source are shown with every transcript: the best, the
+median and the worst by the checkpoint's word error rate.
 """
 
 from __future__ import annotations
 
 import argparse
+import bisect
+import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +22,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from rapidfuzz.distance import Levenshtein
 
 from benchmarks.hearing import WhisperBaseline
 from benchmarks.manifests import evenly, read_manifest
 from eval_suite.intervals import Resampler
 from llaso.training.recipe.recipe import DataChoice
+from llaso.training.rows.collator import TRANSCRIBED
 from llaso.training.rows.corpora import open_corpus
 from llaso.training.rows.training_rows import pieces_of
-from llaso.training.run.ctc_loss import alignment_with
-from llaso.training.run.held_out import word_errors
+from llaso.training.run.ctc_loss import TRANSCRIPTS_READ, alignment_with
+from llaso.training.run.held_out import normalize, word_errors
 from llaso.training.run.resume import RECIPE, recipe_of
 from llaso.transcription.transcriber import Transcriber
 from llaso_common.audio import SAMPLE_RATE, read_audio
@@ -39,6 +45,8 @@ LEVELS = (0.025, 0.975)
 AT_ONCE = 8
 TOKENS = 224
 """Of a transcript at most, as in Whisper's own decoder."""
+COUNTS = (0, 1, 5, 20)
+"""Where the ranges of a word's count in the training begin."""
 SHOWN = {"best": 0.0, "median": 0.5, "worst": 1.0}
 """Clips that are shown, by their place in the order of the checkpoint's word error rates."""
 
@@ -186,6 +194,48 @@ def differences_table(compared: dict[str, dict[str, dict[str, Any]]], deciding: 
     return "\n".join(lines)
 
 
+def words_of(corpus: str) -> Counter[str]:
+    """Count the words of a corpus's transcripts to train on."""
+    rows = open_corpus(DataChoice(path=corpus)).first(TRANSCRIPTS_READ, ("task", "target"))
+    return Counter(word for row in rows if row["task"] in TRANSCRIBED for word in normalize(row["target"]).split())
+
+
+def wrong_by_count(
+    clips: Sequence[ManifestClip], heard: Sequence[str], trained: Counter[str]
+) -> dict[str, list[tuple[int, int]]]:
+    """Count by source the words that were left out or replaced, and all words, for each range of `COUNTS`.
+
+    Args:
+        clips: what was said.
+        heard: transcripts.
+        trained: how often the training says a word.
+    """
+    found: dict[str, list[tuple[int, int]]] = {}
+    for clip, text in zip(clips, heard, strict=True):
+        said = normalize(clip.text).split()
+        steps = Levenshtein.opcodes(said, normalize(text).split())
+        wrong = {n for step in steps if step.tag in ("replace", "delete") for n in range(step.src_start, step.src_end)}
+        counts = found.setdefault(clip.source, [(0, 0)] * len(COUNTS))
+        for n, word in enumerate(said):
+            place = bisect.bisect_right(COUNTS, trained[word]) - 1
+            counts[place] = counts[place][0] + (n in wrong), counts[place][1] + 1
+    return found
+
+
+def count_table(counted: dict[str, dict[str, list[tuple[int, int]]]]) -> str:
+    """Write the shares of wrong words as a Markdown table, a line for each source and program."""
+    ends = [f"{low} to {high - 1}" if high - low > 1 else str(low) for low, high in itertools.pairwise(COUNTS)]
+    lines = [
+        f"| words wrong, by how often the training says them | {' | '.join([*ends, f'{COUNTS[-1]} and more'])} |",
+        "|" + "---|" * (len(COUNTS) + 1),
+    ]
+    for source in next(iter(counted.values())):
+        for program, of_sources in counted.items():
+            cells = [f"{wrong / words:.0%} of {words}" if words else "–" for wrong, words in of_sources[source]]
+            lines.append(f"| {source}, {program} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def shown(clips: Sequence[ManifestClip], transcripts: dict[str, list[str]], deciding: str) -> str:
     """Write the best, the median and the worst clip of each source, by one program's word error rate."""
     names = list(transcripts)
@@ -234,7 +284,9 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--speech", type=Path, required=True, metavar="MANIFEST", help="JSON lines: audio, text")
     parser.add_argument("--whisper", metavar="DIR", help="a Whisper with its decoder: a folder or a Hub id")
     parser.add_argument(
-        "--ctc-corpus", metavar="CORPUS", help="read the best path, too, among the tokens of this corpus"
+        "--ctc-corpus",
+        metavar="CORPUS",
+        help="read the best path, too, among the tokens of this corpus; and count how often it has a wrong word",
     )
     parser.add_argument("--aligned", metavar="DIR", help="the checkpoint of the best path, if it is another (Stage 1)")
     parser.add_argument("--clips", type=int, default=0, help="of each source at most (default: all)")
@@ -253,9 +305,14 @@ def main(arguments: Iterable[str] | None = None) -> None:
     found = {name: rates(clips, heard) for name, heard in transcripts.items()}
     mine, *others = transcripts
     compared = {name: differences(clips, transcripts[mine], transcripts[name]) for name in others}
+    counted: dict[str, dict[str, list[tuple[int, int]]]] = {}
+    if chosen.ctc_corpus:
+        trained = words_of(chosen.ctc_corpus)
+        counted = {name: wrong_by_count(clips, heard, trained) for name, heard in transcripts.items()}
     tables = [
         table(found),
         *([differences_table(compared, mine)] if compared else []),
+        *([count_table(counted)] if counted else []),
         shown(clips, transcripts, mine),
     ]
     text = "\n\n".join(tables) + "\n"
@@ -265,7 +322,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
         | {name: heard[n] for name, heard in transcripts.items()}
         for n, clip in enumerate(clips)
     ]
-    record = {"rates": found, "differences": compared, "clips": rows}
+    record = {"rates": found, "differences": compared, "wrong_by_count": counted, "clips": rows}
     (chosen.out / "transcripts.json").write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
     (chosen.out / "transcripts.md").write_text(text, encoding="utf-8")
     print(f"\n{text}\nwrote {chosen.out}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,10 @@ def test_rates_are_those_of_the_transcripts(root, tmp_path, capsys, monkeypatch,
     record = json.loads((tmp_path / "transcripts.json").read_text())
     assert list(record["rates"]) == ["LLaSO", "best path"] and len(record["clips"]) == 12
     for program, of_sources in record["rates"].items():
+        counted = record["wrong_by_count"][program]
+        assert {name: one["words"] for name, one in of_sources.items()} == {
+            name: sum(words for _, words in ranges) for name, ranges in counted.items()
+        }
         assert {name: one["clips"] for name, one in of_sources.items()} == {"talkers": 4, "readers": 8}
         for name, one in of_sources.items():
             counts = [word_errors(clip[program], clip["text"]) for clip in record["clips"] if clip["source"] == name]
@@ -71,6 +76,22 @@ def test_a_difference_is_surer_than_the_rates_if_both_err_for_the_same_speakers(
     (found,) = transcripts.differences(clips, one, other).values()
     assert rate["interval"][1] - rate["interval"][0] > 0.3
     assert found["difference"] == -0.25 and found["interval"] == pytest.approx([-0.25, -0.25])
+
+
+def test_wrong_words_are_counted_by_how_often_the_training_has_them():
+    clips = [
+        transcripts.ManifestClip(Path("0.wav"), "Never, one often", "speech", "s"),
+        transcripts.ManifestClip(Path("1.wav"), "often often", "speech", "s"),
+    ]
+    trained = Counter({"one": 1, "four": 4, "often": 20})
+    heard = ["ever one often more", "often"]  # one word replaced, one added, one left out
+    counted = transcripts.wrong_by_count(clips, heard, trained)
+    assert counted == {"speech": [(1, 1), (0, 1), (0, 0), (1, 3)]}
+    assert transcripts.count_table({"LLaSO": counted}).splitlines() == [
+        "| words wrong, by how often the training says them | 0 | 1 to 4 | 5 to 19 | 20 and more |",
+        "|---|---|---|---|---|",
+        "| speech, LLaSO | 100% of 1 | 0% of 1 | – | 33% of 3 |",
+    ]
 
 
 def test_the_best_the_median_and_the_worst_clip_are_shown(root):
