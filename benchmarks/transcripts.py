@@ -27,11 +27,11 @@ from rapidfuzz.distance import Levenshtein
 from benchmarks.hearing import WhisperBaseline
 from benchmarks.manifests import evenly, read_manifest
 from eval_suite.intervals import Resampler
-from llaso.training.recipe.recipe import DataChoice
-from llaso.training.rows.collator import TRANSCRIBED
+from llaso.training.recipe.recipe import DataChoice, Recipe
 from llaso.training.rows.corpora import open_corpus
 from llaso.training.rows.training_rows import pieces_of
-from llaso.training.run.ctc_loss import TRANSCRIPTS_READ, alignment_with
+from llaso.training.run.ctc_loss import alignment_with, best_paths
+from llaso.training.run.ctc_loss import transcripts as all_transcripts
 from llaso.training.run.held_out import normalize, word_errors
 from llaso.training.run.resume import RECIPE, recipe_of
 from llaso.transcription.transcriber import Transcriber
@@ -95,26 +95,36 @@ def by_model(checkpoint: str, clips: Sequence[ManifestClip], done: Callable[[int
     return heard
 
 
-@torch.no_grad()
+def aligned_by(checkpoint: str) -> Recipe:
+    """Return the recipe of the training that aligned a checkpoint by CTC: its own, or that of what it began from.
+
+    Raises:
+        ValueError: there is none.
+    """
+    folder: str | None = checkpoint
+    while folder and Path(folder, RECIPE).is_file():
+        recipe = recipe_of(Path(folder))
+        if recipe.optimizer.ctc_weight > 0:
+            return recipe
+        folder = recipe.model.checkpoint
+    raise ValueError(
+        f"{checkpoint} has no best path: neither beside it nor beside what it began from is there a {RECIPE} with "
+        "optimizer.ctc_weight above 0; name the folder of Stage 1 with --aligned, or omit --ctc-corpus"
+    )
+
+
 def by_best_path(
     checkpoint: str, corpus: str, clips: Sequence[ManifestClip], done: Callable[[int], None]
 ) -> list[str]:
-    """Read the best path of the projected audio, among the tokens of a corpus's transcripts.
-
-    They are split as the checkpoint's recipe splits them, if it has one.
-    """
+    """Read the best path of the projected audio, among the tokens or pieces of a corpus's transcripts."""
     model, processor = load(checkpoint, "cpu")
     table: torch.Tensor = model.get_input_embeddings().weight
-    trained = Path(checkpoint, RECIPE).is_file()
-    pieces = pieces_of(recipe_of(Path(checkpoint)), processor) if trained else None
+    pieces = pieces_of(aligned_by(checkpoint), processor)
     alignment = alignment_with(table, processor, open_corpus(DataChoice(path=corpus)), pieces)
     heard: list[str] = []
     for batch in batches(clips):
         inputs = processor.apply_transcription_request([clip.samples() for clip in batch])
-        audio = model.model.get_audio_embeds(inputs["input_features"], inputs["input_features_mask"])
-        sizes = inputs["input_ids"].eq(model.config.audio_token_id).sum(1)
-        paths = alignment.read(audio, sizes)
-        heard += [text.strip() for text in processor.tokenizer.batch_decode(paths, skip_special_tokens=True)]
+        heard += best_paths(alignment, model, processor, inputs)
         done(len(heard))
     return heard
 
@@ -196,8 +206,9 @@ def differences_table(compared: dict[str, dict[str, dict[str, Any]]], deciding: 
 
 def words_of(corpus: str) -> Counter[str]:
     """Count the words of a corpus's transcripts to train on."""
-    rows = open_corpus(DataChoice(path=corpus)).first(TRANSCRIPTS_READ, ("task", "target"))
-    return Counter(word for row in rows if row["task"] in TRANSCRIBED for word in normalize(row["target"]).split())
+    return Counter(
+        word for text in all_transcripts(open_corpus(DataChoice(path=corpus))) for word in normalize(text).split()
+    )
 
 
 def wrong_by_count(
@@ -293,6 +304,8 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/transcripts"), help="for .json and .md")
     chosen = parser.parse_args(None if arguments is None else list(arguments))
     clips = read_clips(chosen.speech, chosen.clips)
+    if chosen.ctc_corpus:
+        aligned_by(chosen.aligned or chosen.model)  # a mistake shows before an hour of transcription
     programs: dict[str, Callable[[Callable[[int], None]], list[str]]] = {
         "LLaSO": lambda done: by_model(chosen.model, clips, done)
     }

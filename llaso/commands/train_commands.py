@@ -114,9 +114,11 @@ def run_train(arguments: argparse.Namespace) -> int:
 def run_experiment(arguments: argparse.Namespace) -> None:
     """Run `llaso experiment`."""
     from ..quickstart.options import Options
-    from ..training.experiments.experiment_report import put_into_page, write_report
+    from ..training.experiments.experiment_report import check_page, put_into_page, write_report
     from ..training.experiments.experiments import Inputs, run_experiment
 
+    if arguments.page is not None:
+        check_page(arguments.page, arguments.name)
     options = Options.of_folder(arguments.quickstart)
     folder = run_experiment(
         arguments.name,

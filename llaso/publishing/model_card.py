@@ -133,9 +133,23 @@ def _parts(run: FinishedRun) -> str:
 
 
 def _training(run: FinishedRun, part: str) -> str:
-    """Return in which stages a part was trained."""
-    stages = [str(number) for number, stage in enumerate(run.stages, 1) if part in stage.recipe["train"]]
+    """Return in which stages a part was trained, and how."""
+    stages = [
+        f"{number}{f' ({way})' if (way := _way(stage.recipe, part)) else ''}"
+        for number, stage in enumerate(run.stages, 1)
+        if part in stage.recipe["train"]
+    ]
     return f"trained in stage {' and '.join(stages)}" if stages else "frozen"
+
+
+def _way(recipe: Mapping[str, Any], part: str) -> str:
+    """Return how a part learned; empty: as a whole, or not at all. Recipes of earlier versions lack some settings."""
+    section = {"llm": "lora", "encoder": "encoder_lora"}.get(part)
+    if section and (rank := recipe.get(section, {}).get("rank")):
+        return f"LoRA, rank {rank}"
+    if part == "encoder" and (layers := recipe.get("encoder_last_layers")):
+        return f"its last {layers} layers" if layers > 1 else "its last layer"
+    return ""
 
 
 def _corpora(run: FinishedRun) -> str:
@@ -185,14 +199,18 @@ def _stages(run: FinishedRun) -> str:
 
 
 def _trained(recipe: Mapping[str, Any]) -> str:
-    """Return the parts that learned, and how, if not as a whole; recipes of earlier versions lack some settings."""
-    ways = {}
-    for part, section in (("llm", "lora"), ("encoder", "encoder_lora")):
-        if rank := recipe.get(section, {}).get("rank"):
-            ways[part] = f"LoRA, rank {rank}"
-    if layers := recipe.get("encoder_last_layers"):
-        ways["encoder"] = f"its last {layers} layers" if layers > 1 else "its last layer"
-    return ", ".join(f"{part} ({ways[part]})" if part in ways else part for part in recipe["train"])
+    """Return the parts that learned, and how."""
+    ways = {part: _way(recipe, part) for part in recipe["train"]}
+    return ", ".join(f"{part} ({way})" if way else part for part, way in ways.items())
+
+
+def _rates(recipe: Mapping[str, Any]) -> str:
+    """Return the learning rate, and those of the parts that have their own."""
+    optimizer = recipe["optimizer"]
+    own = {part: optimizer.get(part, {}).get("learning_rate") for part in recipe["train"]}
+    return ", ".join(
+        [f"{optimizer['learning_rate']:g}", *(f"{part} {rate:g}" for part, rate in own.items() if rate is not None)]
+    )
 
 
 def _stage(number: int, stage: TrainingStage) -> Iterator[str]:
@@ -201,7 +219,7 @@ def _stage(number: int, stage: TrainingStage) -> Iterator[str]:
     yield _trained(recipe)
     yield ", ".join(corpus.name for corpus in stage.corpora)
     yield f"{result['steps']:,}"
-    yield f"{recipe['optimizer']['learning_rate']:g}"
+    yield _rates(recipe)
     yield f"{result['loss']:.3f}"
     yield "–" if result["wer"] is None else f"{result['wer']:.3f} ({result['wer_words']:,})"
     yield "–" if result["gate_wer"] is None else f"{result['gate_wer']:.2f}"

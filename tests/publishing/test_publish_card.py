@@ -16,7 +16,7 @@ from support.tiny_run import write_run
 
 from llaso.publishing.finished_run import read_run
 from llaso.publishing.hub_upload import Destination
-from llaso.publishing.model_card import TEMPLATE, _trained, write_card
+from llaso.publishing.model_card import TEMPLATE, _rates, _trained, write_card
 from llaso.publishing.publish_run import collect, publish, publish_module
 
 TO = Destination("owner/llaso-tiny")
@@ -215,3 +215,10 @@ def test_the_card_says_how_a_part_learned():
     assert _trained(recipe) == "encoder (LoRA, rank 8), projector, llm (LoRA, rank 32)"
     recipe = {"train": ["encoder", "llm"], "lora": {"rank": 0}, "encoder_lora": {"rank": 0}, "encoder_last_layers": 2}
     assert _trained(recipe) == "encoder (its last 2 layers), llm"
+
+
+def test_the_card_gives_the_rates_of_parts_that_have_their_own():
+    optimizer = {"learning_rate": 2e-3, "encoder": {"learning_rate": 1.2e-4}, "projector": {"learning_rate": None}}
+    recipe = {"train": ["encoder", "projector"], "optimizer": optimizer}
+    assert _rates(recipe) == "0.002, encoder 0.00012"
+    assert _rates({"train": ["projector"], "optimizer": {"learning_rate": 1e-3}}) == "0.001"  # an early recipe

@@ -121,10 +121,17 @@ def test_pieces_are_those_of_a_tokenizer_with_fewer_merges(root, family):
     assert lengths == sorted(lengths, reverse=True) and lengths[0] > lengths[-1]
 
 
-def test_special_tokens_stay_whole_and_other_tokenizers_are_refused(root):
-    tokenizer = open_model(load_recipe(aligned(root, "unused")))[1].tokenizer
-    marks = torch.tensor([tokenizer.bos_token_id, tokenizer.eos_token_id])
+def test_special_tokens_and_bytes_stay_whole_and_other_tokenizers_are_refused():
+    tokenizer = family_tokenizer("smollm2")
+    marks = torch.tensor(tokenizer.all_special_ids)
+    vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"]
+    assert set(marks.tolist()) <= set(vocabulary.values())  # so that they could be split
     assert ShortPieces(tokenizer, 0).split(marks).tolist() == marks.tolist()
+    letters = ["<", "0", "x", "C", "3", ">", "a", "b"]
+    vocab = {token: n for n, token in enumerate([*letters, "ab", "<0xC3>"])}
+    of_bytes = Tokenizer(models.BPE(vocab=vocab, merges=[("a", "b")], byte_fallback=True))
+    split = ShortPieces(PreTrainedTokenizerFast(tokenizer_object=of_bytes), 0).split(torch.tensor([8, 9]))
+    assert split.tolist() == [6, 7, 9]
     unigram = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.Unigram([("a", -1.0)])))
     with pytest.raises(ValueError, match="tokenizer is Unigram; set optimizer.ctc_merges=null"):
         ShortPieces(unigram, 100)
@@ -142,6 +149,25 @@ def test_transcripts_and_what_competes_are_in_pieces(root):
     competing = [processor.tokenizer.decode([token]) for token in alignment.competing.tolist()]
     said = {letter for one in open_corpus(recipe.data) for letter in one["target"]}
     assert sorted(competing) == sorted({*said, "\n"})
+
+
+def test_line_breaks_are_not_aligned_and_rows_too_long_for_their_audio_are_named(root, caplog):
+    _, processor = open_model(load_recipe(aligned(root, "unused")))
+    broken = row(0)
+    words = broken["target"].split()
+    broken["target"] = broken["messages"][-1]["content"][0]["text"] = "\n".join(words)
+    example = RowEncoder(processor, 2048, align="all")(broken)
+    assert processor.tokenizer.decode(example.transcript) == "".join(words)
+    processor.projector_stride = 100
+    assert RowEncoder(processor, 2048, align="some")(row(5)).transcript is None
+    assert "row asr-0-0005 is not aligned by CTC: its transcript needs" in caplog.text
+
+
+def test_a_corpus_without_transcripts_is_refused(root):
+    recipe = load_recipe(aligned(root, "unused", data__path=str(root / "text")))
+    model, processor = open_model(recipe)
+    with pytest.raises(ValueError, match="no row to train on has a transcript"):
+        alignment_with(model.get_input_embeddings().weight, processor, open_corpus(recipe.data))
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ import yaml
 from support.tiny_eval import corpus_row, write_corpus
 from support.tiny_training import row, save_backbones, save_corpus, tiny_recipe
 
+from llaso.cli import main
 from llaso.training.experiments.experiment_report import put_into_page, table, write_report
-from llaso.training.experiments.experiments import Inputs, evaluate_model, flat_scores, run_experiment
+from llaso.training.experiments.experiments import Inputs, _steps_of, evaluate_model, flat_scores, run_experiment
 from llaso.training.recipe.recipe import load_recipe
 from llaso.training.run.train import train
 from llaso_common.folder_lock import FolderBusy
@@ -207,7 +208,7 @@ def test_the_encoder_learns_gently_in_three_ways(inputs, tmp_path):
         evaluate=scores_of,
     )
     runs = json.loads((folder / "results.json").read_text())["runs"]
-    names = ["encoder frozen", "a hundredth of the rate", "adapters of rank 8", "its last layer"]
+    names = ["encoder frozen", "a hundredth of the rate", "adapters", "its last layer"]
     assert [one["variation"] for one in runs] == names
     learns = {}
     for second in (tmp_path / "runs").glob("stage2*"):
@@ -228,6 +229,40 @@ def test_a_run_of_an_earlier_version_is_taken_as_if_newer_settings_had_their_def
         (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     run_experiment("padding", inputs, tmp_path, **common)
     assert set((tmp_path / "runs").glob("stage*")) == before
+
+    damaged = tmp_path / "runs" / "stage1-damaged"
+    damaged.mkdir()
+    (damaged / "recipe.yaml").write_text("[")
+    lines: list[str] = []
+    run_experiment("padding", inputs, tmp_path, report=lines.append, **common)
+    assert any(f"not looked at: {damaged / 'recipe.yaml'} cannot be read" in line for line in lines)
+    assert set((tmp_path / "runs").glob("stage*")) == {*before, damaged}
+
+
+def test_what_cannot_be_run_is_refused_before_anything_is_trained(inputs, tmp_path):
+    given = tmp_path / "given"
+    given.mkdir()
+    result = {"steps": 1, "loss": 1.0, "wer": 0.5, "wer_words": 9, "gate_wer": None, "gate_passed": None}
+    (given / "training.json").write_text(json.dumps({"out": "elsewhere", **result}))
+    for name, options, message in (
+        ("pieces", {}, "the variation '1,000 merges' of quickstart_stage1: .* nothing is aligned"),
+        ("gate", {"stage1": given}, "gate varies Stage 1"),
+        ("unseen", {"stage1_only": True}, "unseen varies Stage 2 alone; omit --stage1-only"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run_experiment(name, inputs, tmp_path / "out", **options)
+    page = tmp_path / "page.md"
+    page.write_text("# Nothing")
+    command = ["experiment", "unseen", "--quickstart", str(inputs.folder), "--out", str(tmp_path / "out")]
+    assert main([*command, "--page", str(page)]) == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_equal_steps_are_counted_in_the_steps_of_the_recipe(inputs):
+    recipe = (*inputs.stage1(), *SMALL, "batch.per_device=2", "optimizer.epochs=1")
+    assert _steps_of("quickstart_stage1", recipe) == 4
+    for rows in ("batch.per_device=2", "batch.per_device=auto"):
+        assert _steps_of("quickstart_stage1", (*recipe, rows, "batch.rows=4")) == 2
 
 
 def test_a_run_is_taken_as_it_is_however_it_was_watched_unless_it_comes_to_something_else(inputs, tmp_path):

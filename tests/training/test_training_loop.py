@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,14 @@ from llaso.training.run.distillation import Teacher
 from llaso.training.run.held_out import HeldOut, normalize, word_errors
 from llaso.training.run.history import History, read_history
 from llaso.training.run.model_setup import (
+    PartReport,
     add_lora,
     describe_parts,
     freeze_all_but,
     hold_frozen_in,
     merge_lora,
     open_model,
+    rate_warnings,
     report_parts,
     set_up_parts,
 )
@@ -393,6 +396,26 @@ def test_adapters_merge_into_weights_held_in_bf16_without_being_rounded_to_them(
     merged = model.model.language_model.layers[0].self_attn.q_proj.weight
     torch.testing.assert_close(merged.detach(), want, rtol=0, atol=1e-8)
     assert not torch.equal(merged.detach(), want.bfloat16().float())
+
+
+def test_what_an_encoder_in_adapters_does_not_learn_is_held_in_bf16_too(root):
+    settings = {"encoder_lora": {"rank": 2}, "compute__frozen_weights": "bf16", "compute__precision": "bf16"}
+    recipe = load_recipe(tiny_recipe(root, "unused", train=["encoder"], **settings))
+    model, _ = open_model(recipe)
+    positions = model.model.audio_tower.embed_positions.weight.clone()
+    set_up_parts(model, recipe)
+    kept = {name: p.dtype for name, p in model.model.audio_tower.named_parameters() if p.dtype == torch.float32}
+    assert set(kept) == {name for name in kept if "lora_" in name or name == "embed_positions.weight"}
+    assert torch.equal(model.model.audio_tower.embed_positions.weight, positions)
+
+
+def test_a_large_part_of_which_little_learns_fast_is_warned_of(root):
+    recipe = load_recipe(
+        tiny_recipe(root, "unused", train=["encoder"], encoder_last_layers=1, optimizer__learning_rate=1e-3)
+    )
+    part = PartReport("encoder", 635_000_000, 20_000_000, 0, True)
+    assert "encoder_lora.rank" in rate_warnings([part], recipe)[0]
+    assert not rate_warnings([replace(part, parameters=9_000_000)], recipe)
 
 
 def test_adapters_for_layers_the_llm_lacks_are_refused(root):

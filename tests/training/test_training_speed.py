@@ -49,6 +49,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "encoder alone": {"train": ["encoder"]},
     "the encoder's last layers": {"train": ["encoder", "projector"], "encoder_last_layers": 2},
     "encoder's adapters": {"train": ["encoder", "projector"], "encoder_lora": {"rank": 2}},
+    "adapters behind the attention": {"train": ["encoder"], "encoder_lora": {"rank": 2, "targets": ["fc2"]}},
     "encoder from half the run on": {"train": ["encoder", "projector"], "optimizer__encoder": {"start": 0.5}},
     "lora": {"train": ["projector", "llm"], "lora": {"rank": 2}},
     "a teacher": {"train": ["projector", "llm"], "optimizer__distill_weight": 0.5},

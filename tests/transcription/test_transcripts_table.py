@@ -78,6 +78,18 @@ def test_a_difference_is_surer_than_the_rates_if_both_err_for_the_same_speakers(
     assert found["difference"] == -0.25 and found["interval"] == pytest.approx([-0.25, -0.25])
 
 
+def test_the_recipe_of_an_alignment_is_found_behind_later_stages(root):
+    first = train(tiny_recipe(root, "first", optimizer__ctc_weight=1.0, optimizer__max_steps=1))
+    later = tiny_recipe(root, "later", train=["llm"], optimizer__max_steps=1)
+    later["model"] = {"checkpoint": first.out}
+    second = train(later)
+    assert transcripts.aligned_by(second.out).out == first.out
+    never = train(tiny_recipe(root, "never", optimizer__max_steps=1))
+    for checkpoint in (never.out, "someone/on-the-hub"):
+        with pytest.raises(ValueError, match=f"{checkpoint} has no best path.*--aligned"):
+            transcripts.aligned_by(checkpoint)
+
+
 def test_wrong_words_are_counted_by_how_often_the_training_has_them():
     clips = [
         transcripts.ManifestClip(Path("0.wav"), "Never, one often", "speech", "s"),

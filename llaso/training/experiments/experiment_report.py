@@ -50,18 +50,29 @@ def put_into_page(folder: Path, page: Path) -> None:
         _renew(page, folder.name, table_file, plot_file)
 
 
+def check_page(page: Path, name: str) -> None:
+    """Raise a ValueError if a page has no place for an experiment's results."""
+    _around(page.read_text(encoding="utf-8"), page, name)
+
+
+def _around(text: str, page: Path, name: str) -> tuple[str, str]:
+    """Return what comes before and after the place of an experiment's results, the marks included."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    before, found, rest = text.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found or not found_end:
+        raise ValueError(f"{page} has no lines {begin.strip()} and {end.strip()} to put the results between")
+    return before + begin, end + after
+
+
 def _renew(page: Path, name: str, table_file: Path, plot_file: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(f"<!-- {name} -->\n")
-    _, end, after = rest.partition(f"<!-- end of {name} -->\n")
-    if not begin or not end:
-        raise ValueError(f"{page} has no lines <!-- {name} --> and <!-- end of {name} --> to put the results between")
+    before, after = _around(page.read_text(encoding="utf-8"), page, name)
     image = page.parent / "images" / f"experiment-{name}.png"
     image.parent.mkdir(exist_ok=True)
     image.write_bytes(plot_file.read_bytes())
     figure = f"![{name}: every run]({os.path.relpath(image, page.parent)})\n"
     table_text = table_file.read_text(encoding="utf-8")
-    page.write_text(f"{before}{begin}{table_text}\n{figure}{end}{after}", encoding="utf-8")
+    page.write_text(f"{before}{table_text}\n{figure}{after}", encoding="utf-8")
 
 
 def table(results: Results) -> str:

@@ -40,8 +40,10 @@ GATE_SHARES = (0.1, 0.3, 1.0)
 FEW_TASKS = 3
 LESS_SPEECH = {"half": ("data.speech_share=0.5",), "a quarter": ("data.speech_share=0.25",)}
 """What the experiment `hours` tries beside all of the speech."""
-MERGES = {"1,000 merges": 1000, "500 merges": 500, "250 merges": 250}
+MERGES = (1000, 500, 250)
 """Values of optimizer.ctc_merges that the experiment `pieces` tries beside whole tokens."""
+ENCODER_LEARNS = ("train=[encoder, projector, llm]", "compute.encoder_cache_gb=0")
+"""Settings of a Stage 2 that trains the encoder as well."""
 LOOK_AGAIN = 2.0
 """Seconds to wait before trying again to start runs whose folders other processes have locked."""
 ROWS_AT_ONCE, ANSWER_TOKENS = 32, 64
@@ -58,7 +60,7 @@ class Inputs:
 
     Attributes:
         folder: holds the corpora, and the backbones unless others are named.
-        encoder, llm: folders or Hub ids.
+        encoder, llm: folders or Hub ids; empty: those in `folder / "backbones"`.
         recipes: of Stage 1 and Stage 2.
     """
 
@@ -166,9 +168,7 @@ EXPERIMENTS = {
             "better.",
             lambda basis: [
                 Variation("encoder frozen"),
-                Variation(
-                    "encoder unfrozen", stage2=("train=[encoder, projector, llm]", "compute.encoder_cache_gb=0")
-                ),
+                Variation("encoder unfrozen", stage2=ENCODER_LEARNS),
             ],
         ),
         Experiment(
@@ -177,16 +177,9 @@ EXPERIMENTS = {
             "without more wrong words.",
             lambda basis: [
                 Variation("encoder frozen"),
-                *(
-                    Variation(
-                        name, stage2=("train=[encoder, projector, llm]", "compute.encoder_cache_gb=0", *settings)
-                    )
-                    for name, settings in {
-                        "a hundredth of the rate": (_hundredth(basis),),
-                        "adapters of rank 8": ("encoder_lora.rank=8", "encoder_lora.alpha=16"),
-                        "its last layer": ("encoder_last_layers=1", _hundredth(basis)),
-                    }.items()
-                ),
+                Variation("a hundredth of the rate", stage2=(*ENCODER_LEARNS, _hundredth(basis))),
+                Variation("adapters", stage2=(*ENCODER_LEARNS, "encoder_lora.rank=8", "encoder_lora.alpha=16")),
+                Variation("its last layer", stage2=(*ENCODER_LEARNS, _hundredth(basis), "encoder_last_layers=1")),
             ],
         ),
         Experiment(
@@ -207,7 +200,7 @@ EXPERIMENTS = {
             lambda basis: [
                 Variation("all tasks"),
                 Variation(
-                    _list(basis.tasks[:FEW_TASKS])[1:-1], stage2=(f"data.tasks={_list(basis.tasks[:FEW_TASKS])}",)
+                    ", ".join(basis.tasks[:FEW_TASKS]), stage2=(f"data.tasks={_list(basis.tasks[:FEW_TASKS])}",)
                 ),
             ],
         ),
@@ -224,7 +217,7 @@ EXPERIMENTS = {
             "An alignment with shorter pieces of words, which a few hours have often enough, gives fewer wrong words.",
             lambda basis: [
                 Variation("whole tokens", stage1=("optimizer.ctc_merges=null",)),
-                *(Variation(name, stage1=(f"optimizer.ctc_merges={count}",)) for name, count in MERGES.items()),
+                *(Variation(f"{n:,} merges", stage1=(f"optimizer.ctc_merges={n}",)) for n in MERGES),
             ],
         ),
         Experiment(
@@ -269,7 +262,7 @@ def run_experiment(
         seeds: one run of each variation a seed.
         unseen: tasks that the experiment `unseen` holds out.
         overrides: of both recipes, for all variations.
-        stage1: a finished Stage 1 that every whole Stage 2 starts from; by default each seed trains its own.
+        stage1: a finished Stage 1 that every Stage 2 starts from; by default each seed trains its own.
         stage1_only: leave Stage 2 out, and record Stage 1 only.
         stage2_steps: optimizer steps of Stage 2; 0 takes as many as its recipe does.
         rows: of the evaluation corpus; 0 takes all.
@@ -280,8 +273,9 @@ def run_experiment(
         The folder that `results.json` lies in.
 
     Raises:
-        ValueError: no such experiment, the corpus has none of the tasks to hold out, or a Stage 1 is given for an
-            experiment that varies it.
+        ValueError: no such experiment, the corpus has none of the tasks to hold out, a Stage 1 is given for an
+            experiment that varies it, Stage 2 is left out of one that varies it alone, or a variation cannot be
+            trained.
         FileNotFoundError: there is no such corpus, or no finished Stage 1 in the folder given for it.
     """
     if name not in EXPERIMENTS:
@@ -297,15 +291,22 @@ def run_experiment(
     held_out = [task for task in unseen if task in tasks]
     if name == "unseen" and not held_out:
         raise ValueError(f"{inputs.instruct} has none of the tasks {', '.join(unseen)}; it has {', '.join(tasks)}")
-    given = None if stage1 is None else TrainResult(**json.loads((stage1 / RESULT).read_text(encoding="utf-8")))
+    given = None
+    if stage1 is not None:  # it may have moved since
+        given = replace(TrainResult(**json.loads((stage1 / RESULT).read_text(encoding="utf-8"))), out=str(stage1))
     evaluate = evaluate or evaluate_model
     runs = _Runs(inputs, out / "runs", tuple(overrides), given, rows, evaluate, report)
     stage2 = load_recipe(inputs.recipes[1], ("model.checkpoint=not yet known", *overrides, "out=not yet known"))
     variations = experiment.variations(Basis(tasks, held_out, stage2.optimizer.learning_rate))
-    if stage1 is not None and any(variation.stage1 for variation in variations):
+    varies_stage1 = any(variation.stage1 or variation.stage1_share != 1 for variation in variations)
+    if stage1 is not None and varies_stage1:
         raise ValueError(
             f"the experiment {name} varies Stage 1, so that all cannot start from {stage1}; omit --stage1"
         )
+    if stage1_only and not varies_stage1:
+        raise ValueError(f"the experiment {name} varies Stage 2 alone; omit --stage1-only")
+    for variation in variations:
+        runs.check(variation, stage1_only)
     reference = variations[0]
     equal_steps = {seed: stage2_steps or runs.stage_2_steps(reference, seed) for seed in seeds if not stage1_only}
 
@@ -386,6 +387,16 @@ class _Runs:
             "scores": flat_scores(scores),
         }
 
+    def check(self, variation: Variation, stage1_only: bool) -> None:
+        """Raise a ValueError if a variation's recipes cannot be trained, before others have taken their time."""
+        first = (*self.inputs.stage1(), *self._common(0), *variation.stage1)
+        second = ("model.checkpoint=not yet known", *self._common(0), *variation.stage2)
+        for recipe, settings in zip(self.inputs.recipes, (first,) if stage1_only else (first, second), strict=False):
+            try:
+                load_recipe(recipe, (*settings, "out=not yet known"))
+            except ValueError as error:
+                raise ValueError(f"the variation {variation.name!r} of {recipe}: {error}") from error
+
     def stage_2_steps(self, variation: Variation, seed: int) -> int:
         """Count the optimizer steps of a variation's Stage 2, by its recipe and corpus."""
         settings = ("model.checkpoint=not yet known", f"data.path={self.inputs.instruct}", *self._common(seed))
@@ -417,7 +428,12 @@ class _Runs:
         """Return the folder of a run whose result-deciding settings are the same; otherwise the path of a new one."""
         settings = decisive(recipe.to_dict())
         for file in sorted(self.folder.glob(f"{stage}-*/{RECIPE}")):
-            if decisive(recipe_of(file.parent).to_dict()) == settings:
+            try:
+                same = decisive(recipe_of(file.parent).to_dict()) == settings
+            except ValueError as error:
+                self.report(f"    not looked at: {error}")
+                continue
+            if same:
                 return file.parent
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
         return self.folder / f"{stage}-{digest}"
@@ -427,7 +443,10 @@ class _Runs:
 def _steps_of(recipe: str, overrides: tuple[str, ...]) -> int:
     """Count the optimizer steps that a recipe takes on its corpus."""
     settings = load_recipe(recipe, (*overrides, "out=not yet known"))
-    return count_steps(settings, plan_of(settings, open_corpus(settings.data), 1))
+    batch = settings.batch
+    if batch.per_device == "auto":  # what fits on the device does not change a step's rows
+        batch = replace(batch, per_device=1)
+    return count_steps(settings, plan_of(replace(settings, batch=batch.on(1)), open_corpus(settings.data), 1))
 
 
 def flat_scores(scores: Scores) -> dict[str, Any]:

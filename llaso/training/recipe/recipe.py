@@ -71,7 +71,7 @@ class LoraChoice:
 
 @dataclass(frozen=True)
 class EncoderLoraChoice(LoraChoice):
-    """Low-rank adapters on the encoder's linear layers, likewise."""
+    """Low-rank adapters on the encoder's linear layers, merged when the model is exported; rank 0: no adapters."""
 
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
@@ -212,9 +212,8 @@ class OptimizerChoice:
     distill_weight: Annotated[float, FRACTION] = 0.0  # share of the text LLM's answers in the loss
     distill_temperature: Annotated[float, ABOVE_0] = 1.0
     ctc_weight: Annotated[float, FRACTION] = 0.0  # share of aligning the projected audio with the transcript by CTC
-    ctc_merges: Annotated[int, AT_LEAST_0] | None = (
-        None  # its transcripts are in that many pieces of words; unset: all
-    )
+    # CTC aligns with the pieces of words that the tokenizer's first so many merges make; unset: with its tokens
+    ctc_merges: Annotated[int, AT_LEAST_0] | None = None
 
 
 @dataclass(frozen=True)
@@ -261,7 +260,7 @@ class Recipe:
     optimizer: OptimizerChoice
     out: str
     train: tuple[Part, ...] = ("projector",)
-    encoder_last_layers: Annotated[int, AT_LEAST_0] = 0  # of the encoder, only so many layers learn; 0: all of it
+    encoder_last_layers: Annotated[int, AT_LEAST_0] = 0  # only the last so many of its layers learn; 0: all
     lora: LoraChoice = field(default_factory=LoraChoice)
     encoder_lora: EncoderLoraChoice = field(default_factory=EncoderLoraChoice)
     batch: BatchChoice = field(default_factory=BatchChoice)
@@ -297,7 +296,7 @@ class Recipe:
             if getattr(self.optimizer, part) != PartOptimizerChoice() and part not in self.train:
                 raise ValueError(
                     f"recipe: `optimizer.{part}` has values of its own, but `train` does not name {part}; add {part} "
-                    "to `train`, or take these settings out"
+                    "to `train`, or set them to null, and `start` to 0"
                 )
         if all(getattr(self.optimizer, part).start > 0 for part in self.train):
             raise ValueError(

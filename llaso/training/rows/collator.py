@@ -30,6 +30,9 @@ IGNORED = -100
 """Label of tokens that are not learned."""
 TRANSCRIBED = ("ASR",)
 """Tasks whose target is the transcript, which a teacher can read in place of the audio."""
+BLANK = "\n"
+"""CTC's token for "nothing new". LLMs read it as a break between words, and its embedding differs from the others':
+the tags that LLaSO adds begin as the mean of all, and do not train as a blank."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Example:
         windows: the audio, window after window: log-mel `(mels, frames)`, or, if `encoded`, the encoder's output
             `(positions, width)`.
         encoded: whether `windows` hold the encoder's output.
-        transcript: `(words' tokens,)`, to be aligned with the audio; None if the row is not aligned.
+        transcript: `(tokens or pieces,)`, to be aligned with the audio; None if the row is not aligned.
     """
 
     id: str
@@ -78,6 +81,8 @@ class RowEncoder:
     ) -> None:
         self.processor, self.max_length, self.cache = processor, max_length, cache
         self.align, self.pieces = align, pieces
+        blank = processor.tokenizer(BLANK, add_special_tokens=False)["input_ids"][-1]
+        self._not_aligned = torch.tensor([*processor.tokenizer.all_special_ids, blank])
 
     def __call__(self, row: Row) -> Example:
         """Return tokens, labels and audio of a row.
@@ -130,9 +135,10 @@ class RowEncoder:
         )
 
     def _transcript(self, row: Row, answer: torch.Tensor, vectors: int) -> torch.Tensor | None:
-        """Return the tokens of a row's transcript, without those that end the turn; None if it cannot be aligned.
+        """Return the tokens of a row's transcript, or their pieces; None if it cannot be aligned.
 
-        CTC needs a vector for each token, and one more between two equal ones.
+        Tokens that end the turn are left out, and so are line breaks, which are the blank. CTC needs a vector for each
+        token, and one more between two equal ones.
 
         Raises:
             ValueError: it cannot be aligned, but all rows have to be.
@@ -140,12 +146,17 @@ class RowEncoder:
         if row["task"] not in TRANSCRIBED or row["modality"] != "text_audio" or not vectors:
             reason = f"it is not the transcript of one recording (task {row['task']}, format {row['modality']})"
         else:
-            tokens = answer[~torch.isin(answer, torch.tensor(self.processor.tokenizer.all_special_ids))]
-            tokens = tokens if self.pieces is None else self.pieces.split(tokens)
+            tokens = answer if self.pieces is None else self.pieces.split(answer)
+            tokens = tokens[~torch.isin(tokens, self._not_aligned)]
             needed = len(tokens) + int((tokens[1:] == tokens[:-1]).sum())
             if 0 < needed <= vectors:
                 return tokens
-            reason = f"its transcript needs {needed} audio tokens, but it has {vectors}"
+            reason = (
+                f"its transcript needs {needed} audio tokens, but it has {vectors} (a smaller model.projector_stride "
+                "gives more, and a larger optimizer.ctc_merges needs fewer)"
+            )
+            if self.align == "some":
+                logger.warning("row %s is not aligned by CTC: %s", row["id"], reason)
         if self.align == "all":
             raise ValueError(f"{reason}, so nothing is learned from it with optimizer.ctc_weight=1")
         return None

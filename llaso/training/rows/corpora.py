@@ -101,8 +101,8 @@ class Corpus:
         part, place = (self.parts[0], group) if group < of_first else (self.parts[1], group - of_first)
         return part.read_group(place, columns)
 
-    def first(self, rows: int, columns: Sequence[str]) -> Iterator[Row]:
-        """Yield some columns of the first `rows` rows."""
+    def first(self, rows: int | None, columns: Sequence[str]) -> Iterator[Row]:
+        """Yield some columns of the first `rows` rows, or of all of them."""
         groups = range(len(self.row_groups.starts) - 1)
         return itertools.islice((row for group in groups for row in self.read_group(group, columns)), rows)
 

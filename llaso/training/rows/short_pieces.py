@@ -7,21 +7,25 @@ make the commonest pieces of words, so that a few hundred of them write every wo
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-NO_TEXT: dict[str, Any] = {
+MERGES_ALONE: dict[str, Any] = {
     "added_tokens": [],
     "normalizer": None,
     "pre_tokenizer": None,
     "post_processor": None,
     "decoder": None,
 }
-"""Leaves of a tokenizer what merges the characters of one token."""
+"""Takes everything out of a tokenizer except its merges, so that it takes a token as the vocabulary spells it."""
+BYTE = re.compile("<0x[0-9A-F]{2}>")
+"""A token that stands for one byte of a character that the vocabulary lacks."""
 
 
 class ShortPieces:
@@ -29,43 +33,51 @@ class ShortPieces:
 
     Args:
         tokenizer: of the LLM.
-        merges: number of pieces of two characters or more that a transcript may have, the first that the tokenizer
-            merges; 0 leaves single characters.
+        merges: how many pieces of two characters or more to use: the first that the tokenizer's merges make; 0 uses
+            single characters.
 
     Raises:
-        ValueError: the tokenizer merges no pieces; it is no byte-pair encoding.
+        ValueError: the tokenizer is not of byte-pair encoding.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, merges: int) -> None:
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        written: dict[str, Any] = {} if backend is None else json.loads(backend.to_str())
-        model: dict[str, Any] = written.get("model", {})
+        fast = isinstance(tokenizer, PreTrainedTokenizerFast)
+        written = json.loads(tokenizer.backend_tokenizer.to_str()) if fast else {}
+        model = written.get("model", {})
         if model.get("type") != "BPE":
             raise ValueError(
                 f"optimizer.ctc_merges splits the tokens of byte-pair encoding (BPE), but the LLM's tokenizer is "
                 f"{model.get('type') or type(tokenizer).__name__}; set optimizer.ctc_merges=null"
             )
-        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-        made = list(dict.fromkeys("".join(pair) for pair in pairs))  # several pairs may make one piece
-        kept = set(made[:merges])
-        model["merges"] = [pair for pair in pairs if "".join(pair) in kept]
+        made = dict.fromkeys("".join(pair) for pair in model["merges"])  # several pairs may make one piece
+        kept = set(itertools.islice(made, merges))
+        model["merges"] = [pair for pair in model["merges"] if "".join(pair) in kept]
         model["ignore_merges"] = False  # otherwise a token that is in the vocabulary stays whole
-        self._tokens = {number: token for token, number in model["vocab"].items()}
-        self._merger = Tokenizer.from_str(json.dumps(written | NO_TEXT))
+        added = {token["id"] for token in written["added_tokens"]}
+        self._texts = {
+            number: text
+            for text, number in model["vocab"].items()
+            if number not in added and not (model["byte_fallback"] and BYTE.fullmatch(text))
+        }
+        self._merger = Tokenizer.from_str(json.dumps(written | MERGES_ALONE))
         self._pieces: dict[int, list[int]] = {}
 
     def split(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the ids of the pieces of all tokens, in their order, `(pieces,)`.
 
+        Special tokens, and tokens that stand for single bytes, stay whole.
+
         Args:
             tokens: ids, `(tokens,)`.
         """
-        return torch.tensor([piece for token in tokens.tolist() for piece in self._of(token)], dtype=tokens.dtype)
+        return torch.tensor(
+            [piece for token in tokens.tolist() for piece in self._pieces_of(token)], dtype=tokens.dtype
+        )
 
-    def _of(self, token: int) -> list[int]:
+    def _pieces_of(self, token: int) -> list[int]:
         if token not in self._pieces:
-            text = self._tokens.get(token)
-            pieces = [] if text is None else self._merger.encode(text).ids
-            whole = "".join(self._tokens[piece] for piece in pieces) == text
-            self._pieces[token] = pieces if whole else [token]
+            text = self._texts.get(token)
+            pieces = [token] if text is None else self._merger.encode(text).ids
+            same = "".join(self._texts.get(piece, "") for piece in pieces) == text
+            self._pieces[token] = pieces if same else [token]
         return self._pieces[token]

@@ -8,7 +8,8 @@ so many epochs take minutes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,17 +19,14 @@ from torch import nn
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor
 
-from ..rows.collator import TRANSCRIBED
+from ..rows.collator import BLANK, TRANSCRIBED
 from ..rows.corpora import Corpus
 from ..rows.short_pieces import ShortPieces
 
-BLANK = "\n"
-"""The token that stands for nothing new. It is no part of a transcript, LLMs read it as a break between words, and its
-embedding differs from the others': the tags that LLaSO adds begin as the mean of all, and do not train as a blank."""
 SHARPNESS = 8.0
 """Mean score of a vector that equals its token's embedding. It makes the start alike for every LLM, whatever the norm
-of its embeddings: with scores near 0 no token is preferred, and with large ones the first choices last. SmolLM2-135M's
-own embeddings give 8."""
+of its embeddings: with scores near 0 no token is preferred, and with large ones the first choices hardly change any
+more. SmolLM2-135M's own embeddings give 8."""
 TRANSCRIPTS_READ = 200_000
 """Transcripts whose tokens compete; more would take minutes to read, and hardly add a token."""
 
@@ -42,7 +40,7 @@ class Alignment:
         competing: ids of the tokens that a vector is scored against, in their order, the blank among them; a batch's
             own tokens compete as well.
         blank: id of the blank.
-        scale: times which a product with an embedding is its score.
+        scale: factor; a vector's score is `scale` times its product with the embedding.
     """
 
     embeddings: torch.Tensor
@@ -89,6 +87,12 @@ class Alignment:
         return self.scale * nn.functional.linear(audio, embeddings)
 
 
+def transcripts(corpus: Corpus) -> Iterator[str]:
+    """Yield the transcripts of a corpus."""
+    rows = corpus.first(None, ("task", "target"))
+    return (row["target"] for row in rows if row["task"] in TRANSCRIBED and row["target"])
+
+
 def alignment_with(
     embeddings: torch.Tensor, processor: LlasoProcessor, corpus: Corpus, pieces: ShortPieces | None = None
 ) -> Alignment:
@@ -99,9 +103,16 @@ def alignment_with(
         processor: of the model.
         corpus: the rows to train on.
         pieces: splits the transcripts' tokens.
+
+    Raises:
+        ValueError: the corpus has no transcript.
     """
-    rows = corpus.first(TRANSCRIPTS_READ, ("task", "target"))
-    texts = [row["target"] for row in rows if row["task"] in TRANSCRIBED and row["target"]] or [""]
+    texts = list(itertools.islice(transcripts(corpus), TRANSCRIPTS_READ))
+    if not texts:
+        raise ValueError(
+            f"no row to train on has a transcript (task {' or '.join(TRANSCRIBED)}), so that CTC has nothing to align "
+            "with; set optimizer.ctc_weight=0, or choose other rows"
+        )
     tokens = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
     blank = processor.tokenizer(BLANK, add_special_tokens=False)["input_ids"][-1]
     said = torch.tensor([token for row in tokens for token in row], dtype=torch.long).unique()
@@ -110,6 +121,26 @@ def alignment_with(
     table = embeddings.detach()
     mean_square = float(table[competing.to(table.device)].float().square().sum(-1).mean())
     return Alignment(table, competing, blank, SHARPNESS / mean_square)
+
+
+@torch.no_grad()
+def best_paths(
+    alignment: Alignment, model: LlasoForConditionalGeneration, processor: LlasoProcessor, inputs: Mapping[str, Any]
+) -> list[str]:
+    """Read the text of each row's best path.
+
+    Args:
+        alignment: with the model's embeddings.
+        model: projects the audio.
+        processor: of the model.
+        inputs: of the model, on its device.
+    """
+    names = ("input_features", "input_features_mask", "mm_encoder_outputs")
+    audio = model.model.get_audio_embeds(*(inputs.get(name) for name in names))
+    assert audio is not None
+    sizes = inputs["input_ids"].eq(model.config.audio_token_id).sum(1)
+    paths = alignment.read(audio, sizes)
+    return [text.strip() for text in processor.tokenizer.batch_decode(paths, skip_special_tokens=True)]
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from modeling_llaso.processing_llaso import LlasoProcessor
 
 from ..rows.corpora import decode_audio
 from ..rows.encoder_cache import EncoderCache, audio_tokens_of, clip_key, kept_audio
-from .ctc_loss import Alignment
+from .ctc_loss import Alignment, best_paths
 
 logger = logging.getLogger(__name__)
 
@@ -172,13 +172,7 @@ class HeldOut:
             )
         inputs = inputs.to(model.device)
         if self.alignment is not None:
-            names = ("input_features", "input_features_mask", "mm_encoder_outputs")
-            with torch.no_grad():
-                audio = model.model.get_audio_embeds(*(inputs.get(name) for name in names))
-            assert audio is not None
-            sizes = inputs["input_ids"].eq(model.config.audio_token_id).sum(1)
-            paths = self.alignment.read(audio, sizes)
-            return [text.strip() for text in processor.tokenizer.batch_decode(paths, skip_special_tokens=True)]
+            return best_paths(self.alignment, model, processor, inputs)
         longest = max(len(processor.tokenizer(row["target"])["input_ids"]) for row in rows)
         written: torch.Tensor = model.generate(  # type: ignore[misc, assignment]
             **inputs, max_new_tokens=2 * longest + SPARE_TOKENS, do_sample=False, synced_gpus=self.sharded

@@ -197,8 +197,8 @@ def freeze_first_layers(model: LlasoForConditionalGeneration, last: int) -> list
     tower = model.model.audio_tower
     if last > len(tower.layers):
         raise ValueError(
-            f"recipe: `encoder_last_layers` is {last}, but the encoder has {len(tower.layers)}; set it to 0, which "
-            "lets all of it learn"
+            f"recipe: `encoder_last_layers` is {last}, but the encoder has {len(tower.layers)}; set it to at most "
+            f"{len(tower.layers)}, or to 0, which lets all of it learn"
         )
     first = [tower.conv1, tower.conv2, *tower.layers[: len(tower.layers) - last]]
     for module in first:
@@ -210,13 +210,15 @@ def hold_frozen_in(model: LlasoForConditionalGeneration, dtype: torch.dtype) -> 
     """Hold the weights that do not learn in another type, in place: bf16 halves them.
 
     Weights that learn stay as they are, since small updates would be lost in rounding; so does the encoder's table of
-    positions if the encoder learns. Buffers, rotary frequencies among them, stay as well.
+    positions if anything in the encoder learns. Buffers, rotary frequencies among them, stay as well.
     """
-    encoder_learns = any(parameter.requires_grad for parameter in model.model.audio_tower.parameters())
+    encoder = model.model.audio_tower
+    positions = encoder.embed_positions.weight.data
     for part in PARTS:
         for module in modules_of(model, part):
-            if not (part == "encoder" and encoder_learns):
-                cast_frozen(module, dtype)
+            cast_frozen(module, dtype)
+    if any(parameter.requires_grad for parameter in encoder.parameters()):
+        encoder.embed_positions.weight.data = positions
 
 
 def cast_frozen(module: nn.Module, dtype: torch.dtype) -> None:
@@ -281,11 +283,13 @@ def rate_warnings(parts: Iterable[PartReport], recipe: Recipe) -> list[str]:
     lines = []
     for part in parts:
         rate = getattr(recipe.optimizer, part.name).learning_rate or recipe.optimizer.learning_rate
-        if part.name != "projector" and part.trainable >= LARGE_PART and not part.adapted and rate >= LARGE_RATE:
+        large = part.name != "projector" and part.parameters >= LARGE_PART
+        if large and part.trainable and not part.adapted and rate >= LARGE_RATE:
+            section = "lora" if part.name == "llm" else "encoder_lora"
             lines.append(
                 f"warning: {part.name} has {part.parameters:,} parameters, which look pretrained, and learns at "
                 f"{rate:g}: that overwrites what it knows. Set optimizer.{part.name}.learning_rate to "
-                f"{LARGE_RATE / 5:g} or less, or start from the recipe small_stage2"
+                f"{LARGE_RATE / 5:g} or less, or let adapters learn in its place ({section}.rank)"
             )
     return lines
 

@@ -141,8 +141,17 @@ def changed_settings(out: Path, recipe: Recipe) -> dict[str, tuple[Any, Any]]:
 
 
 def recipe_of(out: Path) -> Recipe:
-    """Return the recipe that a folder's run began with, or was changed to."""
-    return load_recipe(yaml.safe_load((out / RECIPE).read_text(encoding="utf-8")))
+    """Return the recipe that a folder's run began with, or was changed to.
+
+    Raises:
+        ValueError: the file is damaged, or was written by a version of llaso that had other settings.
+    """
+    try:
+        return load_recipe(out / RECIPE)
+    except ValueError as error:
+        raise ValueError(
+            f"{out / RECIPE} cannot be read by this version of llaso; name another folder, or delete this one: {error}"
+        ) from error
 
 
 def refuse_another_run(
@@ -169,7 +178,7 @@ def refuse_another_run(
         if not name.startswith(FREELY_CHANGEABLE) and name not in allowed
     }
     if changed:
-        remedy = "name another folder with --set out=…, or delete this one"
+        remedy = "name another folder with --set out=…, set the earlier values, or delete this one"
         if not finished and changed.keys() <= set(CHANGEABLE_IF_NAMED):
             remedy += f"; to go on with the new values, add --change {' '.join(changed)}"
         what = "a finished run" if finished else "a run"

@@ -138,12 +138,14 @@ def _of_encoder(encoder: LlasoEncoder) -> dict[str, float]:
     layers: Any = encoder.layers
     for layer in layers:
         attention = layer.self_attn
-        for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
-            vectors += _matrices(projection, learns or _learns(layer.self_attn_layer_norm))
-        learns = learns or _learns(layer)
-        for later in (attention.out_proj, layer.fc1, layer.fc2):
-            vectors += _matrices(later, learns)
+        learns = learns or _learns(layer.self_attn_layer_norm)
+        read = (attention.q_proj, attention.k_proj, attention.v_proj)
+        vectors += sum(_matrices(projection, learns) for projection in read)
+        learns = learns or any(map(_learns, read))
         pairs += 2 * PRODUCT * encoder.config.d_model * (3 if learns else 1)
+        for module in (attention.out_proj, layer.final_layer_norm, layer.fc1, layer.fc2):
+            vectors += _matrices(module, learns)
+            learns = learns or _learns(module)
     frames = _convolution(first) * (1 + _learns(first))  # the log-mel needs no gradient
     return {"frames": frames, "vectors": vectors, "vector pairs": pairs}
 
