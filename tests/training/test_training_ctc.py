@@ -182,7 +182,7 @@ def test_a_corpus_without_transcripts_is_refused(root):
 )
 def test_settings_that_need_the_llm_are_refused(root, changes, message):
     with pytest.raises(ValueError, match=message):
-        load_recipe(aligned(root, "unused", **changes))
+        load_recipe(tiny_recipe(root, "unused", **({"optimizer__ctc_weight": 1.0} | changes)))
 
 
 @pytest.mark.parametrize("padding", ["trim", "full"])

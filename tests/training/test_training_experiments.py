@@ -230,7 +230,7 @@ def test_a_run_of_an_earlier_version_is_taken_as_if_newer_settings_had_their_def
     run_experiment("padding", inputs, tmp_path, **common)
     assert set((tmp_path / "runs").glob("stage*")) == before
 
-    damaged = tmp_path / "runs" / "stage1-damaged"
+    damaged = tmp_path / "runs" / "stage1-0"  # looked at first
     damaged.mkdir()
     (damaged / "recipe.yaml").write_text("[")
     lines: list[str] = []
@@ -242,7 +242,7 @@ def test_a_run_of_an_earlier_version_is_taken_as_if_newer_settings_had_their_def
 def test_what_cannot_be_run_is_refused_before_anything_is_trained(inputs, tmp_path):
     given = tmp_path / "given"
     given.mkdir()
-    result = {"steps": 1, "loss": 1.0, "wer": 0.5, "wer_words": 9, "gate_wer": None, "gate_passed": None}
+    result = {"steps": 1, "loss": 1.0, "wer": 0.5, "wer_words": 9, "gate_wer": None, "seconds": 1.0, "skipped": 0}
     (given / "training.json").write_text(json.dumps({"out": "elsewhere", **result}))
     for name, options, message in (
         ("pieces", {}, "the variation '1,000 merges' of quickstart_stage1: .* nothing is aligned"),
@@ -335,7 +335,7 @@ def test_formats_of_a_task_are_told_apart_where_there_are_several():
 
 
 def test_mistakes_are_named(inputs, tmp_path):
-    with pytest.raises(ValueError, match="there are gate, encoder, unseen, more-tasks"):
+    with pytest.raises(ValueError, match="there are gate, encoder, unfreeze, unseen, more-tasks"):
         run_experiment("gates", inputs, tmp_path)
     with pytest.raises(FileNotFoundError, match="no corpus at nowhere/llaso-instruct; run `llaso quickstart` first"):
         run_experiment("gate", Inputs(Path("nowhere")), tmp_path)
