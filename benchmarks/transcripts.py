@@ -3,9 +3,9 @@
 `python -m benchmarks transcripts MODEL --speech MANIFEST [--whisper DIR] [--ctc-corpus CORPUS]` compares a checkpoint
 with a Whisper's own decoder on the same clips and, if the checkpoint was aligned by CTC, with the best path of its
 projected audio, which no LLM has read. Intervals, of rates and of their differences, are of speakers drawn with
-replacement. With a corpus, a table says how many words were wrong among those that its transcripts never have, and
-among those that they have seldom or often. Three clips of each source are shown with every transcript: the best, the
-median and the worst by the checkpoint's word error rate.
+replacement; a character error rate stands in parentheses. With a corpus, a table says how many words were wrong among
+those that its transcripts never have, and among those that they have seldom or often. Three clips of each source are
+shown with every transcript: the best, the median and the worst by the checkpoint's word error rate.
 """
 
 from __future__ import annotations
@@ -153,14 +153,17 @@ def _drawn(clips: Sequence[ManifestClip], heard: Sequence[str]) -> dict[str, tup
 
 
 def rates(clips: Sequence[ManifestClip], heard: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return errors, words, word error rate and its interval by source."""
+    """Return errors, words, word error rate and its interval, and character error rate, by source."""
     result = {}
     for name, (found, counts, drawn) in _drawn(clips, heard).items():
         errors, words = counts.sum(0)
         speakers = len({clips[n].speaker for n in found})
+        letters = [(normalize(heard[n]), normalize(clips[n].text)) for n in found]
+        wrong = sum(Levenshtein.distance(*pair) for pair in letters)
         result[name] = {"clips": len(found), "speakers": speakers, "errors": int(errors), "words": int(words)} | {
             "wer": errors / words,
             "interval": np.quantile(drawn, LEVELS).tolist(),
+            "cer": wrong / sum(len(said) for _, said in letters),
         }
     return result
 
@@ -179,13 +182,14 @@ def differences(
 
 
 def table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """Write the rates as a Markdown table, a line for each program."""
+    """Write the rates as a Markdown table, a line for each program; character error rates in parentheses."""
     sources = next(iter(found.values()))
     head = [f"{name} ({entry['clips']} clips, {entry['speakers']} speakers)" for name, entry in sources.items()]
-    lines = [f"| word error rate | {' | '.join(head)} |", "|" + "---|" * (len(head) + 1)]
+    lines = [f"| word error rate (of characters) | {' | '.join(head)} |", "|" + "---|" * (len(head) + 1)]
     for program, of_sources in found.items():
         cells = [
-            f"{one['wer']:.3f} [{one['interval'][0]:.3f}, {one['interval'][1]:.3f}]" for one in of_sources.values()
+            f"{one['wer']:.3f} [{one['interval'][0]:.3f}, {one['interval'][1]:.3f}] ({one['cer']:.3f})"
+            for one in of_sources.values()
         ]
         lines.append(f"| {program} | {' | '.join(cells)} |")
     return "\n".join(lines)

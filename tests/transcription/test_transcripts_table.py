@@ -6,11 +6,12 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import jiwer
 import pytest
 from support.tiny_training import row, save_backbones, save_corpus, tiny_recipe
 
 from benchmarks import transcripts
-from llaso.training.run.held_out import word_errors
+from llaso.training.run.held_out import normalize, word_errors
 from llaso.training.run.train import train
 
 
@@ -50,6 +51,9 @@ def test_rates_are_those_of_the_transcripts(root, tmp_path, capsys, monkeypatch,
             errors, words = map(sum, zip(*counts, strict=True))
             assert (one["errors"], one["words"], one["speakers"]) == (errors, words, 4)
             assert one["wer"] == pytest.approx(errors / words)
+            texts = [(clip["text"], clip[program]) for clip in record["clips"] if clip["source"] == name]
+            said, heard = (list(map(normalize, side)) for side in zip(*texts, strict=True))
+            assert one["cer"] == pytest.approx(jiwer.cer(said, heard))
             assert one["interval"][0] <= one["wer"] <= one["interval"][1]
             less = record["rates"]["LLaSO"][name]["wer"] - record["rates"]["best path"][name]["wer"]
             found = record["differences"]["best path"][name]
