@@ -66,10 +66,22 @@ def _fetched(part: str, name: str, report: Report) -> str:
 
 
 def _check_kind(part: str, name: str) -> None:
-    """Refuse an encoder that is no Whisper, and an LLM that is one."""
-    from transformers import AutoConfig
+    """Refuse an encoder that is no Whisper, and an LLM that is one or whose words Stage 1 cannot split."""
+    from transformers import AutoConfig, AutoTokenizer
 
-    kind = AutoConfig.from_pretrained(Path(name).expanduser() if Path(name).expanduser().is_dir() else name).model_type
+    from llaso.training.rows.short_pieces import ShortPieces
+
+    place = Path(name).expanduser() if Path(name).expanduser().is_dir() else name
+    kind = AutoConfig.from_pretrained(place).model_type
     if (kind == "whisper") != (part == "encoder"):
         wanted = "a Whisper" if part == "encoder" else "a causal language model"
         raise ValueError(f"{part}: {name} is a {kind} model; {wanted} is wanted. Are the two the wrong way round?")
+    if part == "llm":
+        try:
+            ShortPieces(AutoTokenizer.from_pretrained(place), merges=0)
+        except ValueError as error:
+            raise ValueError(
+                f"llm: {name} has no tokenizer of byte-pair encoding (BPE), whose pieces of words Stage 1 aligns; name "
+                "another LLM, or run the stages yourself, the first with `llaso train small_stage1 --set "
+                "optimizer.ctc_merges=null …`"
+            ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import soundfile
 import yaml
 from support.hub_server import connected, serve
 from support.tiny_training import WORDS, save_backbones, tiny_recipe
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from dataset_scripts import sources_file
 from llaso.cli import main
@@ -151,7 +154,11 @@ def test_parts_that_are_not_there_are_named_before_anything_is_built(parts, tmp_
     encoder, llm = map(str, parts)
     speech = str(write_speech(tmp_path / "speech"))
     (tmp_path / "empty").mkdir()
+    shutil.copytree(llm, tmp_path / "unigram")
+    unigram = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0))
+    PreTrainedTokenizerFast(tokenizer_object=unigram).save_pretrained(tmp_path / "unigram")
     for named, message in (
+        ([encoder, str(tmp_path / "unigram")], "has no tokenizer of byte-pair encoding"),
         ([str(tmp_path / "none"), llm], "encoder: there is no folder"),
         ([str(tmp_path / "empty"), llm], "has no config.json"),
         ([llm, encoder], "a Whisper is wanted. Are the two the wrong way round?"),
