@@ -81,7 +81,7 @@ def _check_kind(part: str, name: str) -> None:
             ShortPieces(AutoTokenizer.from_pretrained(place), merges=0)
         except ValueError as error:
             raise ValueError(
-                f"llm: {name} has no tokenizer of byte-pair encoding (BPE), whose pieces of words Stage 1 aligns; name "
-                "another LLM, or run the stages yourself, the first with `llaso train small_stage1 --set "
+                f"llm: {name} has no tokenizer of byte-pair encoding (BPE), whose pieces of words Stage 1 aligns; "
+                "name another LLM, or run the stages yourself, the first with `llaso train small_stage1 --set "
                 "optimizer.ctc_merges=null …`"
             ) from error
