@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from ..recipe.recipe import BatchChoice, ModelChoice, Recipe, load_recipe
 from ..rows.batch_plan import padding_share
 from ..rows.corpora import open_corpus
 from ..rows.training_rows import plan_of
-from ..run.model_setup import PartReport, describe_parts, keep_frozen, report_parts, set_up_parts
+from ..run.model_setup import NORM_IN_FP32, PartReport, describe_parts, keep_frozen, report_parts, set_up_parts
 from ..run.packed_attention import set_packed_attention
 from ..run.recomputation import checkpoint_layers
 from .flops import ENCODER, BatchShape, OperatorCounter, count_micro_batch
@@ -223,7 +224,8 @@ def weigh(recipe: Recipe, config: LlasoConfig, shape: BatchShape) -> tuple[list[
     parts = report_parts(model)
     compute = recipe.compute
     chunked = compute.answer_only_logits and recipe.optimizer.distill_weight == 0  # a teacher needs all logits
-    with FakeTensorMode():
+    with FakeTensorMode(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=NORM_IN_FP32)
         _onto_fake_cpu(model)
         counter = count_micro_batch(
             model,

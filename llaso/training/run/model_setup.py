@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 LARGE_PART, LARGE_RATE = 50_000_000, 5e-4
 """Parameters from which a part has surely been pretrained, and a learning rate that ruins such weights."""
+NORM_IN_FP32 = "Mismatch dtype between input and weight"
+"""Begins torch's warning of an RMSNorm whose weight is kept in fp32 while its input is bf16, which is wanted here."""
 PARTS: tuple[Part, ...] = ("encoder", "projector", "llm")
 
 

@@ -33,7 +33,7 @@ from .ctc_loss import match_loudness
 from .distributed import check_same_start, long_barrier, plain_errors
 from .held_out import HeldOut
 from .history import RESULT, TrainResult, draw_curve, result_of
-from .model_setup import set_up_model, vector_norms
+from .model_setup import NORM_IN_FP32, set_up_model, vector_norms
 from .resume import StepPlan, batch_in_numbers, begin_run, finished_result, step_plan
 from .trainer import LlasoTrainer, export
 
@@ -96,8 +96,7 @@ def _train(asked: Recipe, batch: BatchChoice, plan: StepPlan, main_process: bool
     start = time.perf_counter()
     start_step, checkpoint = last_checkpoint(out, main_process)
     set_seed(recipe.seed)
-    # torch warns of an RMSNorm whose weight is kept in fp32 while its input is bf16, which is what is wanted here.
-    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+    warnings.filterwarnings("ignore", message=NORM_IN_FP32)
     if recipe.compute.precision == "bf16" and not computes_in_bf16():
         logger.warning(
             "compute.precision is bf16, for which this machine has no instructions, so that steps take many times as "
