@@ -30,8 +30,7 @@ from eval_suite.intervals import Resampler
 from llaso.training.recipe.recipe import DataChoice, Recipe
 from llaso.training.rows.corpora import open_corpus
 from llaso.training.rows.training_rows import pieces_of
-from llaso.training.run.ctc_loss import alignment_with, best_paths
-from llaso.training.run.ctc_loss import transcripts as all_transcripts
+from llaso.training.run.ctc_loss import alignment_with, best_paths, transcripts_of
 from llaso.training.run.held_out import normalize, word_errors
 from llaso.training.run.resume import RECIPE, recipe_of
 from llaso.transcription.transcriber import Transcriber
@@ -46,7 +45,7 @@ AT_ONCE = 8
 TOKENS = 224
 """Of a transcript at most, as in Whisper's own decoder."""
 COUNTS = (0, 1, 5, 20)
-"""Where the ranges of a word's count in the training begin."""
+"""A word's count in the training's transcripts: where each range of the table begins."""
 SHOWN = {"best": 0.0, "median": 0.5, "worst": 1.0}
 """Clips that are shown, by their place in the order of the checkpoint's word error rates."""
 
@@ -181,38 +180,42 @@ def differences(
     return result
 
 
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Write a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
     """Write the rates as a Markdown table, a line for each program; character error rates in parentheses."""
     sources = next(iter(found.values()))
     head = [f"{name} ({entry['clips']} clips, {entry['speakers']} speakers)" for name, entry in sources.items()]
-    lines = [f"| word error rate (of characters) | {' | '.join(head)} |", "|" + "---|" * (len(head) + 1)]
+    rows = []
     for program, of_sources in found.items():
         cells = [
             f"{one['wer']:.3f} [{one['interval'][0]:.3f}, {one['interval'][1]:.3f}] ({one['cer']:.3f})"
             for one in of_sources.values()
         ]
-        lines.append(f"| {program} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([program, *cells])
+    return _markdown(["word error rate (of characters)", *head], rows)
 
 
 def differences_table(compared: dict[str, dict[str, dict[str, Any]]], deciding: str) -> str:
     """Write the differences as a Markdown table, a line for each program that `deciding` is compared with."""
-    sources = list(next(iter(compared.values())))
-    lines = [f"| {deciding} less … | {' | '.join(sources)} |", "|" + "---|" * (len(sources) + 1)]
+    rows = []
     for program, of_sources in compared.items():
         cells = [
             f"{one['difference']:+.3f} [{one['interval'][0]:+.3f}, {one['interval'][1]:+.3f}]"
             for one in of_sources.values()
         ]
-        lines.append(f"| {program} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([program, *cells])
+    return _markdown([f"{deciding} less …", *next(iter(compared.values()))], rows)
 
 
 def words_of(corpus: str) -> Counter[str]:
     """Count the words of a corpus's transcripts to train on."""
-    return Counter(
-        word for text in all_transcripts(open_corpus(DataChoice(path=corpus))) for word in normalize(text).split()
-    )
+    texts = transcripts_of(open_corpus(DataChoice(path=corpus)))
+    return Counter(word for text in texts for word in normalize(text).split())
 
 
 def wrong_by_count(
@@ -240,21 +243,19 @@ def wrong_by_count(
 def count_table(counted: dict[str, dict[str, list[tuple[int, int]]]]) -> str:
     """Write the shares of wrong words as a Markdown table, a line for each source and program."""
     ends = [f"{low} to {high - 1}" if high - low > 1 else str(low) for low, high in itertools.pairwise(COUNTS)]
-    lines = [
-        f"| words wrong, by how often the training says them | {' | '.join([*ends, f'{COUNTS[-1]} and more'])} |",
-        "|" + "---|" * (len(COUNTS) + 1),
-    ]
+    rows = []
     for source in next(iter(counted.values())):
         for program, of_sources in counted.items():
             cells = [f"{wrong / words:.0%} of {words}" if words else "–" for wrong, words in of_sources[source]]
-            lines.append(f"| {source}, {program} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            rows.append([f"{source}, {program}", *cells])
+    head = ["words wrong, by how often the training says them", *ends, f"{COUNTS[-1]} and more"]
+    return _markdown(head, rows)
 
 
 def shown(clips: Sequence[ManifestClip], transcripts: dict[str, list[str]], deciding: str) -> str:
     """Write the best, the median and the worst clip of each source, by one program's word error rate."""
     names = list(transcripts)
-    lines = [f"| source | clip | reference | {' | '.join(names)} |", "|" + "---|" * (len(names) + 3)]
+    rows = []
     for source in dict.fromkeys(clip.source for clip in clips):
         places = [n for n, clip in enumerate(clips) if clip.source == source]
 
@@ -266,8 +267,8 @@ def shown(clips: Sequence[ManifestClip], transcripts: dict[str, list[str]], deci
         for label, share in SHOWN.items():
             n = places[round(share * (len(places) - 1))]
             cells = [clips[n].text, *(transcripts[name][n] for name in names)]
-            lines.append(f"| {source} | {label}: {clips[n].audio.name} | {' | '.join(map(_short, cells))} |")
-    return "\n".join(lines)
+            rows.append([source, f"{label}: {clips[n].audio.name}", *map(_short, cells)])
+    return _markdown(["source", "clip", "reference", *names], rows)
 
 
 def _short(text: str, most: int = 160) -> str:

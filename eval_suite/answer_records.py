@@ -26,7 +26,7 @@ GENERATION = "generation.json"
 
 
 class Reply(NamedTuple):
-    """What a model said to one row; `error` is the reason if it could not."""
+    """A model's answer to one row; if it gave none, `error` is the reason."""
 
     prediction: str
     error: str | None = None

@@ -1,4 +1,4 @@
-"""What can be asked: a transformers model, a chat server, a Python function. Each takes a batch of questions with
+"""Systems that answer: a transformers model, a chat server, a Python function. Each takes a batch of questions with
 their audio and returns one answer a question; name, revision and settings identify its answers.
 """
 
@@ -56,7 +56,7 @@ class Request:
 
 
 class AnswerBackend(Protocol):
-    """What `generate` needs of a system that answers."""
+    """The interface through which `generate` asks a system."""
 
     @property
     def name(self) -> str:

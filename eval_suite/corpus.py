@@ -51,7 +51,7 @@ class Question:
     digest: str
     """SHA-256 of what the model is shown: messages and audio; of a repeat, its number as well."""
     attributes: dict[str, str] = field(default_factory=dict)
-    """What the data says of recording and instruction, for scores by group; see `ATTRIBUTES`."""
+    """Attributes of the recording and the instruction by which scores are grouped; see `ATTRIBUTES`."""
     sample: int = 0
     """Number of the repeat; 0 for the first answer."""
     repeat_of: str | None = None

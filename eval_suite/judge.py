@@ -33,7 +33,7 @@ from .task_metrics import TASKS
 
 PROMPT = "judge_v1"
 SCORE = {"score": {"type": "integer", "enum": list(range(LOWEST, HIGHEST + 1))}}
-"""What a reply holds beside ticket and explanation."""
+"""The field that a judge's reply has beside its ticket and its explanation, as a JSON schema."""
 
 
 class Judgement(NamedTuple):

@@ -105,7 +105,7 @@ def test_wrong_words_are_counted_by_how_often_the_training_has_them():
     assert counted == {"speech": [(1, 1), (0, 1), (0, 0), (1, 3)]}
     assert transcripts.count_table({"LLaSO": counted}).splitlines() == [
         "| words wrong, by how often the training says them | 0 | 1 to 4 | 5 to 19 | 20 and more |",
-        "|---|---|---|---|---|",
+        "| --- | --- | --- | --- | --- |",
         "| speech, LLaSO | 100% of 1 | 0% of 1 | – | 33% of 3 |",
     ]
 

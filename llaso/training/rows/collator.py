@@ -35,6 +35,11 @@ BLANK = "\n"
 the tags that LLaSO adds begin as the mean of all, and do not train as a blank."""
 
 
+def blank_of(processor: LlasoProcessor) -> int:
+    """Return the id of CTC's blank."""
+    return processor.tokenizer(BLANK, add_special_tokens=False)["input_ids"][-1]
+
+
 @dataclass(frozen=True)
 class Example:
     """One row, ready to be padded.
@@ -81,8 +86,7 @@ class RowEncoder:
     ) -> None:
         self.processor, self.max_length, self.cache = processor, max_length, cache
         self.align, self.pieces = align, pieces
-        blank = processor.tokenizer(BLANK, add_special_tokens=False)["input_ids"][-1]
-        self._not_aligned = torch.tensor([*processor.tokenizer.all_special_ids, blank])
+        self._not_aligned = torch.tensor([*processor.tokenizer.all_special_ids, blank_of(processor)])
 
     def __call__(self, row: Row) -> Example:
         """Return tokens, labels and audio of a row.

@@ -19,7 +19,7 @@ from torch import nn
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor
 
-from ..rows.collator import BLANK, TRANSCRIBED
+from ..rows.collator import TRANSCRIBED, blank_of
 from ..rows.corpora import Corpus
 from ..rows.short_pieces import ShortPieces
 
@@ -87,7 +87,7 @@ class Alignment:
         return self.scale * nn.functional.linear(audio, embeddings)
 
 
-def transcripts(corpus: Corpus) -> Iterator[str]:
+def transcripts_of(corpus: Corpus) -> Iterator[str]:
     """Yield the transcripts of a corpus."""
     rows = corpus.first(None, ("task", "target"))
     return (row["target"] for row in rows if row["task"] in TRANSCRIBED and row["target"])
@@ -107,14 +107,14 @@ def alignment_with(
     Raises:
         ValueError: the corpus has no transcript.
     """
-    texts = list(itertools.islice(transcripts(corpus), TRANSCRIPTS_READ))
+    texts = list(itertools.islice(transcripts_of(corpus), TRANSCRIPTS_READ))
     if not texts:
         raise ValueError(
             f"no row to train on has a transcript (task {' or '.join(TRANSCRIBED)}), so that CTC has nothing to align "
             "with; set optimizer.ctc_weight=0, or choose other rows"
         )
     tokens = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
-    blank = processor.tokenizer(BLANK, add_special_tokens=False)["input_ids"][-1]
+    blank = blank_of(processor)
     said = torch.tensor([token for row in tokens for token in row], dtype=torch.long).unique()
     said = said if pieces is None else pieces.split(said)
     competing = torch.cat([said, torch.tensor([blank])]).unique()
