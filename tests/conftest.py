@@ -47,6 +47,17 @@ def _seeded() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _signals_as_before() -> Iterator[None]:
+    """A handler that a library sets while a test runs is gone in the next, and no signal stays blocked."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in handlers.items():
+        if signal.getsignal(number) != handler:
+            signal.signal(number, handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)
+
+
+@pytest.fixture(autouse=True)
 def _own_tasks_forgotten() -> Iterator[None]:
     """Tasks that a test declares are unknown to the others."""
     with TASKS.scope():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -17,18 +18,25 @@ def test_the_new_folder_takes_the_old_ones_place(tmp_path):
     assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["new"]
 
 
+@pytest.fixture
+def sigterm_by_default() -> Iterator[None]:
+    """SIGTERM ends the process, as in a command that was just started."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
 @pytest.mark.parametrize(
-    "ending", [lambda: os.kill(os.getpid(), signal.SIGTERM), lambda: 1 / 0], ids=["SIGTERM", "error"]
+    "ending", [lambda: signal.raise_signal(signal.SIGTERM), lambda: 1 / 0], ids=["SIGTERM", "error"]
 )
-def test_nothing_is_left_of_a_folder_that_was_not_finished(ending, tmp_path):
+def test_nothing_is_left_of_a_folder_that_was_not_finished(ending, tmp_path, sigterm_by_default):
     with replaced_folder(tmp_path / "out") as folder:
         (folder / "old").touch()
-    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises((SystemExit, ZeroDivisionError)), replaced_folder(tmp_path / "out") as folder:
         (folder / "new").touch()
         ending()
     assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["old"]
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_the_current_folder_is_refused_before_any_work(tmp_path, monkeypatch):
