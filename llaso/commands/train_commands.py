@@ -1,4 +1,4 @@
-"""The commands `llaso train` and `llaso experiment`."""
+"""The commands `llaso train`, `llaso curves` and `llaso experiment`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .option_types import at_least_0, path, seed
 
 
 def add_parser(commands) -> None:
-    """Add `train` and `experiment` to the `llaso` parser."""
+    """Add `train`, `curves` and `experiment` to the `llaso` parser."""
     train = commands.add_parser(
         "train",
         help="train as a recipe says, resuming where an earlier run stopped",
@@ -33,6 +33,16 @@ def add_parser(commands) -> None:
         help="only estimate the run: parameters, tokens, steps, memory, FLOPs; needs no weights or data",
     )
     train.set_defaults(run=run_train, goes_on=True)
+
+    curves = commands.add_parser(
+        "curves",
+        help="draw the training curves of several runs in one picture",
+        description="Draw the losses and held-out word error rates of several runs over their steps.",
+    )
+    curves.add_argument("runs", type=path, nargs="+", metavar="RUN", help="folders that `llaso train` writes")
+    curves.add_argument("--out", type=path, default=Path("curves.png"), help="PNG, SVG or PDF (default: curves.png)")
+    curves.add_argument("--overwrite", action="store_true", help="replace the picture if it is there")
+    curves.set_defaults(run=run_curves)
 
     experiment = commands.add_parser(
         "experiment",
@@ -109,6 +119,17 @@ def run_train(arguments: argparse.Namespace) -> int:
         print(f"the gate is {result.gate_wer:.2f}: train longer, or see where transcriptions go wrong, before Stage 2")
         return 1
     return 0
+
+
+def run_curves(arguments: argparse.Namespace) -> None:
+    """Run `llaso curves`."""
+    from llaso_common.output_folder import refuse_existing_file
+
+    from ..training.run.curves import draw_runs
+
+    refuse_existing_file(arguments.out, arguments.overwrite)
+    draw_runs(arguments.runs, arguments.out)
+    print(f"the curves of {len(arguments.runs)} runs: {arguments.out}")
 
 
 def run_experiment(arguments: argparse.Namespace) -> None:

@@ -90,6 +90,7 @@ def required(command: str, world, there: bool) -> dict[str, list[str]]:
         "llm": run / "backbones" / "llama",
         "to_official": run / "llaso-tiny",
         "recipe": "quickstart_stage1",
+        "runs": run / "stage1",
         "sources": "text.txt",
         "folder": run / "llaso-eval",
         "folders": run / "predictions",

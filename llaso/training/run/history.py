@@ -8,10 +8,12 @@ so that its file ends up equal to that of an undisturbed run, except for wall ti
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import statistics
 from collections import defaultdict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,11 @@ def read_history(path: Path) -> list[Record]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
+def running_mean(values: Sequence[float]) -> list[float]:
+    """Return the exponential running mean of values, of which each new one makes up a twentieth."""
+    return list(itertools.accumulate(values, lambda mean, value: mean + 0.05 * (value - mean)))
+
+
 def plot_history(records: list[Record], path: Path, title: str) -> None:
     """Draw loss, learning rate and word error rate over steps as a PNG."""
     from matplotlib.figure import Figure
@@ -132,11 +139,8 @@ def plot_history(records: list[Record], path: Path, title: str) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     axes.plot([r["step"] for r in steps], [r["loss"] for r in steps], color="0.8", linewidth=1, label="loss of a step")
-    smooth, smoothed = steps[0]["loss"] if steps else 0.0, []
-    for record in steps:
-        smooth = 0.95 * smooth + 0.05 * record["loss"]
-        smoothed.append(smooth)
-    axes.plot([r["step"] for r in steps], smoothed, color="C0", label="its running mean")
+    smooth = running_mean([r["loss"] for r in steps])
+    axes.plot([r["step"] for r in steps], smooth, color="C0", label="its running mean")
     axes.set(xlabel="step", ylabel="loss per answer token", title=title)
     axes.set_ylim(bottom=0)
     axes.legend(loc="upper right")
