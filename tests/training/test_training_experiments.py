@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,16 @@ def test_a_run_of_an_earlier_version_is_taken_as_if_newer_settings_had_their_def
     run_experiment("padding", inputs, tmp_path, report=lines.append, **common)
     assert any(f"not looked at: {damaged / 'recipe.yaml'} cannot be read" in line for line in lines)
     assert set((tmp_path / "runs").glob("stage*")) == {*before, damaged}
+
+
+def test_settings_of_stage_1_need_not_fit_a_stage_2_that_is_left_out(inputs, tmp_path):
+    (tmp_path / "adapters.yaml").write_text("base: quickstart_stage2.yaml\nlora: {rank: 4}\n")
+    inputs = replace(inputs, recipes=(inputs.recipes[0], str(tmp_path / "adapters.yaml")))
+    common = {"seeds": (0,), "overrides": (*SMALL, "train=[projector]")}
+    with pytest.raises(ValueError, match="`train` does not name llm"):
+        run_experiment("padding", inputs, tmp_path, **common)
+    folder = run_experiment("padding", inputs, tmp_path, stage1_only=True, **common)
+    assert len(json.loads((folder / "results.json").read_text())["runs"]) == 2
 
 
 def test_what_cannot_be_run_is_refused_before_anything_is_trained(inputs, tmp_path):

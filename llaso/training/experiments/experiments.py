@@ -296,7 +296,8 @@ def run_experiment(
         given = replace(TrainResult(**json.loads((stage1 / RESULT).read_text(encoding="utf-8"))), out=str(stage1))
     evaluate = evaluate or evaluate_model
     runs = _Runs(inputs, out / "runs", tuple(overrides), given, rows, evaluate, report)
-    stage2 = load_recipe(inputs.recipes[1], ("model.checkpoint=not yet known", *overrides, "out=not yet known"))
+    of_stage2 = () if stage1_only else tuple(overrides)  # what is meant for Stage 1 may not fit an unused Stage 2
+    stage2 = load_recipe(inputs.recipes[1], ("model.checkpoint=not yet known", *of_stage2, "out=not yet known"))
     variations = experiment.variations(Basis(tasks, held_out, stage2.optimizer.learning_rate))
     varies_stage1 = any(variation.stage1 or variation.stage1_share != 1 for variation in variations)
     if stage1 is not None and varies_stage1:
