@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 FORMATS = (".png", ".svg", ".pdf")
 """Endings of the picture's file."""
+TICKS = (1.0, 2.0, 5.0)
+"""Numbers on the axis of losses, in each power of ten."""
 
 
 def draw_runs(runs: Sequence[Path], file: Path) -> None:
@@ -38,25 +40,28 @@ def curves_of(runs: Sequence[Path]) -> Figure:
         ValueError: a folder has no recorded step, or its history is damaged.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     histories = {str(run): _history_of(run) for run in dict.fromkeys(runs)}
     losses = {name: _of_kind(records, "step") for name, records in histories.items()}
     rates = {name: found for name, records in histories.items() if (found := _of_kind(records, "held_out"))}
     figure = Figure(figsize=(11 if rates else 6, 4.2), layout="constrained")
-    panels = figure.subplots(ncols=2 if rates else 1, squeeze=False)[0]
+    panels = figure.subplots(ncols=2 if rates else 1, squeeze=False, sharex=True)[0]
     colors = {name: f"C{number % 10}" for number, name in enumerate(histories)}
     for name, steps in losses.items():
         smooth = running_mean([record["loss"] for record in steps])
         panels[0].plot([record["step"] for record in steps], smooth, color=colors[name], label=name)
     panels[0].set(xlabel="step", ylabel="loss per answer token, running mean")
-    panels[0].set_ylim(bottom=0)
+    panels[0].set_yscale("log")  # the first losses of a run are many times the last
+    panels[0].yaxis.set(major_locator=LogLocator(subs=TICKS), minor_formatter=NullFormatter(), major_formatter="{x:g}")
+    panels[0].set_xlim(left=0)
     for name, found in rates.items():
         x, y = ([record[key] for record in found] for key in ("step", "wer"))
         panels[1].plot(x, y, "o-", color=colors[name], markersize=4)
     if rates:
         panels[1].set(xlabel="step", ylabel="held-out word error rate")
         panels[1].set_ylim(bottom=0)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", frameon=False, ncols=2)
     return figure
 
 
