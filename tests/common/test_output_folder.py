@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 
 import pytest
 
@@ -18,18 +17,11 @@ def test_the_new_folder_takes_the_old_ones_place(tmp_path):
     assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["new"]
 
 
-@pytest.fixture
-def sigterm_by_default() -> Iterator[None]:
-    """SIGTERM ends the process, as in a command that was just started."""
-    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
 @pytest.mark.parametrize(
     "ending", [lambda: signal.raise_signal(signal.SIGTERM), lambda: 1 / 0], ids=["SIGTERM", "error"]
 )
-def test_nothing_is_left_of_a_folder_that_was_not_finished(ending, tmp_path, sigterm_by_default):
+def test_nothing_is_left_of_a_folder_that_was_not_finished(ending, tmp_path):
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as in a command that was just started; conftest.py puts it back
     with replaced_folder(tmp_path / "out") as folder:
         (folder / "old").touch()
     with pytest.raises((SystemExit, ZeroDivisionError)), replaced_folder(tmp_path / "out") as folder:

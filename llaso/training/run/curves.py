@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .history import HISTORY, Record, read_history, running_mean
+from .history import HISTORY, Record, of_kind, read_history, running_mean
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,8 +43,8 @@ def curves_of(runs: Sequence[Path]) -> Figure:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     histories = {str(run): _history_of(run) for run in dict.fromkeys(runs)}
-    losses = {name: _of_kind(records, "step") for name, records in histories.items()}
-    rates = {name: found for name, records in histories.items() if (found := _of_kind(records, "held_out"))}
+    losses = {name: of_kind(records, "step") for name, records in histories.items()}
+    rates = {name: found for name, records in histories.items() if (found := of_kind(records, "held_out"))}
     figure = Figure(figsize=(11 if rates else 6, 4.2), layout="constrained")
     panels = figure.subplots(ncols=2 if rates else 1, squeeze=False, sharex=True)[0]
     colors = {name: f"C{number % 10}" for number, name in enumerate(histories)}
@@ -70,12 +70,8 @@ def _history_of(run: Path) -> list[Record]:
         records = read_history(run / HISTORY)
     except ValueError as error:
         raise ValueError(f"{run / HISTORY} is damaged and cannot be drawn: {error}") from error
-    if not _of_kind(records, "step"):
+    if not of_kind(records, "step"):
         raise ValueError(
             f"{run} has no {HISTORY} with a step in it; name a folder that `llaso train` writes, once a step is done"
         )
     return records
-
-
-def _of_kind(records: Sequence[Record], kind: str) -> list[Record]:
-    return [record for record in records if record.get("kind") == kind]

@@ -125,6 +125,11 @@ def read_history(path: Path) -> list[Record]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
+def of_kind(records: Sequence[Record], kind: str) -> list[Record]:
+    """Return the records of one kind."""
+    return [record for record in records if record.get("kind") == kind]
+
+
 def running_mean(values: Sequence[float]) -> list[float]:
     """Return the exponential running mean of values, of which each new one makes up a twentieth."""
     return list(itertools.accumulate(values, lambda mean, value: mean + 0.05 * (value - mean)))
@@ -134,8 +139,7 @@ def plot_history(records: list[Record], path: Path, title: str) -> None:
     """Draw loss, learning rate and word error rate over steps as a PNG."""
     from matplotlib.figure import Figure
 
-    steps = [record for record in records if record["kind"] == "step"]
-    held_out = [record for record in records if record["kind"] == "held_out"]
+    steps, held_out = of_kind(records, "step"), of_kind(records, "held_out")
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     axes.plot([r["step"] for r in steps], [r["loss"] for r in steps], color="0.8", linewidth=1, label="loss of a step")
@@ -164,8 +168,7 @@ def draw_curve(out: Path, title: str) -> None:
 def result_of(out: str, steps: int, gate_wer: float | None, seconds: float) -> TrainResult:
     """Sum a finished run up from the history in its folder."""
     history = read_history(Path(out) / HISTORY)
-    trained = [record for record in history if record["kind"] == "step"]
-    held_out = [record for record in history if record["kind"] == "held_out"]
+    trained, held_out = of_kind(history, "step"), of_kind(history, "held_out")
     last = trained[-max(1, steps // 10) :]
     tokens = sum(record["answer_tokens"] for record in last)
     return TrainResult(
