@@ -13,6 +13,8 @@ from transformers import AutoConfig, PreTrainedConfig, WhisperConfig
 from .compatibility_llaso import TRIED_TRANSFORMERS
 
 AUDIO_PADDINGS = ("full", "trim")
+LONGEST_TAIL = 30
+"""Seconds of silence behind a recording at most: a window's worth."""
 POOLINGS = ("average", "concatenate")
 
 WHISPER_LARGE_V3: dict[str, Any] = {
@@ -75,8 +77,29 @@ def count_audio_tokens(frames: Count, stride: int = 1) -> Count:
     return (vectors + stride - 1) // stride
 
 
+def check_padding(audio_padding: str, audio_tail: float = 0.0) -> None:
+    """Check how audio is padded.
+
+    Args:
+        audio_padding: `"full"` or `"trim"`.
+        audio_tail: seconds of silence that follow each recording in `"trim"`.
+
+    Raises:
+        ValueError: there is no such padding, or no such tail.
+    """
+    if audio_padding not in AUDIO_PADDINGS:
+        raise ValueError(f"audio_padding is {audio_padding!r}; choose one of {AUDIO_PADDINGS}")
+    if not 0 <= audio_tail <= LONGEST_TAIL:
+        raise ValueError(f"audio_tail is {audio_tail!r}; it is a number of seconds from 0 to {LONGEST_TAIL}")
+    if audio_tail and audio_padding == "full":
+        raise ValueError(
+            f"audio_tail is {audio_tail:g}, but with audio_padding='full' silence fills the window anyway; set "
+            "audio_tail to 0, or audio_padding to 'trim'"
+        )
+
+
 def warn_of_other_padding(saved: dict[str, Any], given: dict[str, Any]) -> None:
-    """Warn, once for model and processor, if a checkpoint is loaded with another `audio_padding` than its own.
+    """Warn, once for model and processor, if a checkpoint is loaded with other padding than its own.
 
     Args:
         saved: the checkpoint's settings.
@@ -90,6 +113,14 @@ def warn_of_other_padding(saved: dict[str, Any], given: dict[str, Any]) -> None:
             "audio_padding out, or train the model on with it",
             UserWarning,
             stacklevel=1,  # one place for all callers, so that Python shows it once
+        )
+    tail, chosen = saved.get("audio_tail", 0.0), given.get("audio_tail")
+    if chosen is not None and chosen != tail:
+        warnings.warn(
+            f"the checkpoint was trained with audio_tail={tail!r} and is loaded with {chosen!r}, so it hears other "
+            "ends of recordings than it learned from. Leave audio_tail out, or train the model on with it",
+            UserWarning,
+            stacklevel=1,
         )
 
 
@@ -151,8 +182,7 @@ class LlasoConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = self.text_config.tie_word_embeddings
-        if self.audio_padding not in AUDIO_PADDINGS:
-            raise ValueError(f"audio_padding is {self.audio_padding!r}; choose one of {AUDIO_PADDINGS}")
+        check_padding(self.audio_padding)
         if self.projector_pooling not in POOLINGS:
             raise ValueError(f"projector_pooling is {self.projector_pooling!r}; choose one of {POOLINGS}")
         if self.projector_stride < 1:

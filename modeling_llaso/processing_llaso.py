@@ -20,7 +20,7 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .compatibility_llaso import SANITIZES_SINCE_5_23
-from .configuration_llaso import AUDIO_PADDINGS, count_audio_tokens, warn_of_other_padding
+from .configuration_llaso import check_padding, count_audio_tokens, warn_of_other_padding
 
 SYSTEM_PROMPT = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant is able to understand the "
@@ -247,6 +247,8 @@ class LlasoProcessor(ProcessorMixin):
         chat_template (`str`, *optional*): Jinja; by default the released prompt in the tokenizer's own turn marks.
         audio_token (`str`): the placeholder.
         audio_padding (`str`): `"full"` or `"trim"`, as in the model's configuration.
+        audio_tail (`float`): seconds of silence that follow each recording in `"trim"`, as far as its last window has
+            room; the encoder hears where the speech ends. Train and answer with the same.
         projector_stride (`int`): as in the model's configuration.
         default_transcription_prompt (`str`): the instruction of `apply_transcription_request`.
         max_audio_len (`float`): seconds of one audio at most. Longer audio is an error, never cut. The language
@@ -292,9 +294,9 @@ class LlasoProcessor(ProcessorMixin):
         projector_stride: int = 1,
         default_transcription_prompt: str = DEFAULT_TRANSCRIPTION_PROMPT,
         max_audio_len: float = MAX_AUDIO_LEN,
+        audio_tail: float = 0.0,
     ):
-        if audio_padding not in AUDIO_PADDINGS:
-            raise ValueError(f"audio_padding is {audio_padding!r}; choose one of {AUDIO_PADDINGS}")
+        check_padding(audio_padding, audio_tail)
         if feature_extractor.dither != 0.0:
             raise ValueError("the feature extractor dithers; LLaSO's log-mel is exact, so set its dither to 0")
         missing = [token for token in (audio_token, *AUDIO_TAGS) if token not in tokenizer.get_vocab()]
@@ -310,6 +312,7 @@ class LlasoProcessor(ProcessorMixin):
         self.projector_stride = projector_stride
         self.default_transcription_prompt = default_transcription_prompt
         self.max_audio_len = max_audio_len
+        self.audio_tail = audio_tail
 
     @classmethod
     def from_args_and_dict(cls, args, processor_dict: dict[str, Any], **kwargs):
@@ -358,7 +361,7 @@ class LlasoProcessor(ProcessorMixin):
             num_samples: length of the audio.
 
         Returns:
-            `(start, stop)` of each window, in samples.
+            `(start, stop)` of each window, in samples; with `audio_tail` the last may stop after the audio.
 
         Raises:
             ValueError: the audio is empty or longer than `max_audio_len`.
@@ -374,7 +377,15 @@ class LlasoProcessor(ProcessorMixin):
                 f"the recording lasts {seconds} s, longer than max_audio_len, {self.max_audio_len:g} s. Cut it, or "
                 "raise max_audio_len"
             )
+        if self.audio_tail:
+            start, stop = windows[-1]
+            windows[-1] = start, min(stop + round(self.audio_tail * rate), start + size)
         return windows
+
+    def cut(self, clip: np.ndarray) -> list[np.ndarray]:
+        """Cut samples into the windows of `audio_windows`, the last with its tail of silence."""
+        windows = [(clip[start:stop], stop - start) for start, stop in self.audio_windows(len(clip))]
+        return [np.pad(window, (0, samples - len(window))) for window, samples in windows]
 
     def window_frames(self, num_samples: int) -> list[int]:
         """Count the mel frames of each window of an audio: whole windows in `full`, real frames in `trim`."""
@@ -482,11 +493,11 @@ class LlasoProcessor(ProcessorMixin):
         for index, clip in enumerate(audio):
             clip = _checked_clip(clip, f"audio {index}")
             try:
-                spans = self.audio_windows(len(clip))
+                of_clip = self.cut(clip)
             except ValueError as error:
                 raise ValueError(f"audio {index}: {error}") from None
-            windows += [clip[start:stop] for start, stop in spans]
-            cuts.append(len(spans))
+            windows += of_clip
+            cuts.append(len(of_clip))
             counts.append(self.count_audio_tokens(len(clip)))
         mels = iter(self.log_mel(windows))
         features, mask = stack_windows([torch.cat([next(mels) for _ in range(count)], dim=1) for count in cuts])

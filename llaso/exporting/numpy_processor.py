@@ -157,6 +157,8 @@ class NumpyProcessor:
                 f"the recording lasts {len(clip) / rate:.1f} s, longer than the {self.audio['max_seconds']:g} s that "
                 "the processor takes; cut it"
             )
+        tail = min(self.audio.get("tail_samples", 0), size - len(windows[-1]))
+        windows[-1] = np.pad(windows[-1], (0, tail))
         return windows
 
     def count_tokens(self, window: np.ndarray) -> int:

@@ -135,6 +135,7 @@ def processor_description(processor: LlasoProcessor) -> dict[str, Any]:
     return {
         "audio": {
             "padding": processor.audio_padding,
+            "tail_samples": round(processor.audio_tail * extractor.sampling_rate),
             "sampling_rate": extractor.sampling_rate,
             "window_samples": extractor.n_samples,
             "window_frames": extractor.nb_max_frames,

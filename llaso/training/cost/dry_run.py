@@ -255,6 +255,7 @@ def rows_of(recipe: Recipe, config: LlasoConfig, world: int) -> MeanRows:
         ValueError: it is not at hand, and the recipe does not say what it holds.
     """
     data, full = recipe.data, config.audio_padding == "full"
+    tail = 0.0 if full else recipe.model.audio_tail or 0.0  # counted for each row, which most often has one clip
     if Path(data.path).exists():
         corpus = open_corpus(data, _processor_at_hand(recipe, config), recipe.compute.workers)
         plan = plan_of(recipe, corpus, world)
@@ -262,6 +263,7 @@ def rows_of(recipe: Recipe, config: LlasoConfig, world: int) -> MeanRows:
         lengths = corpus.lengths[np.concatenate(list(itertools.chain.from_iterable(planned)))]
         seconds = corpus.seconds()
         cut = np.ceil(seconds * MEL_FRAMES_PER_SECOND / config.max_frames)
+        seconds = np.minimum(seconds + tail, cut * config.max_frames / MEL_FRAMES_PER_SECOND)
         frames = (
             config.max_frames if full else max(2, round(MEL_FRAMES_PER_SECOND * seconds.sum() / max(1, cut.sum())))
         )
@@ -279,8 +281,8 @@ def rows_of(recipe: Recipe, config: LlasoConfig, world: int) -> MeanRows:
             f"{data.path} is not at hand; say what it holds with data.rows, data.seconds_per_row and "
             "data.text_tokens_per_row"
         )
-    of_a_row = data.seconds_per_row * MEL_FRAMES_PER_SECOND
-    clips = math.ceil(of_a_row / config.max_frames)
+    clips = math.ceil(data.seconds_per_row * MEL_FRAMES_PER_SECOND / config.max_frames)
+    of_a_row = min((data.seconds_per_row + tail) * MEL_FRAMES_PER_SECOND, clips * config.max_frames)
     frames = config.max_frames if full else max(2, round(of_a_row / max(1, clips)))
     at_once = recipe.batch.at_once
     if recipe.batch.max_tokens:
@@ -341,11 +343,14 @@ def _processor_at_hand(recipe: Recipe, config: LlasoConfig) -> LlasoProcessor | 
     if choice.checkpoint and (Path(choice.checkpoint) / "processor_config.json").exists():
         processor = LlasoProcessor.from_pretrained(choice.checkpoint)
         processor.audio_padding = config.audio_padding
+        processor.audio_tail = processor.audio_tail if choice.audio_tail is None else choice.audio_tail
         return processor
     if choice.encoder and choice.llm and Path(choice.encoder).is_dir() and Path(choice.llm).is_dir():
-        return new_processor(
+        processor = new_processor(
             choice.encoder, choice.llm, audio_padding=config.audio_padding, projector_stride=config.projector_stride
         )
+        processor.audio_tail = choice.audio_tail or 0.0
+        return processor
     return None
 
 

@@ -54,6 +54,7 @@ class ModelChoice:
     checkpoint: str | None = None  # LLaSO folder or Hub id; encoder and llm are not read then
     revision: str | None = None  # of the checkpoint, if it is read from the Hub
     audio_padding: Literal["full", "trim"] | None = None  # unset: the checkpoint's own; of a new model, full
+    audio_tail: Annotated[float, AT_LEAST_0] | None = None  # seconds of silence behind each recording, in trim
     projector_stride: Annotated[int, AT_LEAST_1] | None = None  # encoder vectors (20 ms) per token; unset: as above
     projector_pooling: Literal["average", "concatenate"] | None = None  # unset: as above
     projector_norm: bool | None = None  # normalize its output to the scale of the LLM's embeddings; unset: as above

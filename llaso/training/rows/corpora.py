@@ -208,9 +208,7 @@ def log_mels(row: Row, processor: LlasoProcessor) -> list[tuple[int, list[torch.
     """Return, for each clip of a row, its number of audio tokens and its log-mel windows, `(mels, frames)` each."""
     clips = []
     for samples in decode_audio(row, processor.feature_extractor.sampling_rate):
-        cuts = processor.audio_windows(len(samples))
-        mels = processor.log_mel([samples[start:stop] for start, stop in cuts])
-        clips.append((processor.count_audio_tokens(len(samples)), mels))
+        clips.append((processor.count_audio_tokens(len(samples)), processor.log_mel(processor.cut(samples))))
     return clips
 
 

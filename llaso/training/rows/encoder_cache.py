@@ -156,6 +156,8 @@ def fingerprint(model: LlasoForConditionalGeneration, processor: LlasoProcessor,
         "features": processor.feature_extractor.to_dict(),
         "precision": precision,
     }
+    if processor.audio_tail:  # absent without one, for the same reason
+        settings["tail"] = processor.audio_tail
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]
 

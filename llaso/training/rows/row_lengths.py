@@ -171,6 +171,8 @@ def counting_rule(processor: LlasoProcessor | None) -> str:
     if processor is None:
         return "estimate"
     settings = [processor.audio_padding, processor.projector_stride, processor.max_audio_len, processor.chat_template]
+    if processor.audio_tail:  # absent without one, so that counts kept before there were tails stay known
+        settings.append(processor.audio_tail)
     return json.dumps([*settings, processor.tokenizer.backend_tokenizer.to_str()], sort_keys=True)
 
 

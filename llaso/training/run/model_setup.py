@@ -18,6 +18,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from llaso.progress import Report
+from modeling_llaso.configuration_llaso import check_padding
 from modeling_llaso.conversion import new_model
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor
@@ -127,6 +128,20 @@ def open_model(recipe: Recipe) -> tuple[LlasoForConditionalGeneration, LlasoProc
                 model.config.audio_padding,
             )
         model.config.audio_padding = processor.audio_padding = choice.audio_padding
+    if choice.audio_tail is not None:
+        if choice.checkpoint is not None and choice.audio_tail != processor.audio_tail:
+            logger.warning(
+                "model.audio_tail is %g, but %s was trained with %g, so it hears other ends of recordings than it "
+                "learned from: train on, and measure (docs/real.md)",
+                choice.audio_tail,
+                choice.checkpoint,
+                processor.audio_tail,
+            )
+        processor.audio_tail = choice.audio_tail
+    try:
+        check_padding(processor.audio_padding, processor.audio_tail)
+    except ValueError as error:
+        raise ValueError(f"model.{error}") from None
     return model, processor
 
 
