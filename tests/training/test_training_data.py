@@ -167,9 +167,12 @@ def test_a_text_corpus_need_not_have_lengths_or_durations(backbones, tmp_path, c
 # ---- Lengths ----
 
 
-@pytest.mark.parametrize(("padding", "stride"), [("trim", 1), ("trim", 2), ("full", 1), ("full", 4)])
-def test_planned_lengths_are_those_of_the_batches(backbones, tmp_path, padding, stride):
+@pytest.mark.parametrize(
+    ("padding", "stride", "tail"), [("trim", 1, 0.0), ("trim", 2, 0.0), ("trim", 2, 0.7), ("full", 1, 0.0), ("full", 4, 0.0)]
+)
+def test_planned_lengths_are_those_of_the_batches(backbones, tmp_path, padding, stride, tail):
     processor = new_processor(*backbones, audio_padding=padding, projector_stride=stride)
+    processor.audio_tail = tail
     rows = mixed_rows()
     save_corpus(tmp_path / "corpus", {"train": rows})
     choice = DataChoice(path=str(tmp_path / "corpus"))
