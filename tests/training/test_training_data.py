@@ -168,7 +168,8 @@ def test_a_text_corpus_need_not_have_lengths_or_durations(backbones, tmp_path, c
 
 
 @pytest.mark.parametrize(
-    ("padding", "stride", "tail"), [("trim", 1, 0.0), ("trim", 2, 0.0), ("trim", 2, 0.7), ("full", 1, 0.0), ("full", 4, 0.0)]
+    ("padding", "stride", "tail"),
+    [("trim", 1, 0.0), ("trim", 2, 0.0), ("trim", 2, 0.7), ("full", 1, 0.0), ("full", 4, 0.0)],
 )
 def test_planned_lengths_are_those_of_the_batches(backbones, tmp_path, padding, stride, tail):
     processor = new_processor(*backbones, audio_padding=padding, projector_stride=stride)

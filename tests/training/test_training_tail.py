@@ -39,9 +39,9 @@ def test_a_run_with_a_tail_reads_it_from_its_cache_and_saves_it(root):
     records = [json.loads(line) for line in (root / "none" / "history.jsonl").read_text().splitlines()]
     bare = [one["tokens"] for one in records if one["kind"] == "step"]
     # 0.5 s are 50 frames, so 25 vectors more for each of a step's eight rows
-    assert [with_tail - without for (with_tail, _), without in zip(tokens["live"], bare, strict=True)] == pytest.approx(
-        [8 * 25] * len(bare), abs=8
-    )
+    assert [
+        with_tail - without for (with_tail, _), without in zip(tokens["live"], bare, strict=True)
+    ] == pytest.approx([8 * 25] * len(bare), abs=8)
 
 
 def test_what_is_kept_with_a_tail_is_not_read_without():
