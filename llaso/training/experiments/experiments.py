@@ -222,8 +222,8 @@ EXPERIMENTS = {
         ),
         Experiment(
             "padding",
-            "Whole windows of 30 seconds (full), the real frames alone (trim), and these with a second of silence give "
-            "equally many wrong words.",
+            "Whole windows of 30 seconds (full), the real frames alone (trim), and these with a second of silence "
+            "behind them give equally many wrong words.",
             lambda basis: [
                 *(Variation(padding, stage1=(f"model.audio_padding={padding}",)) for padding in ("trim", "full")),
                 Variation("trim, 1 s of silence", stage1=("model.audio_padding=trim", "model.audio_tail=1.0")),
