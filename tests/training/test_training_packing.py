@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.row_examples import examples, loss_and_gradients
 from support.tiny_llaso import ask, question, tiny_llaso, tone
 from support.tiny_training import row, save_backbones, save_corpus, tiny_recipe
 from torch.nn.attention import flex_attention as flex_module
@@ -30,48 +30,12 @@ from llaso.training.run.packed_attention import BY_ROW, attend_by_row, check_row
 from llaso.training.run.packed_encoder import encode_packed
 from llaso.training.run.packed_forward import use_packing
 from llaso.training.run.train import train
-from modeling_llaso.configuration_llaso import count_audio_tokens
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 
 ROWS = ((20, (131,)), (7, ()), (31, (40, 77)), (12, (2,)), (15, (64, 63, 1)))
 """Rows as tests lay them: tokens of text, and mel frames of each audio window."""
 WINDOW = 16
 """Tokens that sliding layers look back here: less than most rows have."""
-
-
-def examples(
-    model: LlasoForConditionalGeneration, rows: Sequence[tuple[int, Sequence[int]]], kept: Sequence[int] = ()
-) -> list[Example]:
-    """Make rows of random tokens and sound; those of `kept` come with the encoder's output, and first."""
-    draw = torch.Generator().manual_seed(len(rows))
-    mels, whole = model.config.audio_config.num_mel_bins, model.config.audio_padding == "full"
-    made = []
-    for number, (text, windows) in enumerate(rows):
-        sound = [torch.randn(mels, model.config.max_frames if whole else frames, generator=draw) for frames in windows]
-        tokens = sum(count_audio_tokens(one.shape[1], model.config.projector_stride) for one in sound)
-        words = torch.randint(1, 250, (text,), generator=draw)
-        audio = torch.full((tokens,), model.config.audio_token_id)
-        ids = torch.cat([words[: text // 2], audio, words[text // 2 :]])
-        labels = ids.clone()
-        labels[: -max(1, text // 3)] = IGNORED
-        if number in kept:
-            with torch.no_grad():
-                sound = [model.model.encode(one[None]).last_hidden_state[0] for one in sound]
-        made.append(Example(str(number), "ASR", ids, labels, sound, encoded=number in kept))
-    return sorted(made, key=lambda example: not example.encoded)
-
-
-def loss_and_gradients(
-    model: LlasoForConditionalGeneration, batch: dict[str, Any]
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    model.zero_grad()
-    targets = batch["shift_labels"]
-    inputs = {name: part for name, part in batch.items() if name not in ("ids", "tasks", "shift_labels")}
-    is_answer = targets != IGNORED
-    logits = model(**inputs, logits_to_keep=is_answer, use_cache=False).logits
-    loss = torch.nn.functional.cross_entropy(logits, targets[is_answer])
-    loss.backward()
-    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def assert_packed_is_padded(model: LlasoForConditionalGeneration, made: list[Example]) -> None:

@@ -224,6 +224,7 @@ class ComputeChoice:
     precision: Literal["auto", "bf16", "fp32"] = "bf16"  # auto: bf16 if this machine computes in it, otherwise fp32
     frozen_weights: Literal["auto", "bf16", "fp32"] = "fp32"  # auto: as `precision`; trainable weights are always fp32
     gradient_checkpointing: Checkpointing = False  # compute layers again in the backward pass; see recomputation.py
+    share_prefix: bool = False  # what all rows of a micro-batch begin with, the system prompt, runs once
     answer_only_logits: bool = True  # the LLM's head runs on answer tokens alone
     attention: Attention | None = None  # transformers' choice by default
     compile: bool | Literal["auto"] = False  # run the layers of encoder and LLM through torch.compile; auto: if it can
@@ -328,6 +329,10 @@ class Recipe:
             raise ValueError(
                 "recipe: `optimizer.ctc_weight` aligns each row separately, which packed batches do not support; set "
                 "batch.packing=false"
+            )
+        if self.compute.share_prefix and self.batch.packing:
+            raise ValueError(
+                "recipe: `compute.share_prefix` needs padded batches; set it to false, or batch.packing=false"
             )
         if self.optimizer.ctc_weight == 1:
             self._check_without_llm()

@@ -22,6 +22,7 @@ from modeling_llaso.processing_llaso import LlasoProcessor, stack_windows
 from .corpora import log_mels
 from .encoder_cache import EncoderCache, audio_tokens_of, clip_key, kept_audio
 from .packing import Packed, end_to_end, shifted
+from .shared_prefix import shared_prefix_of
 from .short_pieces import ShortPieces
 
 logger = logging.getLogger(__name__)
@@ -212,12 +213,14 @@ class Collator:
         skip_bad_rows: leave a row that cannot be learned from out, with a warning, instead of raising.
         extra_inputs: called with the batch's rows; returns more inputs, e.g. the teacher's.
         packing: lay rows end to end instead of padding them.
+        share_prefix: say what all rows begin with, as `shared_prefix`.
     """
 
     encode: RowEncoder
     skip_bad_rows: bool = False
     extra_inputs: Callable[[Sequence[Row]], dict[str, Any]] | None = None
     packing: bool = False
+    share_prefix: bool = False
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         examples, skipped = [], []
@@ -232,6 +235,9 @@ class Collator:
         examples.sort(key=lambda example: not example[1].encoded)
         lay = pack if self.packing else pad
         batch = lay([example for _, example in examples], self.encode.processor.tokenizer.pad_token_id)
+        if self.share_prefix and len(examples) > 1:
+            tokens = [example.input_ids for _, example in examples]
+            batch["shared_prefix"] = shared_prefix_of(tokens, self.encode.processor.audio_token_id)
         batch["skipped"] = skipped
         return batch | self.extra_inputs([row for row, _ in examples]) if self.extra_inputs is not None else batch
 

@@ -90,7 +90,7 @@ def collator_for(recipe: Recipe, processor: LlasoProcessor, cache: EncoderCache 
     align: Literal["no", "some", "all"] = "no" if weight == 0 else "all" if weight == 1 else "some"
     encode = RowEncoder(processor, data.max_length, cache, align, pieces_of(recipe, processor))
     teacher = TeacherCollator(encode, packing) if recipe.optimizer.distill_weight > 0 else None
-    return Collator(encode, data.bad_rows == "skip", teacher, packing)
+    return Collator(encode, data.bad_rows == "skip", teacher, packing, recipe.compute.share_prefix)
 
 
 def pieces_of(recipe: Recipe, processor: LlasoProcessor) -> ShortPieces | None:

@@ -3,7 +3,7 @@
 Every matrix multiplies each token or vector once forward, once more for the gradient of its input, and once more for
 its own if it learns. Attention multiplies every pair of a row, masked or not, as PyTorch counts it. Left out are
 padding and what is computed twice to save memory: batches, packing and checkpointing change the seconds of a step, not
-its FLOPs.
+its FLOPs. A prefix that several rows share counts once, if it is computed once.
 """
 
 from __future__ import annotations
@@ -81,6 +81,10 @@ class StepFlops:
             "logits": answers if self.recipe.compute.answer_only_logits else rows.sum(),
             "aligned": aligned,
         }
+        if prefix := inputs.get("shared_prefix"):
+            repeats = len(prefix["row_lengths"]) - 1
+            counts["tokens"] = counts["tokens"] - repeats * prefix["tokens"]
+            counts["token pairs"] = counts["token pairs"] - repeats * prefix["tokens"] ** 2
         if teacher_inputs:
             lengths = teacher_inputs.get("teacher_lengths")
             rows = teacher_inputs["teacher_mask"].sum(1) if lengths is None else _tensor(lengths, ids)

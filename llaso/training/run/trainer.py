@@ -34,6 +34,7 @@ from ..recipe.recipe import Recipe
 from ..rows.collator import IGNORED
 from ..rows.packing import Packed, members, starts_of, taken_frames
 from ..rows.read_ahead import ReadAhead, RowsAsRead
+from ..rows.shared_prefix import SharedPrefix
 from ..rows.training_rows import TrainingRows
 from .answer_loss import chunked_losses
 from .background_save import BackgroundSave, WaitForSave, on_host
@@ -50,6 +51,7 @@ from .model_setup import add_adapters, keep_frozen, merge_lora
 from .optimizer_groups import has_own_rates, late_parts, late_parts_frozen, parameter_groups, set_learning_rates
 from .packed_forward import use_packing
 from .recomputation import checkpointing_arguments
+from .shared_forward import can_share, saves_time, share_prefixes
 from .spec_augment import hide_stretches
 from .step_flops import StepFlops
 from .step_timer import BACKWARD, ENCODER, LLM, OPTIMIZER, READING, SAVING, Mark, StepTimer, stepping
@@ -125,6 +127,14 @@ class LlasoTrainer(Trainer):
         self.timer.watch(model.model.audio_tower, ENCODER)
         if recipe.batch.packing:
             use_packing(model, lambda: self.timer.measure(ENCODER))
+        self.shares_prefix = recipe.compute.share_prefix and recipe.optimizer.ctc_weight < 1
+        if self.shares_prefix:
+            if self.shards or not can_share(model.model.language_model):
+                raise ValueError(
+                    "compute.share_prefix needs whole weights in each process, and an LLM whose layers all attend to "
+                    "every token, with compute.attention eager or sdpa; set compute.share_prefix=false"
+                )
+            share_prefixes(model.model.language_model)
         self.writer = BackgroundSave()
         self.to_write: list[Callable[[], None]] = []  # what is left to write of the checkpoint that is being saved
         self.add_callback(WaitForSave(self.writer, self.args.device.type != "cpu", self.timer))
@@ -219,6 +229,9 @@ class LlasoTrainer(Trainer):
         targets = inputs.pop("shift_labels")
         teacher_inputs = {name: inputs.pop(name) for name in list(inputs) if name.startswith("teacher_")}
         transcripts, transcript_sizes = (inputs.pop(name, None) for name in ("transcripts", "transcript_sizes"))
+        prefix: SharedPrefix | None = inputs.pop("shared_prefix", None)
+        if prefix is not None and self.shares_prefix and self._saves_time(prefix):
+            inputs["shared_prefix"] = prefix
         is_answer = targets != IGNORED
         packed: Packed | dict = inputs.get("packed", {})
         if self.recipe.spec_augment.hides:
@@ -309,6 +322,11 @@ class LlasoTrainer(Trainer):
         with self.accelerator.autocast():
             losses = chunked_losses(self.unwrapped.compute_logits, hidden, targets, compute.loss_chunk)
         return outputs, None, losses
+
+    def _saves_time(self, prefix: SharedPrefix) -> bool:
+        """Return whether it takes less arithmetic to compute a micro-batch's prefix once."""
+        each = self.flops.each
+        return self.flops.known and saves_time(prefix, each["tokens"], each["token pairs"])
 
     def _hide(self, inputs: dict[str, Any], packed: Packed | dict) -> None:
         """Hide stretches of a micro-batch's log-mels, as the recipe says; see `spec_augment.py`."""
