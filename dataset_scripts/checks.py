@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 
 from llaso_common.audio import SAMPLE_RATE, AudioError, SilentAudio, audio_blocks
-from llaso_common.schema import FEATURES, SPLITS
+from llaso_common.schema import FEATURES, SPLITS, gives_answer
 from llaso_common.tasks import MODALITIES, task_of
 
 CLIPPED_SHARE = 0.001
@@ -116,7 +116,8 @@ def _bad_answer(row: Mapping[str, Any]) -> Iterator[str]:
     if not target.strip():
         yield "empty target"
     last: Mapping[str, Any] = row["messages"][-1] if row["messages"] else {"role": "", "content": []}
-    if last["role"] != "assistant" or [part["text"] for part in last["content"]] != [target]:
+    texts = [part["text"] or "" for part in last["content"]]
+    if last["role"] != "assistant" or len(texts) != 1 or not gives_answer(texts[0], target):
         yield "target is not the last answer"
     task = task_of(row)
     if row["choices"]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from llaso_common.schema import TASK_DEFINITION
+from llaso_common.schema import TASK_DEFINITION, after_transcript
 from llaso_common.tasks import PAPER_TASKS, TASKS
 
 from . import draw
@@ -85,6 +85,7 @@ def write(
     seed: int,
     voices: Sequence[str],
     max_seconds: float = MAX_SECONDS,
+    transcript_first: float = 0.0,
 ) -> dict[str, Any]:
     """Write the planned row of one fact.
 
@@ -95,6 +96,8 @@ def write(
         seed: of every draw.
         voices: the synthetic voices of this split.
         max_seconds: the longest row; a format in which the question takes longer to say is not drawn.
+        transcript_first: share of the rows in which the answer follows the transcript of all that is heard, if that is
+            known and is not itself the answer.
 
     Returns:
         The row's columns but `audio`, `duration`, `length` and `sha256`; the task's definition if it is not one of
@@ -133,6 +136,9 @@ def write(
         heard = (spoken(f"{fact.instruction} {fact.input}".strip()),)
         carried = draw.unit(seed, id, "carrier") < 0.5
         user = [_text(template.text), _AUDIO] if carried else [_AUDIO]
+    said = transcript_of_all(heard, item, fact)
+    first = bool(said) and draw.unit(seed, id, "transcript first") < transcript_first
+    answer = after_transcript(said, fact.target) if first else fact.target
     clips = [[part] for part in heard] if item.apart else [list(heard)]
     user += [_AUDIO] * (len(clips) - 1)
     worded = bool(fact.instruction or fact.messages)
@@ -151,7 +157,7 @@ def write(
             {"role": role, "content": [_AUDIO if part is None else _text(part) for part in parts]}
             for role, parts in fact.messages
         ]
-        or [{"role": "user", "content": user}, {"role": "assistant", "content": [_text(fact.target)]}],
+        or [{"role": "user", "content": user}, {"role": "assistant", "content": [_text(answer)]}],
         "target": fact.target,
         "choices": choices,
         "template_id": "" if worded else template.id,
@@ -161,6 +167,23 @@ def write(
         "license": source.license,
         "clips": [[sound_to_json(part) for part in clip] for clip in clips],
     } | definition
+
+
+def transcript_of_all(heard: Sequence[Sound], item: Item, fact: Fact) -> str:
+    """Return what is said in all that a row lets hear; "" if it is not known, or is what the task asks for."""
+    if fact.messages or TASKS[fact.task].answer == "transcript":
+        return ""
+    known = fact.input or next((other.target for other in item.facts if other.task == "ASR"), "")
+    words, recorded = list[str](), False
+    for sound in heard:
+        if isinstance(sound, Speech):
+            words.append(sound.text)
+        elif not known or not isinstance(sound, Recording):
+            return ""
+        elif not recorded:  # the transcript is of all of an item's recordings together
+            words.append(known)
+            recorded = True
+    return " ".join(words)
 
 
 def enumerate_choices(choices: Sequence[str]) -> str:

@@ -25,6 +25,7 @@ from llaso_common.schema import SPLITS
 from llaso_common.tasks import TASKS, Task
 
 from . import conversations, draw
+from .interleaved import MIX, Interleaver
 from .quotas import allocate
 from .size_estimate import FLAC_BYTES_PER_SECOND, Estimate, unfit
 from .sources.base import Fact, Item, Recording, Reject, Sound, Source
@@ -43,6 +44,8 @@ READ_PER_LIMITED_ROW = 40
 SPARES = 2
 """Spares of a stratum beyond one for every other row drawn from it."""
 PROGRESS_EVERY = 1_000
+SHARES = ("transcript_first", "interleaved")
+"""Settings that add to Instruct; at 0 they are not part of what a plan says of itself."""
 _BUFFER_BYTES = 32 << 20
 
 
@@ -70,6 +73,10 @@ class Settings:
         max_seconds: longest row; longer ones are set aside.
         processor: folder or Hub id of the checkpoint whose processor counts each row's `length`; "" leaves it at 0.
         tasks: tasks beside the paper's, with all their instructions.
+        transcript_first: share of Instruct's training rows in which the answer follows the transcript of what is
+            heard.
+        interleaved: share of the transcribed items that also stand in a row of written and spoken sentences by
+            turns, of the task MIX, in Instruct's training rows.
     """
 
     corpus: str
@@ -83,6 +90,8 @@ class Settings:
     max_seconds: float = conversations.MAX_SECONDS
     processor: str = ""
     tasks: Sequence[Task] = ()
+    transcript_first: float = 0.0
+    interleaved: float = 0.0
 
     def __post_init__(self) -> None:
         lowest = {"eval_rows": 0, "validation_rows": 0, "rows_per_shard": 1, "limit": 1}
@@ -92,6 +101,12 @@ class Settings:
                 raise ValueError(f"{name}: {value!r} is not a whole number of {low} or more")
         if not isinstance(self.max_seconds, int | float) or not self.max_seconds > 0:
             raise ValueError(f"max_seconds: {self.max_seconds!r} is not a number above 0")
+        for name in SHARES:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise ValueError(f"{name}: {value!r} is no share; give a number between 0 and 1")
+        if self.interleaved and MIX not in self.tasks:
+            object.__setattr__(self, "tasks", (*self.tasks, MIX))
 
     def fingerprint(self, sources: Sequence[Source]) -> str:
         """Return a hash of the settings and of the sources' names, folders and options."""
@@ -99,7 +114,8 @@ class Settings:
 
     def stated(self, sources: Sequence[Source]) -> dict[str, Any]:
         """Return the settings and the sources' names, folders and options, as plain JSON."""
-        kept = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "tasks"}
+        kept = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("tasks", *SHARES)}
+        kept |= {name: getattr(self, name) for name in SHARES if getattr(self, name)}
         if self.tasks:
             kept["tasks"] = self.stated_tasks()
         read = {source.name: [str(source.root), dict(source.options)] for source in sources}
@@ -439,6 +455,7 @@ class _Planner:
             "settings": {
                 **{name: getattr(settings, name) for name in ("eval_rows", "validation_rows", "limit")},
                 **{name: getattr(settings, name) for name in ("rows_per_shard", "max_seconds")},
+                **{name: getattr(settings, name) for name in SHARES if getattr(settings, name)},
                 "voices": {split: list(pool) for split, pool in self.voices.items()},
                 "options": json.loads(json.dumps({s.name: dict(s.options) for s in self.sources}, default=str)),
             },
@@ -469,6 +486,7 @@ class _Planner:
         """Read all items: offer evaluation rows to the draw, write the others to the spools."""
         for source in self.sources:
             facts, read = Counter[str](), 0
+            mixer = Interleaver(self.settings.interleaved, self.settings.max_seconds)
             for item in source.items():
                 if isinstance(item, Reject):
                     self.offered += 1
@@ -486,6 +504,9 @@ class _Planner:
                     raise ValueError(
                         f"{source.name}: item {item.id}: split {split!r} is not one of {', '.join(SPLITS)}"
                     )
+                if split == "train" and self.settings.corpus == "instruct":
+                    for mixed in mixer.add(item):
+                        self._sort(source, mixed, mixed.facts[0], split, mixed.facts[0].corpora, train, validation)
                 self.without_facts[source.name] += not item.facts
                 for fact in item.facts:
                     into = corpora_of(source, item, fact, self.settings.seed)
@@ -544,7 +565,8 @@ class _Planner:
 
     def _row(self, corpus: str, source: Source, item: Item, fact: Fact, split: str) -> PlannedRow:
         seed, voices = self.settings.seed, self.voices[split]
-        row = conversations.write(corpus, source, item, fact, split, seed, voices, self.settings.max_seconds)
+        first = self.settings.transcript_first if (corpus, split) == ("instruct", "train") else 0.0
+        row = conversations.write(corpus, source, item, fact, split, seed, voices, self.settings.max_seconds, first)
         return PlannedRow.of(row, keys_of(source, item, row["voice"]))
 
     def _draw_validation(self, held: _Keys) -> Drawn:

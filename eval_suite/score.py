@@ -315,6 +315,7 @@ def score_rows(
     normalization: str = "whisper_english",
     system: str | None = None,
     panel: Path | str | None = None,
+    answer_after: str | None = None,
 ) -> Scored:
     """Score the answers in a folder and keep what was read of every row.
 
@@ -327,6 +328,8 @@ def score_rows(
         normalization: of transcripts under strict, see `text_normalization.NORMALIZATIONS`.
         system: its name in the output; the folder's name by default.
         panel: a panel file; the shipped one of the protocol by default.
+        answer_after: in a reply that holds this text, the answer is what follows its last occurrence; a reply without
+            it is an answer as it stands. For models that write a transcript first.
 
     Returns:
         The scores, as `data/scores.schema.json` describes them, with their rows.
@@ -338,13 +341,27 @@ def score_rows(
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}: choose strict or paper")
     answers = read(path, system)
+    marked = _keep_answers(answers, answer_after) if answer_after else 0
     drawn = resamples if intervals else 0
     rows = {file: read_rows(answered, protocol, normalization) for file, answered in answers.files.items()}
     measured = measure(rows, protocol, resamples=drawn, seed=seed)
     settings: dict[str, Any] = {"resamples": drawn, "seed": seed, "level": 0.95}
     if protocol == "strict":
         settings["normalization"] = normalization
+    if answer_after:
+        settings |= {"answer_after": answer_after, "replies_with_it": marked}
     return Scored(assemble(answers, measured, protocol, load_panel(protocol, panel), settings), rows)
+
+
+def _keep_answers(answers: SystemAnswers, mark: str) -> int:
+    """Take what is before a mark off the replies that hold it, in place; return how many do."""
+    marked = 0
+    for rows in answers.files.values():
+        for row in rows:
+            if row.prediction is not None and mark in row.prediction:
+                row.prediction = row.prediction.rpartition(mark)[2].strip()
+                marked += 1
+    return marked
 
 
 def score(path: Path | str, **options: Any) -> dict[str, Any]:

@@ -147,3 +147,17 @@ def clip_bytes(clip: Clip | None) -> bytes:
         return Path(clip["path"]).read_bytes()
     except OSError as error:
         raise ValueError(f"a clip cannot be read: {error}") from error
+
+
+TRANSCRIPT_MARK, ANSWER_MARK = "Transcript:", "Answer:"
+"""What an answer begins with that is written after the transcript, and what stands between the two."""
+
+
+def after_transcript(said: str, answer: str) -> str:
+    """Write an answer after the transcript of what is heard."""
+    return f"{TRANSCRIPT_MARK} {said}\n{ANSWER_MARK} {answer}"
+
+
+def gives_answer(text: str, answer: str) -> bool:
+    """Return whether a text is an answer, or one that `after_transcript` wrote."""
+    return text == answer or (text.startswith(f"{TRANSCRIPT_MARK} ") and text.endswith(f"\n{ANSWER_MARK} {answer}"))

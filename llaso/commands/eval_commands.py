@@ -55,6 +55,12 @@ def _add_score(steps) -> None:
     parser.add_argument("--no-intervals", action="store_true", help="skip the bootstrap")
     parser.add_argument("--resamples", type=resamples, default=1000, help="bootstrap resamples (default: %(default)s)")
     parser.add_argument("--seed", type=seed, default=0, help="of the bootstrap (default: %(default)s)")
+    parser.add_argument(
+        "--answer-after",
+        type=some_text,
+        metavar="TEXT",
+        help="score what follows the last TEXT of a reply that holds it, e.g. 'Answer:' after a transcript",
+    )
     parser.set_defaults(run=_score)
 
 
@@ -73,6 +79,7 @@ def _score(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         system=arguments.system,
         panel=arguments.panel,
+        answer_after=arguments.answer_after,
     )
     if arguments.out is not None:
         print(f"wrote {scored.write(arguments.out, arguments.rows)}")

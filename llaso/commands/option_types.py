@@ -102,3 +102,11 @@ def add_output_file(parser: argparse.ArgumentParser, help: str, required: bool =
     """Add `--out FILE` and `--overwrite`; the command calls `refuse_existing_file` with them before its work."""
     parser.add_argument("--out", type=path, metavar="FILE", required=required, help=help)
     parser.add_argument("--overwrite", action="store_true", help="replace the file that --out names")
+
+
+def named_folder(text: str) -> tuple[str, Path]:
+    """Return a name and a folder of `NAME=FOLDER`."""
+    name, equals, folder = text.partition("=")
+    if not (name.strip() and equals and folder):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FOLDER")
+    return name.strip(), path(folder)

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from .option_types import at_least_0, path, seed
+from .option_types import at_least_0, named_folder, path, seed, some_text
 
 
 def add_parser(commands) -> None:
@@ -50,10 +50,12 @@ def add_parser(commands) -> None:
         description="gate: how good Stage 1 must be. encoder: frozen against unfrozen in Stage 2. unfreeze: frozen "
         "against three gentle ways to let it learn. unseen: tasks and formats left out of training. more-tasks: few "
         "against all. hours: all speech, half and a quarter of it. "
-        "pieces: CTC on shorter pieces of words. padding: trim against full. What is finished is skipped.",
+        "pieces: CTC on shorter pieces of words. padding: trim against full. corpora: those that --corpus names. "
+        "What is finished is skipped.",
     )
     experiment.add_argument(
-        "name", choices=("gate", "encoder", "unfreeze", "unseen", "more-tasks", "hours", "pieces", "padding")
+        "name",
+        choices=("gate", "encoder", "unfreeze", "unseen", "more-tasks", "hours", "pieces", "padding", "corpora"),
     )
     experiment.add_argument(
         "--quickstart",
@@ -80,6 +82,20 @@ def add_parser(commands) -> None:
         default=0,
         metavar="N",
         help="steps of Stage 2 (default: as the recipe says)",
+    )
+    experiment.add_argument(
+        "--corpus",
+        type=named_folder,
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="an instruction corpus to compare, in the experiment corpora; the first is the reference",
+    )
+    experiment.add_argument(
+        "--answer-after",
+        type=some_text,
+        metavar="TEXT",
+        help="score what follows the last TEXT of a reply that holds it, e.g. 'Answer:' after a transcript",
     )
     experiment.add_argument(
         "--page", type=path, help="a Markdown page in which this experiment's table and figure are replaced"
@@ -140,6 +156,9 @@ def run_experiment(arguments: argparse.Namespace) -> None:
 
     if arguments.page is not None:
         check_page(arguments.page, arguments.name)
+    corpora = dict(arguments.corpus)
+    if len(corpora) < len(arguments.corpus):
+        raise ValueError("two corpora have the same name; give each --corpus a name of its own")
     options = Options.of_folder(arguments.quickstart)
     folder = run_experiment(
         arguments.name,
@@ -152,6 +171,8 @@ def run_experiment(arguments: argparse.Namespace) -> None:
         stage1_only=arguments.stage1_only,
         stage2_steps=arguments.stage2_steps,
         rows=arguments.rows,
+        corpora=corpora,
+        answer_after=arguments.answer_after,
         report=lambda line: print(line, flush=True),
     )
     table, _ = write_report(folder)

@@ -15,8 +15,8 @@ import json
 import multiprocessing
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from multiprocessing.queues import SimpleQueue
 from multiprocessing.reduction import DupFd
 from pathlib import Path
@@ -119,11 +119,13 @@ class Basis:
         tasks: of the instruction corpus, most rows first.
         unseen: those of them to hold out.
         stage2_rate: learning rate of Stage 2.
+        corpora: folders of instruction corpora to compare, by name.
     """
 
     tasks: list[str]
     unseen: list[str]
     stage2_rate: float
+    corpora: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -221,6 +223,12 @@ EXPERIMENTS = {
             ],
         ),
         Experiment(
+            "corpora",
+            "An instruction corpus that is built otherwise gives other scores.",
+            lambda basis: [Variation(name, stage2=(f"data.path={folder}",)) for name, folder in basis.corpora.items()],
+            shows=lambda name, unseen: True,
+        ),
+        Experiment(
             "padding",
             "Whole windows of 30 seconds (full), the real frames alone (trim), and these with a second of silence "
             "behind them give equally many wrong words.",
@@ -245,6 +253,8 @@ def run_experiment(
     stage1_only: bool = False,
     stage2_steps: int = 0,
     rows: int = 0,
+    corpora: Mapping[str, Path] | None = None,
+    answer_after: str | None = None,
     evaluate: Evaluate | None = None,
     report: Report = lambda line: None,
 ) -> Path:
@@ -268,6 +278,8 @@ def run_experiment(
         stage1_only: leave Stage 2 out, and record Stage 1 only.
         stage2_steps: optimizer steps of Stage 2; 0 takes as many as its recipe does.
         rows: of the evaluation corpus; 0 takes all.
+        corpora: instruction corpora that the experiment `corpora` compares, by name; the first is the reference.
+        answer_after: of replies, see `eval_suite.score.score_rows`.
         evaluate: scores a model; `evaluate_model` by default.
         report: takes progress lines.
 
@@ -286,6 +298,11 @@ def run_experiment(
         raise FileNotFoundError(
             f"no corpus at {inputs.instruct}; run `llaso quickstart` first, or name its folder with --quickstart"
         )
+    if (name == "corpora") != bool(corpora) or len(corpora or "  ") < 2:
+        raise ValueError("the experiment corpora compares two corpora or more, and no other takes any; see --corpus")
+    for folder in (corpora or {}).values():
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no corpus at {folder}; build it first, or name another with --corpus")
     if stage1 is not None and not (stage1 / RESULT).is_file():
         raise FileNotFoundError(f"{stage1} holds no finished training ({RESULT} is missing); name one with --stage1")
     experiment = EXPERIMENTS[name]
@@ -296,11 +313,12 @@ def run_experiment(
     given = None
     if stage1 is not None:  # it may have moved since
         given = replace(TrainResult(**json.loads((stage1 / RESULT).read_text(encoding="utf-8"))), out=str(stage1))
-    evaluate = evaluate or evaluate_model
-    runs = _Runs(inputs, out / "runs", tuple(overrides), given, rows, evaluate, report)
+    evaluate = evaluate or functools.partial(evaluate_model, answer_after=answer_after)
+    scored = f"evaluation-{rows or 'all'}" + "-bare" * bool(answer_after)
+    runs = _Runs(inputs, out / "runs", tuple(overrides), given, rows, evaluate, report, scored)
     of_stage2 = () if stage1_only else tuple(overrides)  # what is meant for Stage 1 may not fit an unused Stage 2
     stage2 = load_recipe(inputs.recipes[1], ("model.checkpoint=not yet known", *of_stage2, "out=not yet known"))
-    variations = experiment.variations(Basis(tasks, held_out, stage2.optimizer.learning_rate))
+    variations = experiment.variations(Basis(tasks, held_out, stage2.optimizer.learning_rate, corpora or {}))
     varies_stage1 = any(variation.stage1 or variation.stage1_share != 1 for variation in variations)
     if stage1 is not None and varies_stage1:
         raise ValueError(
@@ -370,6 +388,7 @@ class _Runs:
     rows: int
     evaluate: Evaluate
     report: Report
+    scored: str
 
     def run(self, variation: Variation, seed: int, steps: int) -> dict[str, Any]:
         """Train one variation with one seed, and return the record of its two stages and its scores."""
@@ -378,7 +397,7 @@ class _Runs:
         start = (f"model.checkpoint={first.out}", f"data.path={self.inputs.instruct}")
         second = self._stage(1, (*start, *self._common(seed), *variation.stage2, *equal))
         out = Path(second.out)
-        scores = self.evaluate(out, self.inputs.evaluation, out / f"evaluation-{self.rows or 'all'}", self.rows)
+        scores = self.evaluate(out, self.inputs.evaluation, out / self.scored, self.rows)
         return {
             "variation": variation.name,
             "seed": seed,
@@ -453,13 +472,22 @@ def _steps_of(recipe: str, overrides: tuple[str, ...]) -> int:
 
 
 def flat_scores(scores: Scores) -> dict[str, Any]:
-    """Return metric, value, direction and coverage of every task, and of each format if a task comes in several."""
+    """Return metric, value, direction and coverage of every task, and of each format if there are several.
+
+    The skill of a format is its mean over the format's tasks.
+    """
     named = dict(scores["tasks"])
     for task in scores["tasks"]:
         formats = {form: part["tasks"][task] for form, part in scores["modalities"].items() if task in part["tasks"]}
         if len(formats) > 1:
             named |= {f"{task} ({form})": entry for form, entry in formats.items()}
-    return {
+    skills = {}
+    for form, part in scores["modalities"].items() if len(scores["modalities"]) > 1 else ():
+        skill = part["normalized"]["skill"]
+        if skill and skill["value"] is not None:
+            of_format = {"metric": "", "value": skill["value"], "direction": "higher", "answered": part["coverage"]}
+            skills[f"skill ({form})"] = of_format
+    return skills | {
         name: {key: entry["primary"][key] for key in ("metric", "value", "direction")}
         | {"answered": entry["coverage"]}
         for name, entry in named.items()
@@ -467,7 +495,7 @@ def flat_scores(scores: Scores) -> dict[str, Any]:
     }
 
 
-def evaluate_model(model: Path, corpus: Path, out: Path, rows: int) -> Scores:
+def evaluate_model(model: Path, corpus: Path, out: Path, rows: int, answer_after: str | None = None) -> Scores:
     """Answer the evaluation corpus and score the answers, in a process of its own; finished scores are read again.
 
     The process gives its memory back when it ends, and holds the folder's lock as well, so that another experiment
@@ -482,7 +510,7 @@ def evaluate_model(model: Path, corpus: Path, out: Path, rows: int) -> Scores:
         if not file.exists():
             spawn = multiprocessing.get_context("spawn")
             failure = spawn.SimpleQueue()
-            arguments = (DupFd(lock), failure, model, corpus, out / "predictions", rows, file)
+            arguments = (DupFd(lock), failure, model, corpus, out / "predictions", rows, file, answer_after)
             child = spawn.Process(target=_generate_and_score, args=arguments)
             with contextlib.suppress(BrokenPipeError):  # it ended during its start, which its exit code shows
                 child.start()
@@ -494,7 +522,14 @@ def evaluate_model(model: Path, corpus: Path, out: Path, rows: int) -> Scores:
 
 
 def _generate_and_score(
-    lock: Any, failure: SimpleQueue[str], model: Path, corpus: Path, predictions: Path, rows: int, file: Path
+    lock: Any,
+    failure: SimpleQueue[str],
+    model: Path,
+    corpus: Path,
+    predictions: Path,
+    rows: int,
+    file: Path,
+    answer_after: str | None,
 ) -> None:
     from eval_suite.generate import generate
     from eval_suite.score import score
@@ -513,7 +548,7 @@ def _generate_and_score(
         made = json.loads((predictions / "generation.json").read_text(encoding="utf-8"))
         if made["errors"] == made["rows"]:
             raise RuntimeError(f"no row could be answered; {predictions} says why")
-        scores = score(predictions, intervals=False)
+        scores = score(predictions, intervals=False, answer_after=answer_after)
         write_atomically(file, json.dumps(scores, indent=2, ensure_ascii=False, allow_nan=False) + "\n", durable=True)
     except Exception:  # of any kind: the parent process has no other way to learn why this one failed
         failure.put(traceback.format_exc())
