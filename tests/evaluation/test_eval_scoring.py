@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -201,6 +202,33 @@ def test_the_score_command_writes_scores_and_rows(predictions, tmp_path, capsys)
     assert main(["eval", "score", str(tmp_path / "nowhere")]) == 2
     assert main(["eval", "schema", "--out", str(tmp_path / "schema.json")]) == 0
     assert main(["eval", "panel", "show"]) == 0
+
+
+@pytest.mark.parametrize("protocol", ["strict", "paper"])
+def test_answers_after_a_transcript_are_scored_as_if_they_were_alone(predictions, schema, tmp_path, protocol):
+    """Each reply gets a transcript in front of it, some with the mark in it; the scores stay what they are."""
+    marked = tmp_path / "marked"
+    shutil.copytree(predictions, marked)
+    before, count = ("Transcript: one two\nAnswer: ", "Answer: none. Transcript: no\nAnswer:\n"), 0
+    for file in marked.glob("*.jsonl"):
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+        for place, row in enumerate(rows):
+            if row["prediction"] is not None and row.get("error") is None:
+                row["prediction"] = before[place % 2] + row["prediction"].strip()
+                count += 1
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    plain = score(predictions, protocol=protocol, intervals=False, system="tiny")
+    found = score(marked, protocol=protocol, intervals=False, system="tiny", answer_after="Answer:")
+    jsonschema.validate(found, schema)
+    assert found["settings"].pop("answer_after") == "Answer:" and found["settings"].pop("replies_with_it") == count
+    assert found == plain
+    assert score(marked, protocol=protocol, intervals=False, system="tiny") != plain
+
+
+def test_a_reply_without_the_mark_is_the_answer(predictions):
+    plain, found = (score(predictions, intervals=False, answer_after=mark) for mark in (None, "Answer:"))
+    assert found["settings"].pop("replies_with_it") == 0 and found["settings"].pop("answer_after")
+    assert found == plain
 
 
 def test_same_seed_same_bytes(predictions, scores):

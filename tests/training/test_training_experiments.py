@@ -57,7 +57,10 @@ def scores_of(model: Path, corpus: Path, out: Path, rows: int) -> dict[str, Any]
     entries = {task: entry for task in ("ASR", "IP", "AQA")}
     return {
         "tasks": entries,
-        "modalities": {"text_audio": {"tasks": entries}, "audio": {"tasks": {"AQA": entry}}},
+        "modalities": {
+            "text_audio": {"tasks": entries, "normalized": {"skill": {"value": 0.3}}, "coverage": 1.0},
+            "audio": {"tasks": {"AQA": entry}, "normalized": {"skill": {"value": 0.1}}, "coverage": 1.0},
+        },
         "normalized": {"skill": {"value": 0.25}},
         "coverage": 1.0,
     }
@@ -85,7 +88,7 @@ def test_an_experiment_trains_its_variations_alike_and_puts_them_into_its_page(i
     assert [one["variation"] for one in runs] == ["all tasks", "without IP", "without pure audio"]
     assert {one["steps"] for one in runs} == {3}
     assert [one["scores"]["IP"]["value"] for one in runs] == [0.3, 0.2, 0.3]
-    assert results["shown"] == ["AQA (audio)", "AQA (text_audio)", "IP"]
+    assert results["shown"] == ["AQA (audio)", "AQA (text_audio)", "IP", "skill (audio)", "skill (text_audio)"]
     stages = sorted(path.name.partition("-")[0] for path in (tmp_path / "runs").glob("stage*"))
     assert stages == ["stage1", "stage2", "stage2", "stage2"]  # Stage 1 is shared
 
@@ -328,12 +331,16 @@ def test_formats_of_a_task_are_told_apart_where_there_are_several():
         primary = None if value is None else {"metric": "accuracy", "value": value, "direction": "higher"}
         return {"primary": primary, "coverage": 0.5}
 
+    def skill(value: float | None) -> dict[str, Any]:
+        return {"normalized": {"skill": {"value": value}}, "coverage": 0.5}
+
     flat = flat_scores(
         {
             "tasks": {"AQA": entry(0.4), "SGC": entry(0.7), "PSWL": entry(None)},
             "modalities": {
-                "text_audio": {"tasks": {"AQA": entry(0.6), "SGC": entry(0.7)}},
-                "audio": {"tasks": {"AQA": entry(0.2)}},
+                "text_audio": {"tasks": {"AQA": entry(0.6), "SGC": entry(0.7)}} | skill(0.5),
+                "audio": {"tasks": {"AQA": entry(0.2)}} | skill(0.1),
+                "audio_text": {"tasks": {}} | skill(None),
             },
         }
     )
@@ -342,6 +349,8 @@ def test_formats_of_a_task_are_told_apart_where_there_are_several():
         "AQA (text_audio)": 0.6,
         "AQA (audio)": 0.2,
         "SGC": 0.7,
+        "skill (text_audio)": 0.5,
+        "skill (audio)": 0.1,
     }
 
 
@@ -354,6 +363,46 @@ def test_mistakes_are_named(inputs, tmp_path):
         run_experiment("encoder", inputs, tmp_path, stage1=Path("nowhere"))
     with pytest.raises(ValueError, match="has none of the tasks PR; it has ASR, IP, AQA"):
         run_experiment("unseen", inputs, tmp_path, unseen=["PR"])
+
+
+def test_corpora_are_compared_at_an_equal_number_of_steps(inputs, tmp_path):
+    few = save_corpus(tmp_path / "few", {"train": [row(i) for i in range(8)], "validation": [row(0, seed=1)]})
+    folder = run_experiment(
+        "corpora",
+        inputs,
+        tmp_path / "out",
+        seeds=(0,),
+        overrides=SMALL,
+        stage2_steps=2,
+        corpora={"all": inputs.instruct, "transcripts": few},
+        evaluate=scores_of,
+    )
+    runs = json.loads((folder / "results.json").read_text())["runs"]
+    assert [(one["variation"], one["steps"]) for one in runs] == [("all", 2), ("transcripts", 2)]
+    assert [one["scores"]["ASR"]["value"] for one in runs] == [0.3, 0.1]  # the tasks that each has seen
+    lines = table(json.loads((folder / "results.json").read_text())).splitlines()
+    assert "| skill (audio) | skill (text_audio) |" in lines[2] and lines[4].startswith("| all | 1 |")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("corpora", [], "the experiment corpora compares two corpora or more"),
+        ("corpora", ["--corpus", "one=CORPUS"], "the experiment corpora compares two corpora or more"),
+        ("gate", ["--corpus", "one=CORPUS", "--corpus", "two=CORPUS"], "and no other takes any; see --corpus"),
+        ("corpora", ["--corpus", "one=CORPUS", "--corpus", "one=CORPUS"], "two corpora have the same name"),
+        ("corpora", ["--corpus", "one=CORPUS", "--corpus", "two=nowhere"], "no corpus at nowhere; build it first"),
+        ("corpora", ["--corpus", "CORPUS"], "is not NAME=FOLDER"),
+    ],
+)
+def test_corpora_that_cannot_be_compared_are_refused(inputs, tmp_path, capsys, name, options, message):
+    options = [option.replace("CORPUS", str(inputs.instruct)) for option in options]
+    command = ["experiment", name, "--quickstart", str(inputs.folder), "--out", str(tmp_path / "out"), *options]
+    try:
+        assert main(command) == 2
+    except SystemExit as ended:
+        assert ended.code == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")

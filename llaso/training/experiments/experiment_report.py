@@ -147,7 +147,7 @@ def _columns(results: Results) -> list[tuple[str, Any]]:
     columns = [
         ("WER after Stage 1", lambda run: run["stage1_wer"]),
         ("WER after Stage 2", lambda run: run["stage2_wer"]),
-        *((f"{name} {metric[name]}", score(name)) for name in results["shown"]),
+        *((f"{name} {metric[name]}".strip(), score(name)) for name in results["shown"]),
         ("skill, all tasks", lambda run: run["skill"]),
         ("answered", lambda run: run["answered"]),
     ]
