@@ -15,6 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from llaso.progress import progress_report, time_in_words
 from llaso_common.atomic_write import write_atomically
 
@@ -30,6 +32,8 @@ CORPORA = ("align", "instruct", "eval")
 STAGES = ("corpora", "backbones", "stage 1", "stage 2", "evaluation", "report")
 REAL_STAGES = ("backbones", "corpora", *STAGES[2:])
 """With real parts: a part that cannot be fetched is known before anything is built."""
+SOURCES_FILE = "sources.yaml"
+SOURCES_COMMENT = "# What the corpora beside this file were built from, for `llaso data build`."
 REPORT_SECONDS = 10.0
 """Between two lines of progress."""
 
@@ -129,6 +133,16 @@ class _Pipeline:
             recorded, tasks = self.recordings()
             sources += recorded
         rows = {}
+        settings = {
+            "eval_rows": size.eval_rows,
+            "validation_rows": size.validation_rows,
+            "rows_per_shard": 500,
+            "voices": {split: list(pool) for split, pool in synthetic.voices().items()},
+        }
+        if not real:
+            options = {"path": ".", **counts, "seed": self.options.seed, "real": False}
+            text = yaml.safe_dump({"sources": {synthetic.SOURCE.name: options}, **settings}, sort_keys=False)
+            write_atomically(self.out / SOURCES_FILE, f"{SOURCES_COMMENT}\n{text}")
         for corpus in CORPORA:
             build(
                 corpus,
@@ -137,10 +151,7 @@ class _Pipeline:
                 seed=self.options.seed,
                 clips=self.out / "clips",
                 workers=os.cpu_count() or 1,
-                eval_rows=size.eval_rows,
-                validation_rows=size.validation_rows,
-                rows_per_shard=500,
-                voices=synthetic.voices(),
+                **settings,
                 tasks=tasks,
                 against=[self.corpus(other) for other in CORPORA[:2]] if corpus == "eval" else (),
                 progress=progress_report(f"      llaso-{corpus}: rows", _say, REPORT_SECONDS),

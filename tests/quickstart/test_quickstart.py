@@ -125,6 +125,14 @@ def test_training_and_evaluation_share_no_clip(journey, tmp_path):
     assert len({row["task"] for row in held}) >= 8
 
 
+def test_the_sources_file_beside_them_builds_the_same_corpora(journey, tmp_path):
+    file = sources_file.read(journey / "sources.yaml")
+    built = build("instruct", file.sources, tmp_path / "again", clips=journey / "clips", **file.settings)
+    shards = {str(path.relative_to(built)): path.read_bytes() for path in built.glob("data/**/*.parquet")}
+    there = journey / "llaso-instruct"
+    assert shards == {str(path.relative_to(there)): path.read_bytes() for path in there.glob("data/**/*.parquet")}
+
+
 def test_corpora_stream_without_torchcodec(journey):
     from datasets import load_dataset
 
