@@ -21,6 +21,8 @@ import pytest
 import soundfile
 from support.paths import ROOT
 
+from dataset_scripts import sources_file
+from dataset_scripts.build import build
 from llaso import progress
 from llaso.quickstart import pipeline
 from llaso.quickstart.options import Options
@@ -125,11 +127,13 @@ def test_training_and_evaluation_share_no_clip(journey, tmp_path):
     assert len({row["task"] for row in held}) >= 8
 
 
-def test_the_sources_file_beside_them_builds_the_same_corpora(journey, tmp_path):
-    file = sources_file.read(journey / "sources.yaml")
-    built = build("instruct", file.sources, tmp_path / "again", clips=journey / "clips", **file.settings)
+def test_the_sources_file_that_it_leaves_builds_the_same_corpora(tmp_path):
+    out = tmp_path / "run"
+    pipeline._Pipeline(out, Options(size="minimum")).build_corpora()
+    file = sources_file.read(out / "sources.yaml")
+    built = build("instruct", file.sources, tmp_path / "again", clips=out / "clips", **file.settings)
     shards = {str(path.relative_to(built)): path.read_bytes() for path in built.glob("data/**/*.parquet")}
-    there = journey / "llaso-instruct"
+    there = out / "llaso-instruct"
     assert shards == {str(path.relative_to(there)): path.read_bytes() for path in there.glob("data/**/*.parquet")}
 
 
