@@ -126,7 +126,8 @@ def write(summary: Mapping[str, Any], address: str = "PATH", leaks: Mapping[str,
         "## How it was made",
         f"By `llaso data`, from the sources above with seed {summary['seed']}; fingerprint "
         f"`{summary['fingerprint'][:16]}`. Synthetic speech is by {summary['speech']}. Which instruction, style, "
-        "voice, format and split a row has is a function of a hash of the seed and its id.",
+        "voice, format and split a row has is a function of a hash of the seed and its id."
+        + _transcript_first(summary.get("settings", {}).get("transcript_first", 0.0)),
         _left_out(summary),
         *([_apart(leaks)] if leaks else []),
         f"## Citation\n\n```bibtex\n{CITATION}\n```",
@@ -164,6 +165,16 @@ def _own_tasks(own: Mapping[str, Task], summary: Mapping[str, Any]) -> str:
         told = told_styles([style for style, _ in summary["tasks"][code]["instructions"]])
         table.append([f"`{code}`", task.name, answer, told])
     return "\n\n".join([*lines, _table(["task", "name", "answer", "instructions"], table)])
+
+
+def _transcript_first(share: float) -> str:
+    """Say that answers follow a transcript, if a share of the training rows has such answers."""
+    if not share:
+        return ""
+    return (
+        f" In {share:.0%} of the training rows of which it is known what is said, the answer follows the transcript; "
+        "`target` is the bare answer."
+    )
 
 
 def _left_out(summary: Mapping[str, Any]) -> str:

@@ -105,6 +105,9 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise ValueError(f"{name}: {value!r} is no share; give a number between 0 and 1")
+        if self.corpus != "instruct":  # what another corpus is made of does not depend on them
+            for name in SHARES:
+                object.__setattr__(self, name, 0.0)
         if self.interleaved and MIX not in self.tasks:
             object.__setattr__(self, "tasks", (*self.tasks, MIX))
 
@@ -504,7 +507,7 @@ class _Planner:
                     raise ValueError(
                         f"{source.name}: item {item.id}: split {split!r} is not one of {', '.join(SPLITS)}"
                     )
-                if split == "train" and self.settings.corpus == "instruct":
+                if split == "train":
                     for mixed in mixer.add(item):
                         self._sort(source, mixed, mixed.facts[0], split, mixed.facts[0].corpora, train, validation)
                 self.without_facts[source.name] += not item.facts
@@ -565,7 +568,7 @@ class _Planner:
 
     def _row(self, corpus: str, source: Source, item: Item, fact: Fact, split: str) -> PlannedRow:
         seed, voices = self.settings.seed, self.voices[split]
-        first = self.settings.transcript_first if (corpus, split) == ("instruct", "train") else 0.0
+        first = self.settings.transcript_first if split == "train" else 0.0
         row = conversations.write(corpus, source, item, fact, split, seed, voices, self.settings.max_seconds, first)
         return PlannedRow.of(row, keys_of(source, item, row["voice"]))
 

@@ -81,7 +81,10 @@ def test_other_corpora_stay_as_they_are(corpus, tmp_path):
 
 
 def test_without_them_a_plan_is_what_it_was():
-    """Builds of earlier versions go on: the shares are part of a plan's fingerprint only if they are set."""
+    """Finished and interrupted builds stay valid: only Instruct's plan states the shares, and only if they are set."""
+    for corpus in ("align", "eval"):
+        shares = {"transcript_first": 0.5, "interleaved": 0.5}
+        assert Settings(corpus, **shares).stated([SPOKEN]) == Settings(corpus).stated([SPOKEN])
     bare = Settings("instruct").stated([SPOKEN])
     assert not {"transcript_first", "interleaved", "tasks"} & bare.keys()
     assert Settings("instruct", transcript_first=0.5).stated([SPOKEN]) == bare | {"transcript_first": 0.5}
@@ -147,6 +150,8 @@ def test_a_built_corpus_with_both_is_valid(tmp_path):
     build("eval", [source], tmp_path / "eval", **chosen)
     out = build("instruct", [source], tmp_path / "out", transcript_first=1.0, interleaved=1.0, **chosen)
     assert validate(out, against=[tmp_path / "eval"])["bad"] == 0
+    card = (out / "README.md").read_text()
+    assert "In 100% of the training rows of which it is known what is said" in card and "| MIX (written and" in card
     rows = [row for file in parquet_files(str(out), "train") for row in pq.read_table(file).to_pylist()]
     mixed = [row for row in rows if row["task"] == "MIX"]
     assert mixed and all(
