@@ -16,7 +16,7 @@ from support.tiny_training import row, save_backbones, save_corpus, tiny_recipe
 from llaso.training.recipe.recipe import load_recipe
 from llaso.training.rows.collator import Example, pad
 from llaso.training.rows.shared_prefix import computed, shared_prefix_of
-from llaso.training.run.shared_forward import can_share, saves_time, share_prefixes
+from llaso.training.run.shared_forward import can_share, is_worth_it, share_prefixes
 from llaso.training.run.train import train
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 
@@ -97,10 +97,10 @@ def test_the_prefix_is_the_longest_without_audio_that_leaves_each_row_a_token(ro
     assert computed(found) == found["tokens"] + sum(len(one) - found["tokens"] for one in tokens)
 
 
-def test_long_rows_behind_a_short_prefix_are_left_as_they_are():
-    assert saves_time({"tokens": 65, "row_lengths": [160] * 8}, token=5.4e8, pair=2e5)
-    assert not saves_time({"tokens": 65, "row_lengths": [1600] * 16}, token=1.3e10, pair=1e6)
-    assert not saves_time({"tokens": 0, "row_lengths": [160] * 8}, token=5.4e8, pair=2e5)
+def test_a_prefix_that_spares_little_is_left_as_it_is():
+    assert is_worth_it({"tokens": 65, "row_lengths": [160] * 8})
+    assert not is_worth_it({"tokens": 65, "row_lengths": [1600] * 16})
+    assert not is_worth_it({"tokens": 0, "row_lengths": [160, 20, 20]})
 
 
 # ---- Training ----

@@ -1,27 +1,34 @@
 """Lets a language model compute once what all rows of a micro-batch begin with.
 
-The prefix and what follows it in each row are laid end to end in one sequence. A mask lets every row see the prefix
-and itself, and positions go on from the prefix in each row, so the hidden states are those of the rows alone.
+The prefix and what follows it in each row lie end to end in one sequence for all layers but attention, which sees the
+rows as they were padded. So every matrix multiplies fewer tokens, and the hidden states are those of the padded batch.
 """
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask, sdpa_mask
 
 from ..rows.shared_prefix import SharedPrefix, computed
 
-MASKED = ("eager", "sdpa")
-"""Attention implementations that take any mask."""
+IMPLEMENTATIONS = {"eager": "eager_in_rows", "sdpa": "sdpa_in_rows"}
+"""Attention implementations that can see rows behind a shared prefix, and the name of each form that does."""
+WORTH = 0.9
+"""Share of a padded batch's tokens that a shared prefix must leave at most."""
 
 
 def can_share(language_model: PreTrainedModel) -> bool:
-    """Return whether a language model can read rows behind a shared prefix: attention over all tokens, by any mask."""
+    """Return whether a language model can read rows behind a shared prefix: each token sees all that come before."""
     config = language_model.config
     kinds = set(getattr(config, "layer_types", None) or ())
-    return config._attn_implementation in MASKED and kinds <= {"full_attention"}
+    known = config._attn_implementation in (*IMPLEMENTATIONS, *IMPLEMENTATIONS.values())
+    return known and kinds <= {"full_attention"}
 
 
 def share_prefixes(language_model: PreTrainedModel) -> None:
@@ -29,24 +36,27 @@ def share_prefixes(language_model: PreTrainedModel) -> None:
 
     Its hidden states have the places of the padded batch, with zeros at those of padding.
     """
+    for name, attend, mask in (("eager", attend_eagerly, eager_mask), ("sdpa", attend_by_sdpa, sdpa_mask)):
+        AttentionInterface.register(IMPLEMENTATIONS[name], attend)
+        AttentionMaskInterface.register(IMPLEMENTATIONS[name], mask)
+    chosen = language_model.config._attn_implementation
+    language_model.set_attn_implementation(IMPLEMENTATIONS.get(chosen, chosen))
     forward = language_model.forward
 
     def forward_shared(*args: Any, shared_prefix: SharedPrefix | None = None, **kwargs: Any) -> Any:
         if shared_prefix is None:
             return forward(*args, **kwargs)
-        embeds, implementation = kwargs["inputs_embeds"], language_model.config._attn_implementation
-        places, from_row = laid_out(shared_prefix, embeds.shape[1])
-        places, from_row = places.to(embeds.device), from_row.to(embeds.device)
-        tokens = shared_prefix["tokens"]
-        kwargs["inputs_embeds"] = embeds.flatten(0, 1)[places][None]
-        kwargs["position_ids"] = (places % embeds.shape[1])[None]
-        mask = sees(from_row, tokens)
-        if implementation == "eager":  # which adds the mask to the scores
-            least = torch.finfo(embeds.dtype).min
-            mask = torch.zeros(mask.shape, dtype=embeds.dtype, device=mask.device).masked_fill(~mask, least)
-        kwargs["attention_mask"] = mask[None, None]
-        outputs = forward(*args, **kwargs)
-        outputs.last_hidden_state = hidden = in_rows(outputs.last_hidden_state[0], places, tokens, embeds.shape)
+        embeds = kwargs["inputs_embeds"]
+        rows, longest = embeds.shape[:2]
+        places, order = (index.to(embeds.device) for index in laid_out(shared_prefix, longest))
+        kwargs["inputs_embeds"] = embeds.flatten(0, 1).index_select(0, places)[None]
+        kwargs["position_ids"] = (places % longest)[None]
+        kwargs["attention_mask"] = mask_of(
+            kwargs["attention_mask"], embeds, language_model.config._attn_implementation
+        )
+        outputs = forward(*args, places=places, order=order, **kwargs)
+        hidden = outputs.last_hidden_state[0].index_select(0, order).view(rows, longest, -1)
+        outputs.last_hidden_state = hidden
         if outputs.hidden_states is not None:
             outputs.hidden_states = (hidden,)  # the last is what losses are computed from
         return outputs
@@ -55,55 +65,95 @@ def share_prefixes(language_model: PreTrainedModel) -> None:
 
 
 def laid_out(prefix: SharedPrefix, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the order in which tokens of a padded batch are computed.
+    """Return how a padded batch and the sequence that is computed belong together; the prefix comes first in it.
 
     Args:
         prefix: of the batch.
         longest: tokens of a padded row.
 
     Returns:
-        `(computed tokens,)` each: the places in the flattened batch, and the rows they belong to. The prefix comes
-        first, from row 0.
+        `(computed tokens,)`, the places of the sequence's tokens in the flattened batch; and `(rows * longest,)`, the
+        places of the batch's tokens in the sequence, any for padding.
     """
     tokens, lengths = prefix["tokens"], prefix["row_lengths"]
-    places = [torch.arange(tokens)]
-    places += [torch.arange(row * longest + tokens, row * longest + length) for row, length in enumerate(lengths)]
-    rows = [torch.zeros(tokens, dtype=torch.long)]
-    rows += [torch.full((length - tokens,), row) for row, length in enumerate(lengths)]
-    return torch.cat(places), torch.cat(rows)
+    places, order = [torch.arange(tokens)], torch.zeros(len(lengths), longest, dtype=torch.long)
+    order[:, :tokens] = torch.arange(tokens)
+    start = tokens
+    for row, length in enumerate(lengths):
+        places.append(torch.arange(row * longest + tokens, row * longest + length))
+        order[row, tokens:length] = torch.arange(start, start + length - tokens)
+        start += length - tokens
+    return torch.cat(places), order.flatten()
 
 
-def sees(from_row: torch.Tensor, tokens: int) -> torch.Tensor:
-    """Return which token (first dimension) sees which: itself, and earlier ones of its row and of the prefix.
-
-    Args:
-        from_row: `(computed tokens,)`, the row of each.
-        tokens: of the prefix, which comes first.
-    """
-    own = from_row[:, None] == from_row
-    own[:, :tokens] = True
-    return own.tril()
-
-
-def in_rows(hidden: torch.Tensor, places: torch.Tensor, tokens: int, shape: torch.Size) -> torch.Tensor:
-    """Put hidden states, `(computed tokens, width)`, into the places of the padded batch, `(rows, longest, width)`."""
-    rows, longest = shape[:2]
-    padded = hidden.new_zeros(rows * longest, hidden.shape[-1]).index_copy(0, places, hidden)
-    padded = padded.view(rows, longest, -1)
-    prefix = hidden[:tokens].expand(rows, -1, -1)
-    return torch.cat([prefix, padded[:, tokens:]], dim=1)
-
-
-def saves_time(prefix: SharedPrefix, token: float, pair: float) -> bool:
-    """Return whether computing the prefix once takes less arithmetic than the padded batch.
-
-    Every token of the one sequence is multiplied with every other, so many long rows behind a short prefix take more.
+def mask_of(real: torch.Tensor, embeds: torch.Tensor, implementation: str) -> torch.Tensor:
+    """Return what each token of a padded batch sees: itself and the real tokens before it in its row.
 
     Args:
-        prefix: of the batch.
-        token: FLOPs of a token.
-        pair: FLOPs of a pair of tokens in attention.
+        real: `(rows, longest)`, 1 for real tokens, which come first.
+        embeds: `(rows, longest, width)`.
+        implementation: of attention; that of eager adds the mask to its scores.
+
+    Returns:
+        `(rows, 1, longest, longest)`.
     """
+    seen = real.bool()[:, None, None].expand(-1, 1, real.shape[1], -1).tril()
+    seen = seen | torch.eye(real.shape[1], dtype=torch.bool, device=real.device)  # or padding would see nothing
+    if implementation == IMPLEMENTATIONS["sdpa"]:
+        return seen
+    least = torch.finfo(embeds.dtype).min
+    return torch.zeros(seen.shape, dtype=embeds.dtype, device=seen.device).masked_fill(~seen, least)
+
+
+def attend_eagerly(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+    """Attend as the module's own eager attention does; see `_in_rows`."""
+    return _in_rows(inspect.getmodule(type(module)).eager_attention_forward, module, *args, **kwargs)  # type: ignore[union-attr]
+
+
+def attend_by_sdpa(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+    """Attend as transformers' sdpa does; see `_in_rows`."""
+    return _in_rows(sdpa_attention_forward, module, *args, **kwargs)
+
+
+def _in_rows(
+    attend: Any,
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    places: torch.Tensor | None = None,
+    order: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend within the rows of a padded batch whose tokens come as one sequence.
+
+    Args:
+        attend: attention of a batch.
+        module: the attention layer.
+        query: `(1, heads, computed tokens, width)`; key and value likewise.
+        key: see `query`.
+        value: see `query`.
+        attention_mask: `(rows, 1, longest, longest)`.
+        places: see `laid_out`; None attends over the batch as it comes.
+        order: see `laid_out`.
+        **kwargs: for `attend`.
+
+    Returns:
+        `(1, computed tokens, heads, width)`, and None in place of attention weights.
+    """
+    if places is None or order is None:
+        return attend(module, query, key, value, attention_mask, **kwargs)
+    assert attention_mask is not None
+    rows, longest = attention_mask.shape[0], attention_mask.shape[-1]
+    # index_select, since the backward pass of indexing takes fifty times as long in bf16 on a CPU.
+    found = [part[0].index_select(1, order) for part in (query, key, value)]
+    padded = [part.unflatten(1, (rows, longest)).transpose(0, 1) for part in found]
+    seen, _ = attend(module, *padded, attention_mask, **kwargs)
+    return seen.flatten(0, 1).index_select(0, places)[None], None
+
+
+def is_worth_it(prefix: SharedPrefix) -> bool:
+    """Return whether computing a prefix once spares enough of the padded batch's tokens."""
     lengths = prefix["row_lengths"]
-    padded, once = len(lengths) * max(lengths), computed(prefix)
-    return token * once + pair * once**2 < token * padded + pair * padded * max(lengths)
+    return prefix["tokens"] > 0 and computed(prefix) <= WORTH * len(lengths) * max(lengths)

@@ -84,7 +84,6 @@ class StepFlops:
         if prefix := inputs.get("shared_prefix"):
             repeats = len(prefix["row_lengths"]) - 1
             counts["tokens"] = counts["tokens"] - repeats * prefix["tokens"]
-            counts["token pairs"] = counts["token pairs"] - repeats * prefix["tokens"] ** 2
         if teacher_inputs:
             lengths = teacher_inputs.get("teacher_lengths")
             rows = teacher_inputs["teacher_mask"].sum(1) if lengths is None else _tensor(lengths, ids)

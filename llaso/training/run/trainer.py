@@ -51,7 +51,7 @@ from .model_setup import add_adapters, keep_frozen, merge_lora
 from .optimizer_groups import has_own_rates, late_parts, late_parts_frozen, parameter_groups, set_learning_rates
 from .packed_forward import use_packing
 from .recomputation import checkpointing_arguments
-from .shared_forward import can_share, saves_time, share_prefixes
+from .shared_forward import can_share, is_worth_it, share_prefixes
 from .spec_augment import hide_stretches
 from .step_flops import StepFlops
 from .step_timer import BACKWARD, ENCODER, LLM, OPTIMIZER, READING, SAVING, Mark, StepTimer, stepping
@@ -230,7 +230,7 @@ class LlasoTrainer(Trainer):
         teacher_inputs = {name: inputs.pop(name) for name in list(inputs) if name.startswith("teacher_")}
         transcripts, transcript_sizes = (inputs.pop(name, None) for name in ("transcripts", "transcript_sizes"))
         prefix: SharedPrefix | None = inputs.pop("shared_prefix", None)
-        if prefix is not None and self.shares_prefix and self._saves_time(prefix):
+        if prefix is not None and self.shares_prefix and is_worth_it(prefix):
             inputs["shared_prefix"] = prefix
         is_answer = targets != IGNORED
         packed: Packed | dict = inputs.get("packed", {})
@@ -322,11 +322,6 @@ class LlasoTrainer(Trainer):
         with self.accelerator.autocast():
             losses = chunked_losses(self.unwrapped.compute_logits, hidden, targets, compute.loss_chunk)
         return outputs, None, losses
-
-    def _saves_time(self, prefix: SharedPrefix) -> bool:
-        """Return whether it takes less arithmetic to compute a micro-batch's prefix once."""
-        each = self.flops.each
-        return self.flops.known and saves_time(prefix, each["tokens"], each["token pairs"])
 
     def _hide(self, inputs: dict[str, Any], packed: Packed | dict) -> None:
         """Hide stretches of a micro-batch's log-mels, as the recipe says; see `spec_augment.py`."""
