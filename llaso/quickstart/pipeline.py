@@ -133,7 +133,7 @@ class _Pipeline:
             recorded, tasks = self.recordings()
             sources += recorded
         rows = {}
-        settings = {
+        settings: dict[str, Any] = {
             "eval_rows": size.eval_rows,
             "validation_rows": size.validation_rows,
             "rows_per_shard": 500,

@@ -48,6 +48,8 @@ LOOK_AGAIN = 2.0
 """Seconds to wait before trying again to start runs whose folders other processes have locked."""
 ROWS_AT_ONCE, ANSWER_TOKENS = 32, 64
 """Rows answered together, and tokens of an answer at most, as in the quickstart."""
+TRANSCRIPT_TOKENS = 256
+"""Tokens at most of a transcript before an answer."""
 
 Scores = dict[str, Any]
 Evaluate = Callable[[Path, Path, Path, int], Scores]
@@ -542,7 +544,7 @@ def _generate_and_score(
             predictions,
             limit=rows or None,
             batch_size=ROWS_AT_ONCE,
-            max_new_tokens=ANSWER_TOKENS,
+            max_new_tokens=ANSWER_TOKENS + (TRANSCRIPT_TOKENS if answer_after else 0),
             overwrite=True,
         )
         made = json.loads((predictions / "generation.json").read_text(encoding="utf-8"))
