@@ -389,7 +389,11 @@ def test_corpora_are_compared_at_an_equal_number_of_steps(inputs, tmp_path):
     [
         ("corpora", [], "the experiment corpora compares two corpora or more"),
         ("corpora", ["--corpus", "one=CORPUS"], "the experiment corpora compares two corpora or more"),
-        ("gate", ["--corpus", "one=CORPUS", "--corpus", "two=CORPUS"], "and no other takes any; see --corpus"),
+        (
+            "gate",
+            ["--corpus", "one=CORPUS", "--corpus", "two=CORPUS"],
+            "the experiment gate compares no corpora; omit --corpus",
+        ),
         ("corpora", ["--corpus", "one=CORPUS", "--corpus", "one=CORPUS"], "two corpora have the same name"),
         ("corpora", ["--corpus", "one=CORPUS", "--corpus", "two=nowhere"], "no corpus at nowhere; build it first"),
         ("corpora", ["--corpus", "CORPUS"], "is not NAME=FOLDER"),

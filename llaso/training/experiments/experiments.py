@@ -290,8 +290,8 @@ def run_experiment(
 
     Raises:
         ValueError: no such experiment, the corpus has none of the tasks to hold out, a Stage 1 is given for an
-            experiment that varies it, Stage 2 is left out of one that varies it alone, or a variation cannot be
-            trained.
+            experiment that varies it, Stage 2 is left out of one that varies it alone, corpora are given for another
+            experiment than `corpora` or fewer than two for that, or a variation cannot be trained.
         FileNotFoundError: there is no such corpus, or no finished Stage 1 in the folder given for it.
     """
     if name not in EXPERIMENTS:
@@ -300,9 +300,12 @@ def run_experiment(
         raise FileNotFoundError(
             f"no corpus at {inputs.instruct}; run `llaso quickstart` first, or name its folder with --quickstart"
         )
-    if (name == "corpora") != bool(corpora) or len(corpora or "  ") < 2:
-        raise ValueError("the experiment corpora compares two corpora or more, and no other takes any; see --corpus")
-    for folder in (corpora or {}).values():
+    corpora = corpora or {}
+    if name == "corpora" and len(corpora) < 2:
+        raise ValueError("the experiment corpora compares two corpora or more; name each with --corpus NAME=FOLDER")
+    if corpora and name != "corpora":
+        raise ValueError(f"the experiment {name} compares no corpora; omit --corpus")
+    for folder in corpora.values():
         if not folder.is_dir():
             raise FileNotFoundError(f"no corpus at {folder}; build it first, or name another with --corpus")
     if stage1 is not None and not (stage1 / RESULT).is_file():
@@ -316,11 +319,13 @@ def run_experiment(
     if stage1 is not None:  # it may have moved since
         given = replace(TrainResult(**json.loads((stage1 / RESULT).read_text(encoding="utf-8"))), out=str(stage1))
     evaluate = evaluate or functools.partial(evaluate_model, answer_after=answer_after)
-    scored = f"evaluation-{rows or 'all'}" + "-bare" * bool(answer_after)
+    scored = f"evaluation-{rows or 'all'}"
+    if answer_after:
+        scored += f"-{hashlib.sha256(answer_after.encode()).hexdigest()[:8]}"
     runs = _Runs(inputs, out / "runs", tuple(overrides), given, rows, evaluate, report, scored)
     of_stage2 = () if stage1_only else tuple(overrides)  # what is meant for Stage 1 may not fit an unused Stage 2
     stage2 = load_recipe(inputs.recipes[1], ("model.checkpoint=not yet known", *of_stage2, "out=not yet known"))
-    variations = experiment.variations(Basis(tasks, held_out, stage2.optimizer.learning_rate, corpora or {}))
+    variations = experiment.variations(Basis(tasks, held_out, stage2.optimizer.learning_rate, corpora))
     varies_stage1 = any(variation.stage1 or variation.stage1_share != 1 for variation in variations)
     if stage1 is not None and varies_stage1:
         raise ValueError(
@@ -381,7 +386,7 @@ def _titled(report: Report, title: str) -> Report:
 
 @dataclass(frozen=True)
 class _Runs:
-    """Trains and scores models, each once."""
+    """Trains and scores models, each once; `scored` is the folder of a model's answers and scores within its own."""
 
     inputs: Inputs
     folder: Path
