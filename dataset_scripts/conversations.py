@@ -170,7 +170,16 @@ def write(
 
 
 def transcript_of_all(heard: Sequence[Sound], item: Item, fact: Fact) -> str:
-    """Return what is said in all that a row lets hear; "" if it is not known, or is what the task asks for."""
+    """Return the words of all sounds of a row, in their order.
+
+    Args:
+        heard: the sounds.
+        item: whose recordings they are; its transcript is that of its recordings together.
+        fact: what is asked; its `input`, if there is one, is what the recordings say.
+
+    Returns:
+        The words; "" if some are not known, or if they are what the task asks for.
+    """
     if fact.messages or TASKS[fact.task].answer == "transcript":
         return ""
     known = fact.input or next((other.target for other in item.facts if other.task == "ASR"), "")

@@ -44,8 +44,8 @@ READ_PER_LIMITED_ROW = 40
 SPARES = 2
 """Spares of a stratum beyond one for every other row drawn from it."""
 PROGRESS_EVERY = 1_000
-SHARES = ("transcript_first", "interleaved")
-"""Settings that add to Instruct; at 0 they are not part of what a plan says of itself."""
+INSTRUCT_SHARES = ("transcript_first", "interleaved")
+"""Settings that add to Instruct alone; at 0 they are not part of what a plan says of itself."""
 _BUFFER_BYTES = 32 << 20
 
 
@@ -101,12 +101,13 @@ class Settings:
                 raise ValueError(f"{name}: {value!r} is not a whole number of {low} or more")
         if not isinstance(self.max_seconds, int | float) or not self.max_seconds > 0:
             raise ValueError(f"max_seconds: {self.max_seconds!r} is not a number above 0")
-        for name in SHARES:
+        for name in INSTRUCT_SHARES:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise ValueError(f"{name}: {value!r} is no share; give a number between 0 and 1")
-        if self.corpus != "instruct":  # what another corpus is made of does not depend on them
-            for name in SHARES:
+        # One sources file serves all three corpora, and what it says of Instruct must not make other builds invalid.
+        if self.corpus != "instruct":
+            for name in INSTRUCT_SHARES:
                 object.__setattr__(self, name, 0.0)
         if self.interleaved and MIX not in self.tasks:
             object.__setattr__(self, "tasks", (*self.tasks, MIX))
@@ -117,8 +118,10 @@ class Settings:
 
     def stated(self, sources: Sequence[Source]) -> dict[str, Any]:
         """Return the settings and the sources' names, folders and options, as plain JSON."""
-        kept = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("tasks", *SHARES)}
-        kept |= {name: getattr(self, name) for name in SHARES if getattr(self, name)}
+        kept = {
+            name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("tasks", *INSTRUCT_SHARES)
+        }
+        kept |= {name: getattr(self, name) for name in INSTRUCT_SHARES if getattr(self, name)}
         if self.tasks:
             kept["tasks"] = self.stated_tasks()
         read = {source.name: [str(source.root), dict(source.options)] for source in sources}
@@ -458,7 +461,7 @@ class _Planner:
             "settings": {
                 **{name: getattr(settings, name) for name in ("eval_rows", "validation_rows", "limit")},
                 **{name: getattr(settings, name) for name in ("rows_per_shard", "max_seconds")},
-                **{name: getattr(settings, name) for name in SHARES if getattr(settings, name)},
+                **{name: getattr(settings, name) for name in INSTRUCT_SHARES if getattr(settings, name)},
                 "voices": {split: list(pool) for split, pool in self.voices.items()},
                 "options": json.loads(json.dumps({s.name: dict(s.options) for s in self.sources}, default=str)),
             },

@@ -6,7 +6,7 @@ own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 
@@ -16,7 +16,7 @@ from llaso_common.tasks import Task
 from . import draw
 from .row_items import transcript_of
 from .size_estimate import seconds
-from .sources.base import Fact, Item, Note
+from .sources.base import Fact, Item, Note, Speech
 
 SENTENCES = (2, 4)
 """Sentences of a row, at least and at most."""
@@ -35,6 +35,7 @@ MIX = Task(
     instruction=ASKED[0],
     instructions=tuple(("", text) for text in ASKED),
 )
+"""The task of the rows made here; open, since only a part of the text is in the audio."""
 
 
 @dataclass
@@ -42,7 +43,8 @@ class Interleaver:
     """Collects items of each speaker until they make a row.
 
     Args:
-        share: of the items that are interleaved as well.
+        share: of the items that are interleaved as well, at most: a row that is too long is not made, nor is one of
+            the last few items.
         longest: seconds that the spoken sentences of a row may take together.
     """
 
@@ -52,26 +54,30 @@ class Interleaver:
 
     def add(self, item: Item) -> Iterator[Item]:
         """Take an item of the training split, and yield a row's item if it completes one."""
-        if not self.share or not transcript_of(item.facts) or len(item.sound) != 1 or isinstance(item.sound[0], Note):
+        if not self.share or not transcript_of(item.facts) or len(item.sound) != 1 or item.joins:
             return
-        if draw.unit(0, item.id, "interleaved") >= self.share:
+        (sound,) = item.sound
+        of_someone = item.speaker or isinstance(sound, Speech)  # a synthetic voice is drawn for the whole row
+        if not of_someone or isinstance(sound, Note) or draw.unit(0, item.id, "interleaved") >= self.share:
             return
         group = self._waiting.setdefault(item.speaker, [])
         group.append(item)
-        wanted = SENTENCES[0] + draw.integer(0, group[0].id, "sentences") % (SENTENCES[1] - SENTENCES[0] + 1)
-        if len(group) >= wanted:
-            del self._waiting[item.speaker]
-            spoken_first = draw.unit(0, group[0].id, "spoken first") < 0.5
-            spoken = group[not spoken_first :: 2]
-            if sum(seconds(one.sound[0]) + PAUSE_S for one in spoken) <= self.longest:
-                yield _row_of(group, spoken_first)
+        fewest, most = SENTENCES
+        if len(group) < fewest + draw.integer(0, group[0].id, "sentences") % (most - fewest + 1):
+            return
+        del self._waiting[item.speaker]
+        first = 0 if draw.unit(0, group[0].id, "spoken first") < 0.5 else 1
+        spoken = range(first, len(group), 2)
+        if sum(seconds(group[place].sound[0]) + PAUSE_S for place in spoken) <= self.longest:
+            yield _row_of(group, spoken)
 
 
-def _row_of(items: list[Item], spoken_first: bool) -> Item:
-    """Return the item of a row in which every other sentence is spoken."""
+def _row_of(items: list[Item], spoken: Container[int]) -> Item:
+    """Return the item of a row of sentences, of which those at some places are spoken."""
     texts = [transcript_of(item.facts) for item in items]
-    name = f"{items[0].id}-interleaved-{sha256(chr(0).join(item.id for item in items).encode()).hexdigest()[:10]}"
-    parts: list[str | None] = [None if (place % 2 == 0) == spoken_first else text for place, text in enumerate(texts)]
+    digest = sha256("\0".join(item.id for item in items).encode()).hexdigest()[:10]
+    name = f"{items[0].id}-interleaved-{digest}"
+    parts: list[str | None] = [None if place in spoken else text for place, text in enumerate(texts)]
     asked = draw.pick(0, name, "asked", ASKED)
     content = (asked, *parts) if parts[0] is None else (f"{asked}\n{parts[0]}", *parts[1:])
     target = " ".join(texts)

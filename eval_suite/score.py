@@ -341,7 +341,7 @@ def score_rows(
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}: choose strict or paper")
     answers = read(path, system)
-    marked = _keep_answers(answers, answer_after) if answer_after else 0
+    marked = _cut_before(answers, answer_after) if answer_after else 0
     drawn = resamples if intervals else 0
     rows = {file: read_rows(answered, protocol, normalization) for file, answered in answers.files.items()}
     measured = measure(rows, protocol, resamples=drawn, seed=seed)
@@ -349,12 +349,12 @@ def score_rows(
     if protocol == "strict":
         settings["normalization"] = normalization
     if answer_after:
-        settings |= {"answer_after": answer_after, "replies_with_it": marked}
+        settings |= {"answer_after": answer_after, "replies_with_mark": marked}
     return Scored(assemble(answers, measured, protocol, load_panel(protocol, panel), settings), rows)
 
 
-def _keep_answers(answers: SystemAnswers, mark: str) -> int:
-    """Take what is before a mark off the replies that hold it, in place; return how many do."""
+def _cut_before(answers: SystemAnswers, mark: str) -> int:
+    """Cut the replies that hold a mark to what follows the last one, in place; return how many do."""
     marked = 0
     for rows in answers.files.values():
         for row in rows:

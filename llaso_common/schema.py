@@ -149,8 +149,10 @@ def clip_bytes(clip: Clip | None) -> bytes:
         raise ValueError(f"a clip cannot be read: {error}") from error
 
 
-TRANSCRIPT_MARK, ANSWER_MARK = "Transcript:", "Answer:"
-"""What an answer begins with that is written after the transcript, and what stands between the two."""
+TRANSCRIPT_MARK = "Transcript:"
+"""Begins an answer that follows the transcript of what is heard."""
+ANSWER_MARK = "Answer:"
+"""Stands between the transcript and the answer."""
 
 
 def after_transcript(said: str, answer: str) -> str:

@@ -455,6 +455,7 @@ def new_processor(
     llm: str | Path,
     *,
     audio_padding: str = "full",
+    audio_tail: float = 0.0,
     projector_stride: int = 1,
     rows_are_fixed: bool = False,
 ) -> LlasoProcessor:
@@ -462,7 +463,9 @@ def new_processor(
     tokenizer = AutoTokenizer.from_pretrained(llm)
     add_audio_tokens(tokenizer, rows_are_fixed)
     extractor = WhisperFeatureExtractor.from_pretrained(encoder)
-    return LlasoProcessor(extractor, tokenizer, audio_padding=audio_padding, projector_stride=projector_stride)
+    return LlasoProcessor(
+        extractor, tokenizer, audio_padding=audio_padding, audio_tail=audio_tail, projector_stride=projector_stride
+    )
 
 
 def grow_embeddings(language_model, known: int, rows: int) -> None:

@@ -382,10 +382,20 @@ class LlasoProcessor(ProcessorMixin):
             windows[-1] = start, min(stop + round(self.audio_tail * rate), start + size)
         return windows
 
-    def cut(self, clip: np.ndarray) -> list[np.ndarray]:
-        """Cut samples into the windows of `audio_windows`, the last with its tail of silence."""
-        windows = [(clip[start:stop], stop - start) for start, stop in self.audio_windows(len(clip))]
-        return [np.pad(window, (0, samples - len(window))) for window, samples in windows]
+    def window_samples(self, clip: np.ndarray) -> list[np.ndarray]:
+        """Cut a recording into the windows of `audio_windows`, the last with its tail of silence.
+
+        Args:
+            clip: mono samples, `(samples,)`.
+
+        Returns:
+            Samples of each window.
+
+        Raises:
+            ValueError: see `audio_windows`.
+        """
+        spans = self.audio_windows(len(clip))
+        return [np.pad(clip[start:stop], (0, max(0, stop - len(clip)))) for start, stop in spans]
 
     def window_frames(self, num_samples: int) -> list[int]:
         """Count the mel frames of each window of an audio: whole windows in `full`, real frames in `trim`."""
@@ -493,7 +503,7 @@ class LlasoProcessor(ProcessorMixin):
         for index, clip in enumerate(audio):
             clip = _checked_clip(clip, f"audio {index}")
             try:
-                of_clip = self.cut(clip)
+                of_clip = self.window_samples(clip)
             except ValueError as error:
                 raise ValueError(f"audio {index}: {error}") from None
             windows += of_clip

@@ -50,7 +50,8 @@ def add_parser(commands) -> None:
         description="gate: how good Stage 1 must be. encoder: frozen against unfrozen in Stage 2. unfreeze: frozen "
         "against three gentle ways to let it learn. unseen: tasks and formats left out of training. more-tasks: few "
         "against all. hours: all speech, half and a quarter of it. "
-        "pieces: CTC on shorter pieces of words. padding: trim against full. corpora: those that --corpus names. "
+        "pieces: CTC on shorter pieces of words. padding: trim against full, and with silence behind each clip. "
+        "corpora: those that --corpus names. "
         "What is finished is skipped.",
     )
     experiment.add_argument(

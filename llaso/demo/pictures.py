@@ -56,7 +56,7 @@ def picture(clip: np.ndarray, processor: Any) -> bytes:
 
 def log_mel(clip: np.ndarray, processor: Any) -> np.ndarray:
     """Return the features of a clip, its windows joined without padding, `(num_mel_bins, frames)`."""
-    windows = processor.cut(clip)
+    windows = [clip[start:stop] for start, stop in processor.audio_windows(len(clip))]  # without the tail of silence
     hop = processor.feature_extractor.hop_length
     mels = zip(processor.log_mel(windows), windows, strict=True)
     return torch.cat([mel[:, : -(-len(window) // hop)] for mel, window in mels], dim=1).numpy()

@@ -144,7 +144,7 @@ class NumpyProcessor:
         return read_audio(source, rate, rate=rate if bare else None, name=f"audio {index}" if bare else None)
 
     def windows(self, clip: np.ndarray) -> list[np.ndarray]:
-        """Cut samples into windows.
+        """Cut samples into windows, the last with its tail of silence.
 
         Raises:
             ValueError: they are more than a prompt may hold.
@@ -157,7 +157,7 @@ class NumpyProcessor:
                 f"the recording lasts {len(clip) / rate:.1f} s, longer than the {self.audio['max_seconds']:g} s that "
                 "the processor takes; cut it"
             )
-        tail = min(self.audio.get("tail_samples", 0), size - len(windows[-1]))
+        tail = min(self.audio["tail_samples"], size - len(windows[-1]))
         windows[-1] = np.pad(windows[-1], (0, tail))
         return windows
 

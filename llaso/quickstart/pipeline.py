@@ -33,7 +33,7 @@ STAGES = ("corpora", "backbones", "stage 1", "stage 2", "evaluation", "report")
 REAL_STAGES = ("backbones", "corpora", *STAGES[2:])
 """With real parts: a part that cannot be fetched is known before anything is built."""
 SOURCES_FILE = "sources.yaml"
-SOURCES_COMMENT = "# What the corpora beside this file were built from, for `llaso data build`."
+SOURCES_COMMENT = "# What the corpora beside this file were built from: `llaso data build CORPUS --seed {seed}`."
 REPORT_SECONDS = 10.0
 """Between two lines of progress."""
 
@@ -142,7 +142,7 @@ class _Pipeline:
         if not real:
             options = {"path": ".", **counts, "seed": self.options.seed, "real": False}
             text = yaml.safe_dump({"sources": {synthetic.SOURCE.name: options}, **settings}, sort_keys=False)
-            write_atomically(self.out / SOURCES_FILE, f"{SOURCES_COMMENT}\n{text}")
+            write_atomically(self.out / SOURCES_FILE, f"{SOURCES_COMMENT.format(seed=self.options.seed)}\n{text}")
         for corpus in CORPORA:
             build(
                 corpus,

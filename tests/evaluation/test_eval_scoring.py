@@ -220,14 +220,14 @@ def test_answers_after_a_transcript_are_scored_as_if_they_were_alone(predictions
     plain = score(predictions, protocol=protocol, intervals=False, system="tiny")
     found = score(marked, protocol=protocol, intervals=False, system="tiny", answer_after="Answer:")
     jsonschema.validate(found, schema)
-    assert found["settings"].pop("answer_after") == "Answer:" and found["settings"].pop("replies_with_it") == count
+    assert found["settings"].pop("answer_after") == "Answer:" and found["settings"].pop("replies_with_mark") == count
     assert found == plain
     assert score(marked, protocol=protocol, intervals=False, system="tiny") != plain
 
 
 def test_a_reply_without_the_mark_is_the_answer(predictions):
     plain, found = (score(predictions, intervals=False, answer_after=mark) for mark in (None, "Answer:"))
-    assert found["settings"].pop("replies_with_it") == 0 and found["settings"].pop("answer_after")
+    assert found["settings"].pop("replies_with_mark") == 0 and found["settings"].pop("answer_after")
     assert found == plain
 
 

@@ -28,7 +28,7 @@ def inputs_of(processor: LlasoProcessor, clips: list[np.ndarray]):
 def test_a_tail_is_silence_up_to_the_end_of_the_last_window(samples):
     clips = [tone(count / RATE, seed=count) for count in samples]
     for clip in clips:
-        clip[0] = 0.5  # a single sample is heard, too
+        clip[0] = 0.5  # a tone begins at 0, and a clip of one sample would be silent
     room = [-len(clip) % (30 * RATE) for clip in clips]
     by_hand = [np.pad(clip, (0, min(round(TAIL * RATE), free))) for clip, free in zip(clips, room, strict=True)]
     found, wanted = inputs_of(WITH_TAIL, clips), inputs_of(TRIM, by_hand)

@@ -172,8 +172,7 @@ def test_a_text_corpus_need_not_have_lengths_or_durations(backbones, tmp_path, c
     [("trim", 1, 0.0), ("trim", 2, 0.0), ("trim", 2, 0.7), ("full", 1, 0.0), ("full", 4, 0.0)],
 )
 def test_planned_lengths_are_those_of_the_batches(backbones, tmp_path, padding, stride, tail):
-    processor = new_processor(*backbones, audio_padding=padding, projector_stride=stride)
-    processor.audio_tail = tail
+    processor = new_processor(*backbones, audio_padding=padding, audio_tail=tail, projector_stride=stride)
     rows = mixed_rows()
     save_corpus(tmp_path / "corpus", {"train": rows})
     choice = DataChoice(path=str(tmp_path / "corpus"))

@@ -15,8 +15,8 @@ from support.tiny_training import row, save_backbones, save_corpus, tiny_recipe
 
 from llaso.training.recipe.recipe import load_recipe
 from llaso.training.rows.collator import Example, pad
-from llaso.training.rows.shared_prefix import computed, shared_prefix_of
-from llaso.training.run.shared_forward import can_share, is_worth_it, share_prefixes
+from llaso.training.rows.shared_prefix import count_computed, is_worth_it, shared_prefix_of
+from llaso.training.run.shared_forward import share_prefixes
 from llaso.training.run.train import train
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 
@@ -63,7 +63,6 @@ def test_rows_behind_a_shared_prefix_learn_the_same(models, rows, prefix, attent
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])
 def test_every_family_learns_the_same_behind_a_shared_prefix(family, attention):
     model = sharing_model(attention, family)
-    assert can_share(model.model.language_model)
     assert_shared_is_padded(model, examples(model, ((20, (131,)), (7, ()), (12, (40, 77))), prefix=25))
 
 
@@ -94,13 +93,30 @@ def test_the_prefix_is_the_longest_without_audio_that_leaves_each_row_a_token(ro
         if all(one[:n] == tokens[0][:n] and AUDIO not in one[:n] for one in tokens)
     ]
     assert found == {"tokens": max(possible), "row_lengths": list(map(len, tokens))}
-    assert computed(found) == found["tokens"] + sum(len(one) - found["tokens"] for one in tokens)
+    assert count_computed(found) == found["tokens"] + sum(len(one) - found["tokens"] for one in tokens)
 
 
 def test_a_prefix_that_spares_little_is_left_as_it_is():
     assert is_worth_it({"tokens": 65, "row_lengths": [160] * 8})
     assert not is_worth_it({"tokens": 65, "row_lengths": [1600] * 16})
     assert not is_worth_it({"tokens": 0, "row_lengths": [160, 20, 20]})
+
+
+def test_what_does_not_see_the_whole_prefix_is_refused_by_name():
+    model, _ = tiny_llaso("trim", "mistral")
+    model.config.text_config.sliding_window = 16
+    with pytest.raises(ValueError, match="mistral has layers of kind sliding_attention, in which a token"):
+        share_prefixes(model.model.language_model)
+    model, _ = tiny_llaso("trim", "llama")
+    model.config.text_config.layer_types = ["full_attention", "linear_attention"]
+    with pytest.raises(ValueError, match="llama has layers of kind linear_attention"):
+        share_prefixes(model.model.language_model)
+    model, _ = tiny_llaso("trim", "llama")
+    model.set_attn_implementation("flex_attention")
+    with pytest.raises(
+        ValueError, match=r"does not go with attention 'flex_attention'; set compute\.attention to eager"
+    ):
+        share_prefixes(model.model.language_model)
 
 
 # ---- Training ----
@@ -122,3 +138,5 @@ def test_a_run_with_a_shared_prefix_has_the_losses_of_one_without(tmp_path):
 def test_packed_batches_exclude_a_shared_prefix(tmp_path):
     with pytest.raises(ValueError, match=r"batch\.packing=false"):
         load_recipe(tiny_recipe(tmp_path, "run", compute__share_prefix=True, batch__packing=True))
+    with pytest.raises(ValueError, match=r"`compute\.attention` flash_attention_2; set compute\.attention to eager"):
+        load_recipe(tiny_recipe(tmp_path, "run", compute={"share_prefix": True, "attention": "flash_attention_2"}))

@@ -255,14 +255,16 @@ def rows_of(recipe: Recipe, config: LlasoConfig, world: int) -> MeanRows:
         ValueError: it is not at hand, and the recipe does not say what it holds.
     """
     data, full = recipe.data, config.audio_padding == "full"
-    tail = 0.0 if full else recipe.model.audio_tail or 0.0  # counted for each row, which most often has one clip
+    processor = _processor_at_hand(recipe, config)
+    tail = (processor.audio_tail if processor else recipe.model.audio_tail) or 0.0
     if Path(data.path).exists():
-        corpus = open_corpus(data, _processor_at_hand(recipe, config), recipe.compute.workers)
+        corpus = open_corpus(data, processor, recipe.compute.workers)
         plan = plan_of(recipe, corpus, world)
         planned = list(plan.epoch(0))
         lengths = corpus.lengths[np.concatenate(list(itertools.chain.from_iterable(planned)))]
         seconds = corpus.seconds()
         cut = np.ceil(seconds * MEL_FRAMES_PER_SECOND / config.max_frames)
+        # The tail is counted once a row, since most rows have one clip.
         seconds = np.minimum(seconds + tail, cut * config.max_frames / MEL_FRAMES_PER_SECOND)
         frames = (
             config.max_frames if full else max(2, round(MEL_FRAMES_PER_SECOND * seconds.sum() / max(1, cut.sum())))
@@ -346,11 +348,13 @@ def _processor_at_hand(recipe: Recipe, config: LlasoConfig) -> LlasoProcessor | 
         processor.audio_tail = processor.audio_tail if choice.audio_tail is None else choice.audio_tail
         return processor
     if choice.encoder and choice.llm and Path(choice.encoder).is_dir() and Path(choice.llm).is_dir():
-        processor = new_processor(
-            choice.encoder, choice.llm, audio_padding=config.audio_padding, projector_stride=config.projector_stride
+        return new_processor(
+            choice.encoder,
+            choice.llm,
+            audio_padding=config.audio_padding,
+            audio_tail=choice.audio_tail or 0.0,
+            projector_stride=config.projector_stride,
         )
-        processor.audio_tail = choice.audio_tail or 0.0
-        return processor
     return None
 
 

@@ -138,8 +138,8 @@ class Experiment:
         name: of the command and the folder.
         claim: what the paper says, or what is asked.
         variations: returns them; the first is the reference.
-        shows: returns whether to show a score, by its name (`AQA`, or `AQA (audio)` of one format) and the tasks
-            held out.
+        shows: returns whether to show a score, by its name (`AQA`; `AQA (audio)` and `skill (audio)` of one format)
+            and the tasks held out.
     """
 
     name: str
@@ -196,7 +196,7 @@ EXPERIMENTS = {
                 ),
                 Variation("without pure audio", stage2=("data.without_modalities=[audio]",)),
             ],
-            lambda name, unseen: name in unseen or "(" in name,
+            lambda name, unseen: name in unseen or ("(" in name and not name.startswith("skill")),
         ),
         Experiment(
             "more-tasks",
@@ -489,11 +489,12 @@ def flat_scores(scores: Scores) -> dict[str, Any]:
         if len(formats) > 1:
             named |= {f"{task} ({form})": entry for form, entry in formats.items()}
     skills = {}
-    for form, part in scores["modalities"].items() if len(scores["modalities"]) > 1 else ():
+    formats = scores["modalities"]
+    for form, part in formats.items():
         skill = part["normalized"]["skill"]
-        if skill and skill["value"] is not None:
-            of_format = {"metric": "", "value": skill["value"], "direction": "higher", "answered": part["coverage"]}
-            skills[f"skill ({form})"] = of_format
+        if len(formats) > 1 and skill and skill["value"] is not None:
+            entry = {"metric": "", "value": skill["value"], "direction": "higher", "answered": part["coverage"]}
+            skills[f"skill ({form})"] = entry
     return skills | {
         name: {key: entry["primary"][key] for key in ("metric", "value", "direction")}
         | {"answered": entry["coverage"]}

@@ -54,7 +54,7 @@ class ModelChoice:
     checkpoint: str | None = None  # LLaSO folder or Hub id; encoder and llm are not read then
     revision: str | None = None  # of the checkpoint, if it is read from the Hub
     audio_padding: Literal["full", "trim"] | None = None  # unset: the checkpoint's own; of a new model, full
-    audio_tail: Annotated[float, AT_LEAST_0] | None = None  # seconds of silence behind each recording, in trim
+    audio_tail: Annotated[float, AT_LEAST_0] | None = None  # seconds of silence behind a recording, in trim; unset: 0
     projector_stride: Annotated[int, AT_LEAST_1] | None = None  # encoder vectors (20 ms) per token; unset: as above
     projector_pooling: Literal["average", "concatenate"] | None = None  # unset: as above
     projector_norm: bool | None = None  # normalize its output to the scale of the LLM's embeddings; unset: as above
@@ -333,6 +333,16 @@ class Recipe:
         if self.compute.share_prefix and self.batch.packing:
             raise ValueError(
                 "recipe: `compute.share_prefix` needs padded batches; set it to false, or batch.packing=false"
+            )
+        if self.compute.share_prefix and self.compute.attention not in (None, "eager", "sdpa"):
+            raise ValueError(
+                f"recipe: `compute.share_prefix` does not go with `compute.attention` {self.compute.attention}; set "
+                "compute.attention to eager or sdpa, or compute.share_prefix=false"
+            )
+        if self.model.audio_tail and self.model.audio_padding == "full":
+            raise ValueError(
+                "recipe: `model.audio_tail` is for `model.audio_padding` trim, since silence fills whole windows "
+                "anyway; set model.audio_tail=0, or model.audio_padding=trim"
             )
         if self.optimizer.ctc_weight == 1:
             self._check_without_llm()

@@ -213,7 +213,7 @@ class Collator:
         skip_bad_rows: leave a row that cannot be learned from out, with a warning, instead of raising.
         extra_inputs: called with the batch's rows; returns more inputs, e.g. the teacher's.
         packing: lay rows end to end instead of padding them.
-        share_prefix: say what all rows begin with, as `shared_prefix`.
+        share_prefix: add `shared_prefix`, how many tokens all rows begin with; see `SharedPrefix`.
     """
 
     encode: RowEncoder

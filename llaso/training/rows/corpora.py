@@ -208,7 +208,9 @@ def log_mels(row: Row, processor: LlasoProcessor) -> list[tuple[int, list[torch.
     """Return, for each clip of a row, its number of audio tokens and its log-mel windows, `(mels, frames)` each."""
     clips = []
     for samples in decode_audio(row, processor.feature_extractor.sampling_rate):
-        clips.append((processor.count_audio_tokens(len(samples)), processor.log_mel(processor.cut(samples))))
+        clips.append(
+            (processor.count_audio_tokens(len(samples)), processor.log_mel(processor.window_samples(samples)))
+        )
     return clips
 
 

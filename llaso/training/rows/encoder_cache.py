@@ -156,7 +156,7 @@ def fingerprint(model: LlasoForConditionalGeneration, processor: LlasoProcessor,
         "features": processor.feature_extractor.to_dict(),
         "precision": precision,
     }
-    if processor.audio_tail:  # absent without one, for the same reason
+    if processor.audio_tail:  # absent without one, so that caches from before there were tails are still found
         settings["tail"] = processor.audio_tail
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]

@@ -10,12 +10,15 @@ from typing import TypedDict
 
 import torch
 
+MOST_COMPUTED = 0.9
+"""Share of a padded batch's tokens above which a prefix is not computed once: laying rows out costs time as well."""
+
 
 class SharedPrefix(TypedDict):
     """What the model has to know of a micro-batch whose rows begin alike; plain integers, so that no GPU waits.
 
     Attributes:
-        tokens: with which all rows begin; less than the shortest row has.
+        tokens: number of tokens that all rows begin with; at least one less than the shortest row has.
         row_lengths: tokens of each row, its prefix included.
     """
 
@@ -36,6 +39,12 @@ def shared_prefix_of(rows: Sequence[torch.Tensor], audio_token_id: int) -> Share
     return {"tokens": int(alike.long().cumprod(0).sum()), "row_lengths": lengths}
 
 
-def computed(prefix: SharedPrefix) -> int:
-    """Return how many tokens are computed if the prefix is computed once."""
+def count_computed(prefix: SharedPrefix) -> int:
+    """Count the tokens that are computed if the prefix is computed once."""
     return sum(prefix["row_lengths"]) - (len(prefix["row_lengths"]) - 1) * prefix["tokens"]
+
+
+def is_worth_it(prefix: SharedPrefix) -> bool:
+    """Return whether computing the prefix once spares enough of the padded batch, its padding included."""
+    lengths = prefix["row_lengths"]
+    return prefix["tokens"] > 0 and count_computed(prefix) <= MOST_COMPUTED * len(lengths) * max(lengths)

@@ -15,31 +15,37 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from ..rows.shared_prefix import SharedPrefix, computed
+from ..rows.shared_prefix import SharedPrefix
 
 IMPLEMENTATIONS = {"eager": "eager_in_rows", "sdpa": "sdpa_in_rows"}
 """Attention implementations that can see rows behind a shared prefix, and the name of each form that does."""
-WORTH = 0.9
-"""Share of a padded batch's tokens that a shared prefix must leave at most."""
-
-
-def can_share(language_model: PreTrainedModel) -> bool:
-    """Return whether a language model can read rows behind a shared prefix: each token sees all that come before."""
-    config = language_model.config
-    kinds = set(getattr(config, "layer_types", None) or ())
-    known = config._attn_implementation in (*IMPLEMENTATIONS, *IMPLEMENTATIONS.values())
-    return known and kinds <= {"full_attention"}
 
 
 def share_prefixes(language_model: PreTrainedModel) -> None:
     """Have a language model take `shared_prefix=…` beside a padded batch, in place; without it, it reads as before.
 
-    Its hidden states have the places of the padded batch, with zeros at those of padding.
+    Its hidden states have the places of the padded batch; at padding they are of any token, which no loss reads.
+
+    Raises:
+        ValueError: its attention takes no mask of ours, or its tokens do not see all that come before them.
     """
+    config = language_model.config
+    chosen, kinds = config._attn_implementation, set(getattr(config, "layer_types", None) or ())
+    if chosen not in (*IMPLEMENTATIONS, *IMPLEMENTATIONS.values()):
+        raise ValueError(
+            f"compute.share_prefix does not go with attention {chosen!r}; set compute.attention to eager or sdpa, or "
+            "compute.share_prefix=false"
+        )
+    if other := kinds - {"full_attention"} or (
+        {"sliding_attention"} if not kinds and getattr(config, "sliding_window", None) else set()
+    ):
+        raise ValueError(
+            f"compute.share_prefix: {config.model_type} has layers of kind {', '.join(sorted(other))}, in which a "
+            "token does not see the whole prefix; set compute.share_prefix=false"
+        )
     for name, attend, mask in (("eager", attend_eagerly, eager_mask), ("sdpa", attend_by_sdpa, sdpa_mask)):
         AttentionInterface.register(IMPLEMENTATIONS[name], attend)
         AttentionMaskInterface.register(IMPLEMENTATIONS[name], mask)
-    chosen = language_model.config._attn_implementation
     language_model.set_attn_implementation(IMPLEMENTATIONS.get(chosen, chosen))
     forward = language_model.forward
 
@@ -151,9 +157,3 @@ def _in_rows(
     padded = [part.unflatten(1, (rows, longest)).transpose(0, 1) for part in found]
     seen, _ = attend(module, *padded, attention_mask, **kwargs)
     return seen.flatten(0, 1).index_select(0, places)[None], None
-
-
-def is_worth_it(prefix: SharedPrefix) -> bool:
-    """Return whether computing a prefix once spares enough of the padded batch's tokens."""
-    lengths = prefix["row_lengths"]
-    return prefix["tokens"] > 0 and computed(prefix) <= WORTH * len(lengths) * max(lengths)

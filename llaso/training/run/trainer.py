@@ -34,7 +34,7 @@ from ..recipe.recipe import Recipe
 from ..rows.collator import IGNORED
 from ..rows.packing import Packed, members, starts_of, taken_frames
 from ..rows.read_ahead import ReadAhead, RowsAsRead
-from ..rows.shared_prefix import SharedPrefix
+from ..rows.shared_prefix import SharedPrefix, is_worth_it
 from ..rows.training_rows import TrainingRows
 from .answer_loss import chunked_losses
 from .background_save import BackgroundSave, WaitForSave, on_host
@@ -51,7 +51,7 @@ from .model_setup import add_adapters, keep_frozen, merge_lora
 from .optimizer_groups import has_own_rates, late_parts, late_parts_frozen, parameter_groups, set_learning_rates
 from .packed_forward import use_packing
 from .recomputation import checkpointing_arguments
-from .shared_forward import can_share, is_worth_it, share_prefixes
+from .shared_forward import share_prefixes
 from .spec_augment import hide_stretches
 from .step_flops import StepFlops
 from .step_timer import BACKWARD, ENCODER, LLM, OPTIMIZER, READING, SAVING, Mark, StepTimer, stepping
@@ -129,10 +129,10 @@ class LlasoTrainer(Trainer):
             use_packing(model, lambda: self.timer.measure(ENCODER))
         self.shares_prefix = recipe.compute.share_prefix and recipe.optimizer.ctc_weight < 1
         if self.shares_prefix:
-            if self.shards or not can_share(model.model.language_model):
+            if self.shards:
                 raise ValueError(
-                    "compute.share_prefix needs whole weights in each process, and an LLM whose layers all attend to "
-                    "every token, with compute.attention eager or sdpa; set compute.share_prefix=false"
+                    "compute.share_prefix needs whole weights in each process; set it to false, or launch without "
+                    "FSDP or DeepSpeed"
                 )
             share_prefixes(model.model.language_model)
         self.writer = BackgroundSave()
