@@ -16,7 +16,7 @@ from support.tiny_training import row, save_backbones, save_corpus, tiny_recipe
 from llaso.training.recipe.recipe import load_recipe
 from llaso.training.rows.collator import Example, pad
 from llaso.training.rows.shared_prefix import count_computed, is_worth_it, shared_prefix_of
-from llaso.training.run.shared_forward import share_prefixes
+from llaso.training.run.shared_forward import share_prefixes, within_window
 from llaso.training.run.train import train
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 
@@ -102,11 +102,16 @@ def test_a_prefix_that_spares_little_is_left_as_it_is():
     assert not is_worth_it({"tokens": 0, "row_lengths": [160, 20, 20]})
 
 
-def test_what_does_not_see_the_whole_prefix_is_refused_by_name():
-    model, _ = tiny_llaso("trim", "mistral")
-    model.config.text_config.sliding_window = 16
-    with pytest.raises(ValueError, match="mistral has layers of kind sliding_attention, in which a token"):
-        share_prefixes(model.model.language_model)
+def test_rows_longer_than_a_window_are_not_shared():
+    model = sharing_model("sdpa", "mistral").model.language_model
+    model.config.sliding_window = 16
+    assert within_window(model, {"tokens": 5, "row_lengths": [16, 9]})
+    assert not within_window(model, {"tokens": 5, "row_lengths": [17, 9]})
+    model.config.sliding_window = None
+    assert within_window(model, {"tokens": 5, "row_lengths": [17, 9]})
+
+
+def test_models_that_take_no_mask_are_refused_by_name():
     model, _ = tiny_llaso("trim", "llama")
     model.config.text_config.layer_types = ["full_attention", "linear_attention"]
     with pytest.raises(ValueError, match="llama has layers of kind linear_attention"):

@@ -208,9 +208,8 @@ def log_mels(row: Row, processor: LlasoProcessor) -> list[tuple[int, list[torch.
     """Return, for each clip of a row, its number of audio tokens and its log-mel windows, `(mels, frames)` each."""
     clips = []
     for samples in decode_audio(row, processor.feature_extractor.sampling_rate):
-        clips.append(
-            (processor.count_audio_tokens(len(samples)), processor.log_mel(processor.window_samples(samples)))
-        )
+        mels = processor.log_mel(processor.window_samples(samples))
+        clips.append((processor.count_audio_tokens(len(samples)), mels))
     return clips
 
 

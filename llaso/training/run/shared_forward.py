@@ -16,6 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from ..rows.shared_prefix import SharedPrefix
+from .packed_attention import LAYERS
 
 IMPLEMENTATIONS = {"eager": "eager_in_rows", "sdpa": "sdpa_in_rows"}
 """Attention implementations that can see rows behind a shared prefix, and the name of each form that does."""
@@ -27,7 +28,7 @@ def share_prefixes(language_model: PreTrainedModel) -> None:
     Its hidden states have the places of the padded batch; at padding they are of any token, which no loss reads.
 
     Raises:
-        ValueError: its attention takes no mask of ours, or its tokens do not see all that come before them.
+        ValueError: its attention takes no mask of ours, or it has layers of another kind.
     """
     config = language_model.config
     chosen, kinds = config._attn_implementation, set(getattr(config, "layer_types", None) or ())
@@ -36,12 +37,10 @@ def share_prefixes(language_model: PreTrainedModel) -> None:
             f"compute.share_prefix does not go with attention {chosen!r}; set compute.attention to eager or sdpa, or "
             "compute.share_prefix=false"
         )
-    if other := kinds - {"full_attention"} or (
-        {"sliding_attention"} if not kinds and getattr(config, "sliding_window", None) else set()
-    ):
+    if other := kinds - set(LAYERS):
         raise ValueError(
-            f"compute.share_prefix: {config.model_type} has layers of kind {', '.join(sorted(other))}, in which a "
-            "token does not see the whole prefix; set compute.share_prefix=false"
+            f"compute.share_prefix: {config.model_type} has layers of kind {', '.join(sorted(other))}, which read "
+            "a row in other ways than by a mask; set compute.share_prefix=false"
         )
     for name, attend, mask in (("eager", attend_eagerly, eager_mask), ("sdpa", attend_by_sdpa, sdpa_mask)):
         AttentionInterface.register(IMPLEMENTATIONS[name], attend)
@@ -68,6 +67,12 @@ def share_prefixes(language_model: PreTrainedModel) -> None:
         return outputs
 
     language_model.forward = forward_shared  # type: ignore[method-assign]
+
+
+def within_window(language_model: PreTrainedModel, prefix: SharedPrefix) -> bool:
+    """Return whether each token of a batch sees all that come before it, however far its layers look back."""
+    window = getattr(language_model.config, "sliding_window", None)
+    return not window or max(prefix["row_lengths"]) <= window
 
 
 def laid_out(prefix: SharedPrefix, longest: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -51,7 +51,7 @@ from .model_setup import add_adapters, keep_frozen, merge_lora
 from .optimizer_groups import has_own_rates, late_parts, late_parts_frozen, parameter_groups, set_learning_rates
 from .packed_forward import use_packing
 from .recomputation import checkpointing_arguments
-from .shared_forward import share_prefixes
+from .shared_forward import share_prefixes, within_window
 from .spec_augment import hide_stretches
 from .step_flops import StepFlops
 from .step_timer import BACKWARD, ENCODER, LLM, OPTIMIZER, READING, SAVING, Mark, StepTimer, stepping
@@ -231,7 +231,8 @@ class LlasoTrainer(Trainer):
         transcripts, transcript_sizes = (inputs.pop(name, None) for name in ("transcripts", "transcript_sizes"))
         prefix: SharedPrefix | None = inputs.pop("shared_prefix", None)
         if prefix is not None and self.shares_prefix and is_worth_it(prefix):
-            inputs["shared_prefix"] = prefix
+            if within_window(self.unwrapped.model.language_model, prefix):
+                inputs["shared_prefix"] = prefix
         is_answer = targets != IGNORED
         packed: Packed | dict = inputs.get("packed", {})
         if self.recipe.spec_augment.hides:
