@@ -77,6 +77,11 @@ def count_audio_tokens(frames: Count, stride: int = 1) -> Count:
     return (vectors + stride - 1) // stride
 
 
+def is_tail(value: Any) -> bool:
+    """Return whether a value is a number of seconds of silence that may follow a recording."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LONGEST_TAIL
+
+
 def check_padding(audio_padding: str, audio_tail: float = 0.0) -> None:
     """Check how audio is padded.
 
@@ -89,7 +94,7 @@ def check_padding(audio_padding: str, audio_tail: float = 0.0) -> None:
     """
     if audio_padding not in AUDIO_PADDINGS:
         raise ValueError(f"audio_padding is {audio_padding!r}; choose one of {AUDIO_PADDINGS}")
-    if not 0 <= audio_tail <= LONGEST_TAIL:
+    if not is_tail(audio_tail):
         raise ValueError(f"audio_tail is {audio_tail!r}; it is a number of seconds from 0 to {LONGEST_TAIL}")
     if audio_tail and audio_padding == "full":
         raise ValueError(
@@ -115,7 +120,7 @@ def warn_of_other_padding(saved: dict[str, Any], given: dict[str, Any]) -> None:
             stacklevel=1,  # one place for all callers, so that Python shows it once
         )
     tail, chosen = saved.get("audio_tail", 0.0), given.get("audio_tail")
-    if chosen is not None and chosen != tail:
+    if is_tail(chosen) and chosen != tail:  # another value is refused
         warnings.warn(
             f"the checkpoint was trained with audio_tail={tail!r} and is loaded with {chosen!r}, so it hears other "
             "ends of recordings than it learned from. Leave audio_tail out, or train the model on with it",

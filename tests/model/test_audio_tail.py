@@ -69,6 +69,9 @@ def test_a_tail_is_saved_and_another_is_warned_of(tmp_path):
         ({"audio_padding": "trim", "audio_tail": -1.0}, "audio_tail is -1.0; it is a number of seconds from 0 to 30"),
         ({"audio_padding": "trim", "audio_tail": float("nan")}, "audio_tail is nan"),
         ({"audio_padding": "trim", "audio_tail": 31.0}, "audio_tail is 31.0"),
+        ({"audio_padding": "trim", "audio_tail": "1"}, "audio_tail is '1'; it is a number of seconds"),
+        ({"audio_padding": "trim", "audio_tail": None}, "audio_tail is None"),
+        ({"audio_padding": "trim", "audio_tail": True}, "audio_tail is True"),
     ],
 )
 def test_no_other_tail_is_taken(settings, message):

@@ -366,7 +366,8 @@ def test_mistakes_are_named(inputs, tmp_path):
 
 
 def test_corpora_are_compared_at_an_equal_number_of_steps(inputs, tmp_path):
-    few = save_corpus(tmp_path / "few", {"train": [row(i) for i in range(8)], "validation": [row(0, seed=1)]})
+    """Their names and folders may hold what means something in Markdown or YAML."""
+    few = save_corpus(tmp_path / "few #2", {"train": [row(i) for i in range(8)], "validation": [row(0, seed=1)]})
     folder = run_experiment(
         "corpora",
         inputs,
@@ -374,13 +375,17 @@ def test_corpora_are_compared_at_an_equal_number_of_steps(inputs, tmp_path):
         seeds=(0,),
         overrides=SMALL,
         stage2_steps=2,
-        corpora={"all": inputs.instruct, "transcripts": few},
+        corpora={"all": inputs.instruct, "a|b": few},
+        answer_after="Answer:",
         evaluate=scores_of,
     )
-    runs = json.loads((folder / "results.json").read_text())["runs"]
-    assert [(one["variation"], one["steps"]) for one in runs] == [("all", 2), ("transcripts", 2)]
+    results = json.loads((folder / "results.json").read_text())
+    runs = results["runs"]
+    assert [(one["variation"], one["steps"]) for one in runs] == [("all", 2), ("a|b", 2)]
+    assert results["corpora"] == {"all": str(inputs.instruct), "a|b": str(few)}
     assert [one["scores"]["ASR"]["value"] for one in runs] == [0.3, 0.1]  # the tasks that each has seen
-    lines = table(json.loads((folder / "results.json").read_text())).splitlines()
+    lines = table(results).splitlines()
+    assert lines[5].startswith("| a\\|b | 1 |") and lines[7].endswith("holds `Answer:`, what follows it is scored.")
     assert "| skill (audio) | skill (text_audio) |" in lines[2] and lines[4].startswith("| all | 1 |")
 
 
@@ -396,6 +401,7 @@ def test_corpora_are_compared_at_an_equal_number_of_steps(inputs, tmp_path):
         ),
         ("corpora", ["--corpus", "one=CORPUS", "--corpus", "one=CORPUS"], "two corpora have the same name"),
         ("corpora", ["--corpus", "one=CORPUS", "--corpus", "two=nowhere"], "no corpus at nowhere; build it first"),
+        ("corpora", ["--corpus", "one=CORPUS", "--corpus", "two=."], ". is no instruction corpus ("),
         ("corpora", ["--corpus", "CORPUS"], "is not NAME=FOLDER"),
     ],
 )

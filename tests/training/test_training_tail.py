@@ -61,3 +61,19 @@ def test_another_tail_than_the_checkpoints_is_warned_of(root, caplog):
     again["model"] = {"checkpoint": str(root / "trained"), "audio_padding": "full"}
     with pytest.raises(ValueError, match=r"model\.audio_tail is 0\.5, but with audio_padding='full'"):
         open_model(load_recipe(again))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model__audio_tail": 31}, "`model.audio_tail` is 31.*, but must be between 0 and 30"),
+        ({"model__audio_tail": float("inf")}, "`model.audio_tail` is inf, but must be between 0 and 30"),
+        (
+            {"model": {"encoder": "a", "llm": "b", "audio_padding": "full", "audio_tail": 1.0}},
+            "set model.audio_tail=0",
+        ),
+    ],
+)
+def test_a_recipe_with_no_such_tail_is_refused_before_anything_is_loaded(root, settings, message):
+    with pytest.raises(ValueError, match=message):
+        load_recipe(tiny_recipe(root, "refused", **settings))

@@ -99,6 +99,8 @@ def table(results: Results) -> str:
         "each of its seeds.",
         "",
     ]
+    if mark := results.get("answer_after"):
+        lines[-2] += f" In a reply that holds `{mark}`, what follows it is scored."
     return "\n".join(lines)
 
 
@@ -183,4 +185,4 @@ def _words(numbers: Sequence[int]) -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -86,9 +86,9 @@ class Inputs:
     def stage1(self) -> tuple[str, ...]:
         """Return overrides that point Stage 1's recipe to this folder."""
         return (
-            f"model.encoder={self.encoder or self.folder / 'backbones' / 'encoder'}",
-            f"model.llm={self.llm or self.folder / 'backbones' / 'llm'}",
-            f"data.path={self.align}",
+            _named("model.encoder", self.encoder or self.folder / "backbones" / "encoder"),
+            _named("model.llm", self.llm or self.folder / "backbones" / "llm"),
+            _named("data.path", self.align),
         )
 
     def tasks(self) -> list[str]:
@@ -146,6 +146,11 @@ class Experiment:
     claim: str
     variations: Callable[[Basis], list[Variation]]
     shows: Callable[[str, list[str]], bool] = lambda name, unseen: "(" not in name
+
+
+def _named(setting: str, place: Path | str) -> str:
+    """Return an override that names a folder or a Hub id, in quotes, since YAML reads more into `a #b` or `1e3`."""
+    return f"{setting}={json.dumps(str(place), ensure_ascii=False)}"
 
 
 def _list(names: Sequence[str]) -> str:
@@ -227,7 +232,9 @@ EXPERIMENTS = {
         Experiment(
             "corpora",
             "An instruction corpus that is built otherwise gives other scores.",
-            lambda basis: [Variation(name, stage2=(f"data.path={folder}",)) for name, folder in basis.corpora.items()],
+            lambda basis: [
+                Variation(name, stage2=(_named("data.path", folder),)) for name, folder in basis.corpora.items()
+            ],
             shows=lambda name, unseen: True,
         ),
         Experiment(
@@ -308,6 +315,10 @@ def run_experiment(
     for folder in corpora.values():
         if not folder.is_dir():
             raise FileNotFoundError(f"no corpus at {folder}; build it first, or name another with --corpus")
+        try:  # or it would be noticed after Stage 1
+            open_corpus(DataChoice(path=str(folder)))
+        except ValueError as error:
+            raise ValueError(f"{folder} is no instruction corpus ({error}); name another with --corpus") from error
     if stage1 is not None and not (stage1 / RESULT).is_file():
         raise FileNotFoundError(f"{stage1} holds no finished training ({RESULT} is missing); name one with --stage1")
     experiment = EXPERIMENTS[name]
@@ -361,6 +372,10 @@ def run_experiment(
             shown = sorted({name for one in done for name in one["scores"] if experiment.shows(name, held_out)})
             names = [variation.name for variation in variations]
             results = {"name": name, "claim": experiment.claim, "variations": names, "shown": shown, "runs": done}
+            if corpora:
+                results["corpora"] = {of: str(folder) for of, folder in corpora.items()}
+            if answer_after:
+                results["answer_after"] = answer_after
             with one_at_a_time(folder, report):
                 write_atomically(folder / "results.json", json.dumps(results, indent=1) + "\n", durable=True)
             break
@@ -401,7 +416,7 @@ class _Runs:
         """Train one variation with one seed, and return the record of its two stages and its scores."""
         first = self._stage_1(variation, seed)
         equal = (f"optimizer.max_steps={steps}",) if steps else ()
-        start = (f"model.checkpoint={first.out}", f"data.path={self.inputs.instruct}")
+        start = (_named("model.checkpoint", first.out), _named("data.path", self.inputs.instruct))
         second = self._stage(1, (*start, *self._common(seed), *variation.stage2, *equal))
         out = Path(second.out)
         scores = self.evaluate(out, self.inputs.evaluation, out / self.scored, self.rows)
@@ -428,7 +443,7 @@ class _Runs:
 
     def stage_2_steps(self, variation: Variation, seed: int) -> int:
         """Count the optimizer steps of a variation's Stage 2, by its recipe and corpus."""
-        settings = ("model.checkpoint=not yet known", f"data.path={self.inputs.instruct}", *self._common(seed))
+        settings = ("model.checkpoint=not yet known", _named("data.path", self.inputs.instruct), *self._common(seed))
         return _steps_of(self.inputs.recipes[1], (*settings, *variation.stage2))
 
     def stage_1_alone(self, variation: Variation, seed: int) -> dict[str, Any]:
@@ -438,7 +453,7 @@ class _Runs:
         return {"variation": variation.name, "seed": seed, "stage1_wer": wer} | nothing
 
     def _common(self, seed: int) -> tuple[str, ...]:
-        return (f"compute.encoder_cache={self.folder / 'encoder-cache'}", *self.overrides, f"seed={seed}")
+        return (_named("compute.encoder_cache", self.folder / "encoder-cache"), *self.overrides, f"seed={seed}")
 
     def _stage_1(self, variation: Variation, seed: int) -> TrainResult:
         settings = (*self.inputs.stage1(), *self._common(seed))

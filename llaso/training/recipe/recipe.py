@@ -26,6 +26,7 @@ RETIRED = {
 }
 """Former settings, with the value that files of old runs have and what to do about another."""
 
+UP_TO_30 = Range(lambda value: 0 <= value <= 30, "between 0 and 30")
 UP_TO_50 = Range(lambda value: 0 <= value <= 50, "between 0 and 50")
 A_FRAME = Range(lambda value: value >= 0.01, "at least 0.01, which is a frame")
 AT_LEAST_0 = Range(lambda value: value >= 0, "at least 0")
@@ -54,7 +55,7 @@ class ModelChoice:
     checkpoint: str | None = None  # LLaSO folder or Hub id; encoder and llm are not read then
     revision: str | None = None  # of the checkpoint, if it is read from the Hub
     audio_padding: Literal["full", "trim"] | None = None  # unset: the checkpoint's own; of a new model, full
-    audio_tail: Annotated[float, AT_LEAST_0] | None = None  # seconds of silence behind a recording, in trim; unset: 0
+    audio_tail: Annotated[float, UP_TO_30] | None = None  # seconds of silence behind a recording, in trim; unset: 0
     projector_stride: Annotated[int, AT_LEAST_1] | None = None  # encoder vectors (20 ms) per token; unset: as above
     projector_pooling: Literal["average", "concatenate"] | None = None  # unset: as above
     projector_norm: bool | None = None  # normalize its output to the scale of the LLM's embeddings; unset: as above
