@@ -371,7 +371,13 @@ def run_experiment(
             done = [record for _, record in sorted(records.items())]
             shown = sorted({name for one in done for name in one["scores"] if experiment.shows(name, held_out)})
             names = [variation.name for variation in variations]
-            results = {"name": name, "claim": experiment.claim, "variations": names, "shown": shown, "runs": done}
+            results: dict[str, Any] = {
+                "name": name,
+                "claim": experiment.claim,
+                "variations": names,
+                "shown": shown,
+                "runs": done,
+            }
             if corpora:
                 results["corpora"] = {of: str(folder) for of, folder in corpora.items()}
             if answer_after:
