@@ -192,9 +192,14 @@ def test_stage_1_is_varied_at_an_equal_number_of_steps(inputs, tmp_path):
     common = {"seeds": (0,), "overrides": SMALL, "stage1_only": True, "evaluate": scores_of}
     folder = run_experiment("padding", inputs, tmp_path, **common)
     runs = json.loads((folder / "results.json").read_text())["runs"]
-    assert [one["variation"] for one in runs] == ["trim", "full"] and all(one["stage1_wer"] for one in runs)
+    assert [one["variation"] for one in runs] == ["trim", "full", "trim, 1 s of silence"]
+    assert all(one["stage1_wer"] for one in runs)
     recipes = [load_recipe(stage / "recipe.yaml") for stage in (tmp_path / "runs").glob("stage1*")]
-    assert sorted(recipe.model.audio_padding for recipe in recipes) == ["full", "trim"]
+    assert sorted((recipe.model.audio_padding, recipe.model.audio_tail or 0) for recipe in recipes) == [
+        ("full", 0),
+        ("trim", 0),
+        ("trim", 1),
+    ]
     assert len({recipe.optimizer.max_steps for recipe in recipes}) == 1
 
     with pytest.raises(ValueError, match="hours varies Stage 1, so that all cannot start from .*; omit --stage1"):
@@ -250,7 +255,7 @@ def test_settings_of_stage_1_need_not_fit_a_stage_2_that_is_left_out(inputs, tmp
     with pytest.raises(ValueError, match="`train` does not name llm"):
         run_experiment("padding", inputs, tmp_path, **common)
     folder = run_experiment("padding", inputs, tmp_path, stage1_only=True, **common)
-    assert len(json.loads((folder / "results.json").read_text())["runs"]) == 2
+    assert len(json.loads((folder / "results.json").read_text())["runs"]) == 3
 
 
 def test_what_cannot_be_run_is_refused_before_anything_is_trained(inputs, tmp_path):
