@@ -17,6 +17,7 @@ from llaso_common.tasks import PAPER_TASKS, TASKS
 
 from . import draw
 from .instructions import Template, templates
+from .row_items import transcript_of
 from .sources.base import Acoustics, Fact, Item, Note, Recording, Sound, Source, Speech
 from .task_forms import format_weights
 
@@ -136,7 +137,7 @@ def write(
         heard = (spoken(f"{fact.instruction} {fact.input}".strip()),)
         carried = draw.unit(seed, id, "carrier") < 0.5
         user = [_text(template.text), _AUDIO] if carried else [_AUDIO]
-    said = transcript_of_all(heard, item, fact)
+    said = transcript_of_all(heard, item, fact) if transcript_first else ""
     first = bool(said) and draw.unit(seed, id, "transcript first") < transcript_first
     answer = after_transcript(said, fact.target) if first else fact.target
     clips = [[part] for part in heard] if item.apart else [list(heard)]
@@ -182,7 +183,7 @@ def transcript_of_all(heard: Sequence[Sound], item: Item, fact: Fact) -> str:
     """
     if fact.messages or TASKS[fact.task].answer == "transcript":
         return ""
-    known = fact.input or next((other.target for other in item.facts if other.task == "ASR"), "")
+    known = fact.input or transcript_of(item.facts)
     words, recorded = list[str](), False
     for sound in heard:
         if isinstance(sound, Speech):

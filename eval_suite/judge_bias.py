@@ -43,7 +43,7 @@ MEASURES = {
     "right_score": "share of such pairs in which it scored the right one higher, ties half",
     "same_choice": "share of pairs in which it chose the same answer, or a tie, in both orders",
 }
-"""What is measured, in words."""
+"""A description of each measured bias, by its name."""
 
 
 def load_probes() -> tuple[list[dict[str, str]], str]:
@@ -180,4 +180,4 @@ def _parts(
 
 
 CONSISTENT = {("first", "second"), ("second", "first"), ("tie", "tie")}
-"""What a judge says of one pair in both orders if it means the same answer."""
+"""Pairs of choices, in the first order and the swapped one, that name the same answer."""

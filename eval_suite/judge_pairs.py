@@ -36,9 +36,9 @@ from .task_metrics import TASKS
 FAMILY = "judge_pairs"
 PROMPT = f"{FAMILY}_v1"
 CHOICES = {"first": 1.0, "tie": 0.5, "second": 0.0}
-"""What a judge may say, and what that is worth to the answer shown first."""
+"""A judge's possible choices, and the points that each gives the answer shown first."""
 BETTER = {"better": {"type": "string", "enum": list(CHOICES)}}
-"""What a reply holds beside ticket and explanation."""
+"""The JSON schema of a reply's field `better`, which it has beside its ticket and its explanation."""
 
 
 class Choice(NamedTuple):
@@ -50,7 +50,7 @@ class Choice(NamedTuple):
 
 
 class JudgedPair(NamedTuple):
-    """What a judge said of two answers in both orders: shown as they are, and swapped."""
+    """A judge's choices between two answers, shown in both orders: as they are, and swapped."""
 
     shown: Choice
     swapped: Choice
@@ -62,7 +62,7 @@ class JudgedPair(NamedTuple):
 
     @property
     def points(self) -> float:
-        """What the pair is worth to its first answer: 1 won, 0 lost, the mean of both orders."""
+        """The first answer's points, the mean of both orders: 1 if it won, 0 if it lost."""
         assert self.shown.better is not None and self.swapped.better is not None
         return (CHOICES[self.shown.better] + 1 - CHOICES[self.swapped.better]) / 2
 

@@ -20,6 +20,7 @@ from . import compare_commands, judge_commands
 from .eval_output import add_page_folder, write_json
 from .option_types import (
     DTYPES,
+    add_answer_after,
     add_output_file,
     at_least_0,
     at_least_1,
@@ -55,12 +56,7 @@ def _add_score(steps) -> None:
     parser.add_argument("--no-intervals", action="store_true", help="skip the bootstrap")
     parser.add_argument("--resamples", type=resamples, default=1000, help="bootstrap resamples (default: %(default)s)")
     parser.add_argument("--seed", type=seed, default=0, help="of the bootstrap (default: %(default)s)")
-    parser.add_argument(
-        "--answer-after",
-        type=some_text,
-        metavar="TEXT",
-        help="score what follows the last TEXT of a reply that holds it, e.g. 'Answer:' after a transcript",
-    )
+    add_answer_after(parser)
     parser.set_defaults(run=_score)
 
 

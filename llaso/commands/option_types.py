@@ -87,6 +87,14 @@ def path(text: str) -> Path:
     return Path(some_text(text))
 
 
+def named_folder(text: str) -> tuple[str, Path]:
+    """Return a name and a folder of `NAME=FOLDER`."""
+    name, equals, folder = text.partition("=")
+    if not (name.strip() and equals and folder):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FOLDER")
+    return name.strip(), path(folder)
+
+
 def add_speech_finder(parser: argparse.ArgumentParser) -> None:
     """Add `--speech-finder NAME`."""
     parser.add_argument(
@@ -98,15 +106,17 @@ def add_speech_finder(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_answer_after(parser: argparse.ArgumentParser) -> None:
+    """Add `--answer-after TEXT`."""
+    parser.add_argument(
+        "--answer-after",
+        type=some_text,
+        metavar="TEXT",
+        help="score what follows the last TEXT of a reply that holds it, e.g. 'Answer:' after a transcript",
+    )
+
+
 def add_output_file(parser: argparse.ArgumentParser, help: str, required: bool = False) -> None:
     """Add `--out FILE` and `--overwrite`; the command calls `refuse_existing_file` with them before its work."""
     parser.add_argument("--out", type=path, metavar="FILE", required=required, help=help)
     parser.add_argument("--overwrite", action="store_true", help="replace the file that --out names")
-
-
-def named_folder(text: str) -> tuple[str, Path]:
-    """Return a name and a folder of `NAME=FOLDER`."""
-    name, equals, folder = text.partition("=")
-    if not (name.strip() and equals and folder):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FOLDER")
-    return name.strip(), path(folder)

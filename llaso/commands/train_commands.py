@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from .option_types import at_least_0, named_folder, path, seed, some_text
+from .option_types import add_answer_after, at_least_0, named_folder, path, seed
 
 
 def add_parser(commands) -> None:
@@ -92,12 +92,7 @@ def add_parser(commands) -> None:
         metavar="NAME=FOLDER",
         help="an instruction corpus to compare, in the experiment corpora; the first is the reference",
     )
-    experiment.add_argument(
-        "--answer-after",
-        type=some_text,
-        metavar="TEXT",
-        help="score what follows the last TEXT of a reply that holds it, e.g. 'Answer:' after a transcript",
-    )
+    add_answer_after(experiment)
     experiment.add_argument(
         "--page", type=path, help="a Markdown page in which this experiment's table and figure are replaced"
     )
