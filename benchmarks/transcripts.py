@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rapidfuzz.distance import Levenshtein
 
 from benchmarks.hearing import WhisperBaseline
 from benchmarks.manifests import evenly, read_manifest
 from eval_suite.intervals import Resampler
+from llaso.alignment.alignment import best_paths
 from llaso.training.recipe.recipe import DataChoice, Recipe
 from llaso.training.rows.corpora import open_corpus
 from llaso.training.rows.training_rows import pieces_of
-from llaso.training.run.ctc_loss import alignment_with, best_paths, transcripts_of
+from llaso.training.run.ctc_loss import alignment_with, transcripts_of
 from llaso.training.run.held_out import normalize, word_errors
 from llaso.training.run.resume import RECIPE, recipe_of
 from llaso.transcription.transcriber import Transcriber
@@ -117,9 +117,8 @@ def by_best_path(
 ) -> list[str]:
     """Read the best path of the projected audio, among the tokens or pieces of a corpus's transcripts."""
     model, processor = load(checkpoint, "cpu")
-    table: torch.Tensor = model.get_input_embeddings().weight
     pieces = pieces_of(aligned_by(checkpoint), processor)
-    alignment = alignment_with(table, processor, open_corpus(DataChoice(path=corpus)), pieces)
+    alignment = alignment_with(model, processor, open_corpus(DataChoice(path=corpus)), pieces)
     heard: list[str] = []
     for batch in batches(clips):
         inputs = processor.apply_transcription_request([clip.samples() for clip in batch])

@@ -16,6 +16,7 @@ AUDIO_PADDINGS = ("full", "trim")
 LONGEST_TAIL = 30
 """Seconds of silence behind a recording at most: a window's worth."""
 POOLINGS = ("average", "concatenate")
+ALIGNMENT_KEYS = {"token_ids", "blank_id", "merges", "scale"}
 
 WHISPER_LARGE_V3: dict[str, Any] = {
     "vocab_size": 51866,
@@ -145,6 +146,11 @@ class LlasoConfig(PreTrainedConfig):
             its vectors start as loud as the LLM's embeddings; the released model has none.
         audio_padding (`str`): `"full"` encodes whole windows of silence-padded audio, as released; `"trim"` encodes
             and attends to the real frames only. Processor and model must agree.
+        ctc_alignment (`dict`, *optional*): how the projected audio reads as text without the language model, as a
+            training wrote it that aligns the two by CTC: `token_ids`, the tokens that a vector may stand for;
+            `blank_id`, the one of them that stands for nothing new; `merges`, how many of the tokenizer's merges make
+            the pieces in which text is aligned (None: whole tokens); `scale`, the factor of a vector's product with
+            an embedding.
         tie_word_embeddings (`bool`): whether the head shares the input embeddings; by default as in `text_config`.
         tried_transformers (`str`): the versions of transformers this code was tried with. It is
             written for people who read `config.json`, and never read back.
@@ -173,6 +179,7 @@ class LlasoConfig(PreTrainedConfig):
     projector_pooling: str = "average"
     projector_norm: bool = False
     audio_padding: str = "full"
+    ctc_alignment: dict[str, Any] | None = None
     tie_word_embeddings: bool | None = None
     tried_transformers: str = TRIED_TRANSFORMERS
 
@@ -188,6 +195,8 @@ class LlasoConfig(PreTrainedConfig):
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = self.text_config.tie_word_embeddings
         check_padding(self.audio_padding)
+        if self.ctc_alignment is not None and self.ctc_alignment.keys() != ALIGNMENT_KEYS:
+            raise ValueError(f"ctc_alignment has {sorted(self.ctc_alignment)}; it takes {sorted(ALIGNMENT_KEYS)}")
         if self.projector_pooling not in POOLINGS:
             raise ValueError(f"projector_pooling is {self.projector_pooling!r}; choose one of {POOLINGS}")
         if self.projector_stride < 1:

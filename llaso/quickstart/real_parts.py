@@ -69,7 +69,7 @@ def _check_kind(part: str, name: str) -> None:
     """Refuse an encoder that is no Whisper, and an LLM that is one or whose words Stage 1 cannot split."""
     from transformers import AutoConfig, AutoTokenizer
 
-    from llaso.training.rows.short_pieces import ShortPieces
+    from llaso.alignment.short_pieces import ShortPieces
 
     place = Path(name).expanduser() if Path(name).expanduser().is_dir() else name
     kind = AutoConfig.from_pretrained(place).model_type

@@ -13,12 +13,13 @@ from support.tiny_training import curve, row, save_backbones, save_corpus, tiny_
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+from llaso.alignment.alignment import Alignment
+from llaso.alignment.short_pieces import ShortPieces
 from llaso.training.recipe.recipe import load_recipe
 from llaso.training.rows.collator import Collator, RowEncoder
 from llaso.training.rows.corpora import open_corpus
-from llaso.training.rows.short_pieces import ShortPieces
 from llaso.training.rows.training_rows import pieces_of
-from llaso.training.run.ctc_loss import SHARPNESS, Alignment, alignment_with
+from llaso.training.run.ctc_loss import SHARPNESS, alignment_with
 from llaso.training.run.model_setup import open_model
 from llaso.training.run.train import train
 from llaso.training.run.trainer import LlasoTrainer
@@ -71,7 +72,7 @@ def test_the_best_path_leaves_out_blanks_and_repetitions():
 def test_the_corpus_says_which_tokens_compete(root):
     model, processor = open_model(load_recipe(aligned(root, "unused")))
     corpus = open_corpus(load_recipe(aligned(root, "unused")).data)
-    alignment = alignment_with(model.get_input_embeddings().weight, processor, corpus)
+    alignment = alignment_with(model, processor, corpus)
     said = {token for one in corpus for token in processor.tokenizer(one["target"])["input_ids"]}
     special = set(processor.tokenizer.all_special_ids)
     assert processor.tokenizer.decode([alignment.blank]) == "\n"
@@ -145,7 +146,7 @@ def test_transcripts_and_what_competes_are_in_pieces(root):
     example = encode(row(0))
     letters = [processor.tokenizer.decode([piece]) for piece in example.transcript.tolist()]
     assert letters == list(row(0)["target"])
-    alignment = alignment_with(model.get_input_embeddings().weight, processor, open_corpus(recipe.data), pieces)
+    alignment = alignment_with(model, processor, open_corpus(recipe.data), pieces)
     competing = [processor.tokenizer.decode([token]) for token in alignment.competing.tolist()]
     said = {letter for one in open_corpus(recipe.data) for letter in one["target"]}
     assert sorted(competing) == sorted({*said, "\n"})
@@ -167,7 +168,7 @@ def test_a_corpus_without_transcripts_is_refused(root):
     recipe = load_recipe(aligned(root, "unused", data__path=str(root / "text")))
     model, processor = open_model(recipe)
     with pytest.raises(ValueError, match="no row to train on has a transcript"):
-        alignment_with(model.get_input_embeddings().weight, processor, open_corpus(recipe.data))
+        alignment_with(model, processor, open_corpus(recipe.data))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from llaso.alignment.short_pieces import ShortPieces
 from llaso_common.schema import Clip, Row, clean_messages, clip_bytes
 from modeling_llaso.processing_llaso import LlasoProcessor, stack_windows
 
@@ -23,7 +24,6 @@ from .corpora import log_mels
 from .encoder_cache import EncoderCache, audio_tokens_of, clip_key, kept_audio
 from .packing import Packed, end_to_end, shifted
 from .shared_prefix import shared_prefix_of
-from .short_pieces import ShortPieces
 
 logger = logging.getLogger(__name__)
 

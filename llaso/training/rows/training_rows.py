@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from llaso.alignment.short_pieces import ShortPieces
 from llaso.progress import Report, progress_report
 from llaso_common.schema import Row
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
@@ -20,7 +21,6 @@ from .batch_plan import BatchRule, Plan
 from .collator import Collator, RowEncoder, TeacherCollator
 from .corpora import Corpus, open_corpus, open_held_out
 from .encoder_cache import GIGABYTE, EncoderCache, fill, fingerprint
-from .short_pieces import ShortPieces
 
 HELD_OUT_TASK = "ASR"
 ENCODER_REPORT_SECONDS = 5.0

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
+from llaso.alignment.alignment import Alignment, best_paths
 from llaso_common.schema import Row, clean_messages, clip_bytes
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor
 
 from ..rows.corpora import decode_audio
 from ..rows.encoder_cache import EncoderCache, audio_tokens_of, clip_key, kept_audio
-from .ctc_loss import Alignment, best_paths
 
 logger = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from transformers import set_seed
 
+from llaso.alignment.alignment import save_alignment
 from llaso.progress import Report, time_in_words
 from llaso_common.atomic_write import write_atomically
 from llaso_common.folder_lock import alone_in
@@ -144,8 +145,9 @@ def _train(asked: Recipe, batch: BatchChoice, plan: StepPlan, main_process: bool
         if main_process:
             draw_curve(out, f"{out.name}: {', '.join(recipe.train)}")
 
-    if trainer.ctc_weight == 1:
-        match_loudness(trainer.unwrapped)
+    if trainer.alignment is not None:
+        louder = match_loudness(trainer.unwrapped) if trainer.ctc_weight == 1 else 1.0
+        save_alignment(trainer.unwrapped, trainer.alignment, louder)
     export(trainer, out)
     result = result_of(recipe.out, rows.steps, recipe.watch.gate_wer, time.perf_counter() - start)
     if main_process:

@@ -27,6 +27,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
+from llaso.alignment.alignment import Alignment
 from modeling_llaso.modeling_llaso import LlasoAudioOutput, LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor
 
@@ -41,7 +42,7 @@ from .background_save import BackgroundSave, WaitForSave, on_host
 from .checkpoints import WEIGHTS, frozen_digests, frozen_sources, load_trainable, mark_complete, save_trainable
 from .chips import chip_name, peak_of
 from .compilation import compile_layers, should_compile
-from .ctc_loss import Alignment, alignment_with, call_through
+from .ctc_loss import alignment_with, call_through
 from .data_workers import follow_main_process
 from .distillation import Teacher
 from .distributed import gathered, is_peer_lost
@@ -160,8 +161,7 @@ class LlasoTrainer(Trainer):
                 raise ValueError(
                     "optimizer.ctc_weight needs whole weights in each process; launch without FSDP or DeepSpeed"
                 )
-            embeddings: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
-            self.alignment = alignment_with(embeddings, processor, rows.corpus, rows.collator.encode.pieces)
+            self.alignment = alignment_with(model, processor, rows.corpus, rows.collator.encode.pieces)
         self.compiled = should_compile(recipe, self.args.device.type, self.shards)
         if self.compiled:
             compile_layers(model)

@@ -36,6 +36,9 @@ class ShortPieces:
         merges: how many pieces of two characters or more to use: the first that the tokenizer's merges make; 0 uses
             single characters.
 
+    Attributes:
+        merges: as given.
+
     Raises:
         ValueError: the tokenizer is not of byte-pair encoding.
     """
@@ -49,6 +52,7 @@ class ShortPieces:
                 f"optimizer.ctc_merges splits the tokens of byte-pair encoding (BPE), but the LLM's tokenizer is "
                 f"{model.get('type') or type(tokenizer).__name__}; set optimizer.ctc_merges=null"
             )
+        self.merges = merges
         made = dict.fromkeys("".join(pair) for pair in model["merges"])  # several pairs may make one piece
         kept = set(itertools.islice(made, merges))
         model["merges"] = [pair for pair in model["merges"] if "".join(pair) in kept]
