@@ -11,7 +11,19 @@ from typing import Any, TextIO
 
 from llaso_common.output_folder import refuse_existing, refuse_existing_file, replaced_folder
 
-from .option_types import DTYPES, add_output_file, add_speech_finder, at_least_1, device, seed, some_text, stride
+from ..alignment import BEAMS, CTC_WEIGHT
+from .option_types import (
+    DTYPES,
+    add_output_file,
+    add_speech_finder,
+    at_least_1,
+    beams,
+    device,
+    seed,
+    some_text,
+    stride,
+    weight,
+)
 
 
 def add_parser(commands) -> None:
@@ -61,6 +73,16 @@ def add_parser(commands) -> None:
     )
     transcribe.add_argument("files", nargs="+", metavar="FILE", help="audio files")
     _add_model(transcribe)
+    transcribe.add_argument(
+        "--ctc-weight",
+        type=weight,
+        metavar="W",
+        help="of what the audio says by itself, 0 to 1, beside the language model; 0 decodes greedily (default: "
+        f"{CTC_WEIGHT} if the model was aligned by CTC)",
+    )
+    transcribe.add_argument(
+        "--beams", type=beams, default=BEAMS, metavar="N", help="hypotheses, if the audio has a weight"
+    )
     _add_output(transcribe, "text", "json", "srt", "vtt")
     add_speech_finder(transcribe)
     transcribe.set_defaults(run=run_transcribe)
@@ -165,7 +187,13 @@ def run_transcribe(arguments: argparse.Namespace) -> int:
 
     def load_transcriber() -> Transcriber:
         loaded = load(arguments.model, arguments.device)
-        return Transcriber(*loaded, max_new_tokens=arguments.max_new_tokens, finder=finder)
+        return Transcriber(
+            *loaded,
+            max_new_tokens=arguments.max_new_tokens,
+            finder=finder,
+            ctc_weight=arguments.ctc_weight,
+            beams=arguments.beams,
+        )
 
     return 2 if transcribe_files(arguments.files, load_transcriber, arguments.format, arguments.out) else 0
 

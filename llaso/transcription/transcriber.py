@@ -1,4 +1,8 @@
-"""Transcribing a recording piece by piece, in batches."""
+"""Transcribing a recording piece by piece, in batches.
+
+A model that was aligned by CTC is decoded jointly: the language model proposes, and the audio has a say in each token
+(`llaso.alignment.joint_decoding`).
+"""
 
 from __future__ import annotations
 
@@ -14,8 +18,12 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
+from llaso.alignment import BEAMS, CTC_WEIGHT
+from llaso.alignment.alignment import saved_alignment
+from llaso.alignment.joint_decoding import HeardTokens, JointDecoding
 from llaso_common import __version__
 from modeling_llaso.loading import end_ids
+from modeling_llaso.modeling_llaso import LlasoAudioOutput
 
 from .partial import PartialTranscript
 from .pieces import pieces_to_transcribe
@@ -34,7 +42,7 @@ prompt as well."""
 
 
 class Transcriber:
-    """Transcribes recordings with a model, greedily.
+    """Transcribes recordings with a model: jointly with its alignment if it has one, otherwise greedily.
 
     Args:
         model: a `LlasoForConditionalGeneration`.
@@ -43,6 +51,12 @@ class Transcriber:
         batch_size: pieces that are transcribed together.
         finder: finds speech; by default an `EnergyFinder`.
         stopping: stops a generation early, as when a user cancels; the caller must discard that result.
+        ctc_weight: of what the audio says by itself, from 0 to 1; 0 decodes greedily. By default `CTC_WEIGHT` if the
+            model was aligned by CTC, else 0.
+        beams: hypotheses that joint decoding follows.
+
+    Raises:
+        ValueError: a weight is given, but the model was not aligned by CTC.
     """
 
     def __init__(
@@ -53,6 +67,8 @@ class Transcriber:
         batch_size: int = BATCH_SIZE,
         finder: SpeechFinder | None = None,
         stopping: StoppingCriteria | None = None,
+        ctc_weight: float | None = None,
+        beams: int = BEAMS,
     ):
         self.model, self.processor = model, processor
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
@@ -60,6 +76,14 @@ class Transcriber:
         self.window_seconds: float = processor.feature_extractor.n_samples / self.rate
         self.finder = finder
         self.stopping = StoppingCriteriaList([] if stopping is None else [stopping])
+        self.alignment = saved_alignment(model)
+        if ctc_weight and self.alignment is None:
+            raise ValueError(
+                f"the CTC weight is {ctc_weight:g}, but this model was not aligned by CTC: its config.json has no "
+                "ctc_alignment. Leave the weight out, or train with optimizer.ctc_weight"
+            )
+        self.ctc_weight: float = (0.0 if self.alignment is None else CTC_WEIGHT) if ctc_weight is None else ctc_weight
+        self.beams = beams
 
     def transcribe_file(
         self,
@@ -109,7 +133,15 @@ class Transcriber:
             "model": self._model_digest,
             "processor": _processor_digest(self.processor),
             "max_new_tokens": self.max_new_tokens,
+            "ctc_weight": self.ctc_weight,
+            "beams": self.beams,
         }
+
+    @cached_property
+    def _heard(self) -> HeardTokens:
+        """Tells how the audio writes a token of the language model."""
+        assert self.alignment is not None
+        return HeardTokens(self.alignment, self.processor.tokenizer)
 
     @cached_property
     def _model_digest(self) -> str:
@@ -146,7 +178,7 @@ class Transcriber:
         log-probability is then that of the restricted choice.
 
         Returns:
-            Text, mean log-probability and finish reason of each.
+            Text, mean log-probability of its tokens by the language model, and finish reason of each.
         """
         results = self._generate(clips)
         looped = [place for place, (text, *_) in enumerate(results) if repeats_itself(text)]
@@ -157,25 +189,40 @@ class Transcriber:
         return results
 
     def _generate(self, clips: list[np.ndarray], **rules: Any) -> list[tuple[str, float, str]]:
-        """Return what `transcribe` does, of one greedy generation under further rules of `generate`."""
-        inputs = self.processor.apply_transcription_request(clips).to(self.model.device)
-        recorder = _ChosenLogProbs()
+        """Return what `transcribe` does, of one generation under further rules of `generate`."""
+        inputs = dict(self.processor.apply_transcription_request(clips).to(self.model.device))
+        scorer = self._joint_decoding(inputs) if self.ctc_weight else _ChosenLogProbs()
+        beams = self.beams if self.ctc_weight else 1
+        if beams > 1:
+            rules |= {"length_penalty": 0.0, "early_stopping": False}
         generated = self.model.generate(
             **inputs,
             max_new_tokens=self.max_new_tokens,
             do_sample=False,
-            num_beams=1,
+            num_beams=beams,
             **rules,
-            logits_processor=LogitsProcessorList([recorder]),
+            logits_processor=LogitsProcessorList([scorer]),
             stopping_criteria=self.stopping,
         )[:, inputs["input_ids"].shape[1] :]
         is_end = torch.isin(generated, generated.new_tensor(end_ids(self.model)))
         results = []
-        for row, ended, logprobs in zip(generated, is_end, recorder.by_row(), strict=True):
+        for clip, (row, ended) in enumerate(zip(generated, is_end, strict=True)):
             length = int(ended.int().argmax()) + 1 if ended.any() else len(row)
             text = self.processor.decode(row[:length], skip_special_tokens=True).strip()
-            results.append((text, float(logprobs[:length].mean()), "stop" if ended.any() else "length"))
+            mean = scorer.log_prob(clip, tuple(row[:length].tolist())) / length
+            results.append((text, mean, "stop" if ended.any() else "length"))
         return results
+
+    @torch.no_grad()
+    def _joint_decoding(self, inputs: dict[str, Any]) -> JointDecoding:
+        """Return what joins the alignment to one generation; replace the audio of its inputs by its projection."""
+        assert self.alignment is not None
+        names = ("input_features", "input_features_mask")
+        audio = self.model.model.get_audio_embeds(*(inputs.pop(name, None) for name in names))
+        inputs["mm_encoder_outputs"] = {"audio": LlasoAudioOutput(pooler_output=audio)}
+        sizes = inputs["input_ids"].eq(self.model.config.audio_token_id).sum(1).tolist()
+        log_probs = self.alignment.log_probs(audio).split(sizes)
+        return JointDecoding(log_probs, self._heard, end_ids(self.model), self.ctc_weight)
 
 
 def repeats_itself(text: str) -> bool:
@@ -194,9 +241,9 @@ class _ChosenLogProbs(LogitsProcessor):
         self._steps.append(scores.float().log_softmax(-1).amax(-1).cpu())
         return scores
 
-    def by_row(self) -> torch.Tensor:
-        """Return the log-probabilities, `(rows, steps)`."""
-        return torch.stack(self._steps, dim=1)
+    def log_prob(self, clip: int, text: tuple[int, ...]) -> float:
+        """Return the log-probability of a clip's text, as `JointDecoding.log_prob` does."""
+        return float(torch.stack(self._steps[: len(text)])[:, clip].sum())
 
 
 def _processor_digest(processor: Any) -> str:
