@@ -22,6 +22,7 @@ from llaso.alignment import BEAMS, CTC_WEIGHT
 from llaso.alignment.alignment import saved_alignment
 from llaso.alignment.joint_decoding import HeardTokens, JointDecoding
 from llaso_common import __version__
+from modeling_llaso.compatibility_llaso import CACHE_SINCE_5_24
 from modeling_llaso.loading import end_ids
 from modeling_llaso.modeling_llaso import LlasoAudioOutput
 
@@ -191,9 +192,12 @@ class Transcriber:
     def _generate(self, clips: list[np.ndarray], **rules: Any) -> list[tuple[str, float, str]]:
         """Return what `transcribe` does, of one generation under further rules of `generate`."""
         inputs = dict(self.processor.apply_transcription_request(clips).to(self.model.device))
-        scorer = self._joint_decoding(inputs) if self.ctc_weight else _ChosenLogProbs()
+        scorer: JointDecoding | _ChosenLogProbs = _ChosenLogProbs()
         beams = self.beams if self.ctc_weight else 1
+        if self.ctc_weight:
+            scorer = self._joint_decoding(inputs)
         if beams > 1:
+            self._read_prompt_once(inputs, beams)
             rules |= {"length_penalty": 0.0, "early_stopping": False}
         generated = self.model.generate(
             **inputs,
@@ -223,6 +227,22 @@ class Transcriber:
         sizes = inputs["input_ids"].eq(self.model.config.audio_token_id).sum(1).tolist()
         log_probs = self.alignment.log_probs(audio).split(sizes)
         return JointDecoding(log_probs, self._heard, end_ids(self.model), self.ctc_weight)
+
+    @torch.no_grad()
+    def _read_prompt_once(self, inputs: dict[str, Any], beams: int) -> None:
+        """Replace the audio of a generation's inputs by a cache of the prompt; `generate` reads it for each beam."""
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        positions = (mask.cumsum(1) - 1).clamp(min=0)  # as `generate` counts them
+        read = self.model.model(
+            ids[:, :-1],
+            attention_mask=mask[:, :-1],
+            position_ids=positions[:, :-1],
+            mm_encoder_outputs=inputs.pop("mm_encoder_outputs"),
+            use_cache=True,
+        )
+        cache = read[CACHE_SINCE_5_24]
+        cache.batch_repeat_interleave(beams)
+        inputs[CACHE_SINCE_5_24] = cache
 
 
 def repeats_itself(text: str) -> bool:
