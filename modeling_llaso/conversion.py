@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -267,6 +268,8 @@ def _encoder_from_shapes(tensors: Mapping[str, torch.Tensor], folder: Path) -> W
 def to_official(model: LlasoForConditionalGeneration, processor: LlasoProcessor, out: str | Path) -> Path:
     """Write a model in the released format, with the encoder's folder that the released code asks for.
 
+    The alignment by CTC has no place in it; a warning says so.
+
     Raises:
         ValueError: the released format cannot express the model: another language model, a projector stride, a
             norm behind the projector, or `trim`.
@@ -283,6 +286,13 @@ def to_official(model: LlasoForConditionalGeneration, processor: LlasoProcessor,
         wrong.append(f"audio_padding={config.audio_padding!r}")
     if wrong:
         raise ValueError(f"the released format cannot express {' or '.join(wrong)}")
+    if config.ctc_alignment is not None:
+        warnings.warn(
+            "the released format has no place for ctc_alignment, so it is not written: the converted model cannot be "
+            "decoded jointly with what its audio says",
+            UserWarning,
+            stacklevel=2,
+        )
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
 

@@ -88,7 +88,8 @@ class PrefixScores:
     """
 
     def __init__(self, log_probs: Sequence[torch.Tensor], blank: int) -> None:
-        padded = nn.utils.rnn.pad_sequence([clip.double() for clip in log_probs], True, NEVER).clamp(min=NEVER)
+        doubles = [clip.detach().double() for clip in log_probs]
+        padded = nn.utils.rnn.pad_sequence(doubles, batch_first=True, padding_value=NEVER).clamp(min=NEVER)
         for clip, own in zip(padded, log_probs, strict=True):
             clip[len(own) :, blank] = 0.0  # beyond its end a clip says nothing more, for certain
         self.blank = blank
@@ -128,7 +129,7 @@ class PrefixScores:
         """
         lengths = torch.tensor([len(new) for new in tokens], device=origins.device)
         new = [torch.tensor(one, dtype=torch.long, device=origins.device) for one in tokens]
-        padded = nn.utils.rnn.pad_sequence(new, True) if new else lengths[:, None]
+        padded = nn.utils.rnn.pad_sequence(new, True)
         at, pool = origins.clone(), texts
         for place in range(padded.shape[1]):
             going_on = (lengths > place).nonzero()[:, 0]

@@ -13,13 +13,14 @@ from support.tiny_training import curve, row, save_backbones, save_corpus, tiny_
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from llaso.alignment.alignment import Alignment
+from llaso.alignment.alignment import Alignment, save_alignment, saved_alignment
 from llaso.alignment.short_pieces import ShortPieces
 from llaso.training.recipe.recipe import load_recipe
 from llaso.training.rows.collator import Collator, RowEncoder
 from llaso.training.rows.corpora import open_corpus
 from llaso.training.rows.training_rows import pieces_of
-from llaso.training.run.ctc_loss import SHARPNESS, alignment_with
+from llaso.training.run import trainer as trainer_module
+from llaso.training.run.ctc_loss import SHARPNESS, alignment_with, match_loudness
 from llaso.training.run.model_setup import open_model
 from llaso.training.run.train import train
 from llaso.training.run.trainer import LlasoTrainer
@@ -256,3 +257,42 @@ def test_a_stopped_run_goes_on_as_if_undisturbed(root, monkeypatch):
     monkeypatch.undo()
     train(aligned(root, "stopped"))
     assert weights_digest(out) == weights_digest(whole)
+
+
+def test_a_checkpoint_keeps_its_alignment_and_the_next_run_goes_on_with_it(root, monkeypatch):
+    norm = {"model__projector_norm": True, "model__projector_stride": 2, "model__projector_pooling": "concatenate"}
+    used: list[Alignment] = []
+    keep = trainer_module.alignment_with
+    monkeypatch.setattr(trainer_module, "alignment_with", lambda *a, **k: used.append(keep(*a, **k)) or used[-1])
+    aligned_once = train(aligned(root, "kept", optimizer__max_steps=2, **norm))
+    model = LlasoForConditionalGeneration.from_pretrained(aligned_once.out)
+    kept = saved_alignment(model)
+    assert kept is not None and torch.equal(kept.competing, used[0].competing) and kept.blank == used[0].blank
+
+    def then(out: str, **changes) -> Alignment | None:
+        recipe = tiny_recipe(root, out, optimizer__max_steps=1, **changes)
+        recipe["model"] = {"checkpoint": aligned_once.out}
+        return saved_alignment(LlasoForConditionalGeneration.from_pretrained(train(recipe).out))
+
+    for carried in (then("carried"), then("mixed-in", optimizer__ctc_weight=0.5)):
+        assert carried is not None and carried.scale == kept.scale and torch.equal(carried.competing, kept.competing)
+    anew = then("anew", optimizer__ctc_weight=0.5, optimizer__ctc_merges=0)
+    assert anew is not None and anew.merges == 0 and anew.scale != kept.scale
+    never = train(tiny_recipe(root, "never-aligned", optimizer__max_steps=1)).out
+    assert saved_alignment(LlasoForConditionalGeneration.from_pretrained(never)) is None
+
+
+def test_audio_that_is_made_quieter_reads_as_before(root):
+    recipe = load_recipe(aligned(root, "unused", model__projector_norm=True))
+    model, processor = open_model(recipe)
+    alignment = alignment_with(model, processor, open_corpus(recipe.data))
+    norm = model.model.multi_modal_projector.norm
+    norm.weight.data.mul_(5)
+    vectors = torch.randn(6, norm.weight.numel())
+    with torch.no_grad():
+        before = alignment.log_probs(norm(vectors))
+        louder = match_loudness(model)
+        save_alignment(model, alignment, louder)
+        after = saved_alignment(model)
+        assert after is not None and louder == pytest.approx(5, rel=0.05)
+        torch.testing.assert_close(after.log_probs(norm(vectors)), before)
