@@ -16,6 +16,8 @@ from torch import nn
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor
 
+from . import CTC_WEIGHT
+
 
 @dataclass(frozen=True)
 class Alignment:
@@ -103,6 +105,25 @@ def saved_alignment(model: LlasoForConditionalGeneration) -> Alignment | None:
     embeddings: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
     competing = torch.tensor(saved["token_ids"])
     return Alignment(embeddings.detach(), competing, saved["blank_id"], saved["merges"], saved["scale"])
+
+
+def ctc_weight_for(model: LlasoForConditionalGeneration, asked: float | None) -> float:
+    """Return the weight of what the audio says in a model's transcripts, 0 if it was not aligned.
+
+    Args:
+        model: asked about its configuration only.
+        asked: the weight that a caller wants; None for `CTC_WEIGHT` if the model was aligned.
+
+    Raises:
+        ValueError: a weight is asked for, but the model was not aligned.
+    """
+    aligned = model.config.ctc_alignment is not None
+    if asked and not aligned:
+        raise ValueError(
+            f"the CTC weight is {asked:g}, but this model was not aligned by CTC: its config.json has no "
+            "ctc_alignment. Leave the weight out, or train with optimizer.ctc_weight"
+        )
+    return (CTC_WEIGHT if aligned else 0.0) if asked is None else asked
 
 
 @torch.no_grad()

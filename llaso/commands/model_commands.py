@@ -11,9 +11,10 @@ from typing import Any, TextIO
 
 from llaso_common.output_folder import refuse_existing, refuse_existing_file, replaced_folder
 
-from ..alignment import BEAMS, CTC_WEIGHT
+from ..alignment import BEAMS
 from .option_types import (
     DTYPES,
+    add_ctc_weight,
     add_output_file,
     add_speech_finder,
     at_least_1,
@@ -22,7 +23,6 @@ from .option_types import (
     seed,
     some_text,
     stride,
-    weight,
 )
 
 
@@ -73,13 +73,7 @@ def add_parser(commands) -> None:
     )
     transcribe.add_argument("files", nargs="+", metavar="FILE", help="audio files")
     _add_model(transcribe)
-    transcribe.add_argument(
-        "--ctc-weight",
-        type=weight,
-        metavar="W",
-        help="of what the audio says by itself, 0 to 1, beside the language model; 0 decodes greedily (default: "
-        f"{CTC_WEIGHT} if the model was aligned by CTC)",
-    )
+    add_ctc_weight(transcribe)
     transcribe.add_argument(
         "--beams", type=beams, default=BEAMS, metavar="N", help="hypotheses, if the audio has a weight"
     )

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+from ..alignment import CTC_WEIGHT
+
 LARGEST = 2**31 - 1
 """Counts beyond this are typing mistakes, and libraries fail on them in their own words."""
 
@@ -105,6 +107,17 @@ def add_speech_finder(parser: argparse.ArgumentParser) -> None:
         default="energy",
         help="what finds the speech of long recordings: its level, or silero-vad, which tells it from music and noise "
         "(extra vad)",
+    )
+
+
+def add_ctc_weight(parser: argparse.ArgumentParser) -> None:
+    """Add the option that weighs transcripts by what the audio says."""
+    parser.add_argument(
+        "--ctc-weight",
+        type=weight,
+        metavar="W",
+        help="share of what the audio says by itself in a transcript, 0 to 1; 0: the language model alone (default: "
+        f"{CTC_WEIGHT} if the model was aligned by CTC)",
     )
 
 

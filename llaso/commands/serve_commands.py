@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from ..serving.limits import Limits
-from .option_types import add_speech_finder, device, port_or_0, some_text
+from .option_types import add_ctc_weight, add_speech_finder, device, port_or_0, some_text
 
 
 def add_parser(commands) -> None:
@@ -37,6 +37,7 @@ def add_parser(commands) -> None:
         help="fetch audio URLs of this host; private addresses only if their network is named, too; repeatable",
     )
     add_speech_finder(serve)
+    add_ctc_weight(serve)
     limits = serve.add_argument_group("limits")
     for limit in fields(Limits):
         limits.add_argument(
@@ -76,7 +77,7 @@ def run_serve(arguments: argparse.Namespace) -> None:
             _warn(f"the generation config's {', '.join(ignored)} are not applied here")
         name = model_name(arguments.model)
         print(f"serving {name} at {address(bound)}/v1", flush=True)
-        app = build_app(model, processor, name, limits, api_key, arguments.audio_host, finder)
+        app = build_app(model, processor, name, limits, api_key, arguments.audio_host, finder, arguments.ctc_weight)
         run(app, bound, limits)
 
 

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 
+from ..alignment.alignment import ctc_weight_for
 from ..transcription.speech_finders import EnergyFinder, SpeechFinder
 from ..transcription.transcript_formats import joined_text, transcript
 from .engine import Engine
@@ -71,6 +72,7 @@ def build_app(
     api_key: str | None = None,
     audio_hosts: Sequence[str] = (),
     finder: SpeechFinder | None = None,
+    ctc_weight: float | None = None,
 ) -> Starlette:
     """Build the ASGI application that serves one model.
 
@@ -82,7 +84,12 @@ def build_app(
         api_key: the key that clients must send; none by default.
         audio_hosts: hosts that audio URLs may name; see `AllowedHosts`.
         finder: finds the speech of recordings to transcribe; by default an `EnergyFinder`.
+        ctc_weight: of what the audio says in transcripts; see `ctc_weight_for`.
+
+    Raises:
+        ValueError: a weight is given, but the model was not aligned by CTC.
     """
+    weight = ctc_weight_for(model, ctc_weight)
     limits = limits or Limits()
     metrics = ServerMetrics()
     context = model.config.text_config.max_position_embeddings
@@ -95,7 +102,9 @@ def build_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        endpoints.queue = live.queue = RequestQueue(Engine(model, processor.tokenizer, limits), limits, metrics)
+        endpoints.queue = live.queue = RequestQueue(
+            Engine(model, processor.tokenizer, limits, weight), limits, metrics
+        )
         try:
             yield
         finally:
@@ -195,7 +204,8 @@ class Endpoints:
             seconds = len(samples) / rate
             for start, stop in pieces:
                 inputs, size = self._prompts.for_transcription(options, samples[start:stop])
-                yield PreparedRequest(inputs, size, Sampler(options.temperature), (), (start / rate, stop / rate))
+                span = start / rate, stop / rate
+                yield PreparedRequest(inputs, size, Sampler(options.temperature), (), span, transcribes=True)
 
         answer = await self.queue.submit(request.receive, prepare, stream=options.stream)
         headers = {UNUSED_HEADER: "language"} if options.language else {}

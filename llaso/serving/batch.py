@@ -29,14 +29,17 @@ class Batch:
         self.cache: DynamicCache | None = None
 
     @torch.inference_mode()
-    def join(self, prompts: Sequence[Mapping[str, torch.Tensor] | BatchFeature]) -> torch.Tensor:
+    def join(
+        self, prompts: Sequence[Mapping[str, torch.Tensor] | BatchFeature]
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Prefill new prompts and append them as rows.
 
         Args:
             prompts: the processor's output for each conversation.
 
         Returns:
-            Logits of each prompt's next token, `(prompts, vocab_size)`.
+            Logits of each prompt's next token, `(prompts, vocab_size)`, and the audio that each prompt has, projected,
+            `(audio_tokens, hidden_size)`.
         """
         lengths = [prompt["input_ids"].shape[1] for prompt in prompts]
         input_ids = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
@@ -45,7 +48,7 @@ class Batch:
         mask = _attention_mask(lengths, max(lengths))
         # Without a configuration, sliding-window layers keep every column too; the mask does the rest.
         cache = DynamicCache()
-        logits = self._forward(
+        output = self._forward(
             cache,
             input_ids=input_ids,
             attention_mask=mask,
@@ -53,7 +56,11 @@ class Batch:
             **self._audio_inputs(prompts),
         )
         self._append(cache, lengths)
-        return logits
+        sizes = input_ids.eq(self.model.config.audio_token_id).sum(1).tolist()
+        audio = output.audio_hidden_states
+        if audio is None:
+            audio = output.logits.new_empty(0, self.model.config.text_config.hidden_size)
+        return output.logits[:, -1], audio.split(sizes)
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[int]) -> torch.Tensor:
@@ -70,7 +77,7 @@ class Batch:
             input_ids=torch.tensor(tokens)[:, None],
             attention_mask=_attention_mask(self.lengths, max(self.lengths)),
             position_ids=positions,
-        )
+        ).logits[:, -1]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all other rows, and the columns that only they used."""
@@ -111,10 +118,10 @@ class Batch:
         features, mask = stack_windows(windows)
         return {"input_features": features, "input_features_mask": mask}
 
-    def _forward(self, cache: DynamicCache, **inputs: torch.Tensor) -> torch.Tensor:
+    def _forward(self, cache: DynamicCache, **inputs: torch.Tensor) -> Any:
         device = self.model.device
         moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in inputs.items()}
-        return self.model(**moved, cache=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        return self.model(**moved, cache=cache, use_cache=True, logits_to_keep=1)
 
 
 def _attention_mask(lengths: Sequence[int], width: int) -> torch.Tensor:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
+from llaso.alignment.alignment import saved_alignment
+from llaso.alignment.joint_decoding import HeardTokens, JointDecoding
 from modeling_llaso.loading import end_ids
 
 from .batch import Batch
@@ -59,6 +61,7 @@ class GenerationRequest:
         sampler: chooses the tokens.
         stops: sequences that end the answer.
         stream: deliver text as it is generated; otherwise all of it at the end.
+        transcribes: the answer is the text of the prompt's one recording, in which the audio may have a say.
         cancelled: set by `Engine.cancel`.
     """
 
@@ -69,6 +72,7 @@ class GenerationRequest:
     sampler: Sampler
     stops: Sequence[str] = ()
     stream: bool = False
+    transcribes: bool = False
     cancelled: bool = False
 
     @property
@@ -78,15 +82,28 @@ class GenerationRequest:
 
 
 class RunningRequest:
-    """A request in the batch, with its answer so far."""
+    """A request in the batch, with its answer so far.
 
-    def __init__(self, request: GenerationRequest, tokenizer):
-        self.request = request
+    Args:
+        request: whose answer this is.
+        tokenizer: decodes it.
+        joint: weighs its next token by what the audio says, too; None for other answers.
+    """
+
+    def __init__(self, request: GenerationRequest, tokenizer, joint: JointDecoding | None = None):
+        self.request, self._joint = request, joint
+        self._generated: list[int] = []
         self.text = IncrementalDetokenizer(tokenizer, request.stops)
         self.tokens = 0
         self.logprob = 0.0
         self.last_token = -1
         self._undelivered = ""
+
+    def weighed(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the scores of the next token, `(vocab_size,)`, of the language model's logits."""
+        if self._joint is None:
+            return logits
+        return self._joint(torch.tensor([self._generated], dtype=torch.long), logits[None])[0]
 
     def add_token(self, token: int, logprob: float, end_tokens: frozenset[int]) -> bool:
         """Add a token, and deliver the text that became final.
@@ -97,6 +114,8 @@ class RunningRequest:
         self.tokens += 1
         self.logprob += logprob
         self.last_token = token
+        if self._joint is not None:
+            self._generated.append(token)
         reason = None
         if token in end_tokens:
             reason = "stop"
@@ -123,12 +142,16 @@ class Engine:
         model: a `LlasoForConditionalGeneration`.
         tokenizer: its tokenizer. The engine decodes with a copy, because encoding in another thread changes its state.
         limits: `batch_rows` and `batch_tokens` apply here.
+        ctc_weight: of what the audio says in transcripts, from 0 to 1; above 0 the model must be aligned by CTC.
     """
 
-    def __init__(self, model, tokenizer, limits: Limits):
+    def __init__(self, model, tokenizer, limits: Limits, ctc_weight: float = 0.0):
         self._tokenizer = copy.deepcopy(tokenizer)
         self._limits = limits
         self._end_tokens = frozenset(end_ids(model))
+        self._ctc_weight = ctc_weight
+        self._alignment = saved_alignment(model) if ctc_weight else None
+        self._heard = HeardTokens(self._alignment, self._tokenizer) if self._alignment else None
         self._batch = Batch(model.eval())
         self._rows: list[RunningRequest] = []
         self._waiting: deque[GenerationRequest] = deque()
@@ -216,19 +239,30 @@ class Engine:
         return requests
 
     def _prefill(self, requests: list[GenerationRequest]) -> None:
-        logits = self._batch.join([request.inputs for request in requests])
+        logits, audio = self._batch.join([request.inputs for request in requests])
         for request in requests:
             request.inputs = {}
-        rows = [RunningRequest(request, self._tokenizer) for request in requests]
+        rows = [
+            RunningRequest(request, self._tokenizer, self._joint_decoding(own) if request.transcribes else None)
+            for request, own in zip(requests, audio, strict=True)
+        ]
         self._rows += rows
         self._add_tokens(logits, rows)
+
+    def _joint_decoding(self, audio: torch.Tensor) -> JointDecoding | None:
+        """Return what weighs a transcript's tokens by its audio; None if the language model decides alone."""
+        if self._alignment is None or self._heard is None:
+            return None
+        log_probs = self._alignment.log_probs(audio)
+        return JointDecoding([log_probs], self._heard, sorted(self._end_tokens), self._ctc_weight)
 
     def _step(self) -> None:
         self._add_tokens(self._batch.step([row.last_token for row in self._rows]), self._rows)
 
     def _add_tokens(self, logits: torch.Tensor, rows: list[RunningRequest]) -> None:
         """Choose the next token of each row, and remove the rows that ended."""
-        tokens = next_tokens(logits, [row.request.sampler for row in rows])
+        weighed = torch.stack([row.weighed(own) for row, own in zip(rows, logits, strict=True)])
+        tokens = next_tokens(weighed, [row.request.sampler for row in rows])
         chosen = torch.tensor(tokens, device=logits.device)[:, None]
         logprobs = logits.float().log_softmax(-1).gather(1, chosen)[:, 0].tolist()
         ended = []

@@ -334,7 +334,7 @@ class LiveSession:
         def prepare() -> Iterator[PreparedRequest]:
             for start, stop in self._prompts.pieces(samples):
                 inputs, size = self._prompts.for_transcription(self._request, samples[start:stop])
-                yield PreparedRequest(inputs, size, Sampler(0.0))
+                yield PreparedRequest(inputs, size, Sampler(0.0), transcribes=True)
 
         answer = await self._queue.submit(_stay, prepare, stream=False)
         try:

@@ -45,6 +45,7 @@ class PreparedRequest:
         sampler: chooses the tokens.
         stops: sequences that end the answer.
         span: start and end of the piece in a longer recording, seconds.
+        transcribes: it asks for the text of one recording.
     """
 
     inputs: Inputs
@@ -52,6 +53,7 @@ class PreparedRequest:
     sampler: Sampler
     stops: Sequence[str] = ()
     span: tuple[float, float] = (0.0, 0.0)
+    transcribes: bool = False
 
 
 class RequestQueue:
@@ -185,6 +187,7 @@ class AnswerStream:
             prepared.sampler,
             prepared.stops,
             self._stream,
+            prepared.transcribes,
         )
         try:
             self._queue.engine.submit(self._request)

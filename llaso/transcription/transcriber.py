@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from llaso.alignment import BEAMS, CTC_WEIGHT
-from llaso.alignment.alignment import saved_alignment
+from llaso.alignment import BEAMS
+from llaso.alignment.alignment import ctc_weight_for, saved_alignment
 from llaso.alignment.joint_decoding import HeardTokens, JointDecoding
 from llaso_common import __version__
 from modeling_llaso.compatibility_llaso import CACHE_SINCE_5_24
@@ -78,12 +78,7 @@ class Transcriber:
         self.finder = finder
         self.stopping = StoppingCriteriaList([] if stopping is None else [stopping])
         self.alignment = saved_alignment(model)
-        if ctc_weight and self.alignment is None:
-            raise ValueError(
-                f"the CTC weight is {ctc_weight:g}, but this model was not aligned by CTC: its config.json has no "
-                "ctc_alignment. Leave the weight out, or train with optimizer.ctc_weight"
-            )
-        self.ctc_weight: float = (0.0 if self.alignment is None else CTC_WEIGHT) if ctc_weight is None else ctc_weight
+        self.ctc_weight = ctc_weight_for(model, ctc_weight)
         self.beams = beams
 
     def transcribe_file(

@@ -8,10 +8,10 @@ import math
 import pytest
 import torch
 from support.tiny_families import family_tokenizer
-from support.tiny_llaso import tiny_llaso, tone
+from support.tiny_llaso import aligned_llaso, tiny_llaso, tone
 from torch import nn
 
-from llaso.alignment.alignment import Alignment, save_alignment, saved_alignment
+from llaso.alignment.alignment import Alignment, saved_alignment
 from llaso.alignment.joint_decoding import NEVER, HeardTokens, JointDecoding, Prefixes, PrefixScores
 from llaso.transcription.transcriber import Transcriber
 from modeling_llaso import LlasoConfig
@@ -87,14 +87,7 @@ def test_tokens_are_heard_in_their_pieces():
 
 @pytest.fixture(scope="module")
 def aligned():
-    """A tiny model whose audio may say letters and spaces; its answers end."""
-    model, processor = tiny_llaso("trim", seed=3)
-    letters = processor.tokenizer("abcdefgh ", add_special_tokens=False)["input_ids"]
-    blank = processor.tokenizer("\n", add_special_tokens=False)["input_ids"][-1]
-    table = model.get_input_embeddings().weight
-    save_alignment(model, Alignment(table, torch.tensor(sorted([*letters, blank])), blank, None, scale=2.0))
-    model.generation_config.eos_token_id = 257
-    return model, processor
+    return aligned_llaso()
 
 
 CLIPS = [tone(0.3), tone(0.7, 500.0), tone(0.5, 900.0, seed=2)]

@@ -67,7 +67,10 @@ def test_rows_that_join_and_leave_a_batch_answer_as_they_would_alone(family, aud
     arrivals = {0: [2, 0], 1: [1], 4: [3, 5, 4]}
     for step in range(40):
         if new := arrivals.get(step, []):
-            logits = batch.join([asked[row] for row in new])
+            logits, audio = batch.join([asked[row] for row in new])
+            assert [len(own) for own in audio] == [
+                int(asked[row]["input_ids"].eq(model.config.audio_token_id).sum()) for row in new
+            ]
             rows += new
             take(logits, new)
         kept = [place for place, row in enumerate(rows) if len(answers[row]) < NEW_TOKENS[row]]
@@ -93,7 +96,7 @@ def test_logits_of_a_row_do_not_depend_on_its_company():
     model, processor = tiny_llaso("trim")
     asked = prompts(processor)
     batch, alone = Batch(model), Batch(model)
-    together, single = batch.join(asked), alone.join(asked[1:2])
+    (together, _), (single, _) = batch.join(asked), alone.join(asked[1:2])
     for token in (5, 77, 130):
         torch.testing.assert_close(together[1], single[0], rtol=1e-4, atol=1e-4)
         together, single = batch.step([token] * len(asked)), alone.step([token])

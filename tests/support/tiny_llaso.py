@@ -133,6 +133,17 @@ def with_drawn_weights(config: LlasoConfig, processor: LlasoProcessor, seed: int
     return model
 
 
+def aligned_llaso() -> tuple[LlasoForConditionalGeneration, LlasoProcessor]:
+    """Return a model whose audio may say the letters a to h and spaces, and whose answers end; and its processor."""
+    model, processor = tiny_llaso("trim", seed=3)
+    letters = processor.tokenizer("abcdefgh ", add_special_tokens=False)["input_ids"]
+    blank = processor.tokenizer("\n", add_special_tokens=False)["input_ids"][-1]
+    competing = sorted([*letters, blank])
+    model.config.ctc_alignment = {"token_ids": competing, "blank_id": blank, "merges": None, "scale": 2.0}
+    model.generation_config.eos_token_id = 257
+    return model, processor
+
+
 def save_parts(folder: Path, family: str = "llama", spare_rows: int = 0, **overrides) -> tuple[Path, Path]:
     """Save a Whisper and a language model with its tokenizer as their own folders."""
     torch.manual_seed(0)

@@ -71,11 +71,12 @@ def served(
     limits: Limits | None = None,
     api_key: str | None = None,
     audio_hosts: Sequence[str] = (),
+    ctc_weight: float | None = None,
 ) -> Iterator[Served]:
     """Serve a model on a free port until the block ends."""
     limits = limits or Limits()
     with bound_socket("127.0.0.1", 0) as bound:
-        app = build_app(model, processor, NAME, limits, api_key, audio_hosts)
+        app = build_app(model, processor, NAME, limits, api_key, audio_hosts, ctc_weight=ctc_weight)
         server = uvicorn.Server(configured(app, limits))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
