@@ -84,9 +84,11 @@ def batches(clips: Sequence[ManifestClip]) -> Iterator[Sequence[ManifestClip]]:
         yield clips[start : start + AT_ONCE]
 
 
-def by_model(checkpoint: str, clips: Sequence[ManifestClip], done: Callable[[int], None]) -> list[str]:
-    """Transcribe clips with a checkpoint."""
-    transcriber = Transcriber(*load(checkpoint, "cpu"), max_new_tokens=TOKENS)
+def by_model(
+    checkpoint: str, clips: Sequence[ManifestClip], done: Callable[[int], None], ctc_weight: float | None = None
+) -> list[str]:
+    """Transcribe clips with a checkpoint, as `llaso transcribe` does."""
+    transcriber = Transcriber(*load(checkpoint, "cpu"), max_new_tokens=TOKENS, ctc_weight=ctc_weight)
     heard: list[str] = []
     for batch in batches(clips):
         heard += [text for text, _, _ in transcriber.transcribe([clip.samples() for clip in batch])]
@@ -304,6 +306,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
         help="read the best path, too, among the tokens of this corpus; and count how often it has a wrong word",
     )
     parser.add_argument("--aligned", metavar="DIR", help="the checkpoint of the best path, if it is another (Stage 1)")
+    parser.add_argument("--ctc-weight", type=float, metavar="W", help="as of `llaso transcribe`; 0: the LLM alone")
     parser.add_argument("--clips", type=int, default=0, help="of each source at most (default: all)")
     parser.add_argument("--out", type=Path, default=Path("runs/transcripts"), help="for .json and .md")
     chosen = parser.parse_args(None if arguments is None else list(arguments))
@@ -311,7 +314,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     if chosen.ctc_corpus:
         aligned_by(chosen.aligned or chosen.model)  # a mistake shows before an hour of transcription
     programs: dict[str, Callable[[Callable[[int], None]], list[str]]] = {
-        "LLaSO": lambda done: by_model(chosen.model, clips, done)
+        "LLaSO": lambda done: by_model(chosen.model, clips, done, chosen.ctc_weight)
     }
     if chosen.ctc_corpus:
         aligned = chosen.aligned or chosen.model
