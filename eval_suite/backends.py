@@ -311,7 +311,8 @@ class TransformersBackend:
             torch.manual_seed(_batch_seed(self.settings.seed, requests))
         clock = _first_token_clock(model.device)
         with torch.inference_mode():
-            output = model.generate(**inputs, stopping_criteria=[clock], **self._generation_arguments())
+            rules = self.rules(inputs, requests)
+            output = model.generate(**inputs, stopping_criteria=[clock], **rules, **self._generation_arguments())
         sequences = output if isinstance(output, torch.Tensor) else output.sequences
         prompt = inputs["input_ids"]
         width = prompt.shape[1]
@@ -324,6 +325,10 @@ class TransformersBackend:
             Reply(text.strip(), None, {"first_token": clock.seconds, "tokens": length})
             for text, length in zip(texts, lengths, strict=True)
         ]
+
+    def rules(self, inputs: Any, requests: Sequence[Request]) -> dict[str, Any]:
+        """Return further arguments of `generate` for a batch: none. A subclass may change the inputs, too."""
+        return {}
 
     def machine(self) -> dict[str, Any]:
         import torch

@@ -18,6 +18,19 @@ from modeling_llaso.processing_llaso import LlasoProcessor
 
 from . import CTC_WEIGHT
 
+TRANSCRIBED = ("ASR",)
+"""Tasks whose answer is what the recording says."""
+
+
+def is_transcribed(task: str, modality: str) -> bool:
+    """Return whether a row's answer is the transcript of its recording, which holds nothing else.
+
+    Args:
+        task: the row's task.
+        modality: its format; with a spoken instruction, the recording holds that as well.
+    """
+    return task in TRANSCRIBED and modality == "text_audio"
+
 
 @dataclass(frozen=True)
 class Alignment:

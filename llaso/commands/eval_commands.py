@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from llaso_common.output_folder import refuse_existing, refuse_existing_file
 
@@ -21,6 +22,7 @@ from .eval_output import add_page_folder, write_json
 from .option_types import (
     DTYPES,
     add_answer_after,
+    add_ctc_weight,
     add_output_file,
     at_least_0,
     at_least_1,
@@ -136,6 +138,7 @@ def _generation_options(parser: argparse.ArgumentParser) -> None:
         default=1,
         help="instructions to ask each row under (default: %(default)s, its own)",
     )
+    add_ctc_weight(parser, "0, as with every model")
     parser.add_argument("--seed", type=seed, default=0, help="of sampling (default: %(default)s)")
     parser.add_argument("--system", help="a system prompt in place of the rows' own")
     parser.add_argument("--revision", help="of the model on the Hub, or a label for what the endpoint serves")
@@ -159,11 +162,13 @@ def _generation_options(parser: argparse.ArgumentParser) -> None:
 def _generate(arguments: argparse.Namespace) -> int:
     from eval_suite.generate import generate
 
+    if arguments.callable and arguments.ctc_weight:
+        raise ValueError("--ctc-weight is for a model that runs here, not for a Python function; leave it out")
     if not arguments.endpoint:
         import modeling_llaso  # noqa: F401 - makes LLaSO known to transformers' Auto classes
 
     out = generate(
-        _function(arguments.callable) if arguments.callable else arguments.model,
+        _function(arguments.callable) if arguments.callable else _model(arguments),
         arguments.data,
         arguments.out,
         split=arguments.split,
@@ -190,6 +195,29 @@ def _generate(arguments: argparse.Namespace) -> int:
     made = json.loads((out / "generation.json").read_text(encoding="utf-8"))
     print(f"{made['rows']} rows answered, {made['errors']} of them with an error: {out}")
     return 1 if made["errors"] == made["rows"] else 0
+
+
+def _model(arguments: argparse.Namespace) -> Any:
+    """Return the model's name, or, if the audio is to have a say in its transcripts, what answers with it."""
+    if not arguments.ctc_weight:
+        return arguments.model
+    if arguments.endpoint:
+        raise ValueError(
+            "--ctc-weight is for a model that runs here; a server has its own: llaso serve MODEL --ctc-weight W"
+        )
+    from ..alignment.joint_answers import JointBackend, JointSettings
+
+    return JointBackend(
+        arguments.model,
+        JointSettings(
+            arguments.max_new_tokens, arguments.temperature, arguments.seed, arguments.system, arguments.ctc_weight
+        ),
+        hub_revision=arguments.revision,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        trust_remote_code=arguments.trust_remote_code,
+        attn_implementation=arguments.attn_implementation,
+    )
 
 
 def _function(name: str):

@@ -110,14 +110,16 @@ def add_speech_finder(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_ctc_weight(parser: argparse.ArgumentParser) -> None:
-    """Add the option that weighs transcripts by what the audio says."""
+def add_ctc_weight(
+    parser: argparse.ArgumentParser, default: str = f"{CTC_WEIGHT} if the model was aligned by CTC"
+) -> None:
+    """Add the option that weighs transcripts by what the audio says; `default` says what happens without it."""
     parser.add_argument(
         "--ctc-weight",
         type=weight,
         metavar="W",
         help="share of what the audio says by itself in a transcript, 0 to 1; 0: the language model alone (default: "
-        f"{CTC_WEIGHT} if the model was aligned by CTC)",
+        f"{default})",
     )
 
 

@@ -269,11 +269,16 @@ class _Pipeline:
     # --- evaluation -------------------------------------------------------------------------------------------------
 
     def evaluate(self) -> dict[str, Any]:
-        """Generate the answers to LLaSO-Eval."""
+        """Generate the answers to LLaSO-Eval; the audio has a say in the transcripts of an aligned model."""
         from eval_suite.generate import generate
+        from modeling_llaso import LlasoConfig
 
+        from ..alignment.joint_answers import JointBackend, JointSettings
+
+        settings = JointSettings(max_new_tokens=self.size.answer_tokens)
+        aligned = LlasoConfig.from_pretrained(self.model).ctc_alignment is not None
         generate(
-            self.model,
+            JointBackend(self.model, settings) if aligned else self.model,
             self.corpus("eval"),
             self.out / "predictions",
             batch_size=32,

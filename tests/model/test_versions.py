@@ -32,6 +32,7 @@ TESTS = (
     "tests/model/test_modeling_official_parity.py",
     "tests/model/test_golden_numerics.py",
     "tests/model/test_compatibility.py",
+    "tests/alignment/test_joint_decoding.py",
     "tests/serving/test_serving_batch.py",
     "tests/training/test_training_compute.py",
     "tests/training/test_training_held_out.py",

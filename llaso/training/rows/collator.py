@@ -16,6 +16,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from llaso.alignment.alignment import TRANSCRIBED, is_transcribed
 from llaso.alignment.short_pieces import ShortPieces
 from llaso_common.schema import Clip, Row, clean_messages, clip_bytes
 from modeling_llaso.processing_llaso import LlasoProcessor, stack_windows
@@ -29,8 +30,6 @@ logger = logging.getLogger(__name__)
 
 IGNORED = -100
 """Label of tokens that are not learned."""
-TRANSCRIBED = ("ASR",)
-"""Tasks whose target is the transcript, which a teacher can read in place of the audio."""
 BLANK = "\n"
 """CTC's token for "nothing new". LLMs read it as a break between words, and its embedding differs from the others':
 the tags that LLaSO adds begin as the mean of all, and do not train as a blank."""
@@ -148,7 +147,7 @@ class RowEncoder:
         Raises:
             ValueError: it cannot be aligned, but all rows have to be.
         """
-        if row["task"] not in TRANSCRIBED or row["modality"] != "text_audio" or not vectors:
+        if not is_transcribed(row["task"], row["modality"]) or not vectors:
             reason = f"it is not the transcript of one recording (task {row['task']}, format {row['modality']})"
         else:
             tokens = answer if self.pieces is None else self.pieces.split(answer)
