@@ -26,7 +26,7 @@ from rapidfuzz.distance import Levenshtein
 from benchmarks.hearing import WhisperBaseline
 from benchmarks.manifests import evenly, read_manifest
 from eval_suite.intervals import Resampler
-from llaso.alignment.alignment import best_paths
+from llaso.alignment.alignment import best_paths, saved_alignment
 from llaso.training.recipe.recipe import DataChoice, Recipe
 from llaso.training.rows.corpora import open_corpus
 from llaso.training.rows.training_rows import pieces_of
@@ -117,10 +117,12 @@ def aligned_by(checkpoint: str) -> Recipe:
 def by_best_path(
     checkpoint: str, corpus: str, clips: Sequence[ManifestClip], done: Callable[[int], None]
 ) -> list[str]:
-    """Read the best path of the projected audio, among the tokens or pieces of a corpus's transcripts."""
+    """Read the best path of the projected audio, among the tokens that the checkpoint keeps, or those of a corpus."""
     model, processor = load(checkpoint, "cpu")
-    pieces = pieces_of(aligned_by(checkpoint), processor)
-    alignment = alignment_with(model, processor, open_corpus(DataChoice(path=corpus)), pieces)
+    alignment = saved_alignment(model)
+    if alignment is None:  # of an earlier version of llaso
+        pieces = pieces_of(aligned_by(checkpoint), processor)
+        alignment = alignment_with(model, processor, open_corpus(DataChoice(path=corpus)), pieces)
     heard: list[str] = []
     for batch in batches(clips):
         inputs = processor.apply_transcription_request([clip.samples() for clip in batch])

@@ -311,8 +311,8 @@ class TransformersBackend:
             torch.manual_seed(_batch_seed(self.settings.seed, requests))
         clock = _first_token_clock(model.device)
         with torch.inference_mode():
-            rules = self.rules(inputs, requests)
-            output = model.generate(**inputs, stopping_criteria=[clock], **rules, **self._generation_arguments())
+            extras = self.generation_extras(inputs, requests)
+            output = model.generate(**inputs, stopping_criteria=[clock], **extras, **self._generation_arguments())
         sequences = output if isinstance(output, torch.Tensor) else output.sequences
         prompt = inputs["input_ids"]
         width = prompt.shape[1]
@@ -326,8 +326,8 @@ class TransformersBackend:
             for text, length in zip(texts, lengths, strict=True)
         ]
 
-    def rules(self, inputs: Any, requests: Sequence[Request]) -> dict[str, Any]:
-        """Return further arguments of `generate` for a batch: none. A subclass may change the inputs, too."""
+    def generation_extras(self, inputs: Any, requests: Sequence[Request]) -> dict[str, Any]:
+        """Return further arguments of `generate` for a batch: none. A subclass may also change `inputs`."""
         return {}
 
     def machine(self) -> dict[str, Any]:

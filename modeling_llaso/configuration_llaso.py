@@ -104,6 +104,30 @@ def check_padding(audio_padding: str, audio_tail: float = 0.0) -> None:
         )
 
 
+def check_alignment(alignment: dict[str, Any], vocab_size: int) -> None:
+    """Check how audio was aligned with text by CTC; see `LlasoConfig`.
+
+    Args:
+        alignment: the configuration's `ctc_alignment`.
+        vocab_size: of the language model.
+
+    Raises:
+        ValueError: a key is missing or unknown, or its value is of no use.
+    """
+    if alignment.keys() != ALIGNMENT_KEYS:
+        raise ValueError(f"ctc_alignment must have the keys {sorted(ALIGNMENT_KEYS)}, but it has {sorted(alignment)}")
+    ids, blank, merges, scale = (alignment[key] for key in ("token_ids", "blank_id", "merges", "scale"))
+    whole = isinstance(ids, list) and all(type(token) is int for token in ids)
+    if not whole or ids != sorted(set(ids)) or not ids or ids[0] < 0 or ids[-1] >= vocab_size:
+        raise ValueError(f"ctc_alignment: token_ids must be ascending token ids, all from 0 to {vocab_size - 1}")
+    if blank not in ids:
+        raise ValueError(f"ctc_alignment: blank_id is {blank!r}, which is not among its token_ids")
+    if merges is not None and (type(merges) is not int or merges < 0):
+        raise ValueError(f"ctc_alignment: merges is {merges!r}; it must be None or a whole number from 0")
+    if type(scale) not in (int, float) or not 0 < scale < float("inf"):
+        raise ValueError(f"ctc_alignment: scale is {scale!r}; it must be a number above 0")
+
+
 def warn_of_other_padding(saved: dict[str, Any], given: dict[str, Any]) -> None:
     """Warn, once for model and processor, if a checkpoint is loaded with other padding than its own.
 
@@ -195,8 +219,8 @@ class LlasoConfig(PreTrainedConfig):
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = self.text_config.tie_word_embeddings
         check_padding(self.audio_padding)
-        if self.ctc_alignment is not None and self.ctc_alignment.keys() != ALIGNMENT_KEYS:
-            raise ValueError(f"ctc_alignment has {sorted(self.ctc_alignment)}; it takes {sorted(ALIGNMENT_KEYS)}")
+        if self.ctc_alignment is not None:
+            check_alignment(self.ctc_alignment, self.text_config.vocab_size)
         if self.projector_pooling not in POOLINGS:
             raise ValueError(f"projector_pooling is {self.projector_pooling!r}; choose one of {POOLINGS}")
         if self.projector_stride < 1:

@@ -1,10 +1,11 @@
-"""What projected audio says by itself: its alignment with text by CTC, and decoding that listens to it.
+"""Aligns projected audio with text by CTC, and decodes transcripts with CTC and the language model together.
 
-`alignment` reads the audio without the language model and keeps what that needs in a checkpoint's configuration,
-`short_pieces` splits tokens into the pieces that are aligned, and `joint_decoding` decodes with both.
+`alignment` reads projected audio without the language model and keeps in a checkpoint's configuration what that needs,
+`short_pieces` splits tokens into the pieces that are aligned, `joint_decoding` decodes with both, and `joint_answers`
+answers LLaSO-Eval so.
 """
 
 CTC_WEIGHT = 0.3
-"""Weight of what the audio says in joint decoding, by default; ESPnet's recipes for LibriSpeech have the same."""
+"""Weight of CTC in joint decoding, by default; ESPnet's recipes for LibriSpeech have the same."""
 BEAMS = 4
 """Hypotheses that joint decoding follows, by default."""

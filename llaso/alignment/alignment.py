@@ -16,8 +16,6 @@ from torch import nn
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor
 
-from . import CTC_WEIGHT
-
 TRANSCRIBED = ("ASR",)
 """Tasks whose answer is what the recording says."""
 
@@ -37,7 +35,7 @@ class Alignment:
     """Scores audio vectors against token embeddings.
 
     Attributes:
-        embeddings: `(vocabulary, width)`, the LLM's; this loss does not train them.
+        embeddings: `(vocabulary, width)`, the LLM's; aligning does not train them.
         competing: ids of the tokens that a vector is scored against, in their order, the blank among them; a batch's
             own tokens compete as well.
         blank: id of the blank.
@@ -94,49 +92,30 @@ class Alignment:
         return self.scale * nn.functional.linear(audio, embeddings)
 
 
-def save_alignment(model: LlasoForConditionalGeneration, alignment: Alignment, louder: float = 1.0) -> None:
+def save_alignment(model: LlasoForConditionalGeneration, alignment: Alignment, loudness: float = 1.0) -> None:
     """Write an alignment into a model's configuration, so that the checkpoint can be read without the corpus.
 
     Args:
         model: whose audio was aligned.
         alignment: with its embeddings.
-        louder: how many times as loud the audio was when it was aligned.
+        loudness: factor by which the audio was divided after it was aligned; the scale is multiplied by it.
     """
     model.config.ctc_alignment = {
         "token_ids": alignment.competing.tolist(),
         "blank_id": alignment.blank,
         "merges": alignment.merges,
-        "scale": alignment.scale * louder,
+        "scale": alignment.scale * loudness,
     }
 
 
 def saved_alignment(model: LlasoForConditionalGeneration) -> Alignment | None:
     """Return the alignment that a model's configuration describes, or None if it was never aligned by CTC."""
-    saved = model.config.ctc_alignment
+    saved = getattr(model.config, "ctc_alignment", None)  # a model of another kind has none
     if saved is None:
         return None
     embeddings: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
     competing = torch.tensor(saved["token_ids"])
     return Alignment(embeddings.detach(), competing, saved["blank_id"], saved["merges"], saved["scale"])
-
-
-def ctc_weight_for(model: LlasoForConditionalGeneration, asked: float | None) -> float:
-    """Return the weight of what the audio says in a model's transcripts, 0 if it was not aligned.
-
-    Args:
-        model: asked about its configuration only.
-        asked: the weight that a caller wants; None for `CTC_WEIGHT` if the model was aligned.
-
-    Raises:
-        ValueError: a weight is asked for, but the model was not aligned.
-    """
-    aligned = model.config.ctc_alignment is not None
-    if asked and not aligned:
-        raise ValueError(
-            f"the CTC weight is {asked:g}, but this model was not aligned by CTC: its config.json has no "
-            "ctc_alignment. Leave the weight out, or train with optimizer.ctc_weight"
-        )
-    return (CTC_WEIGHT if aligned else 0.0) if asked is None else asked
 
 
 @torch.no_grad()

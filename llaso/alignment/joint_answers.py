@@ -1,4 +1,4 @@
-"""Answers LLaSO-Eval with a model whose audio has a say in its transcripts."""
+"""Answers LLaSO-Eval with a model whose transcripts are decoded jointly."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ import torch
 from transformers import LogitsProcessor
 
 from eval_suite.backends import GenerationSettings, Request, TransformersBackend
-from modeling_llaso.loading import end_ids
-from modeling_llaso.modeling_llaso import LlasoAudioOutput
 
 from . import CTC_WEIGHT
-from .alignment import Alignment, ctc_weight_for, is_transcribed, saved_alignment
-from .joint_decoding import HeardTokens, JointDecoding
+from .alignment import is_transcribed
+from .joint_decoding import JointDecoder, joint_decoder
 
 
 @dataclass(frozen=True)
 class JointSettings(GenerationSettings):
-    """How answers are generated, and what weight the audio has in transcripts."""
+    """How answers are generated, with CTC's weight in transcripts, above 0 and up to 1."""
 
     ctc_weight: float = CTC_WEIGHT
 
@@ -38,34 +36,24 @@ class JointBackend(TransformersBackend):
     def __init__(self, model: str | Path, settings: JointSettings, **options: Any) -> None:
         super().__init__(model, settings, **options)
         self._weight = settings.ctc_weight
-        self._alignment: Alignment | None = None
-        self._heard: HeardTokens | None = None
+        self._decoder: JointDecoder | None = None
 
     def load(self) -> None:
         """Open processor and weights.
 
         Raises:
-            ValueError: the model is no LLaSO, or was not aligned by CTC.
+            ValueError: the model was not aligned by CTC.
         """
         super().load()
-        ctc_weight_for(self.model, self._weight)
-        self._alignment = saved_alignment(self.model)
-        assert self._alignment is not None
-        self._heard = HeardTokens(self._alignment, self.processor.tokenizer)
+        self._decoder = joint_decoder(self.model, self.processor.tokenizer, self._weight)
 
-    def rules(self, inputs: Any, requests: Sequence[Request]) -> dict[str, Any]:
-        """Return what joins the alignment to one generation; replace the audio of its inputs by its projection."""
+    def generation_extras(self, inputs: Any, requests: Sequence[Request]) -> dict[str, Any]:
+        """Return the logits processor of a batch with transcripts; replace its audio by the projection of that."""
         rows = [n for n, request in enumerate(requests) if is_transcribed(request.row.task, request.row.modality)]
-        if not rows:
+        if not rows or self._decoder is None:
             return {}
-        assert self._alignment is not None and self._heard is not None
-        names = ("input_features", "input_features_mask")
-        audio = self.model.model.get_audio_embeds(*(inputs.pop(name, None) for name in names))
-        inputs["mm_encoder_outputs"] = {"audio": LlasoAudioOutput(pooler_output=audio)}
-        own = audio.split(inputs["input_ids"].eq(self.model.config.audio_token_id).sum(1).tolist())
-        log_probs = [self._alignment.log_probs(own[row]) for row in rows]
-        joint = JointDecoding(log_probs, self._heard, end_ids(self.model), self._weight)
-        return {"logits_processor": [SomeRows(joint, rows)]}
+        audio = self._decoder.project(inputs)
+        return {"logits_processor": [SomeRows(self._decoder.for_audio([audio[row] for row in rows]), rows)]}
 
 
 class SomeRows(LogitsProcessor):

@@ -1,52 +1,57 @@
-"""Decodes with the language model and the alignment together, so that a transcript keeps to what was heard.
+"""Decodes transcripts with the language model and CTC together, so that they keep to what was said.
 
-A language model alone writes what is likely: another word in place of a rare one, or one phrase for ever. Here each
-hypothesis of a beam search also has the probability, by CTC, that the audio says it (Watanabe et al., 2017, "Hybrid
-CTC/attention architecture for end-to-end speech recognition").
+A language model alone writes what is likely: another word in place of a rare one, or one phrase again and again. Here
+each hypothesis is also scored by the probability, under CTC, that the audio begins with it (Watanabe et al., 2017,
+"Hybrid CTC/attention architecture for end-to-end speech recognition").
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
-from .alignment import Alignment
+from modeling_llaso.loading import end_ids
+from modeling_llaso.modeling_llaso import LlasoAudioOutput, LlasoForConditionalGeneration
+
+from . import CTC_WEIGHT
+from .alignment import Alignment, saved_alignment
 from .short_pieces import ShortPieces
 
 NEVER = -1e4
-"""Log-probability of what the audio cannot say: finite, so that differences of two of them are."""
+"""Log-probability that stands for "impossible". It is finite, because the difference of two infinities is NaN."""
 CANDIDATES = 40
-"""Next tokens of each hypothesis, the language model's likeliest, that the audio is asked about."""
-
+"""Next tokens of each hypothesis that CTC scores: the language model's likeliest."""
 
 Text = tuple[int, ...]
 """Ids of generated tokens."""
 
 
-class HeardTokens:
-    """Tells which of an alignment's tokens write a token of the language model.
+class PieceLookup:
+    """Maps tokens of the language model to the aligned tokens that spell them.
 
     Args:
         alignment: of the model.
         tokenizer: of the model.
+
+    Attributes:
+        blank: place of the blank among the competing tokens.
     """
 
     def __init__(self, alignment: Alignment, tokenizer: PreTrainedTokenizerBase) -> None:
-        merges = alignment.merges
-        self._pieces = None if merges is None else ShortPieces(tokenizer, merges)
-        places = {token: place for place, token in enumerate(alignment.competing.tolist())}
-        self.blank = places.pop(alignment.blank)
-        self._places = places
+        self._split = None if alignment.merges is None else ShortPieces(tokenizer, alignment.merges).split
+        self._places = {token: place for place, token in enumerate(alignment.competing.tolist())}
+        self.blank = self._places.pop(alignment.blank)
         self._known: dict[int, list[int] | None] = {}
 
     def places(self, token: int) -> list[int] | None:
-        """Return the places of a token's pieces among the competing tokens; None if the audio cannot say it."""
+        """Return the places of a token's pieces among the competing tokens; None if one of them does not compete."""
         if token not in self._known:
-            pieces = [token] if self._pieces is None else self._pieces.split(torch.tensor([token])).tolist()
+            pieces = [token] if self._split is None else self._split(torch.tensor([token])).tolist()
             known = all(piece in self._places for piece in pieces)
             self._known[token] = [self._places[piece] for piece in pieces] if known else None
         return self._known[token]
@@ -54,13 +59,13 @@ class HeardTokens:
 
 @dataclass(frozen=True)
 class Prefixes:
-    """Texts that begin a transcript, with what CTC's forward algorithm knows of each.
+    """Beginnings of transcripts, with the state of CTC's forward algorithm for each.
 
     Attributes:
         clips: number of each text's clip, `(texts,)`.
-        token: log-probability of all paths that have written the text by then and end in its last token, by number of
-            vectors read, `(texts, vectors + 1)`.
-        blank: the same of those that end in a blank.
+        token: `token[i, t]` is the log-probability of all paths over the first `t` vectors that spell text `i` and end
+            in its last token, `(texts, vectors + 1)`.
+        blank: the same for paths that end in a blank.
         last: place of the last token among the competing ones; -1 for the empty text, `(texts,)`.
         prefix: log-probability that the transcript begins with the text, `(texts,)`.
     """
@@ -80,7 +85,7 @@ class Prefixes:
 
 
 class PrefixScores:
-    """Computes how likely the audio of some clips begins with a text, token by token.
+    """Computes how likely a clip's transcript begins with a text, token by token.
 
     Args:
         log_probs: of each clip's vectors, `(vectors, competing)`, as `Alignment.log_probs` returns them.
@@ -88,16 +93,15 @@ class PrefixScores:
     """
 
     def __init__(self, log_probs: Sequence[torch.Tensor], blank: int) -> None:
-        doubles = [clip.detach().double() for clip in log_probs]
-        padded = nn.utils.rnn.pad_sequence(doubles, batch_first=True, padding_value=NEVER).clamp(min=NEVER)
-        for clip, own in zip(padded, log_probs, strict=True):
-            clip[len(own) :, blank] = 0.0  # beyond its end a clip says nothing more, for certain
-        self.blank = blank
-        self._sums = nn.functional.pad(padded.cumsum(1), (0, 0, 1, 0))  # (clips, vectors + 1, competing)
+        clips = [clip.detach() for clip in log_probs]
+        self._log_probs = nn.utils.rnn.pad_sequence(clips, batch_first=True, padding_value=NEVER).clamp(min=NEVER)
+        for clip, own in zip(self._log_probs, clips, strict=True):
+            clip[len(own) :, blank] = 0.0  # beyond its end, a clip is certain to say nothing more
+        self._blank = blank
 
     def empty(self, clips: torch.Tensor) -> Prefixes:
         """Return the empty text of each of these clips."""
-        blank = self._sums[clips, :, self.blank]
+        blank = self._sums(clips, torch.full_like(clips, self._blank))
         return Prefixes(
             clips, torch.full_like(blank, -torch.inf), blank, torch.full_like(clips, -1), torch.zeros_like(blank[:, 0])
         )
@@ -105,22 +109,20 @@ class PrefixScores:
     def extended(self, texts: Prefixes, tokens: torch.Tensor) -> Prefixes:
         """Return each text with one token more.
 
-        The recursion over vectors, `r[t] = p[t] (r[t - 1] + entering[t - 1])`, is solved at once: divided by the
-        product of `p` up to `t`, it is a sum.
-
         Args:
             texts: to go on from.
             tokens: places among the competing ones, `(texts,)`.
         """
-        said, silent = self._sums[texts.clips, :, tokens], self._sums[texts.clips, :, self.blank]
-        repeated = (texts.last == tokens)[:, None]  # after the same token only a blank makes it heard twice
+        said = self._sums(texts.clips, tokens)
+        silent = self._sums(texts.clips, torch.full_like(tokens, self._blank))
+        repeated = (texts.last == tokens)[:, None]  # CTC merges equal tokens, unless a blank lies between them
         entering = torch.where(repeated, texts.blank, torch.logaddexp(texts.token, texts.blank))
         token = _forward(entering, said)
         first_said = entering[:, :-1] + said[:, 1:] - said[:, :-1]
         return Prefixes(texts.clips, token, _forward(token, silent), tokens, torch.logsumexp(first_said, 1))
 
     def written(self, texts: Prefixes, origins: torch.Tensor, tokens: Sequence[Sequence[int]]) -> Prefixes:
-        """Return texts with several tokens more; what continuations have in common is computed once.
+        """Return texts with several tokens more; beginnings that continuations share are computed once.
 
         Args:
             texts: to go on from.
@@ -129,7 +131,7 @@ class PrefixScores:
         """
         lengths = torch.tensor([len(new) for new in tokens], device=origins.device)
         new = [torch.tensor(one, dtype=torch.long, device=origins.device) for one in tokens]
-        padded = nn.utils.rnn.pad_sequence(new, True)
+        padded = nn.utils.rnn.pad_sequence(new, batch_first=True)
         at, pool = origins.clone(), texts
         for place in range(padded.shape[1]):
             going_on = (lengths > place).nonzero()[:, 0]
@@ -140,9 +142,23 @@ class PrefixScores:
             pool = Prefixes(*(torch.cat(both) for both in zip(vars(pool).values(), vars(more).values(), strict=True)))
         return pool[at]
 
+    def _sums(self, clips: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the sums of tokens' log-probabilities over the first `t` vectors, `(texts, vectors + 1)`, double."""
+        return nn.functional.pad(self._log_probs[clips, :, tokens].double().cumsum(1), (1, 0))
+
 
 def _forward(entering: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
-    """Solve `r[t] = p[t] (r[t - 1] + entering[t - 1])`, `r[0] = 0`, in logarithms; `sums[t]` is of `log p` up to t."""
+    """Solve `r[t] = p[t] (r[t - 1] + entering[t - 1])`, `r[0] = 0`, for all t at once.
+
+    Divided by the product of `p` up to `t`, the recursion is a sum.
+
+    Args:
+        entering: logarithms, `(texts, vectors + 1)`.
+        sums: of `log p` up to t, `(texts, vectors + 1)`.
+
+    Returns:
+        Logarithms of `r`, `(texts, vectors + 1)`.
+    """
     inner = torch.logcumsumexp(entering[:, :-1] - sums[:, :-1], 1)
     return nn.functional.pad(sums[:, 1:] + inner, (1, 0), value=-torch.inf)
 
@@ -152,41 +168,41 @@ class _Step:
     """One hypothesis at one step of decoding.
 
     Attributes:
-        place: its row in the batch.
-        by_llm: its log-probability by the language model.
+        row: its number in the batch.
+        log_prob: its log-probability under the language model.
         tokens: ids of the candidates to follow.
-        chances: their log-probabilities by the language model.
+        log_probs: their log-probabilities under the language model.
     """
 
-    place: int
-    by_llm: float
+    row: int
+    log_prob: float
     tokens: list[int]
-    chances: list[float]
+    log_probs: list[float]
 
 
 class JointDecoding(LogitsProcessor):
-    """Weighs the next tokens of each hypothesis by the language model and by what the audio says.
+    """Scores the next tokens of each hypothesis by the language model and by CTC.
 
-    For one call of `generate`, with beams or greedy. The scores along a hypothesis add up to `1 - weight` times its
-    log-probability by the language model and `weight` times that by CTC, its end included; so there is no need for a
-    length penalty. Tokens that the audio cannot say, such as letters that no transcript of the training has, are not
-    written.
+    For one call of `generate`, with any number of beams. The scores along a hypothesis add up to `1 - weight` times
+    its log-probability under the language model plus `weight` times that under CTC, its end included, so a length
+    penalty is not needed. A token with a piece that does not compete, such as a letter that no transcript of the
+    training has, is never written.
 
     Args:
         log_probs: of each clip's vectors, `(vectors, competing)`.
-        heard: tells how the audio writes a token.
+        lookup: maps tokens to aligned pieces.
         ends: ids of the tokens that end an answer.
-        weight: of what the audio says, from 0 to 1.
+        weight: of CTC, from 0 to 1.
     """
 
     def __init__(
-        self, log_probs: Sequence[torch.Tensor], heard: HeardTokens, ends: Sequence[int], weight: float
+        self, log_probs: Sequence[torch.Tensor], lookup: PieceLookup, ends: Sequence[int], weight: float
     ) -> None:
-        self._heard, self._weight, self._clips = heard, weight, len(log_probs)
-        # In double precision, which not every device has.
+        self._lookup, self._weight, self._clips = lookup, weight, len(log_probs)
+        # Double precision is needed, and MPS has none.
         self._device = torch.device("cuda" if log_probs[0].is_cuda else "cpu")
-        self._scores = PrefixScores([clip.to(self._device) for clip in log_probs], heard.blank)
-        self._ends = torch.tensor(ends, device=self._device)
+        self._scores = PrefixScores([clip.to(self._device) for clip in log_probs], lookup.blank)
+        self._ends = torch.tensor(ends, dtype=torch.long, device=self._device)
         self._prompt: int | None = None
         self._steps: dict[tuple[int, Text], _Step] = {}
         self._continued: Prefixes | None = None
@@ -197,53 +213,120 @@ class JointDecoding(LogitsProcessor):
         rows = len(input_ids)
         clips = torch.arange(rows, device=self._device) // (rows // self._clips)
         texts: list[Text] = [tuple(row) for row in input_ids[:, self._prompt :].tolist()]
-        named = list(zip(clips.tolist(), texts, strict=True))
-        states, by_llm = self._states(clips, named)
+        names = list(zip(clips.tolist(), texts, strict=True))
+        states, written = self._states(clips, names)
 
-        chances = scores.float().log_softmax(-1).to(self._device)
-        likeliest = chances.topk(min(CANDIDATES, chances.shape[-1]), -1).indices
+        by_llm = scores.float().log_softmax(-1).to(self._device)
+        likeliest = by_llm.topk(min(CANDIDATES, by_llm.shape[-1]), -1).indices
         tokens = torch.cat([likeliest, self._ends.expand(rows, -1)], 1)
-        chances = chances.gather(1, tokens)
+        by_llm = by_llm.gather(1, tokens)
 
         origins = torch.arange(rows, device=self._device).repeat_interleave(tokens.shape[1])
-        ends = torch.isin(tokens, self._ends).flatten()
-        pieces = [self._heard.places(token) for token in tokens.flatten().tolist()]
+        is_end = torch.isin(tokens, self._ends).flatten()
+        pieces = [self._lookup.places(token) for token in tokens.flatten().tolist()]
+        is_known = torch.tensor([piece is not None for piece in pieces], device=self._device)
         self._continued = self._scores.written(states, origins, [piece or () for piece in pieces])
-        unheard = torch.tensor([piece is None for piece in pieces], device=self._device)
-        said = torch.where(ends, states.whole()[origins], self._continued.prefix)
-        possible = said.isfinite() & (ends | ~unheard)
-        gained = torch.where(possible, said - states.prefix[origins], NEVER).view(tokens.shape).clamp(min=NEVER)
+        by_ctc = torch.where(is_end, states.whole()[origins], self._continued.prefix)
+        possible = by_ctc.isfinite() & (is_end | is_known)
+        gained = torch.where(possible, by_ctc - states.prefix[origins], NEVER).view(tokens.shape).clamp(min=NEVER)
 
-        self._steps |= {
-            name: _Step(place, number, row, chance)
-            for place, (name, number, row, chance) in enumerate(
-                zip(named, by_llm, tokens.tolist(), chances.tolist(), strict=True)
-            )
-        }
-        joint = (1 - self._weight) * chances + self._weight * gained.float()
+        steps = zip(names, written, tokens.tolist(), by_llm.tolist(), strict=True)
+        self._steps |= {name: _Step(row, *step) for row, (name, *step) in enumerate(steps)}
+        joint = (1 - self._weight) * by_llm + self._weight * gained.float()
+        joint = joint.where(by_llm > -torch.inf, -torch.inf)  # a token that another rule of `generate` forbids
         return torch.full_like(scores, -torch.inf).scatter(1, tokens.to(scores.device), joint.to(scores))
 
     def log_prob(self, clip: int, text: Text) -> float:
-        """Return the log-probability of a text, its end included if it has one, by the language model alone.
+        """Return the log-probability of a text under the language model alone, its end included if it has one.
 
         Args:
             clip: number of the clip.
             text: ids of what was generated.
         """
-        if not text:
-            return 0.0
         step = self._steps[clip, text[:-1]]
-        return step.by_llm + step.chances[step.tokens.index(text[-1])]
+        return step.log_prob + step.log_probs[step.tokens.index(text[-1])]
 
-    def _states(self, clips: torch.Tensor, named: Sequence[tuple[int, Text]]) -> tuple[Prefixes, list[float]]:
-        """Return what is known of the texts that the last call's have become, and their log-probabilities."""
+    def _states(self, clips: torch.Tensor, names: Sequence[tuple[int, Text]]) -> tuple[Prefixes, list[float]]:
+        """Return CTC's states of the hypotheses, and their log-probabilities under the language model."""
         if self._continued is None:
-            return self._scores.empty(clips), [0.0] * len(named)
-        places, by_llm = [], []
-        for clip, text in named:
+            return self._scores.empty(clips), [0.0] * len(names)
+        places, written = [], []
+        for clip, text in names:
             step = self._steps[clip, text[:-1]]
-            # A hypothesis of no chance may have any token; what is known of it does not matter.
+            # `generate` appends padding to a text that has ended. Any state will do, since its score is not used.
             column = step.tokens.index(text[-1]) if text[-1] in step.tokens else 0
-            places.append(step.place * len(step.tokens) + column)
-            by_llm.append(step.by_llm + step.chances[column])
-        return self._continued[torch.tensor(places, device=self._device)], by_llm
+            places.append(step.row * len(step.tokens) + column)
+            written.append(step.log_prob + step.log_probs[column])
+        return self._continued[torch.tensor(places, device=self._device)], written
+
+
+class JointDecoder:
+    """Makes a `JointDecoding` for each generation of a model that was aligned by CTC.
+
+    Args:
+        model: the model.
+        alignment: as `saved_alignment` returns it.
+        tokenizer: of the model.
+        weight: of CTC, above 0 and up to 1.
+    """
+
+    def __init__(
+        self,
+        model: LlasoForConditionalGeneration,
+        alignment: Alignment,
+        tokenizer: PreTrainedTokenizerBase,
+        weight: float,
+    ) -> None:
+        self._model, self._alignment, self.weight = model, alignment, weight
+        self._lookup = PieceLookup(alignment, tokenizer)
+
+    @torch.no_grad()
+    def project(self, inputs: MutableMapping[str, Any]) -> tuple[torch.Tensor, ...]:
+        """Replace the audio of a generation's inputs by its projection, which is then not computed again.
+
+        Returns:
+            The projected vectors of each row, `(audio_tokens, hidden_size)`.
+        """
+        names = ("input_features", "input_features_mask")
+        audio = self._model.model.get_audio_embeds(*(inputs.pop(name, None) for name in names))
+        assert audio is not None
+        inputs["mm_encoder_outputs"] = {"audio": LlasoAudioOutput(pooler_output=audio)}
+        return audio.split(inputs["input_ids"].eq(self._model.config.audio_token_id).sum(1).tolist())
+
+    @torch.no_grad()
+    def for_audio(self, clips: Sequence[torch.Tensor]) -> JointDecoding:
+        """Return the logits processor of one generation.
+
+        Args:
+            clips: projected vectors of each row's clip, `(audio_tokens, hidden_size)`.
+        """
+        log_probs = [self._alignment.log_probs(clip) for clip in clips]
+        return JointDecoding(log_probs, self._lookup, end_ids(self._model), self.weight)
+
+
+def joint_decoder(
+    model: LlasoForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, weight: float | None
+) -> JointDecoder | None:
+    """Return what decodes a model's transcripts jointly; None if the language model is to decode alone.
+
+    Args:
+        model: the model.
+        tokenizer: of the model.
+        weight: of CTC, from 0 to 1; None for `CTC_WEIGHT` if the model was aligned, else 0.
+
+    Raises:
+        ValueError: there is no such weight, or one is given but the model was not aligned by CTC.
+    """
+    if weight is not None and not 0 <= weight <= 1:
+        raise ValueError(f"the CTC weight is {weight}; it is a number from 0 to 1")
+    if weight == 0:
+        return None
+    alignment = saved_alignment(model)
+    if alignment is None:
+        if weight is None:
+            return None
+        raise ValueError(
+            f"the CTC weight is {weight:g}, but this model was not aligned by CTC: its config.json has no "
+            "ctc_alignment. Leave the weight out, or train with optimizer.ctc_weight"
+        )
+    return JointDecoder(model, alignment, tokenizer, CTC_WEIGHT if weight is None else weight)

@@ -48,9 +48,11 @@ class ShortPieces:
         written = json.loads(tokenizer.backend_tokenizer.to_str()) if fast else {}
         model = written.get("model", {})
         if model.get("type") != "BPE":
+            kind = model.get("type") or type(tokenizer).__name__
             raise ValueError(
-                f"optimizer.ctc_merges splits the tokens of byte-pair encoding (BPE), but the LLM's tokenizer is "
-                f"{model.get('type') or type(tokenizer).__name__}; set optimizer.ctc_merges=null"
+                "optimizer.ctc_merges, which a checkpoint keeps as merges of its ctc_alignment, splits the tokens of "
+                f"byte-pair encoding (BPE), but the LLM's tokenizer is {kind}; "
+                "set optimizer.ctc_merges=null in a recipe, or give the checkpoint its own tokenizer"
             )
         self.merges = merges
         made = dict.fromkeys("".join(pair) for pair in model["merges"])  # several pairs may make one piece

@@ -138,7 +138,7 @@ def _generation_options(parser: argparse.ArgumentParser) -> None:
         default=1,
         help="instructions to ask each row under (default: %(default)s, its own)",
     )
-    add_ctc_weight(parser, "0, as with every model")
+    add_ctc_weight(parser, "0, so that all models are decoded alike")
     parser.add_argument("--seed", type=seed, default=0, help="of sampling (default: %(default)s)")
     parser.add_argument("--system", help="a system prompt in place of the rows' own")
     parser.add_argument("--revision", help="of the model on the Hub, or a label for what the endpoint serves")
@@ -163,7 +163,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     from eval_suite.generate import generate
 
     if arguments.callable and arguments.ctc_weight:
-        raise ValueError("--ctc-weight is for a model that runs here, not for a Python function; leave it out")
+        raise ValueError("--ctc-weight is for a model that this command loads, not for a function; leave it out")
     if not arguments.endpoint:
         import modeling_llaso  # noqa: F401 - makes LLaSO known to transformers' Auto classes
 
@@ -198,19 +198,23 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 
 def _model(arguments: argparse.Namespace) -> Any:
-    """Return the model's name, or, if the audio is to have a say in its transcripts, what answers with it."""
+    """Return the model's name, or what answers with it if its transcripts are to be decoded jointly."""
     if not arguments.ctc_weight:
         return arguments.model
     if arguments.endpoint:
         raise ValueError(
-            "--ctc-weight is for a model that runs here; a server has its own: llaso serve MODEL --ctc-weight W"
+            "--ctc-weight is for a model that this command loads; a server has its own: llaso serve --ctc-weight"
         )
     from ..alignment.joint_answers import JointBackend, JointSettings
 
     return JointBackend(
         arguments.model,
         JointSettings(
-            arguments.max_new_tokens, arguments.temperature, arguments.seed, arguments.system, arguments.ctc_weight
+            max_new_tokens=arguments.max_new_tokens,
+            temperature=arguments.temperature,
+            seed=arguments.seed,
+            system=arguments.system,
+            ctc_weight=arguments.ctc_weight,
         ),
         hub_revision=arguments.revision,
         dtype=arguments.dtype,

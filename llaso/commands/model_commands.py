@@ -75,7 +75,11 @@ def add_parser(commands) -> None:
     _add_model(transcribe)
     add_ctc_weight(transcribe)
     transcribe.add_argument(
-        "--beams", type=beams, default=BEAMS, metavar="N", help="hypotheses, if the audio has a weight"
+        "--beams",
+        type=beams,
+        default=BEAMS,
+        metavar="N",
+        help="hypotheses that are followed if CTC has a weight (default: %(default)s)",
     )
     _add_output(transcribe, "text", "json", "srt", "vtt")
     add_speech_finder(transcribe)

@@ -113,12 +113,12 @@ def add_speech_finder(parser: argparse.ArgumentParser) -> None:
 def add_ctc_weight(
     parser: argparse.ArgumentParser, default: str = f"{CTC_WEIGHT} if the model was aligned by CTC"
 ) -> None:
-    """Add the option that weighs transcripts by what the audio says; `default` says what happens without it."""
+    """Add the option of CTC's weight in transcripts; `default` says what happens without it."""
     parser.add_argument(
         "--ctc-weight",
         type=weight,
         metavar="W",
-        help="share of what the audio says by itself in a transcript, 0 to 1; 0: the language model alone (default: "
+        help="weight of CTC when a transcript is decoded, 0 to 1; 0: the language model decodes alone (default: "
         f"{default})",
     )
 

@@ -76,8 +76,8 @@ def run_serve(arguments: argparse.Namespace) -> None:
         if ignored := unsupported_generation_fields(model.generation_config):
             _warn(f"the generation config's {', '.join(ignored)} are not applied here")
         name = model_name(arguments.model)
-        print(f"serving {name} at {address(bound)}/v1", flush=True)
         app = build_app(model, processor, name, limits, api_key, arguments.audio_host, finder, arguments.ctc_weight)
+        print(f"serving {name} at {address(bound)}/v1", flush=True)
         run(app, bound, limits)
 
 

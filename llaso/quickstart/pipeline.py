@@ -269,13 +269,13 @@ class _Pipeline:
     # --- evaluation -------------------------------------------------------------------------------------------------
 
     def evaluate(self) -> dict[str, Any]:
-        """Generate the answers to LLaSO-Eval; the audio has a say in the transcripts of an aligned model."""
+        """Generate the answers to LLaSO-Eval; transcripts of an aligned model are decoded jointly."""
         from eval_suite.generate import generate
         from modeling_llaso import LlasoConfig
 
         from ..alignment.joint_answers import JointBackend, JointSettings
 
-        settings = JointSettings(max_new_tokens=self.size.answer_tokens)
+        settings = JointSettings(max_new_tokens=self.size.answer_tokens)  # `generate` is given the same below
         aligned = LlasoConfig.from_pretrained(self.model).ctc_alignment is not None
         generate(
             JointBackend(self.model, settings) if aligned else self.model,

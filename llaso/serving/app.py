@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 
-from ..alignment.alignment import ctc_weight_for
+from ..alignment.joint_decoding import joint_decoder
 from ..transcription.speech_finders import EnergyFinder, SpeechFinder
 from ..transcription.transcript_formats import joined_text, transcript
 from .engine import Engine
@@ -84,12 +84,12 @@ def build_app(
         api_key: the key that clients must send; none by default.
         audio_hosts: hosts that audio URLs may name; see `AllowedHosts`.
         finder: finds the speech of recordings to transcribe; by default an `EnergyFinder`.
-        ctc_weight: of what the audio says in transcripts; see `ctc_weight_for`.
+        ctc_weight: of CTC in transcripts; see `joint_decoder`.
 
     Raises:
-        ValueError: a weight is given, but the model was not aligned by CTC.
+        ValueError: there is no such weight, or one is given but the model was not aligned by CTC.
     """
-    weight = ctc_weight_for(model, ctc_weight)
+    joint = joint_decoder(model, processor.tokenizer, ctc_weight)
     limits = limits or Limits()
     metrics = ServerMetrics()
     context = model.config.text_config.max_position_embeddings
@@ -102,9 +102,7 @@ def build_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        endpoints.queue = live.queue = RequestQueue(
-            Engine(model, processor.tokenizer, limits, weight), limits, metrics
-        )
+        endpoints.queue = live.queue = RequestQueue(Engine(model, processor.tokenizer, limits, joint), limits, metrics)
         try:
             yield
         finally:

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from llaso.alignment.alignment import saved_alignment
-from llaso.alignment.joint_decoding import HeardTokens, JointDecoding
+from llaso.alignment.joint_decoding import JointDecoder, JointDecoding
 from modeling_llaso.loading import end_ids
 
 from .batch import Batch
@@ -61,7 +60,7 @@ class GenerationRequest:
         sampler: chooses the tokens.
         stops: sequences that end the answer.
         stream: deliver text as it is generated; otherwise all of it at the end.
-        transcribes: the answer is the text of the prompt's one recording, in which the audio may have a say.
+        transcribes: the answer is the transcript of the prompt's one recording.
         cancelled: set by `Engine.cancel`.
     """
 
@@ -87,7 +86,7 @@ class RunningRequest:
     Args:
         request: whose answer this is.
         tokenizer: decodes it.
-        joint: weighs its next token by what the audio says, too; None for other answers.
+        joint: scores its next tokens with CTC as well; by default the language model's scores count alone.
     """
 
     def __init__(self, request: GenerationRequest, tokenizer, joint: JointDecoding | None = None):
@@ -99,8 +98,8 @@ class RunningRequest:
         self.last_token = -1
         self._undelivered = ""
 
-    def weighed(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return the scores of the next token, `(vocab_size,)`, of the language model's logits."""
+    def scores(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the scores of the next token, `(vocab_size,)`, given the language model's logits."""
         if self._joint is None:
             return logits
         return self._joint(torch.tensor([self._generated], dtype=torch.long), logits[None])[0]
@@ -142,16 +141,14 @@ class Engine:
         model: a `LlasoForConditionalGeneration`.
         tokenizer: its tokenizer. The engine decodes with a copy, because encoding in another thread changes its state.
         limits: `batch_rows` and `batch_tokens` apply here.
-        ctc_weight: of what the audio says in transcripts, from 0 to 1; above 0 the model must be aligned by CTC.
+        joint: decodes transcripts; by default the language model decodes them alone.
     """
 
-    def __init__(self, model, tokenizer, limits: Limits, ctc_weight: float = 0.0):
+    def __init__(self, model, tokenizer, limits: Limits, joint: JointDecoder | None = None):
         self._tokenizer = copy.deepcopy(tokenizer)
         self._limits = limits
         self._end_tokens = frozenset(end_ids(model))
-        self._ctc_weight = ctc_weight
-        self._alignment = saved_alignment(model) if ctc_weight else None
-        self._heard = HeardTokens(self._alignment, self._tokenizer) if self._alignment else None
+        self._joint = joint
         self._batch = Batch(model.eval())
         self._rows: list[RunningRequest] = []
         self._waiting: deque[GenerationRequest] = deque()
@@ -240,29 +237,25 @@ class Engine:
 
     def _prefill(self, requests: list[GenerationRequest]) -> None:
         logits, audio = self._batch.join([request.inputs for request in requests])
-        for request in requests:
-            request.inputs = {}
-        rows = [
-            RunningRequest(request, self._tokenizer, self._joint_decoding(own) if request.transcribes else None)
-            for request, own in zip(requests, audio, strict=True)
-        ]
-        self._rows += rows
-        self._add_tokens(logits, rows)
-
-    def _joint_decoding(self, audio: torch.Tensor) -> JointDecoding | None:
-        """Return what weighs a transcript's tokens by its audio; None if the language model decides alone."""
-        if self._alignment is None or self._heard is None:
-            return None
-        log_probs = self._alignment.log_probs(audio)
-        return JointDecoding([log_probs], self._heard, sorted(self._end_tokens), self._ctc_weight)
+        running = len(self._rows)
+        try:
+            for request, own in zip(requests, audio, strict=True):
+                request.inputs = {}
+                joint = self._joint.for_audio([own]) if self._joint and request.transcribes else None
+                self._rows.append(RunningRequest(request, self._tokenizer, joint))
+            self._add_tokens(logits, self._rows[running:])
+        except Exception:  # the requests fail, so their rows may not stay in the batch
+            self._batch.keep(range(running))
+            self._rows = self._rows[:running]
+            raise
 
     def _step(self) -> None:
         self._add_tokens(self._batch.step([row.last_token for row in self._rows]), self._rows)
 
     def _add_tokens(self, logits: torch.Tensor, rows: list[RunningRequest]) -> None:
         """Choose the next token of each row, and remove the rows that ended."""
-        weighed = torch.stack([row.weighed(own) for row, own in zip(rows, logits, strict=True)])
-        tokens = next_tokens(weighed, [row.request.sampler for row in rows])
+        scores = torch.stack([row.scores(own) for row, own in zip(rows, logits, strict=True)])
+        tokens = next_tokens(scores, [row.request.sampler for row in rows])
         chosen = torch.tensor(tokens, device=logits.device)[:, None]
         logprobs = logits.float().log_softmax(-1).gather(1, chosen)[:, 0].tolist()
         ended = []

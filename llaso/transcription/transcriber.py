@@ -1,7 +1,6 @@
 """Transcribing a recording piece by piece, in batches.
 
-A model that was aligned by CTC is decoded jointly: the language model proposes, and the audio has a say in each token
-(`llaso.alignment.joint_decoding`).
+Transcripts of a model that was aligned by CTC are decoded jointly (`llaso.alignment.joint_decoding`).
 """
 
 from __future__ import annotations
@@ -19,12 +18,10 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from llaso.alignment import BEAMS
-from llaso.alignment.alignment import ctc_weight_for, saved_alignment
-from llaso.alignment.joint_decoding import HeardTokens, JointDecoding
+from llaso.alignment.joint_decoding import JointDecoding, joint_decoder
 from llaso_common import __version__
 from modeling_llaso.compatibility_llaso import CACHE_SINCE_5_24
 from modeling_llaso.loading import end_ids
-from modeling_llaso.modeling_llaso import LlasoAudioOutput
 
 from .partial import PartialTranscript
 from .pieces import pieces_to_transcribe
@@ -43,7 +40,7 @@ prompt as well."""
 
 
 class Transcriber:
-    """Transcribes recordings with a model: jointly with its alignment if it has one, otherwise greedily.
+    """Transcribes recordings with a model: by joint decoding if it was aligned by CTC, otherwise greedily.
 
     Args:
         model: a `LlasoForConditionalGeneration`.
@@ -52,12 +49,12 @@ class Transcriber:
         batch_size: pieces that are transcribed together.
         finder: finds speech; by default an `EnergyFinder`.
         stopping: stops a generation early, as when a user cancels; the caller must discard that result.
-        ctc_weight: of what the audio says by itself, from 0 to 1; 0 decodes greedily. By default `CTC_WEIGHT` if the
-            model was aligned by CTC, else 0.
+        ctc_weight: of CTC in joint decoding, from 0 to 1; with 0 the language model decodes alone, greedily. By
+            default `CTC_WEIGHT` if the model was aligned by CTC, else 0.
         beams: hypotheses that joint decoding follows.
 
     Raises:
-        ValueError: a weight is given, but the model was not aligned by CTC.
+        ValueError: there is no such weight, or one is given but the model was not aligned by CTC.
     """
 
     def __init__(
@@ -77,9 +74,9 @@ class Transcriber:
         self.window_seconds: float = processor.feature_extractor.n_samples / self.rate
         self.finder = finder
         self.stopping = StoppingCriteriaList([] if stopping is None else [stopping])
-        self.alignment = saved_alignment(model)
-        self.ctc_weight = ctc_weight_for(model, ctc_weight)
-        self.beams = beams
+        self._joint = joint_decoder(model, processor.tokenizer, ctc_weight)
+        self.ctc_weight = self._joint.weight if self._joint else 0.0
+        self.beams = beams if self._joint else 1
 
     def transcribe_file(
         self,
@@ -134,12 +131,6 @@ class Transcriber:
         }
 
     @cached_property
-    def _heard(self) -> HeardTokens:
-        """Tells how the audio writes a token of the language model."""
-        assert self.alignment is not None
-        return HeardTokens(self.alignment, self.processor.tokenizer)
-
-    @cached_property
     def _model_digest(self) -> str:
         """A digest of the weights, as they are loaded, and of the settings of the network and of generation."""
         digest = hashlib.sha256(self.model.config.to_json_string().encode())
@@ -188,17 +179,16 @@ class Transcriber:
         """Return what `transcribe` does, of one generation under further rules of `generate`."""
         inputs = dict(self.processor.apply_transcription_request(clips).to(self.model.device))
         scorer: JointDecoding | _ChosenLogProbs = _ChosenLogProbs()
-        beams = self.beams if self.ctc_weight else 1
-        if self.ctc_weight:
-            scorer = self._joint_decoding(inputs)
-        if beams > 1:
-            self._read_prompt_once(inputs, beams)
+        if self._joint:
+            scorer = self._joint.for_audio(self._joint.project(inputs))
+        if self.beams > 1:
+            self._read_prompt_once(inputs)
             rules |= {"length_penalty": 0.0, "early_stopping": False}
         generated = self.model.generate(
             **inputs,
             max_new_tokens=self.max_new_tokens,
             do_sample=False,
-            num_beams=beams,
+            num_beams=self.beams,
             **rules,
             logits_processor=LogitsProcessorList([scorer]),
             stopping_criteria=self.stopping,
@@ -213,18 +203,7 @@ class Transcriber:
         return results
 
     @torch.no_grad()
-    def _joint_decoding(self, inputs: dict[str, Any]) -> JointDecoding:
-        """Return what joins the alignment to one generation; replace the audio of its inputs by its projection."""
-        assert self.alignment is not None
-        names = ("input_features", "input_features_mask")
-        audio = self.model.model.get_audio_embeds(*(inputs.pop(name, None) for name in names))
-        inputs["mm_encoder_outputs"] = {"audio": LlasoAudioOutput(pooler_output=audio)}
-        sizes = inputs["input_ids"].eq(self.model.config.audio_token_id).sum(1).tolist()
-        log_probs = self.alignment.log_probs(audio).split(sizes)
-        return JointDecoding(log_probs, self._heard, end_ids(self.model), self.ctc_weight)
-
-    @torch.no_grad()
-    def _read_prompt_once(self, inputs: dict[str, Any], beams: int) -> None:
+    def _read_prompt_once(self, inputs: dict[str, Any]) -> None:
         """Replace the audio of a generation's inputs by a cache of the prompt; `generate` reads it for each beam."""
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         positions = (mask.cumsum(1) - 1).clamp(min=0)  # as `generate` counts them
@@ -236,7 +215,7 @@ class Transcriber:
             use_cache=True,
         )
         cache = read[CACHE_SINCE_5_24]
-        cache.batch_repeat_interleave(beams)
+        cache.batch_repeat_interleave(self.beams)
         inputs[CACHE_SINCE_5_24] = cache
 
 

@@ -1,4 +1,4 @@
-"""LLaSO-Eval with the audio's say: transcripts are decoded jointly, and every other row as without it."""
+"""LLaSO-Eval with joint decoding: transcripts change, and every other row is answered as without it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_transcripts_alone_are_decoded_jointly(root):
     [
         (["--model", "plain"], "this model was not aligned by CTC"),
         (["--model", "aligned", "--endpoint", "http://127.0.0.1:9/v1"], "a server has its own"),
-        (["--callable", "json:dumps"], "not for a Python function"),
+        (["--callable", "json:dumps"], "not for a function"),
     ],
 )
 def test_a_weight_without_an_aligned_model_here_is_refused(root, options, message, tmp_path, capsys, monkeypatch):

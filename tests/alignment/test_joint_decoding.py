@@ -8,11 +8,11 @@ import math
 import pytest
 import torch
 from support.tiny_families import family_tokenizer
-from support.tiny_llaso import aligned_llaso, tiny_llaso, tone
+from support.tiny_llaso import aligned_llaso, text_config, tiny_llaso, tone
 from torch import nn
 
 from llaso.alignment.alignment import Alignment, saved_alignment
-from llaso.alignment.joint_decoding import NEVER, HeardTokens, JointDecoding, Prefixes, PrefixScores
+from llaso.alignment.joint_decoding import NEVER, JointDecoding, PieceLookup, Prefixes, PrefixScores
 from llaso.transcription.transcriber import Transcriber
 from modeling_llaso import LlasoConfig
 
@@ -75,7 +75,7 @@ def test_tokens_are_heard_in_their_pieces():
     ids = {text: tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("the", " h", "Q", "\n")}
     letters = [tokenizer.convert_tokens_to_ids(letter) for letter in ("Ġ", "h", "e", "t")]
     competing = torch.tensor(sorted([*letters, *ids["\n"]]))
-    heard = HeardTokens(Alignment(torch.zeros(1), competing, ids["\n"][0], merges=0), tokenizer)
+    heard = PieceLookup(Alignment(torch.zeros(1), competing, ids["\n"][0], merges=0), tokenizer)
     for text in ("the", " h"):
         places = [place for token in ids[text] for place in heard.places(token) or pytest.fail(text)]
         assert tokenizer.decode(competing[places].tolist()) == text
@@ -85,7 +85,7 @@ def test_tokens_are_heard_in_their_pieces():
     assert competing[heard.blank] == ids["\n"][0]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def aligned():
     return aligned_llaso()
 
@@ -101,7 +101,7 @@ def test_scores_of_a_search_are_the_weighted_log_probabilities(aligned, beams):
     audio = model.model.get_audio_embeds(inputs["input_features"], inputs["input_features_mask"])
     sizes = inputs["input_ids"].eq(model.config.audio_token_id).sum(1)
     rows = alignment.log_probs(audio).split(sizes.tolist())
-    heard = HeardTokens(alignment, processor.tokenizer)
+    heard = PieceLookup(alignment, processor.tokenizer)
     joint = JointDecoding(rows, heard, [257], weight=0.4)
     search = {"length_penalty": 0.0, "num_return_sequences": beams} if beams > 1 else {}
     out = model.generate(
@@ -160,6 +160,9 @@ def test_weights_choose_how_clips_are_decoded(aligned):
     assert Transcriber(model, processor).ctc_weight == 0.3 and Transcriber(*plain).ctc_weight == 0
     with pytest.raises(ValueError, match=r"not aligned by CTC: its config\.json has no ctc_alignment"):
         Transcriber(*plain, ctc_weight=0.3)
+    for wrong in (1.5, -0.1, math.nan):
+        with pytest.raises(ValueError, match="it is a number from 0 to 1"):
+            Transcriber(model, processor, ctc_weight=wrong)
     plain[0].generation_config.eos_token_id = 257
     greedy = Transcriber(model, processor, max_new_tokens=8, ctc_weight=0)
     assert greedy.transcribe(CLIPS) == Transcriber(*plain, max_new_tokens=8).transcribe(CLIPS)
@@ -184,5 +187,39 @@ def test_the_alignment_is_saved_with_the_checkpoint(aligned, tmp_path):
     assert loaded.config.ctc_alignment == model.config.ctc_alignment
     vectors = torch.randn(5, 24)
     torch.testing.assert_close(saved_alignment(loaded).log_probs(vectors), saved_alignment(model).log_probs(vectors))
-    with pytest.raises(ValueError, match=r"ctc_alignment has \['blank_id'\]; it takes"):
-        LlasoConfig(ctc_alignment={"blank_id": 3})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"blank_id": None}, "blank_id is None, which is not among its token_ids"),
+        ({"blank_id": 9}, "blank_id is 9"),
+        ({"token_ids": [5, 3]}, "token_ids must be ascending token ids, all from 0 to 269"),
+        ({"token_ids": [3, 300]}, "all from 0 to 269"),
+        ({"token_ids": "3"}, "token_ids must be"),
+        ({"merges": "many"}, "merges is 'many'; it must be None or a whole number"),
+        ({"scale": float("nan")}, "scale is nan; it must be a number above 0"),
+        ({"more": 1}, r"must have the keys \['blank_id', 'merges', 'scale', 'token_ids'\], but it has"),
+    ],
+)
+def test_an_alignment_of_no_use_is_refused(changes, message):
+    alignment = {"token_ids": [3, 5], "blank_id": 3, "merges": None, "scale": 1.0} | changes
+    with pytest.raises(ValueError, match=message):
+        LlasoConfig(text_config=text_config().to_dict(), ctc_alignment=alignment)
+
+
+def test_without_an_end_a_transcript_has_all_tokens_it_may(aligned):
+    model, processor = aligned
+    model.generation_config.eos_token_id = None
+    results = Transcriber(model, processor, max_new_tokens=4, ctc_weight=0.9).transcribe(CLIPS)
+    assert [reason for _, _, reason in results] == ["length"] * 3
+
+
+def test_tokens_that_another_rule_forbids_are_not_written_with_any_weight(aligned):
+    model, processor = aligned
+    forbidden = processor.tokenizer("b", add_special_tokens=False)["input_ids"]
+    for weight in (0.9, 1.0):
+        transcriber = Transcriber(model, processor, max_new_tokens=8, ctc_weight=weight)
+        assert any("b" in text for text, _, _ in transcriber.transcribe(CLIPS))
+        results = transcriber._generate(CLIPS, bad_words_ids=[forbidden])
+        assert not any("b" in text for text, _, _ in results) and all(math.isfinite(mean) for _, mean, _ in results)

@@ -135,7 +135,7 @@ def test_special_tokens_and_bytes_stay_whole_and_other_tokenizers_are_refused():
     split = ShortPieces(PreTrainedTokenizerFast(tokenizer_object=of_bytes), 0).split(torch.tensor([8, 9]))
     assert split.tolist() == [6, 7, 9]
     unigram = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.Unigram([("a", -1.0)])))
-    with pytest.raises(ValueError, match="tokenizer is Unigram; set optimizer.ctc_merges=null"):
+    with pytest.raises(ValueError, match="tokenizer is Unigram; set optimizer.ctc_merges=null in a recipe"):
         ShortPieces(unigram, 100)
 
 
@@ -291,8 +291,8 @@ def test_audio_that_is_made_quieter_reads_as_before(root):
     vectors = torch.randn(6, norm.weight.numel())
     with torch.no_grad():
         before = alignment.log_probs(norm(vectors))
-        louder = match_loudness(model)
-        save_alignment(model, alignment, louder)
+        loudness = match_loudness(model)
+        save_alignment(model, alignment, loudness)
         after = saved_alignment(model)
-        assert after is not None and louder == pytest.approx(5, rel=0.05)
+        assert after is not None and loudness == pytest.approx(5, rel=0.05)
         torch.testing.assert_close(after.log_probs(norm(vectors)), before)

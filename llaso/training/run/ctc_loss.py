@@ -83,16 +83,16 @@ def match_loudness(model: LlasoForConditionalGeneration) -> float:
     a vector, for instance what comes before it, is then lost beside it. The order of the scores does not change.
 
     Returns:
-        How many times as loud the audio was.
+        The factor by which the audio was divided.
     """
     if not model.config.projector_norm:
         return 1.0
     embeddings: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
     weight = model.model.multi_modal_projector.norm.weight
     assert isinstance(weight, torch.Tensor)
-    louder = weight.float().square().mean().sqrt().item() / embeddings.float().square().mean().sqrt().item()
-    weight.div_(louder)
-    return louder
+    loudness = weight.float().square().mean().sqrt().item() / embeddings.float().square().mean().sqrt().item()
+    weight.div_(loudness)
+    return loudness
 
 
 def call_through(wrapper: nn.Module, module: nn.Module, function: Callable[..., Any], *args: Any) -> Any:

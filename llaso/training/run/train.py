@@ -146,8 +146,8 @@ def _train(asked: Recipe, batch: BatchChoice, plan: StepPlan, main_process: bool
             draw_curve(out, f"{out.name}: {', '.join(recipe.train)}")
 
     if trainer.alignment is not None:
-        louder = match_loudness(trainer.unwrapped) if trainer.ctc_weight == 1 else 1.0
-        save_alignment(trainer.unwrapped, trainer.alignment, louder)
+        loudness = match_loudness(trainer.unwrapped) if trainer.ctc_weight == 1 else 1.0
+        save_alignment(trainer.unwrapped, trainer.alignment, loudness)
     export(trainer, out)
     result = result_of(recipe.out, rows.steps, recipe.watch.gate_wer, time.perf_counter() - start)
     if main_process:
