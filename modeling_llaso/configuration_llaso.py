@@ -104,7 +104,7 @@ def check_padding(audio_padding: str, audio_tail: float = 0.0) -> None:
         )
 
 
-def check_alignment(alignment: dict[str, Any], vocab_size: int) -> None:
+def check_alignment(alignment: Any, vocab_size: int) -> None:
     """Check how audio was aligned with text by CTC; see `LlasoConfig`.
 
     Args:
@@ -114,18 +114,22 @@ def check_alignment(alignment: dict[str, Any], vocab_size: int) -> None:
     Raises:
         ValueError: a key is missing or unknown, or its value is of no use.
     """
-    if alignment.keys() != ALIGNMENT_KEYS:
-        raise ValueError(f"ctc_alignment must have the keys {sorted(ALIGNMENT_KEYS)}, but it has {sorted(alignment)}")
+    remedy = "set ctc_alignment to null in config.json to use the model without it"
+    if not isinstance(alignment, dict) or alignment.keys() != ALIGNMENT_KEYS:
+        found = sorted(alignment) if isinstance(alignment, dict) else repr(alignment)
+        raise ValueError(f"ctc_alignment must have the keys {sorted(ALIGNMENT_KEYS)}, but it is {found}; {remedy}")
     ids, blank, merges, scale = (alignment[key] for key in ("token_ids", "blank_id", "merges", "scale"))
     whole = isinstance(ids, list) and all(type(token) is int for token in ids)
-    if not whole or ids != sorted(set(ids)) or not ids or ids[0] < 0 or ids[-1] >= vocab_size:
-        raise ValueError(f"ctc_alignment: token_ids must be ascending token ids, all from 0 to {vocab_size - 1}")
+    if not whole or len(ids) < 2 or ids != sorted(set(ids)) or ids[0] < 0 or ids[-1] >= vocab_size:
+        raise ValueError(
+            f"ctc_alignment: token_ids must be two or more ascending token ids from 0 to {vocab_size - 1}; {remedy}"
+        )
     if blank not in ids:
-        raise ValueError(f"ctc_alignment: blank_id is {blank!r}, which is not among its token_ids")
+        raise ValueError(f"ctc_alignment: blank_id is {blank!r}, which is not among its token_ids; {remedy}")
     if merges is not None and (type(merges) is not int or merges < 0):
-        raise ValueError(f"ctc_alignment: merges is {merges!r}; it must be None or a whole number from 0")
+        raise ValueError(f"ctc_alignment: merges is {merges!r}; it must be null or a whole number from 0; {remedy}")
     if type(scale) not in (int, float) or not 0 < scale < float("inf"):
-        raise ValueError(f"ctc_alignment: scale is {scale!r}; it must be a number above 0")
+        raise ValueError(f"ctc_alignment: scale is {scale!r}; it must be a number above 0; {remedy}")
 
 
 def warn_of_other_padding(saved: dict[str, Any], given: dict[str, Any]) -> None:
@@ -203,7 +207,7 @@ class LlasoConfig(PreTrainedConfig):
     projector_pooling: str = "average"
     projector_norm: bool = False
     audio_padding: str = "full"
-    ctc_alignment: dict[str, Any] | None = None
+    ctc_alignment: Any = None  # a dict, which is checked in words that say what to do
     tie_word_embeddings: bool | None = None
     tried_transformers: str = TRIED_TRANSFORMERS
 

@@ -22,8 +22,10 @@ from . import CTC_WEIGHT
 from .alignment import Alignment, saved_alignment
 from .short_pieces import ShortPieces
 
-NEVER = -1e4
+NEVER = -1e6
 """Log-probability that stands for "impossible". It is finite, because the difference of two infinities is NaN."""
+PENALTY = -1e4
+"""What a hypothesis gains from CTC by a token that is impossible, if no other token is possible."""
 CANDIDATES = 40
 """Next tokens of each hypothesis that CTC scores: the language model's likeliest."""
 
@@ -186,7 +188,7 @@ class JointDecoding(LogitsProcessor):
     For one call of `generate`, with any number of beams. The scores along a hypothesis add up to `1 - weight` times
     its log-probability under the language model plus `weight` times that under CTC, its end included, so a length
     penalty is not needed. A token with a piece that does not compete, such as a letter that no transcript of the
-    training has, is never written.
+    training has, is not written as long as there is another.
 
     Args:
         log_probs: of each clip's vectors, `(vectors, competing)`.
@@ -200,7 +202,7 @@ class JointDecoding(LogitsProcessor):
     ) -> None:
         self._lookup, self._weight, self._clips = lookup, weight, len(log_probs)
         # Double precision is needed, and MPS has none.
-        self._device = torch.device("cuda" if log_probs[0].is_cuda else "cpu")
+        self._device = log_probs[0].device if log_probs[0].is_cuda else torch.device("cpu")
         self._scores = PrefixScores([clip.to(self._device) for clip in log_probs], lookup.blank)
         self._ends = torch.tensor(ends, dtype=torch.long, device=self._device)
         self._prompt: int | None = None
@@ -227,14 +229,19 @@ class JointDecoding(LogitsProcessor):
         is_known = torch.tensor([piece is not None for piece in pieces], device=self._device)
         self._continued = self._scores.written(states, origins, [piece or () for piece in pieces])
         by_ctc = torch.where(is_end, states.whole()[origins], self._continued.prefix)
-        possible = by_ctc.isfinite() & (is_end | is_known)
-        gained = torch.where(possible, by_ctc - states.prefix[origins], NEVER).view(tokens.shape).clamp(min=NEVER)
+        possible = (by_ctc > NEVER / 2) & (is_end | is_known)
+        gained = torch.where(possible, by_ctc - states.prefix[origins], PENALTY).view(tokens.shape)
 
         steps = zip(names, written, tokens.tolist(), by_llm.tolist(), strict=True)
         self._steps |= {name: _Step(row, *step) for row, (name, *step) in enumerate(steps)}
         joint = (1 - self._weight) * by_llm + self._weight * gained.float()
-        joint = joint.where(by_llm > -torch.inf, -torch.inf)  # a token that another rule of `generate` forbids
-        return torch.full_like(scores, -torch.inf).scatter(1, tokens.to(scores.device), joint.to(scores))
+        possible = possible.view(tokens.shape)
+        # If nothing is possible, as where no end is allowed, the language model's likeliest go on.
+        allowed = possible | ~possible.any(1, keepdim=True)
+        # Another rule of `generate` may forbid a token.
+        joint = joint.where(allowed & (by_llm > -torch.inf), -torch.inf)
+        everything = torch.full(scores.shape, -torch.inf, device=scores.device)
+        return everything.scatter(1, tokens.to(scores.device), joint.to(scores.device))
 
     def log_prob(self, clip: int, text: Text) -> float:
         """Return the log-probability of a text under the language model alone, its end included if it has one.
@@ -299,8 +306,16 @@ class JointDecoder:
 
         Args:
             clips: projected vectors of each row's clip, `(audio_tokens, hidden_size)`.
+
+        Raises:
+            ValueError: the scores of the audio are not finite.
         """
         log_probs = [self._alignment.log_probs(clip) for clip in clips]
+        if not all(bool(clip.isfinite().all()) for clip in log_probs):
+            raise ValueError(
+                "CTC's scores of the audio are not finite: the weights are damaged, or the scale in ctc_alignment is "
+                "out of range; set the CTC weight to 0 to decode without it"
+            )
         return JointDecoding(log_probs, self._lookup, end_ids(self._model), self.weight)
 
 

@@ -254,10 +254,11 @@ class Engine:
 
     def _add_tokens(self, logits: torch.Tensor, rows: list[RunningRequest]) -> None:
         """Choose the next token of each row, and remove the rows that ended."""
+        logits = logits.float()
         scores = torch.stack([row.scores(own) for row, own in zip(rows, logits, strict=True)])
         tokens = next_tokens(scores, [row.request.sampler for row in rows])
         chosen = torch.tensor(tokens, device=logits.device)[:, None]
-        logprobs = logits.float().log_softmax(-1).gather(1, chosen)[:, 0].tolist()
+        logprobs = logits.log_softmax(-1).gather(1, chosen)[:, 0].tolist()
         ended = []
         for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
             if not math.isfinite(logprob):

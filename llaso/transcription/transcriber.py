@@ -54,7 +54,7 @@ class Transcriber:
         beams: hypotheses that joint decoding follows.
 
     Raises:
-        ValueError: there is no such weight, or one is given but the model was not aligned by CTC.
+        ValueError: there is no such weight or number of beams, or one is given but the model was not aligned by CTC.
     """
 
     def __init__(
@@ -74,6 +74,8 @@ class Transcriber:
         self.window_seconds: float = processor.feature_extractor.n_samples / self.rate
         self.finder = finder
         self.stopping = StoppingCriteriaList([] if stopping is None else [stopping])
+        if not isinstance(beams, int) or beams < 1:
+            raise ValueError(f"beams is {beams}; it must be a whole number from 1")
         self._joint = joint_decoder(model, processor.tokenizer, ctc_weight)
         self.ctc_weight = self._joint.weight if self._joint else 0.0
         self.beams = beams if self._joint else 1
@@ -181,9 +183,10 @@ class Transcriber:
         scorer: JointDecoding | _ChosenLogProbs = _ChosenLogProbs()
         if self._joint:
             scorer = self._joint.for_audio(self._joint.project(inputs))
+            rules["renormalize_logits"] = False
         if self.beams > 1:
             self._read_prompt_once(inputs)
-            rules |= {"length_penalty": 0.0, "early_stopping": False}
+            rules |= {"length_penalty": 0.0, "early_stopping": False, "cache_implementation": None}
         generated = self.model.generate(
             **inputs,
             max_new_tokens=self.max_new_tokens,

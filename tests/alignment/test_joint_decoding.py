@@ -194,18 +194,60 @@ def test_the_alignment_is_saved_with_the_checkpoint(aligned, tmp_path):
     [
         ({"blank_id": None}, "blank_id is None, which is not among its token_ids"),
         ({"blank_id": 9}, "blank_id is 9"),
-        ({"token_ids": [5, 3]}, "token_ids must be ascending token ids, all from 0 to 269"),
-        ({"token_ids": [3, 300]}, "all from 0 to 269"),
+        ({"token_ids": [5, 3]}, "token_ids must be two or more ascending token ids from 0 to 269"),
+        ({"token_ids": [3, 300]}, "from 0 to 269"),
+        ({"token_ids": [3]}, "two or more"),
         ({"token_ids": "3"}, "token_ids must be"),
-        ({"merges": "many"}, "merges is 'many'; it must be None or a whole number"),
+        ({"merges": "many"}, "merges is 'many'; it must be null or a whole number"),
         ({"scale": float("nan")}, "scale is nan; it must be a number above 0"),
-        ({"more": 1}, r"must have the keys \['blank_id', 'merges', 'scale', 'token_ids'\], but it has"),
+        ({"more": 1}, r"must have the keys \['blank_id', 'merges', 'scale', 'token_ids'\], but it is"),
     ],
 )
 def test_an_alignment_of_no_use_is_refused(changes, message):
     alignment = {"token_ids": [3, 5], "blank_id": 3, "merges": None, "scale": 1.0} | changes
     with pytest.raises(ValueError, match=message):
         LlasoConfig(text_config=text_config().to_dict(), ctc_alignment=alignment)
+
+
+@pytest.mark.parametrize("alignment", [[1, 2], "abc", {}])
+def test_what_is_no_alignment_at_all_is_refused(alignment):
+    with pytest.raises(ValueError, match="must have the keys .* set ctc_alignment to null in config.json"):
+        LlasoConfig(ctc_alignment=alignment)
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+@pytest.mark.parametrize("weight", [0.3, 0.9])
+def test_beyond_what_the_audio_can_say_a_batch_is_still_as_alone(aligned, beams, weight):
+    """Without an end, transcripts go on after every vector has been used."""
+    aligned[0].generation_config.eos_token_id = None
+    transcriber = Transcriber(*aligned, max_new_tokens=40, ctc_weight=weight, beams=beams)
+    together = transcriber.transcribe(CLIPS)
+    for one, clip in zip(together, CLIPS, strict=True):
+        assert transcriber.transcribe([clip])[0][0] == one[0]
+
+
+def test_settings_of_generation_that_do_not_go_with_it_are_overridden(aligned):
+    model, processor = aligned
+    transcriber = Transcriber(model, processor, max_new_tokens=8, ctc_weight=0.9)
+    expected = transcriber.transcribe(CLIPS)
+    model.generation_config.cache_implementation = "static"
+    model.generation_config.renormalize_logits = True
+    assert transcriber.transcribe(CLIPS) == expected
+    with pytest.raises(ValueError, match="beams is 0; it must be a whole number from 1"):
+        Transcriber(model, processor, beams=0)
+
+
+@pytest.mark.parametrize("weight", [1e-4, 0.3])
+def test_any_weight_keeps_unknown_pieces_out(aligned, weight):
+    texts = [text for text, _, _ in Transcriber(*aligned, max_new_tokens=8, ctc_weight=weight).transcribe(CLIPS)]
+    assert all(set(text) <= set("abcdefgh ") for text in texts)
+
+
+def test_scores_that_are_not_finite_are_refused(aligned):
+    model, processor = aligned
+    model.config.ctc_alignment["scale"] = 1e308
+    with pytest.raises(ValueError, match="CTC's scores of the audio are not finite"):
+        Transcriber(model, processor).transcribe(CLIPS)
 
 
 def test_without_an_end_a_transcript_has_all_tokens_it_may(aligned):
