@@ -174,7 +174,7 @@ def test_models_that_the_released_format_cannot_hold_are_refused(tmp_path):
 
 def test_an_alignment_that_is_not_written_is_warned_of(tmp_path):
     model, processor = tiny_llaso(
-        "full", ctc_alignment={"token_ids": [1], "blank_id": 1, "merges": None, "scale": 1.0}
+        "full", ctc_alignment={"token_ids": [1, 2], "blank_id": 1, "merges": None, "scale": 1.0}
     )
     with pytest.warns(UserWarning, match="no place for ctc_alignment"):
         to_official(model, processor, tmp_path)
