@@ -201,7 +201,8 @@ class Transcriber:
         for clip, (row, ended) in enumerate(zip(generated, is_end, strict=True)):
             length = int(ended.int().argmax()) + 1 if ended.any() else len(row)
             text = self.processor.decode(row[:length], skip_special_tokens=True).strip()
-            mean = scorer.log_prob(clip, tuple(row[:length].tolist())) / length
+            # Rounded, since further digits depend on what else is in the batch and on the threads.
+            mean = round(scorer.log_prob(clip, tuple(row[:length].tolist())) / length, 4)
             results.append((text, mean, "stop" if ended.any() else "length"))
         return results
 
