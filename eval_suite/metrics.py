@@ -25,7 +25,7 @@ RUNAWAY_FACTOR, RUNAWAY_WORDS = 2, 10
 
 
 class Quantities:
-    """What was measured on the rows of one file, as columns.
+    """The quantities that were measured on the rows of one file, as columns.
 
     Args:
         rows: each row's quantities by name, as `strict.read_rows` and `paper.read_rows` write them.

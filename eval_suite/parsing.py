@@ -26,7 +26,7 @@ OUTCOMES = (ANSWERED, ABSTAINED, AMBIGUOUS, MALFORMED, ERROR)
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """What an answer says: its outcome, and the value read (a label, a number, symbols, slots, scores or text)."""
+    """An answer as it was read: the outcome, and the value (a label, a number, symbols, slots, scores or text)."""
 
     outcome: str
     value: Any = None
@@ -42,7 +42,7 @@ _MULTIPLIERS = dict(
 
 
 _TO = "to|到|至|から|부터|에서|ถึง"
-"""What stands between the ends of a range beside a dash."""
+"""Words that may stand between the ends of a range in place of a dash."""
 _YEARS_UNIT = r"years?\b|[岁歲歳세살]"
 
 

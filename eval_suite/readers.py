@@ -28,7 +28,7 @@ from .text_normalization import fold
 logger = logging.getLogger(__name__)
 
 PREDICTION_FIELDS = ("answer", "result", "prediction")
-"""Where the released files keep the model's text, by system."""
+"""Names of the field that holds the model's text in the released files; they differ between systems."""
 JUDGE_FOLDERS = ("judge", "gpt_result")
 """Beside the answers: our judge's records, or the released ones."""
 JUDGE_SCALE = (1, 5)

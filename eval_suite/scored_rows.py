@@ -35,7 +35,7 @@ class ScoredRow:
 
     @property
     def quantities(self) -> dict[str, Any]:
-        """What the metrics add up, by name."""
+        """Return the row's quantities by name; the metrics add them up."""
         return self.reading.quantities
 
     def record(self) -> dict[str, Any]:

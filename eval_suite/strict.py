@@ -35,7 +35,7 @@ _SPACES = re.compile(r"\s\s+")
 
 
 class Reading(NamedTuple):
-    """What was read of one row.
+    """One row as it was read.
 
     Args:
         outcome: what became of the answer, one of `parsing.OUTCOMES`.

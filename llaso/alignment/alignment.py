@@ -18,6 +18,9 @@ from modeling_llaso.processing_llaso import LlasoProcessor
 
 TRANSCRIBED = ("ASR",)
 """Tasks whose answer is what the recording says."""
+BLANK = "\n"
+"""CTC's token for "nothing new". LLMs read it as a break between words, and its embedding differs from the others':
+the tags that LLaSO adds begin as the mean of all, and do not train as a blank."""
 
 
 def is_transcribed(task: str, modality: str) -> bool:
@@ -28,6 +31,11 @@ def is_transcribed(task: str, modality: str) -> bool:
         modality: its format; with a spoken instruction, the recording holds that as well.
     """
     return task in TRANSCRIBED and modality == "text_audio"
+
+
+def blank_of(processor: LlasoProcessor) -> int:
+    """Return the id of CTC's blank."""
+    return processor.tokenizer(BLANK, add_special_tokens=False)["input_ids"][-1]
 
 
 @dataclass(frozen=True)

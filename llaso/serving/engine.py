@@ -255,7 +255,9 @@ class Engine:
     def _add_tokens(self, logits: torch.Tensor, rows: list[RunningRequest]) -> None:
         """Choose the next token of each row, and remove the rows that ended."""
         logits = logits.float()
-        scores = torch.stack([row.scores(own) for row, own in zip(rows, logits, strict=True)])
+        scores = logits
+        if self._joint:
+            scores = torch.stack([row.scores(own) for row, own in zip(rows, logits, strict=True)])
         tokens = next_tokens(scores, [row.request.sampler for row in rows])
         chosen = torch.tensor(tokens, device=logits.device)[:, None]
         logprobs = logits.log_softmax(-1).gather(1, chosen)[:, 0].tolist()

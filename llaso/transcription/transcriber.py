@@ -241,7 +241,7 @@ class _ChosenLogProbs(LogitsProcessor):
 
     def log_prob(self, clip: int, text: tuple[int, ...]) -> float:
         """Return the log-probability of a clip's text, as `JointDecoding.log_prob` does."""
-        return float(torch.stack(self._steps[: len(text)])[:, clip].sum())
+        return sum(float(step[clip]) for step in self._steps[: len(text)])
 
 
 def _processor_digest(processor: Any) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from llaso.alignment.alignment import TRANSCRIBED, is_transcribed
+from llaso.alignment.alignment import TRANSCRIBED, blank_of, is_transcribed
 from llaso.alignment.short_pieces import ShortPieces
 from llaso_common.schema import Clip, Row, clean_messages, clip_bytes
 from modeling_llaso.processing_llaso import LlasoProcessor, stack_windows
@@ -30,14 +30,6 @@ logger = logging.getLogger(__name__)
 
 IGNORED = -100
 """Label of tokens that are not learned."""
-BLANK = "\n"
-"""CTC's token for "nothing new". LLMs read it as a break between words, and its embedding differs from the others':
-the tags that LLaSO adds begin as the mean of all, and do not train as a blank."""
-
-
-def blank_of(processor: LlasoProcessor) -> int:
-    """Return the id of CTC's blank."""
-    return processor.tokenizer(BLANK, add_special_tokens=False)["input_ids"][-1]
 
 
 @dataclass(frozen=True)

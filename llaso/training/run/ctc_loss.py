@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from llaso.alignment.alignment import TRANSCRIBED, Alignment, saved_alignment
+from llaso.alignment.alignment import TRANSCRIBED, Alignment, blank_of, saved_alignment
 from llaso.alignment.short_pieces import ShortPieces
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor
 
-from ..rows.collator import blank_of
 from ..rows.corpora import Corpus
 
 SHARPNESS = 8.0
