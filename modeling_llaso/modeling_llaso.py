@@ -14,6 +14,7 @@ from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
+from transformers.generation.logits_process import LogitsProcessorList
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
@@ -477,6 +478,30 @@ class LlasoModel(LlasoPreTrainedModel):
         )
 
 
+def without_placeholders(input_ids: torch.Tensor, audio_token_id: int) -> torch.Tensor:
+    """Replace each row's audio placeholders by its first token.
+
+    The placeholder has no logit, so a penalty that looks up the logits of a prompt's tokens would fail. The first
+    token is in the row already, so the set of its tokens stays as it is.
+
+    Args:
+        input_ids: `(rows, length)`.
+        audio_token_id: the placeholder.
+    """
+    return torch.where(input_ids.eq(audio_token_id), input_ids[:, :1], input_ids)
+
+
+class LlasoLogitsProcessorList(LogitsProcessorList):
+    """Processors of logits, such as a repetition penalty, that see no audio placeholders."""
+
+    def __init__(self, processors: Sequence[Any], audio_token_id: int):
+        super().__init__(processors)
+        self.audio_token_id = audio_token_id
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return super().__call__(without_placeholders(input_ids, self.audio_token_id), scores, **kwargs)
+
+
 @auto_docstring(custom_intro="LLaSO: a Whisper encoder, a projector and a language model that answers about audio.")
 class LlasoForConditionalGeneration(LlasoPreTrainedModel, GenerationMixin):
     _auto_class = "AutoModelForMultimodalLM"
@@ -595,6 +620,15 @@ class LlasoForConditionalGeneration(LlasoPreTrainedModel, GenerationMixin):
         for name in ("input_features", "input_features_mask", "mm_encoder_outputs"):
             model_kwargs.pop(name, None)
         return model_kwargs
+
+    def _get_logits_processor(self, *args, encoder_input_ids: torch.Tensor | None = None, **kwargs):
+        """Show the processors of logits a prompt without placeholders; see `without_placeholders`."""
+        if encoder_input_ids is not None and encoder_input_ids.dim() == 2:  # 3 if the prompt is inputs_embeds
+            encoder_input_ids = without_placeholders(encoder_input_ids, self.config.audio_token_id)
+        processors = super()._get_logits_processor(  # type: ignore[misc]
+            *args, encoder_input_ids=encoder_input_ids, **kwargs
+        )
+        return LlasoLogitsProcessorList(processors, audio_token_id=self.config.audio_token_id)
 
     def _prefill(self, input_ids: Any, generation_config, model_kwargs: dict[str, Any], *args, **kwargs):
         chunk = generation_config.prefill_chunk_size

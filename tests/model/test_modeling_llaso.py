@@ -173,6 +173,35 @@ def test_sdpa_and_eager_agree(trim):
     assert model._supports_flash_attn and model._supports_sdpa and model._supports_attention_backend
 
 
+@pytest.mark.parametrize(
+    ("penalty", "settings"),
+    [("repetition_penalty", {}), ("repetition_penalty", {"num_beams": 2}), ("encoder_repetition_penalty", {})],
+    ids=str,
+)
+def test_penalties_leave_out_the_placeholder(trim, penalty, settings):
+    """The placeholder has no logit to change; every other token of the prompt counts, as by the loop below."""
+    model, processor = trim
+    inputs = questions(processor)
+    length = inputs["input_ids"].shape[1]
+    said = [set(row.tolist()) - {model.config.audio_token_id} for row in inputs["input_ids"]]
+    factor = 1.5 if penalty == "repetition_penalty" else 1 / 1.5
+
+    def by_hand(input_ids, scores):
+        scores = scores.clone()
+        for row, (ids, row_scores) in enumerate(zip(input_ids, scores, strict=True)):
+            counted = said[row // settings.get("num_beams", 1)]
+            if penalty == "repetition_penalty":
+                counted = counted | set(ids[length:].tolist())
+            for token in counted:
+                row_scores[token] = row_scores[token] * factor if row_scores[token] < 0 else row_scores[token] / factor
+        return scores
+
+    wanted = model.generate(**inputs, max_new_tokens=6, logits_processor=[by_hand], **settings)
+    generated = model.generate(**inputs, max_new_tokens=6, **{penalty: 1.5}, **settings)
+    assert torch.equal(generated, wanted)
+    assert not torch.equal(generated, model.generate(**inputs, max_new_tokens=6, **settings))
+
+
 @torch.no_grad()
 def test_beam_search_sampling_and_streaming_keep_each_rows_audio(trim):
     """Rows with no, one and two audios: repeated rows keep their own audio, and it is encoded once."""
