@@ -35,6 +35,7 @@ from llaso.training.run.held_out import normalize, word_errors
 from llaso.training.run.resume import RECIPE, recipe_of
 from llaso.transcription.transcriber import Transcriber
 from llaso_common.audio import SAMPLE_RATE, read_audio
+from modeling_llaso.configuration_llaso import AUDIO_PADDINGS
 from modeling_llaso.loading import load
 
 DRAWS = 2000
@@ -84,11 +85,25 @@ def batches(clips: Sequence[ManifestClip]) -> Iterator[Sequence[ManifestClip]]:
         yield clips[start : start + AT_ONCE]
 
 
+def load_padded(checkpoint: str, audio_padding: str | None) -> tuple[Any, Any]:
+    """Load a checkpoint that pads audio in a given way, or, with None, as it was trained."""
+    model, processor = load(checkpoint, "cpu")
+    if audio_padding:
+        model.config.audio_padding = processor.audio_padding = audio_padding
+        processor.audio_tail = 0.0
+    return model, processor
+
+
 def by_model(
-    checkpoint: str, clips: Sequence[ManifestClip], done: Callable[[int], None], ctc_weight: float | None = None
+    checkpoint: str,
+    clips: Sequence[ManifestClip],
+    done: Callable[[int], None],
+    ctc_weight: float | None = None,
+    audio_padding: str | None = None,
 ) -> list[str]:
     """Transcribe clips with a checkpoint, as `llaso transcribe` does."""
-    transcriber = Transcriber(*load(checkpoint, "cpu"), max_new_tokens=TOKENS, ctc_weight=ctc_weight)
+    loaded = load_padded(checkpoint, audio_padding)
+    transcriber = Transcriber(*loaded, max_new_tokens=TOKENS, ctc_weight=ctc_weight)
     heard: list[str] = []
     for batch in batches(clips):
         heard += [text for text, _, _ in transcriber.transcribe([clip.samples() for clip in batch])]
@@ -114,11 +129,22 @@ def aligned_by(checkpoint: str) -> Recipe:
     )
 
 
+def check_best_path(checkpoint: str) -> None:
+    """Raise a ValueError if a checkpoint has no best path, before an hour of transcription."""
+    kept = Path(checkpoint, "config.json")
+    if not (kept.is_file() and json.loads(kept.read_text(encoding="utf-8")).get("ctc_alignment")):
+        aligned_by(checkpoint)
+
+
 def by_best_path(
-    checkpoint: str, corpus: str, clips: Sequence[ManifestClip], done: Callable[[int], None]
+    checkpoint: str,
+    corpus: str,
+    clips: Sequence[ManifestClip],
+    done: Callable[[int], None],
+    audio_padding: str | None = None,
 ) -> list[str]:
     """Read the best path of the projected audio, among the tokens that the checkpoint keeps, or those of a corpus."""
-    model, processor = load(checkpoint, "cpu")
+    model, processor = load_padded(checkpoint, audio_padding)
     alignment = saved_alignment(model)
     if alignment is None:  # of an earlier version of llaso
         pieces = pieces_of(aligned_by(checkpoint), processor)
@@ -309,18 +335,24 @@ def main(arguments: Iterable[str] | None = None) -> None:
     )
     parser.add_argument("--aligned", metavar="DIR", help="the checkpoint of the best path, if it is another (Stage 1)")
     parser.add_argument("--ctc-weight", type=float, metavar="W", help="as of `llaso transcribe`; 0: the LLM alone")
+    parser.add_argument("--best-path-only", action="store_true", help="do not run the LLM; needs --ctc-corpus")
+    parser.add_argument(
+        "--audio-padding", choices=AUDIO_PADDINGS, help="pad audio in this way, however the checkpoints were trained"
+    )
     parser.add_argument("--clips", type=int, default=0, help="of each source at most (default: all)")
     parser.add_argument("--out", type=Path, default=Path("runs/transcripts"), help="for .json and .md")
     chosen = parser.parse_args(None if arguments is None else list(arguments))
+    if chosen.best_path_only and not chosen.ctc_corpus:
+        parser.error("--best-path-only needs --ctc-corpus")
     clips = read_clips(chosen.speech, chosen.clips)
-    if chosen.ctc_corpus:
-        aligned_by(chosen.aligned or chosen.model)  # a mistake shows before an hour of transcription
-    programs: dict[str, Callable[[Callable[[int], None]], list[str]]] = {
-        "LLaSO": lambda done: by_model(chosen.model, clips, done, chosen.ctc_weight)
-    }
+    padding = chosen.audio_padding
+    programs: dict[str, Callable[[Callable[[int], None]], list[str]]] = {}
+    if not chosen.best_path_only:
+        programs["LLaSO"] = lambda done: by_model(chosen.model, clips, done, chosen.ctc_weight, padding)
     if chosen.ctc_corpus:
         aligned = chosen.aligned or chosen.model
-        programs["best path"] = lambda done: by_best_path(aligned, chosen.ctc_corpus, clips, done)
+        check_best_path(aligned)
+        programs["best path"] = lambda done: by_best_path(aligned, chosen.ctc_corpus, clips, done, padding)
     if chosen.whisper:
         programs["Whisper's own decoder"] = lambda done: by_whisper(chosen.whisper, clips, done)
     transcripts = {name: program(progress(name, len(clips))) for name, program in programs.items()}

@@ -14,6 +14,8 @@ from benchmarks import transcripts
 from llaso.training.run.held_out import normalize, word_errors
 from llaso.training.run.train import train
 
+ALIGNED = {"optimizer__ctc_weight": 1.0, "optimizer__max_steps": 20}
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -34,7 +36,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("merges", [None, 20])
 def test_rates_are_those_of_the_transcripts(root, tmp_path, capsys, monkeypatch, merges):
     monkeypatch.setattr(transcripts, "TOKENS", 8)
-    changes = {"optimizer__ctc_weight": 1.0, "optimizer__ctc_merges": merges, "optimizer__max_steps": 20}
+    changes = ALIGNED | {"optimizer__ctc_merges": merges}
     aligned = train(tiny_recipe(root, f"aligned-{merges}", model__projector_stride=1, **changes))
     speech, corpus = str(root / "dev.jsonl"), str(root / "corpus")
     transcripts.main([aligned.out, "--speech", speech, "--ctc-corpus", corpus, "--out", str(tmp_path)])
@@ -70,6 +72,34 @@ def test_rates_are_those_of_the_transcripts(root, tmp_path, capsys, monkeypatch,
         aligned.wer_words,
     )  # as the training read it
     assert (tmp_path / "transcripts.md").read_text().strip() in capsys.readouterr().out
+
+
+def test_a_checkpoint_can_be_made_to_pad_otherwise(root, tmp_path):
+    """As if its files said so. It keeps its `ctc_alignment`, so that no recipe need be beside it."""
+    recipe = tiny_recipe(root, "trimmed", model__projector_stride=1, model__audio_padding="trim", **ALIGNED)
+    trimmed = Path(train(recipe).out)
+    full = tmp_path / "full"
+    full.mkdir()
+    for file in ("config.json", "processor_config.json"):
+        text = (trimmed / file).read_text()
+        assert '"audio_padding": "trim"' in text
+        (full / file).write_text(text.replace('"audio_padding": "trim"', '"audio_padding": "full"'))
+    for pattern in ("model*", "tokenizer*", "*.jinja"):
+        for file in trimmed.glob(pattern):
+            (full / file.name).symlink_to(file)
+    heard = {}
+    for name, (checkpoint, padding) in {
+        "made": (trimmed, "full"),
+        "said": (full, None),
+        "trim": (trimmed, None),
+    }.items():
+        options = [] if padding is None else ["--audio-padding", padding]
+        arguments = [str(checkpoint), "--speech", str(root / "dev.jsonl"), "--ctc-corpus", str(root / "corpus")]
+        transcripts.main([*arguments, "--best-path-only", *options, "--out", str(tmp_path / name)])
+        record = json.loads((tmp_path / name / "transcripts.json").read_text())
+        assert list(record["rates"]) == ["best path"] and not record["differences"]
+        heard[name] = [clip["best path"] for clip in record["clips"]]
+    assert heard["made"] == heard["said"] != heard["trim"]
 
 
 def test_a_difference_is_surer_than_the_rates_if_both_err_for_the_same_speakers():
