@@ -17,6 +17,7 @@ SECTIONS = {
     "loading": "how training reads its rows",
     "padding": "how much of a batch is padding",
     "transcripts": "word error rates of a model and of a Whisper on a manifest, by source",
+    "transcripts_plot": "a picture of what `transcripts` measured, several models in one",
     "hearing": "what a Whisper hears in trim against full",
     "packing": "training on unequal rows, padded and end to end",
     "exported": "what files for llama.cpp hear, by type of weights",
@@ -30,7 +31,7 @@ SECTIONS = {
 
 
 def main() -> None:
-    sections = "\n".join(f"  {name:<14}{what}" for name, what in SECTIONS.items())
+    sections = "\n".join(f"  {name:<18}{what}" for name, what in SECTIONS.items())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=f"{__doc__}\nsections:\n{sections}",
