@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .option_types import at_least_0, at_least_1, error_rate, path, seed, workers
+from .option_types import at_least_0, at_least_1, error_rate, path, seed, some_text, workers
 
 if TYPE_CHECKING:
     from dataset_scripts.sources_file import SourcesFile
@@ -108,6 +108,21 @@ def add_parser(commands) -> None:
     imports.add_argument("--processor", default="", metavar="CHECKPOINT", help="count each row's tokens with it")
     imports.add_argument("--out", type=path, required=True, metavar="DIR")
     imports.set_defaults(run=_import, goes_on=True)
+
+    text = actions.add_parser(
+        "text",
+        help="turn chats in text into a corpus for a recipe's data.text_path",
+        description="Read chats in text: OpenAI's messages, ShareGPT's conversations, or a prompt and a response as "
+        "in Alpaca. Training mixes them in to keep what the language model knew.",
+    )
+    text.add_argument("chats", type=some_text, metavar="CHATS", help="a file, a folder, or a data set on the Hub")
+    text.add_argument("--split", default="train", help="of a data set (default: %(default)s)")
+    text.add_argument("--config", default="", help="of a data set (default: its only one)")
+    text.add_argument("--revision", default="", help="of a data set on the Hub")
+    text.add_argument("--limit", type=at_least_1, help="read only so many chats, from the beginning")
+    text.add_argument("--out", type=path, required=True, metavar="DIR")
+    text.add_argument("--overwrite", action="store_true", help="replace what is in the folder")
+    text.set_defaults(run=_text)
 
     export = actions.add_parser("export-release", help="write a corpus as the authors' JSON files")
     export.add_argument("folder", type=path, metavar="DIR")
@@ -324,6 +339,25 @@ def _import(arguments: argparse.Namespace) -> int:
     print(f"{arguments.out}: {report['rows']:,} rows; {sum(report['rejects'].values()):,} set aside")
     for reason, count in report["rejects"].items():
         print(f"  {count:,} × {reason}")
+    return 0
+
+
+def _text(arguments: argparse.Namespace) -> int:
+    from dataset_scripts.text_chats import write_text_corpus
+
+    made = write_text_corpus(
+        arguments.chats,
+        arguments.out,
+        split=arguments.split,
+        config=arguments.config,
+        revision=arguments.revision,
+        limit=arguments.limit,
+        overwrite=arguments.overwrite,
+        progress=_Progress("written"),
+    )
+    print(f"{arguments.out}: {made['rows']:,} rows; {sum(made['rejects'].values()):,} set aside in rejects.jsonl")
+    for reason, count in made["rejects"].items():
+        print(f"set aside: {count:,} × {reason}")
     return 0
 
 

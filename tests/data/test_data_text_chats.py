@@ -1,0 +1,137 @@
+"""`llaso data text`: chats of every known form become rows that training mixes in; what cannot be used is listed."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import load_dataset
+
+from dataset_scripts import text_chats
+from dataset_scripts.text_chats import write_text_corpus
+from llaso.cli import main
+from llaso.training.recipe.recipe import DataChoice
+from llaso.training.rows.corpora import open_corpus
+
+TURNS = [("user", "Name a fruit."), ("assistant", "A pear."), ("user", "Another?"), ("assistant", "A fig.")]
+FORMS = [
+    {"messages": [{"role": role, "content": text} for role, text in TURNS]},
+    {"messages": [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in TURNS]},
+    {"conversations": [{"from": {"user": "human", "assistant": "gpt"}[role], "value": text} for role, text in TURNS]},
+]
+
+
+def said(row) -> list[tuple[str, str]]:
+    return [(turn["role"], "".join(part["text"] for part in turn["content"])) for turn in row["messages"]]
+
+
+def write(file: Path, chats: list) -> str:
+    file.write_text("".join((chat if isinstance(chat, str) else json.dumps(chat)) + "\n" for chat in chats))
+    return str(file)
+
+
+def read(out: Path) -> list[dict]:
+    return list(load_dataset(str(out), split="train"))
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz", ".json", ".parquet", "folder"])
+def test_every_form_in_every_kind_of_file_gives_the_same_rows(tmp_path, ending, capsys):
+    if ending == ".parquet":
+        tables = [pa.Table.from_pylist([form]) for form in FORMS]
+        files = [tmp_path / f"{number}.parquet" for number in range(len(tables))]
+        for file, table in zip(files, tables, strict=True):
+            pq.write_table(table, file)
+        sources = [(str(file), 1) for file in files]
+    elif ending == "folder":
+        (tmp_path / "chats").mkdir()
+        write(tmp_path / "chats/train.jsonl", FORMS[:1])
+        sources = [(str(tmp_path / "chats"), 1)]
+    else:
+        file, text = tmp_path / f"chats{ending}", "".join(json.dumps(form) + "\n" for form in FORMS)
+        if ending == ".json":
+            text = json.dumps(FORMS)
+        file.write_bytes(gzip.compress(text.encode()) if ending.endswith(".gz") else text.encode())
+        sources = [(str(file), len(FORMS))]
+    for number, (source, count) in enumerate(sources):
+        out = tmp_path / f"out{number}"
+        assert main(["data", "text", source, "--out", str(out)]) == 0
+        assert f"{count} rows; 0 set aside" in capsys.readouterr().out
+        rows = read(out)
+        assert [said(row) for row in rows] == [TURNS] * count
+        assert all(row["target"] == "A fig." and not row["audio"] for row in rows)
+
+
+def test_a_prompt_and_its_response_are_a_chat_of_one_turn(tmp_path):
+    chats = [
+        {"prompt": "Hello?", "response": "Hello!"},
+        {"instruction": "Translate.", "input": "Birne", "output": "pear", "system": "Be brief."},
+        {"question": "One and one?", "answer": "Two.", "input": ""},
+    ]
+    write_text_corpus(write(tmp_path / "chats.jsonl", chats), tmp_path / "out")
+    assert [said(row) for row in read(tmp_path / "out")] == [
+        [("user", "Hello?"), ("assistant", "Hello!")],
+        [("system", "Be brief."), ("user", "Translate.\n\nBirne"), ("assistant", "pear")],
+        [("user", "One and one?"), ("assistant", "Two.")],
+    ]
+
+
+def test_what_cannot_be_used_is_listed_with_its_place_and_reason(tmp_path):
+    def chat(*turns):
+        return {"messages": [{"role": role, "content": text} for role, text in turns]}
+
+    wrong = {
+        "not user, assistant": chat(*TURNS[:3]),
+        "not user, assistant,": chat(TURNS[1]),
+        "is none of": chat(*TURNS, ("tool", "{}")),
+        "a turn is empty": chat(TURNS[0], ("assistant", " ")),
+        "mark of audio": chat(("user", "What is in <audio>?"), TURNS[1]),
+        "is no text": {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+        "no list of objects": {"messages": "hello"},
+        "it has neither": {"text": "a story"},
+        "not JSON": "{",
+    }
+    file = write(tmp_path / "chats.jsonl", [FORMS[0], *wrong.values(), FORMS[1]])
+    made = write_text_corpus(file, tmp_path / "out")
+    assert made["rows"] == 2 and sum(made["rejects"].values()) == len(wrong)
+    listed = [json.loads(line) for line in (tmp_path / "out/rejects.jsonl").read_text().splitlines()]
+    assert [one["where"] for one in listed] == [f"{file}:{number}" for number in range(2, 2 + len(wrong))]
+    for one, reason in zip(listed, wrong, strict=True):
+        assert reason in one["reason"]
+    with pytest.raises(ValueError, match="no chat can be used: 1 × not JSON"):
+        write_text_corpus(write(tmp_path / "broken.jsonl", ["{"]), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_many_chats_are_read_in_shards_up_to_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_chats, "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(text_chats, "ROWS_PER_SHARD", 4)
+    chats = [{"prompt": f"{number}?", "response": f"{number}!"} for number in range(12)]
+    file, out = write(tmp_path / "chats.jsonl", chats), tmp_path / "out"
+    counts: list[int] = []
+    assert write_text_corpus(file, out, limit=11, progress=counts.append)["rows"] == 11
+    assert [row["target"] for row in read(out)] == [f"{number}!" for number in range(11)]
+    assert len({row["id"] for row in read(out)}) == 11 and counts[-1] == 11
+    assert len(list(out.glob("data/text/*.parquet"))) == 3
+    with pytest.raises(ValueError, match="is not empty.*--overwrite"):
+        write_text_corpus(file, out)
+    assert write_text_corpus(file, out, limit=3, overwrite=True)["rows"] == 3 == len(read(out))
+
+
+def test_training_opens_the_rows_beside_a_corpus(tmp_path):
+    write_text_corpus(write(tmp_path / "chats.jsonl", FORMS), tmp_path / "text")
+    corpus = open_corpus(DataChoice(path=str(tmp_path / "text"), text_path=str(tmp_path / "text"), text_share=0.5))
+    assert corpus.tasks() == {"TEXT": 6}
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [("chats.txt", r"a file of chats ends in \.jsonl"), ("nothing here", "no such file or folder")],
+)
+def test_a_source_that_is_no_file_of_chats_is_named(tmp_path, source, message):
+    (tmp_path / "chats.txt").write_text("hello")
+    with pytest.raises(ValueError, match=message):
+        write_text_corpus(str(tmp_path / source), tmp_path / "out")
