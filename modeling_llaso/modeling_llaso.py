@@ -478,7 +478,7 @@ class LlasoModel(LlasoPreTrainedModel):
         )
 
 
-def without_placeholders(input_ids: torch.Tensor, audio_token_id: int) -> torch.Tensor:
+def without_placeholders(input_ids: torch.LongTensor, audio_token_id: int) -> torch.LongTensor:
     """Replace each row's audio placeholders by its first token.
 
     The placeholder has no logit, so a penalty that looks up the logits of a prompt's tokens would fail. The first
@@ -488,7 +488,7 @@ def without_placeholders(input_ids: torch.Tensor, audio_token_id: int) -> torch.
         input_ids: `(rows, length)`.
         audio_token_id: the placeholder.
     """
-    return torch.where(input_ids.eq(audio_token_id), input_ids[:, :1], input_ids)
+    return torch.where(input_ids.eq(audio_token_id), input_ids[:, :1], input_ids)  # type: ignore[return-value]
 
 
 class LlasoLogitsProcessorList(LogitsProcessorList):
@@ -621,7 +621,7 @@ class LlasoForConditionalGeneration(LlasoPreTrainedModel, GenerationMixin):
             model_kwargs.pop(name, None)
         return model_kwargs
 
-    def _get_logits_processor(self, *args, encoder_input_ids: torch.Tensor | None = None, **kwargs):
+    def _get_logits_processor(self, *args, encoder_input_ids: torch.LongTensor | None = None, **kwargs):
         """Show the processors of logits a prompt without placeholders; see `without_placeholders`."""
         if encoder_input_ids is not None and encoder_input_ids.dim() == 2:  # 3 if the prompt is inputs_embeds
             encoder_input_ids = without_placeholders(encoder_input_ids, self.config.audio_token_id)
