@@ -98,7 +98,9 @@ def test_an_experiment_trains_its_variations_alike_and_puts_them_into_its_page(i
     put_into_page(folder, page)
     put_into_page(folder, page)
     text = page.read_text()
-    assert text.startswith("Before.\n<!-- unseen -->\nClaim: ") and text.endswith("<!-- end of unseen -->\nAfter.\n")
+    assert text.startswith("Before.\n<!-- unseen -->\nTo be tested: ") and text.endswith(
+        "<!-- end of unseen -->\nAfter.\n"
+    )
     assert "old" not in text and text.count("| without IP | 1 |") == 1
     assert "(images/experiment-unseen.png)" in text
     assert (page.parent / "images" / "experiment-unseen.png").stat().st_size > 5000

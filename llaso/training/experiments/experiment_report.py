@@ -82,7 +82,7 @@ def table(results: Results) -> str:
     names = _variations(results)
     seeds = sorted({run["seed"] for run in runs})
     head = ["trained", "seeds", *(title for title, _ in columns)]
-    lines = [f"Claim: {results['claim']}", "", _line(head), _line(["---"] * len(head))]
+    lines = [f"To be tested: {results['claim']}", "", _line(head), _line(["---"] * len(head))]
     for name in names:
         mine = [run for run in runs if run["variation"] == name]
         cells = [name, str(len(mine))]
@@ -95,8 +95,8 @@ def table(results: Results) -> str:
     which = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({', '.join(map(str, seeds))})"
     lines += [
         "",
-        f"Mean ± standard deviation over {which}. {stage_2}. {UP} and {DOWN}: above, or below, the first line with "
-        "each of its seeds.",
+        f"Mean ± standard deviation over {which}. {stage_2}. {UP} and {DOWN}: higher, or lower, than the first "
+        "line with every seed.",
         "",
     ]
     if mark := results.get("answer_after"):
