@@ -5,7 +5,7 @@ with a Whisper's own decoder on the same clips and, if the checkpoint was aligne
 projected audio, which no LLM has read. Intervals, of rates and of their differences, are of speakers drawn with
 replacement; a character error rate stands in parentheses. With a corpus, a table says how many words were wrong among
 those that its transcripts never have, and among those that they have seldom or often. Three clips of each source are
-shown with every transcript: the best, the median and the worst by the checkpoint's word error rate.
+shown with every transcript: the best, the median and the worst by the first program's word error rate.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from llaso.training.run.held_out import normalize, word_errors
 from llaso.training.run.resume import RECIPE, recipe_of
 from llaso.transcription.transcriber import Transcriber
 from llaso_common.audio import SAMPLE_RATE, read_audio
-from modeling_llaso.configuration_llaso import AUDIO_PADDINGS
+from modeling_llaso.configuration_llaso import AUDIO_PADDINGS, LlasoConfig
 from modeling_llaso.loading import load
 
 DRAWS = 2000
@@ -47,6 +47,8 @@ TOKENS = 224
 """Of a transcript at most, as in Whisper's own decoder."""
 COUNTS = (0, 1, 5, 20)
 """A word's count in the training's transcripts: where each range of the table begins."""
+LLASO, BEST_PATH, WHISPER = "LLaSO", "best path", "Whisper's own decoder"
+"""Names of the programs in tables and files."""
 SHOWN = {"best": 0.0, "median": 0.5, "worst": 1.0}
 """Clips that are shown, by their place in the order of the checkpoint's word error rates."""
 
@@ -86,11 +88,12 @@ def batches(clips: Sequence[ManifestClip]) -> Iterator[Sequence[ManifestClip]]:
 
 
 def load_padded(checkpoint: str, audio_padding: str | None) -> tuple[Any, Any]:
-    """Load a checkpoint that pads audio in a given way, or, with None, as it was trained."""
+    """Load a checkpoint and, unless `audio_padding` is None, pad audio in that way instead of as it was trained."""
     model, processor = load(checkpoint, "cpu")
     if audio_padding:
         model.config.audio_padding = processor.audio_padding = audio_padding
-        processor.audio_tail = 0.0
+    if audio_padding == "full":
+        processor.audio_tail = 0.0  # silence fills the window anyway
     return model, processor
 
 
@@ -124,15 +127,15 @@ def aligned_by(checkpoint: str) -> Recipe:
             return recipe
         folder = recipe.model.checkpoint
     raise ValueError(
-        f"{checkpoint} has no best path: neither beside it nor beside what it began from is there a {RECIPE} with "
-        "optimizer.ctc_weight above 0; name the folder of Stage 1 with --aligned, or omit --ctc-corpus"
+        f"{checkpoint} has no best path: its config.json has no ctc_alignment, and neither beside it nor beside what "
+        f"it began from is there a {RECIPE} with optimizer.ctc_weight above 0; name the folder of Stage 1 with "
+        "--aligned, or omit --ctc-corpus"
     )
 
 
 def check_best_path(checkpoint: str) -> None:
-    """Raise a ValueError if a checkpoint has no best path, before an hour of transcription."""
-    kept = Path(checkpoint, "config.json")
-    if not (kept.is_file() and json.loads(kept.read_text(encoding="utf-8")).get("ctc_alignment")):
+    """Raise a ValueError, before an hour of transcription, if a checkpoint has no best path."""
+    if LlasoConfig.from_pretrained(checkpoint).ctc_alignment is None:
         aligned_by(checkpoint)
 
 
@@ -331,11 +334,14 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument(
         "--ctc-corpus",
         metavar="CORPUS",
-        help="read the best path, too, among the tokens of this corpus; and count how often it has a wrong word",
+        help="also read the best path, and count wrong words by how often this corpus's transcripts have them; its "
+        "tokens are read only if the checkpoint keeps none",
     )
     parser.add_argument("--aligned", metavar="DIR", help="the checkpoint of the best path, if it is another (Stage 1)")
     parser.add_argument("--ctc-weight", type=float, metavar="W", help="as of `llaso transcribe`; 0: the LLM alone")
-    parser.add_argument("--best-path-only", action="store_true", help="do not run the LLM; needs --ctc-corpus")
+    parser.add_argument(
+        "--best-path-only", action="store_true", help="do not let the LLM transcribe; needs --ctc-corpus"
+    )
     parser.add_argument(
         "--audio-padding", choices=AUDIO_PADDINGS, help="pad audio in this way, however the checkpoints were trained"
     )
@@ -344,17 +350,19 @@ def main(arguments: Iterable[str] | None = None) -> None:
     chosen = parser.parse_args(None if arguments is None else list(arguments))
     if chosen.best_path_only and not chosen.ctc_corpus:
         parser.error("--best-path-only needs --ctc-corpus")
+    if chosen.best_path_only and (chosen.aligned or chosen.ctc_weight is not None):
+        parser.error("--best-path-only reads MODEL without its LLM; omit --aligned and --ctc-weight")
     clips = read_clips(chosen.speech, chosen.clips)
     padding = chosen.audio_padding
     programs: dict[str, Callable[[Callable[[int], None]], list[str]]] = {}
     if not chosen.best_path_only:
-        programs["LLaSO"] = lambda done: by_model(chosen.model, clips, done, chosen.ctc_weight, padding)
+        programs[LLASO] = lambda done: by_model(chosen.model, clips, done, chosen.ctc_weight, padding)
     if chosen.ctc_corpus:
         aligned = chosen.aligned or chosen.model
         check_best_path(aligned)
-        programs["best path"] = lambda done: by_best_path(aligned, chosen.ctc_corpus, clips, done, padding)
+        programs[BEST_PATH] = lambda done: by_best_path(aligned, chosen.ctc_corpus, clips, done, padding)
     if chosen.whisper:
-        programs["Whisper's own decoder"] = lambda done: by_whisper(chosen.whisper, clips, done)
+        programs[WHISPER] = lambda done: by_whisper(chosen.whisper, clips, done)
     transcripts = {name: program(progress(name, len(clips))) for name, program in programs.items()}
     found = {name: rates(clips, heard) for name, heard in transcripts.items()}
     mine, *others = transcripts

@@ -2,7 +2,7 @@
 
 `python -m benchmarks transcripts_plot NAME=FOLDER [NAME=FOLDER ...] --out FILE` draws a panel for each source and a
 line for each folder: what the model transcribed and, if it is there, its best path, with their intervals. Whisper's
-own decoder is a line down the panel; `--times 2.5` draws another at so many times its rate.
+own decoder, of the first folder that has it, is a vertical line; `--target 2.5` draws another at 2.5 times its rate.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from benchmarks.transcripts import BEST_PATH, LLASO, WHISPER
 from llaso.commands.option_types import named_folder
 
-WHISPER = "Whisper's own decoder"
-MARKS = {"LLaSO": ("o", "C0", 0.0), "best path": ("d", "0.6", 0.25)}
-"""The mark of a program, its colour and how far below the model's line it lies, by the names in `transcripts.json`."""
+MARKS = {LLASO: ("o", "C0", 0.0), BEST_PATH: ("d", "0.6", 0.25)}
+"""The mark of a program, its colour and how far below the model's line it lies."""
 
 Rates = dict[str, dict[str, dict[str, Any]]]
 """By program and source, as in `transcripts.json`."""
@@ -37,52 +37,59 @@ def read_rates(folder: Path) -> Rates:
     return json.loads(file.read_text(encoding="utf-8"))["rates"]
 
 
-def draw(models: Mapping[str, Rates], times: float = 0.0) -> Figure:
+def draw(models: Mapping[str, Rates], target: float | None = None) -> Figure:
     """Draw a panel for each source and a line for each model, the first on top.
 
     Args:
         models: by name.
-        times: draws a target at so many times the rate of Whisper's own decoder; 0: none.
+        target: draws a dotted line at so many times the rate of Whisper's own decoder.
 
     Raises:
-        ValueError: the models were measured on other sources, or a target is to be drawn without Whisper's rate.
+        ValueError: the models were not measured on the same clips, or there is a target and no rate of Whisper's.
     """
-    sources = {name: next(iter(rates.values())) for name, rates in models.items()}
-    panels_of = next(iter(sources.values()))
-    for name, found in sources.items():
-        if list(found) != list(panels_of):
-            raise ValueError(f"{name} was measured on {', '.join(found)}, the first on {', '.join(panels_of)}")
+    clips = _clips_of(models)
     whisper = next((rates[WHISPER] for rates in models.values() if WHISPER in rates), None)
-    if times and whisper is None:
-        raise ValueError(
-            "--times needs Whisper's own decoder, which none of the folders has; measure it with --whisper"
-        )
-    figure = Figure(figsize=(5.2 * len(panels_of), 1.4 + 0.32 * len(models)), layout="constrained")
-    panels = figure.subplots(ncols=len(panels_of), squeeze=False, sharey=True)[0]
-    for panel, (source, entry) in zip(panels, panels_of.items(), strict=True):
+    if target is not None and whisper is None:
+        raise ValueError("a target needs Whisper's own decoder, which no folder has; measure it with --whisper")
+    figure = Figure(figsize=(5.2 * len(clips), 1.4 + 0.32 * len(models)), layout="constrained")
+    panels = figure.subplots(ncols=len(clips), squeeze=False, sharey=True)[0]
+    for panel, (source, count) in zip(panels, clips.items(), strict=True):
         for program, (mark, color, below) in MARKS.items():
-            drawn = [
-                (place + below, rates[program][source])
-                for place, rates in enumerate(models.values())
-                if program in rates
-            ]
-            if drawn:
-                places, found = zip(*drawn, strict=True)
-                x = [one["wer"] for one in found]
-                reach = [[abs(one["wer"] - one["interval"][end]) for one in found] for end in (0, 1)]
+            places = [place + below for place, rates in enumerate(models.values()) if program in rates]
+            entries = [rates[program][source] for rates in models.values() if program in rates]
+            if entries:
+                x = [entry["wer"] for entry in entries]
+                reach = [[abs(entry["wer"] - entry["interval"][end]) for entry in entries] for end in (0, 1)]
                 panel.errorbar(x, places, xerr=reach, fmt=mark, color=color, markersize=5, linewidth=1, label=program)
         if whisper is not None:
-            panel.axvline(whisper[source]["wer"], color="C3", linewidth=1, label=WHISPER)
-            if times:
-                target = times * whisper[source]["wer"]
-                panel.axvline(target, color="C3", linewidth=1, linestyle=":", label=f"{times:g} times that")
-        panel.set(title=f"{source}, {entry['clips']} clips", xlabel="word error rate")
+            rate = whisper[source]["wer"]
+            panel.axvline(rate, color="C3", linewidth=1, label=WHISPER)
+            if target is not None:
+                label = f"target: {target:g} × Whisper's"
+                panel.axvline(target * rate, color="C3", linewidth=1, linestyle=":", label=label)
+        panel.set(title=f"{source}, {count} clips", xlabel="word error rate")
         panel.set_xlim(left=0)
         panel.grid(axis="x", color="0.9")
     panels[0].set_yticks(range(len(models)), models)
     panels[0].invert_yaxis()
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
+
+
+def _clips_of(models: Mapping[str, Rates]) -> dict[str, int]:
+    """Return the number of clips of each source, which has to be that of every model."""
+    counts = {
+        name: {source: entry["clips"] for source, entry in next(iter(rates.values())).items()}
+        for name, rates in models.items()
+    }
+    first = next(iter(counts))
+    for name, clips in counts.items():
+        if clips != counts[first]:
+            raise ValueError(
+                f"{name} and {first} were not measured on the same clips ({clips}; {counts[first]}); run both with "
+                "one --speech and one --clips"
+            )
+    return counts[first]
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
@@ -93,10 +100,10 @@ def main(arguments: Iterable[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("models", nargs="+", type=named_folder, metavar="NAME=FOLDER", help="one line of the picture")
-    parser.add_argument("--times", type=float, default=0.0, help="a target: so many times Whisper's rate")
+    parser.add_argument("--target", type=float, metavar="FACTOR", help="a dotted line at FACTOR times Whisper's rate")
     parser.add_argument("--out", type=Path, default=Path("runs/transcripts.png"), help="the picture")
     chosen = parser.parse_args(None if arguments is None else list(arguments))
-    figure = draw({name: read_rates(folder) for name, folder in chosen.models}, chosen.times)
+    figure = draw({name: read_rates(folder) for name, folder in chosen.models}, chosen.target)
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(chosen.out, dpi=120)
     print(f"wrote {chosen.out}")

@@ -21,9 +21,9 @@ FEATURES = Features(
     {
         "id": Value("string"),  # unique in the corpus, stable over rebuilds
         "corpus": Value("string"),  # one of CORPORA
-        "task": Value("string"),  # code of a task (llaso_common/tasks.py), e.g. "ASR"
+        "task": Value("string"),  # code of a task (llaso_common/tasks.py), e.g. "ASR"; TEXT_TASK without audio
         "category": Value("string"),  # linguistic | semantic | paralinguistic
-        "modality": Value("string"),  # one of MODALITIES
+        "modality": Value("string"),  # one of MODALITIES; "" without audio
         "source": Value("string"),  # the corpus it came from, e.g. "vctk"
         "split": Value("string"),  # one of SPLITS
         "messages": List(
@@ -48,6 +48,8 @@ FEATURES = Features(
     }
 )
 
+TEXT_TASK = "TEXT"
+"""The task of rows without audio, which only `data.text_path` of a recipe takes. No corpus or benchmark has it."""
 TASK_DEFINITION = "task_definition"
 """The further column of a corpus with tasks of its own: the definition of the row's task as JSON; null for the
 paper's.

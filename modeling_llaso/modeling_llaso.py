@@ -479,26 +479,33 @@ class LlasoModel(LlasoPreTrainedModel):
 
 
 def without_placeholders(input_ids: torch.LongTensor, audio_token_id: int) -> torch.LongTensor:
-    """Replace each row's audio placeholders by its first token.
+    """Write each row's first token in place of its audio placeholders, for processors of logits.
 
-    The placeholder has no logit, so a penalty that looks up the logits of a prompt's tokens would fail. The first
-    token is in the row already, so the set of its tokens stays as it is.
+    A placeholder behind the vocabulary has no logit, so a penalty that looks up the logits of the prompt's tokens would
+    fail. The first token, padding or the prompt's beginning, is in the row anyway, so that no further token is
+    penalized.
 
     Args:
         input_ids: `(rows, length)`.
         audio_token_id: the placeholder.
+
+    Returns:
+        `(rows, length)`.
     """
     return torch.where(input_ids.eq(audio_token_id), input_ids[:, :1], input_ids)  # type: ignore[return-value]
 
 
 class LlasoLogitsProcessorList(LogitsProcessorList):
-    """Processors of logits, such as a repetition penalty, that see no audio placeholders."""
+    """Runs transformers' logits processors, a caller's own among them, on ids without audio placeholders.
+
+    See `without_placeholders` for what stands in their places.
+    """
 
     def __init__(self, processors: Sequence[Any], audio_token_id: int):
         super().__init__(processors)
         self.audio_token_id = audio_token_id
 
-    def __call__(self, input_ids, scores, **kwargs):
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
         return super().__call__(without_placeholders(input_ids, self.audio_token_id), scores, **kwargs)
 
 
@@ -622,7 +629,7 @@ class LlasoForConditionalGeneration(LlasoPreTrainedModel, GenerationMixin):
         return model_kwargs
 
     def _get_logits_processor(self, *args, encoder_input_ids: torch.LongTensor | None = None, **kwargs):
-        """Show the processors of logits a prompt without placeholders; see `without_placeholders`."""
+        """Make the processors of logits see a prompt without placeholders; see `without_placeholders`."""
         if encoder_input_ids is not None and encoder_input_ids.dim() == 2:  # 3 if the prompt is inputs_embeds
             encoder_input_ids = without_placeholders(encoder_input_ids, self.config.audio_token_id)
         processors = super()._get_logits_processor(  # type: ignore[misc]

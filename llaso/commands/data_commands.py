@@ -109,20 +109,20 @@ def add_parser(commands) -> None:
     imports.add_argument("--out", type=path, required=True, metavar="DIR")
     imports.set_defaults(run=_import, goes_on=True)
 
-    text = actions.add_parser(
-        "text",
-        help="turn chats in text into a corpus for a recipe's data.text_path",
-        description="Read chats in text: OpenAI's messages, ShareGPT's conversations, or a prompt and a response as "
-        "in Alpaca. Training mixes them in to keep what the language model knew.",
+    chats = actions.add_parser(
+        "import-chats",
+        help="turn written chats into rows without audio, for a recipe's data.text_path",
+        description="Read written chats: OpenAI's messages, ShareGPT's conversations, or a prompt and a response as in "
+        "Alpaca. Training mixes them in to keep what the language model knew.",
     )
-    text.add_argument("chats", type=some_text, metavar="CHATS", help="a file, a folder, or a data set on the Hub")
-    text.add_argument("--split", default="train", help="of a data set (default: %(default)s)")
-    text.add_argument("--config", default="", help="of a data set (default: its only one)")
-    text.add_argument("--revision", default="", help="of a data set on the Hub")
-    text.add_argument("--limit", type=at_least_1, help="read only so many chats, from the beginning")
-    text.add_argument("--out", type=path, required=True, metavar="DIR")
-    text.add_argument("--overwrite", action="store_true", help="replace what is in the folder")
-    text.set_defaults(run=_text)
+    chats.add_argument("chats", type=some_text, metavar="CHATS", help="a file, a folder, or a data set on the Hub")
+    chats.add_argument("--split", default="train", help="of a folder or a data set (default: %(default)s)")
+    chats.add_argument("--config", default="", help="of a folder or a data set (default: its only one)")
+    chats.add_argument("--revision", default="", help="of a data set on the Hub")
+    chats.add_argument("--limit", type=at_least_1, metavar="N", help="read only so many chats, from the beginning")
+    chats.add_argument("--out", type=path, required=True, metavar="DIR")
+    chats.add_argument("--overwrite", action="store_true", help="replace what is in the folder")
+    chats.set_defaults(run=_import_chats)
 
     export = actions.add_parser("export-release", help="write a corpus as the authors' JSON files")
     export.add_argument("folder", type=path, metavar="DIR")
@@ -342,10 +342,10 @@ def _import(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _text(arguments: argparse.Namespace) -> int:
-    from dataset_scripts.text_chats import write_text_corpus
+def _import_chats(arguments: argparse.Namespace) -> int:
+    from dataset_scripts.chat_import import import_chats
 
-    made = write_text_corpus(
+    made = import_chats(
         arguments.chats,
         arguments.out,
         split=arguments.split,
@@ -357,7 +357,7 @@ def _text(arguments: argparse.Namespace) -> int:
     )
     print(f"{arguments.out}: {made['rows']:,} rows; {sum(made['rejects'].values()):,} set aside in rejects.jsonl")
     for reason, count in made["rejects"].items():
-        print(f"set aside: {count:,} × {reason}")
+        print(f"  {count:,} × {reason}")
     return 0
 
 

@@ -29,20 +29,18 @@ def test_a_point_lies_at_its_rate_within_its_interval_and_the_target_at_a_multip
     assert [label.get_text() for label in readers.get_yticklabels()] == ["old", "new"]
     for panel, times in ((readers, 1), (talkers, 2)):
         llaso, best_path = (container.lines for container in panel.containers)
-        assert llaso[0].get_xdata() == pytest.approx([times * 0.4, times * 0.3]) and list(llaso[0].get_ydata()) == [
-            0,
-            1,
-        ]
+        assert llaso[0].get_xdata() == pytest.approx([times * 0.4, times * 0.3])
+        assert list(llaso[0].get_ydata()) == [0, 1]
         ends = [segment[:, 0].tolist() for segment in llaso[2][0].get_segments()]
         assert ends == [pytest.approx([times * rate - 0.1, times * rate + 0.2]) for rate in (0.4, 0.3)]
         assert best_path[0].get_xdata() == pytest.approx([times * 0.5])
         down = {line.get_label(): line.get_xdata()[0] for line in panel.lines if len(set(line.get_xdata())) == 1}
         assert down[transcripts_plot.WHISPER] == pytest.approx(times * 0.1)
-        assert down["2.5 times that"] == pytest.approx(times * 0.25)
+        assert down["target: 2.5 × Whisper's"] == pytest.approx(times * 0.25)
     assert readers.get_ylim()[0] > readers.get_ylim()[1]  # the first model is on top
 
 
-def test_the_command_draws_what_folders_hold_and_names_what_it_cannot(tmp_path: Path):
+def test_the_command_writes_a_picture_and_refuses_folders_that_cannot_be_drawn(tmp_path: Path):
     (tmp_path / "one").mkdir()
     (tmp_path / "one/transcripts.json").write_text(json.dumps({"rates": rates(LLaSO=0.4)}))
     picture = tmp_path / "new/rates.png"
@@ -50,9 +48,9 @@ def test_the_command_draws_what_folders_hold_and_names_what_it_cannot(tmp_path: 
     assert picture.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match=r"none.transcripts\.json is missing"):
         transcripts_plot.main([f"first={tmp_path / 'none'}", "--out", str(picture)])
-    with pytest.raises(ValueError, match="--times needs Whisper's own decoder"):
-        transcripts_plot.main([f"first={tmp_path / 'one'}", "--times", "2", "--out", str(picture)])
+    with pytest.raises(ValueError, match="a target needs Whisper's own decoder"):
+        transcripts_plot.main([f"first={tmp_path / 'one'}", "--target", "2", "--out", str(picture)])
     other = rates(LLaSO=0.4)
-    del other["LLaSO"]["talkers"]
-    with pytest.raises(ValueError, match="second was measured on readers, the first on readers, talkers"):
-        transcripts_plot.draw({"first": rates(LLaSO=0.4), "second": other})
+    other["LLaSO"]["talkers"]["clips"] = 4
+    with pytest.raises(ValueError, match="new and old were not measured on the same clips"):
+        transcripts_plot.draw({"old": rates(LLaSO=0.4), "new": other})

@@ -76,7 +76,7 @@ def _renew(page: Path, name: str, table_file: Path, plot_file: Path) -> None:
 
 
 def table(results: Results) -> str:
-    """Write Markdown: the claim, then a line for each variation, mean ± standard deviation over the seeds."""
+    """Write Markdown: what is to be tested, then a line for each variation, mean ± standard deviation over the seeds."""
     runs: list[Run] = results["runs"]
     columns = _columns(results)
     names = _variations(results)
@@ -95,8 +95,8 @@ def table(results: Results) -> str:
     which = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({', '.join(map(str, seeds))})"
     lines += [
         "",
-        f"Mean ± standard deviation over {which}. {stage_2}. {UP} and {DOWN}: higher, or lower, than the first "
-        "line with every seed.",
+        f"Mean ± standard deviation over {which}. {stage_2}. {UP} and {DOWN}: with every seed higher, or lower, "
+        "than the first line with the same seed.",
         "",
     ]
     if mark := results.get("answer_after"):

@@ -1,4 +1,4 @@
-"""`llaso data text`: chats of every known form become rows that training mixes in; what cannot be used is listed."""
+"""`llaso data import-chats`: chats of every known form become rows that training mixes in; what cannot be used is listed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
+from support.tiny_training import row, save_corpus
 
-from dataset_scripts import text_chats
-from dataset_scripts.text_chats import write_text_corpus
+from dataset_scripts import chat_import
+from dataset_scripts.chat_import import import_chats
 from llaso.cli import main
 from llaso.training.recipe.recipe import DataChoice
 from llaso.training.rows.corpora import open_corpus
@@ -41,6 +42,7 @@ def read(out: Path) -> list[dict]:
 @pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz", ".json", ".parquet", "folder"])
 def test_every_form_in_every_kind_of_file_gives_the_same_rows(tmp_path, ending, capsys):
     if ending == ".parquet":
+        # a table has the same columns in every row, and messages in one form
         tables = [pa.Table.from_pylist([form]) for form in FORMS]
         files = [tmp_path / f"{number}.parquet" for number in range(len(tables))]
         for file, table in zip(files, tables, strict=True):
@@ -58,7 +60,7 @@ def test_every_form_in_every_kind_of_file_gives_the_same_rows(tmp_path, ending, 
         sources = [(str(file), len(FORMS))]
     for number, (source, count) in enumerate(sources):
         out = tmp_path / f"out{number}"
-        assert main(["data", "text", source, "--out", str(out)]) == 0
+        assert main(["data", "import-chats", source, "--out", str(out)]) == 0
         assert f"{count} rows; 0 set aside" in capsys.readouterr().out
         rows = read(out)
         assert [said(row) for row in rows] == [TURNS] * count
@@ -71,7 +73,7 @@ def test_a_prompt_and_its_response_are_a_chat_of_one_turn(tmp_path):
         {"instruction": "Translate.", "input": "Birne", "output": "pear", "system": "Be brief."},
         {"question": "One and one?", "answer": "Two.", "input": ""},
     ]
-    write_text_corpus(write(tmp_path / "chats.jsonl", chats), tmp_path / "out")
+    import_chats(write(tmp_path / "chats.jsonl", chats), tmp_path / "out")
     assert [said(row) for row in read(tmp_path / "out")] == [
         [("user", "Hello?"), ("assistant", "Hello!")],
         [("system", "Be brief."), ("user", "Translate.\n\nBirne"), ("assistant", "pear")],
@@ -83,48 +85,55 @@ def test_what_cannot_be_used_is_listed_with_its_place_and_reason(tmp_path):
     def chat(*turns):
         return {"messages": [{"role": role, "content": text} for role, text in turns]}
 
-    wrong = {
-        "not user, assistant": chat(*TURNS[:3]),
-        "not user, assistant,": chat(TURNS[1]),
-        "is none of": chat(*TURNS, ("tool", "{}")),
-        "a turn is empty": chat(TURNS[0], ("assistant", " ")),
-        "mark of audio": chat(("user", "What is in <audio>?"), TURNS[1]),
-        "is no text": {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
-        "no list of objects": {"messages": "hello"},
-        "it has neither": {"text": "a story"},
-        "not JSON": "{",
-    }
-    file = write(tmp_path / "chats.jsonl", [FORMS[0], *wrong.values(), FORMS[1]])
-    made = write_text_corpus(file, tmp_path / "out")
+    wrong = [
+        ("not user, assistant", chat(*TURNS[:3])),
+        ("not user, assistant", chat(TURNS[1])),
+        ("not user, assistant", {"messages": []}),
+        ("is none of", chat(*TURNS, ("tool", "{}"))),
+        ("is none of", {"messages": [{"role": ["user"], "content": "Hi"}]}),
+        ("a turn is empty", chat(TURNS[0], ("assistant", " "))),
+        ("mark of audio", chat(("user", "What is in <audio>?"), TURNS[1])),
+        ("is not text", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}),
+        ("is not text", {"messages": [{"role": "user", "content": [{"type": "text", "text": None}]}]}),
+        ("is not text", {"prompt": "One?", "input": {"a": 1}, "response": "Two."}),
+        ("not a list of objects", {"messages": "hello"}),
+        ("it has neither", {"text": "a story"}),
+        ("it has neither", {"prompt": "One?", "response": 2}),
+        ("it has a history", {"instruction": "And now?", "output": "Yes.", "history": [["Hi", "Hello"]]}),
+        ("not JSON", "{"),
+    ]
+    file = write(tmp_path / "chats.jsonl", [FORMS[0], *(chat for _, chat in wrong), FORMS[1]])
+    made = import_chats(file, tmp_path / "out")
     assert made["rows"] == 2 and sum(made["rejects"].values()) == len(wrong)
     listed = [json.loads(line) for line in (tmp_path / "out/rejects.jsonl").read_text().splitlines()]
     assert [one["where"] for one in listed] == [f"{file}:{number}" for number in range(2, 2 + len(wrong))]
-    for one, reason in zip(listed, wrong, strict=True):
+    for one, (reason, _) in zip(listed, wrong, strict=True):
         assert reason in one["reason"]
     with pytest.raises(ValueError, match="no chat can be used: 1 × not JSON"):
-        write_text_corpus(write(tmp_path / "broken.jsonl", ["{"]), tmp_path / "none")
+        import_chats(write(tmp_path / "broken.jsonl", ["{"]), tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
-def test_many_chats_are_read_in_shards_up_to_a_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(text_chats, "ROWS_AT_ONCE", 2)
-    monkeypatch.setattr(text_chats, "ROWS_PER_SHARD", 4)
+def test_many_chats_are_written_in_shards_up_to_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(chat_import, "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(chat_import, "ROWS_PER_SHARD", 4)
     chats = [{"prompt": f"{number}?", "response": f"{number}!"} for number in range(12)]
     file, out = write(tmp_path / "chats.jsonl", chats), tmp_path / "out"
     counts: list[int] = []
-    assert write_text_corpus(file, out, limit=11, progress=counts.append)["rows"] == 11
+    assert import_chats(file, out, limit=11, progress=counts.append)["rows"] == 11
     assert [row["target"] for row in read(out)] == [f"{number}!" for number in range(11)]
     assert len({row["id"] for row in read(out)}) == 11 and counts[-1] == 11
     assert len(list(out.glob("data/text/*.parquet"))) == 3
     with pytest.raises(ValueError, match="is not empty.*--overwrite"):
-        write_text_corpus(file, out)
-    assert write_text_corpus(file, out, limit=3, overwrite=True)["rows"] == 3 == len(read(out))
+        import_chats(file, out)
+    assert import_chats(file, out, limit=3, overwrite=True)["rows"] == 3 == len(read(out))
 
 
 def test_training_opens_the_rows_beside_a_corpus(tmp_path):
-    write_text_corpus(write(tmp_path / "chats.jsonl", FORMS), tmp_path / "text")
-    corpus = open_corpus(DataChoice(path=str(tmp_path / "text"), text_path=str(tmp_path / "text"), text_share=0.5))
-    assert corpus.tasks() == {"TEXT": 6}
+    corpus = save_corpus(tmp_path / "corpus", {"train": [row(number) for number in range(3)]})
+    import_chats(write(tmp_path / "chats.jsonl", FORMS), tmp_path / "text")
+    opened = open_corpus(DataChoice(path=str(corpus), text_path=str(tmp_path / "text"), text_share=0.5))
+    assert opened.tasks() == {"ASR": 3, "TEXT": 3}
 
 
 @pytest.mark.parametrize(
@@ -134,4 +143,23 @@ def test_training_opens_the_rows_beside_a_corpus(tmp_path):
 def test_a_source_that_is_no_file_of_chats_is_named(tmp_path, source, message):
     (tmp_path / "chats.txt").write_text("hello")
     with pytest.raises(ValueError, match=message):
-        write_text_corpus(str(tmp_path / source), tmp_path / "out")
+        import_chats(str(tmp_path / source), tmp_path / "out")
+
+
+@pytest.mark.parametrize("out", ["chats", "chats/out", "."])
+def test_chats_are_never_overwritten(tmp_path, out):
+    (tmp_path / "chats").mkdir()
+    file = write(tmp_path / "chats/train.jsonl", FORMS)
+    for source in (file, str(tmp_path / "chats")):
+        if out == "chats/out" and source == file:
+            continue  # a folder beside the file
+        with pytest.raises(ValueError, match="lie one in the other"):
+            import_chats(source, tmp_path / out, overwrite=True)
+    assert Path(file).exists()
+
+
+def test_a_data_set_that_is_not_there_is_named(tmp_path):
+    (tmp_path / "chats").mkdir()
+    write(tmp_path / "chats/train.jsonl", FORMS)
+    with pytest.raises(ValueError, match="split other"):
+        import_chats(str(tmp_path / "chats"), tmp_path / "out", split="other")

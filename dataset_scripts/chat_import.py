@@ -1,7 +1,7 @@
-"""Turns chats in text into a corpus without audio, which training mixes in to keep a language model's text skill.
+"""Turns written chats into a corpus without audio, which training mixes in to keep a language model's text skill.
 
 The input is a file of chats or a data set: OpenAI's `messages`, ShareGPT's `conversations`, or a prompt and a response
-as in Alpaca. The output is a folder in the row schema, for `data.text_path` of a recipe.
+as in Alpaca. The output is a folder for `data.text_path` of a recipe.
 """
 
 from __future__ import annotations
@@ -11,25 +11,30 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from llaso_common.hub_errors import plain_errors
+from llaso_common.open_corpus import open_split
 from llaso_common.output_folder import refuse_existing, replaced_folder
-from llaso_common.schema import FEATURES
+from llaso_common.schema import FEATURES, TEXT_TASK
 from modeling_llaso.processing_llaso import AUDIO_TAGS, AUDIO_TOKEN
 
-from . import corpus_folder
+from . import corpus_folder, release
 from .dataset_rows import HUB_ID
 from .files import records
 from .own_rows import FoundRow
 from .sources.base import Reject
 
-ROWS_AT_ONCE, ROWS_PER_SHARD = 1_000, 100_000
+ROWS_AT_ONCE, ROWS_PER_SHARD = 1_000, 10_000
 """Rows of a Parquet file's row group, and of a file."""
-ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+ROLES = release.ROLES | {"user": "user", "assistant": "assistant"}
+TURNS = ("messages", "conversations")
+"""Names of the column that holds a chat's turns."""
 PROMPTS = ("prompt", "instruction", "question")
 RESPONSES = ("response", "output", "completion", "answer")
-"""Names of the columns of a chat of one turn; Alpaca's `input`, if there is one, follows the prompt."""
+INPUTS = ("input", "context")
+"""Names of the columns of a chat of one turn: the prompt, the response, and what follows the prompt after an empty line,
+if anything does."""
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 """What the name of a file of chats ends in."""
 CARD = """---
@@ -41,14 +46,15 @@ configs:
   description: content {content}
 ---
 
-# Chats in text
+# Written chats
 
-{rows:,} chats from `{source}`, in the row schema of LLaSO without audio, written by `llaso data text`.
+{rows:,} chats from `{source}`, as rows without audio for `data.text_path` of a recipe. Written by
+`llaso data import-chats`.
 """
-"""`content` keeps `load_dataset` from giving another folder's rows, as in `corpus_card`."""
+"""`content` tells this folder from others of its name in datasets' cache, as in `corpus_card`."""
 
 
-def write_text_corpus(
+def import_chats(
     source: str,
     out: Path,
     *,
@@ -66,53 +72,53 @@ def write_text_corpus(
     Args:
         source: a file (`SUFFIXES`), a folder that `load_dataset` opens, or the id of a data set on the Hub.
         out: the folder to write; it is there as a whole or not at all.
-        split, config, revision: of a data set, as `load_dataset` takes them.
+        split, config, revision: of a folder or a data set, as `load_dataset` takes them.
         limit: chats to read at most, from the beginning.
         overwrite: whether to replace what is in `out`.
         progress: called now and then with the number of rows written.
 
     Returns:
-        `rows`, and `rejects`: counts by reason.
+        `rows`, and `rejects`: counts by reason, the most frequent first.
 
     Raises:
-        ValueError: there is no such file or data set, it cannot be read, or none of its chats can be used.
+        ValueError: there is no such file, it cannot be read, or none of its chats can be used.
+        FileNotFoundError: there is no such data set.
         ConnectionError: the Hub cannot be reached.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     refuse_existing(out, overwrite)
+    _refuse_inside(source, out)
+    found = islice(_found(source, split, config, revision), limit)
     reasons = Counter[str]()
     count = 0
-
-    def rows(rejects: Any) -> Iterator[dict[str, Any]]:
-        for number, found in enumerate(islice(_found(source, split, config, revision), limit)):
-            read = chat_row(found, f"text/{number:09}") if isinstance(found, FoundRow) else found
-            if isinstance(read, Reject):
-                reasons[read.reason] += 1
-                rejects.write(json.dumps({"where": read.where, "reason": read.reason}, ensure_ascii=False) + "\n")
-            else:
-                yield read
-
     with replaced_folder(out) as folder:
         (folder / "data" / "text").mkdir(parents=True)
         with (folder / "rejects.jsonl").open("w", encoding="utf-8") as rejects:
-            chats = rows(rejects)
-            while shard := list(islice(chats, ROWS_AT_ONCE)):
-                file = folder / "data" / "text" / f"train-{count // ROWS_PER_SHARD:05}.parquet"
-                with pq.ParquetWriter(file, FEATURES.arrow_schema) as writer:
-                    while shard:
-                        writer.write_table(pa.Table.from_pylist(shard, schema=FEATURES.arrow_schema))
-                        count += len(shard)
-                        progress(count)
-                        shard = list(islice(chats, ROWS_AT_ONCE)) if count % ROWS_PER_SHARD else []
+            rows = _rows(found, reasons, rejects)
+            for number, shard in enumerate(iter(lambda: list(islice(rows, ROWS_PER_SHARD)), [])):
+                file = folder / "data" / "text" / f"train-{number:05}.parquet"
+                table = pa.Table.from_pylist(shard, schema=FEATURES.arrow_schema)
+                pq.write_table(table, file, row_group_size=ROWS_AT_ONCE)
+                count += len(shard)
+                progress(count)
         if not count:
-            said = "; ".join(f"{number} × {reason}" for reason, number in reasons.most_common(3))
-            raise ValueError(f"{source}: no chat can be used: {said or 'there is none'}")
+            most = "; ".join(f"{number} × {reason}" for reason, number in reasons.most_common(3))
+            raise ValueError(f"{source}: no chat can be used: {most or 'there is none'}")
         content = corpus_folder.content_of(corpus_folder.digests(folder))[:16]
         card = CARD.format(rows=count, source=source, content=content)
         (folder / "README.md").write_text(card, encoding="utf-8")
-    return {"rows": count, "rejects": dict(reasons)}
+    return {"rows": count, "rejects": dict(reasons.most_common())}
+
+
+def _refuse_inside(source: str, out: Path) -> None:
+    """Raise a ValueError if what is read lies in the folder that would be replaced, or the reverse."""
+    path = Path(source).expanduser()
+    if path.exists():
+        inner, outer = path.resolve(), out.expanduser().resolve()
+        if inner.is_relative_to(outer) or (path.is_dir() and outer.is_relative_to(inner)):
+            raise ValueError(f"{out} and the chats in {source} lie one in the other; name another folder with --out")
 
 
 def _found(source: str, split: str, config: str, revision: str) -> Iterator[FoundRow | Reject]:
@@ -126,28 +132,33 @@ def _found(source: str, split: str, config: str, revision: str) -> Iterator[Foun
         return
     if not path.is_dir() and not HUB_ID.fullmatch(source):
         raise ValueError(f"{source}: no such file or folder; an id of the Hub is `owner/name`")
-    from datasets import load_dataset
-
+    name = str(path) if path.is_dir() else source
     with plain_errors(source):
-        stream = load_dataset(
-            str(path) if path.is_dir() else source,
-            config or None,
-            split=split,
-            revision=revision or None,
-            streaming=True,
-        )
-        for number, row in enumerate(stream, start=1):
+        for number, row in enumerate(
+            open_split(name, split, config or None, revision=revision or None, streaming=True)
+        ):
             yield FoundRow(f"{source}, {split}, row {number}", row, path)
 
 
+def _rows(found: Iterator[FoundRow | Reject], reasons: Counter[str], rejects: IO[str]) -> Iterator[dict[str, Any]]:
+    """Yield the chats as rows; those that cannot be used are counted and listed."""
+    for number, one in enumerate(found):
+        row = chat_row(one, f"text/{number:09}") if isinstance(one, FoundRow) else one
+        if isinstance(row, Reject):
+            reasons[row.reason] += 1
+            rejects.write(json.dumps({"where": row.where, "reason": row.reason}, ensure_ascii=False) + "\n")
+        else:
+            yield row
+
+
 def chat_row(found: FoundRow, row_id: str) -> dict[str, Any] | Reject:
-    """Turn a chat into a row of the schema, or say why it cannot be one."""
+    """Turn a chat into a row, or say why it cannot be one."""
     try:
         turns = list(_turns(found.values))
     except ValueError as error:
         return Reject(found.where, str(error))
-    spoken = turns[1:] if turns and turns[0][0] == "system" else turns
-    if not spoken or [role for role, _ in spoken] != ["user", "assistant"] * (len(spoken) // 2):
+    exchange = turns[1:] if turns and turns[0][0] == "system" else turns
+    if not exchange or [role for role, _ in exchange] != ["user", "assistant"] * (len(exchange) // 2):
         return Reject(found.where, "its turns are not user, assistant, user, …, assistant, after at most one system")
     if not all(text.strip() for _, text in turns):
         return Reject(found.where, "a turn is empty")
@@ -156,7 +167,7 @@ def chat_row(found: FoundRow, row_id: str) -> dict[str, Any] | Reject:
     return {
         "id": row_id,
         "corpus": "instruct",
-        "task": "TEXT",
+        "task": TEXT_TASK,
         "category": "",
         "modality": "",
         "source": "text",
@@ -182,35 +193,45 @@ def _turns(chat: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     Raises:
         ValueError: it has none of the known forms.
     """
-    turns = chat.get("messages") or chat.get("conversations")
+    turns = next((chat[name] for name in TURNS if chat.get(name) is not None), None)
     if turns is None:
-        prompt, response = (
-            next((chat[name] for name in names if chat.get(name)), None) for names in (PROMPTS, RESPONSES)
-        )
+        prompt, response, more = (_first(chat, names) for names in (PROMPTS, RESPONSES, INPUTS))
         if not isinstance(prompt, str) or not isinstance(response, str):
             raise ValueError(
-                f"it has neither `messages`, nor `conversations`, nor texts in one of {', '.join(PROMPTS)} and one of "
+                f"it has neither {' nor '.join(TURNS)}, nor texts in one of {', '.join(PROMPTS)} and one of "
                 f"{', '.join(RESPONSES)}"
             )
-        if isinstance(chat.get("system"), str) and chat["system"]:
-            yield "system", chat["system"]
-        more = chat.get("input")
-        yield "user", f"{prompt}\n\n{more}" if isinstance(more, str) and more else prompt
+        if chat.get("history"):
+            raise ValueError("it has a history beside its prompt; write all turns into messages")
+        if chat.get("system"):
+            yield "system", _text(chat["system"])
+        yield "user", f"{prompt}\n\n{_text(more)}" if more else prompt
         yield "assistant", response
         return
     if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
-        raise ValueError("its turns are no list of objects")
+        raise ValueError("its turns are not a list of objects")
     for turn in turns:
-        said = str(turn.get("role", turn.get("from")))
-        if said not in ROLES:
+        role = turn.get("role", turn.get("from"))
+        if not isinstance(role, str) or role not in ROLES:
             raise ValueError(f"a turn's role is none of {', '.join(ROLES)}")
-        yield ROLES[said], _text(turn.get("content", turn.get("value")))
+        yield ROLES[role], _text(turn.get("content", turn.get("value")))
+
+
+def _first(chat: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    """Return the first value that is there and not empty, or None."""
+    return next((chat[name] for name in names if chat.get(name)), None)
 
 
 def _text(content: Any) -> str:
-    """Return the text of a turn, which may be in parts."""
+    """Return the text of a turn, which may be in parts.
+
+    Raises:
+        ValueError: it holds something else.
+    """
     if isinstance(content, str):
         return content
-    if isinstance(content, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
-        return "".join(str(part.get("text", "")) for part in content)
-    raise ValueError("a turn's content is no text")
+    if isinstance(content, list):
+        texts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
+        if len(texts) == len(content) and all(isinstance(text, str) for text in texts):
+            return "".join(map(str, texts))
+    raise ValueError("a turn's content is not text")
