@@ -33,8 +33,7 @@ TURNS = ("messages", "conversations")
 PROMPTS = ("prompt", "instruction", "question")
 RESPONSES = ("response", "output", "completion", "answer")
 INPUTS = ("input", "context")
-"""Names of the columns of a chat of one turn: the prompt, the response, and what follows the prompt after an empty line,
-if anything does."""
+"""Names of the columns of a chat of one turn: the prompt, the response, and what follows the prompt, if anything."""
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 """What the name of a file of chats ends in."""
 CARD = """---

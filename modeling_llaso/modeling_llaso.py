@@ -481,8 +481,8 @@ class LlasoModel(LlasoPreTrainedModel):
 def without_placeholders(input_ids: torch.LongTensor, audio_token_id: int) -> torch.LongTensor:
     """Write each row's first token in place of its audio placeholders, for processors of logits.
 
-    A placeholder behind the vocabulary has no logit, so a penalty that looks up the logits of the prompt's tokens would
-    fail. The first token, padding or the prompt's beginning, is in the row anyway, so that no further token is
+    A placeholder behind the vocabulary has no logit, so a penalty that looks up the logits of the prompt's tokens
+    would fail. The first token, padding or the prompt's beginning, is in the row anyway, so that no further token is
     penalized.
 
     Args:

@@ -112,8 +112,8 @@ def add_parser(commands) -> None:
     chats = actions.add_parser(
         "import-chats",
         help="turn written chats into rows without audio, for a recipe's data.text_path",
-        description="Read written chats: OpenAI's messages, ShareGPT's conversations, or a prompt and a response as in "
-        "Alpaca. Training mixes them in to keep what the language model knew.",
+        description="Read written chats: OpenAI's messages, ShareGPT's conversations, or a prompt and a response as "
+        "in Alpaca. Training mixes them in to keep what the language model knew.",
     )
     chats.add_argument("chats", type=some_text, metavar="CHATS", help="a file, a folder, or a data set on the Hub")
     chats.add_argument("--split", default="train", help="of a folder or a data set (default: %(default)s)")

@@ -1,4 +1,4 @@
-"""`llaso data import-chats`: chats of every known form become rows that training mixes in; what cannot be used is listed."""
+"""`llaso data import-chats`: chats of every known form become rows; what cannot be used is listed."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def _renew(page: Path, name: str, table_file: Path, plot_file: Path) -> None:
 
 
 def table(results: Results) -> str:
-    """Write Markdown: what is to be tested, then a line for each variation, mean ± standard deviation over the seeds."""
+    """Write Markdown: what is to be tested, then a line for each variation: mean ± standard deviation over seeds."""
     runs: list[Run] = results["runs"]
     columns = _columns(results)
     names = _variations(results)
