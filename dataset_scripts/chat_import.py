@@ -133,9 +133,8 @@ def _found(source: str, split: str, config: str, revision: str) -> Iterator[Foun
         raise ValueError(f"{source}: no such file or folder; an id of the Hub is `owner/name`")
     name = str(path) if path.is_dir() else source
     with plain_errors(source):
-        for number, row in enumerate(
-            open_split(name, split, config or None, revision=revision or None, streaming=True)
-        ):
+        stream = open_split(name, split, config or None, revision=revision or None, streaming=True)
+        for number, row in enumerate(stream):
             yield FoundRow(f"{source}, {split}, row {number}", row, path)
 
 
