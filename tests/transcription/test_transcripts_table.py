@@ -89,9 +89,9 @@ def test_audio_padding_gives_what_a_checkpoint_saved_with_it_gives(root, tmp_pat
             (full / file.name).symlink_to(file)
     heard = {}
     for name, (checkpoint, padding) in {
-        "made": (trimmed, "full"),
-        "said": (full, None),
-        "trim": (trimmed, None),
+        "by option": (trimmed, "full"),
+        "by its files": (full, None),
+        "as trained": (trimmed, None),
     }.items():
         options = [] if padding is None else ["--audio-padding", padding]
         arguments = [str(checkpoint), "--speech", str(root / "dev.jsonl"), "--ctc-corpus", str(root / "corpus")]
