@@ -2,7 +2,8 @@
 
 `python -m benchmarks transcripts_plot NAME=FOLDER [NAME=FOLDER ...] --out FILE` draws a panel for each source and a
 line for each folder: what the model transcribed and, if it is there, its best path, with their intervals. Whisper's
-own decoder, of the first folder that has it, is a vertical line; `--target 2.5` draws another at 2.5 times its rate.
+own decoder, of the first folder that has it, is a vertical line; `--target SOURCE=2.5` draws another at 2.5 times its
+rate.
 """
 
 from __future__ import annotations
@@ -37,19 +38,23 @@ def read_rates(folder: Path) -> Rates:
     return json.loads(file.read_text(encoding="utf-8"))["rates"]
 
 
-def draw(models: Mapping[str, Rates], target: float | None = None) -> Figure:
+def draw(models: Mapping[str, Rates], targets: Mapping[str, float] | None = None) -> Figure:
     """Draw a panel for each source and a line for each model, the first on top.
 
     Args:
         models: by name.
-        target: draws a dotted line at so many times the rate of Whisper's own decoder.
+        targets: by source; each is a dotted line at so many times the rate of Whisper's own decoder.
 
     Raises:
-        ValueError: the models were not measured on the same clips, or there is a target and no rate of Whisper's.
+        ValueError: the models were not measured on the same clips, or a target is for no source of theirs, or there is
+            none of Whisper's rates to multiply.
     """
     clips = _clips_of(models)
     whisper = next((rates[WHISPER] for rates in models.values() if WHISPER in rates), None)
-    if target is not None and whisper is None:
+    targets = targets or {}
+    if strange := sorted(targets.keys() - clips.keys()):
+        raise ValueError(f"a target is for {strange[0]}, but the sources are {', '.join(clips)}")
+    if targets and whisper is None:
         raise ValueError("a target needs Whisper's own decoder, which no folder has; measure it with --whisper")
     figure = Figure(figsize=(5.2 * len(clips), 1.4 + 0.32 * len(models)), layout="constrained")
     panels = figure.subplots(ncols=len(clips), squeeze=False, sharey=True)[0]
@@ -64,15 +69,18 @@ def draw(models: Mapping[str, Rates], target: float | None = None) -> Figure:
         if whisper is not None:
             rate = whisper[source]["wer"]
             panel.axvline(rate, color="C3", linewidth=1, label=WHISPER)
-            if target is not None:
-                label = f"target: {target:g} × Whisper's"
-                panel.axvline(target * rate, color="C3", linewidth=1, linestyle=":", label=label)
+            if source in targets:
+                panel.axvline(targets[source] * rate, color="C3", linewidth=1, linestyle=":", label="target")
         panel.set(title=f"{source}, {count} clips", xlabel="word error rate")
         panel.set_xlim(left=0)
         panel.grid(axis="x", color="0.9")
     panels[0].set_yticks(range(len(models)), models)
     panels[0].invert_yaxis()
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    shown: dict[str, Any] = {}
+    for panel in panels:
+        handles, labels = panel.get_legend_handles_labels()
+        shown |= dict(zip(labels, handles, strict=True))
+    figure.legend(shown.values(), shown, loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
@@ -92,6 +100,14 @@ def _clips_of(models: Mapping[str, Rates]) -> dict[str, int]:
     return counts[first]
 
 
+def _target(text: str) -> tuple[str, float]:
+    """Return the source and the factor of `SOURCE=FACTOR`."""
+    source, _, factor = text.rpartition("=")
+    if not source:
+        raise argparse.ArgumentTypeError(f"{text!r} is not SOURCE=FACTOR")
+    return source, float(factor)
+
+
 def main(arguments: Iterable[str] | None = None) -> None:
     """Read the folders and write the picture."""
     parser = argparse.ArgumentParser(
@@ -100,10 +116,17 @@ def main(arguments: Iterable[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("models", nargs="+", type=named_folder, metavar="NAME=FOLDER", help="one line of the picture")
-    parser.add_argument("--target", type=float, metavar="FACTOR", help="a dotted line at FACTOR times Whisper's rate")
+    parser.add_argument(
+        "--target",
+        type=_target,
+        action="append",
+        default=[],
+        metavar="SOURCE=FACTOR",
+        help="a dotted line at FACTOR times Whisper's rate, for a source; may be repeated",
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/transcripts.png"), help="the picture")
     chosen = parser.parse_args(None if arguments is None else list(arguments))
-    figure = draw({name: read_rates(folder) for name, folder in chosen.models}, chosen.target)
+    figure = draw({name: read_rates(folder) for name, folder in chosen.models}, dict(chosen.target))
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(chosen.out, dpi=120)
     print(f"wrote {chosen.out}")

@@ -7,6 +7,7 @@ as in Alpaca. The output is a folder for `data.text_path` of a recipe.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
@@ -17,7 +18,6 @@ from llaso_common.hub_errors import plain_errors
 from llaso_common.open_corpus import open_split
 from llaso_common.output_folder import refuse_existing, replaced_folder
 from llaso_common.schema import FEATURES, TEXT_TASK
-from modeling_llaso.processing_llaso import AUDIO_TAGS, AUDIO_TOKEN
 
 from . import corpus_folder, release
 from .dataset_rows import HUB_ID
@@ -34,8 +34,15 @@ PROMPTS = ("prompt", "instruction", "question")
 RESPONSES = ("response", "output", "completion", "answer")
 INPUTS = ("input", "context")
 """Names of the columns of a chat of one turn: the prompt, the response, and what follows the prompt, if anything."""
+SYSTEMS = ("system", "system_prompt")
+"""Names of the column of a system prompt beside the turns."""
+SOUNDS_AND_PICTURES = ("audio", "audios", "image", "images", "video", "videos")
+"""Names of columns without which the text of a chat may make no sense."""
+AUDIO_MARKS = ("<audio>", "<Audio>", "</Audio>", "<audio_start>", "<audio_end>")
+"""What the processor writes for a recording."""
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 """What the name of a file of chats ends in."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 CARD = """---
 configs:
 - config_name: default
@@ -57,9 +64,9 @@ def import_chats(
     source: str,
     out: Path,
     *,
-    split: str = "train",
-    config: str = "",
-    revision: str = "",
+    split: str | None = None,
+    config: str | None = None,
+    revision: str | None = None,
     limit: int | None = None,
     overwrite: bool = False,
     progress: Callable[[int], None] = lambda rows: None,
@@ -71,7 +78,8 @@ def import_chats(
     Args:
         source: a file (`SUFFIXES`), a folder that `load_dataset` opens, or the id of a data set on the Hub.
         out: the folder to write; it is there as a whole or not at all.
-        split, config, revision: of a folder or a data set, as `load_dataset` takes them.
+        split, config, revision: of a folder or a data set, as `load_dataset` takes them; the split is `train` by
+            default.
         limit: chats to read at most, from the beginning.
         overwrite: whether to replace what is in `out`.
         progress: called now and then with the number of rows written.
@@ -80,7 +88,8 @@ def import_chats(
         `rows`, and `rejects`: counts by reason, the most frequent first.
 
     Raises:
-        ValueError: there is no such file, it cannot be read, or none of its chats can be used.
+        ValueError: there is no such file, it cannot be read, it has no splits or configs, or none of its chats can be
+            used.
         FileNotFoundError: there is no such data set.
         ConnectionError: the Hub cannot be reached.
     """
@@ -120,21 +129,24 @@ def _refuse_inside(source: str, out: Path) -> None:
             raise ValueError(f"{out} and the chats in {source} lie one in the other; name another folder with --out")
 
 
-def _found(source: str, split: str, config: str, revision: str) -> Iterator[FoundRow | Reject]:
+def _found(source: str, split: str | None, config: str | None, revision: str | None) -> Iterator[FoundRow | Reject]:
     """Yield the rows of a file or a data set, with their places."""
     path = Path(source).expanduser()
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
             raise ValueError(f"{path}: a file of chats ends in {', '.join(SUFFIXES)}")
+        if split or config or revision:
+            raise ValueError(f"{path} is a file, which has no split, config or revision; leave them out")
         for number, row in records(path):
             yield row if isinstance(row, Reject) else FoundRow(f"{path}:{number}", row, path.parent)
         return
-    if not path.is_dir() and not HUB_ID.fullmatch(source):
+    looks_local = source.startswith((".", "/", "~")) or source.endswith(SUFFIXES)
+    if not path.is_dir() and (looks_local or not HUB_ID.fullmatch(source)):
         raise ValueError(f"{source}: no such file or folder; an id of the Hub is `owner/name`")
     name = str(path) if path.is_dir() else source
     with plain_errors(source):
-        stream = open_split(name, split, config or None, revision=revision or None, streaming=True)
-        for number, row in enumerate(stream):
+        split = split or "train"
+        for number, row in enumerate(open_split(name, split, config, revision=revision, streaming=True)):
             yield FoundRow(f"{source}, {split}, row {number}", row, path)
 
 
@@ -160,8 +172,8 @@ def chat_row(found: FoundRow, row_id: str) -> dict[str, Any] | Reject:
         return Reject(found.where, "its turns are not user, assistant, user, …, assistant, after at most one system")
     if not all(text.strip() for _, text in turns):
         return Reject(found.where, "a turn is empty")
-    if any(mark in text for _, text in turns for mark in (AUDIO_TOKEN, *AUDIO_TAGS)):
-        return Reject(found.where, f"its text holds a mark of audio, such as {AUDIO_TOKEN}")
+    if any(mark in text for _, text in turns for mark in AUDIO_MARKS):
+        return Reject(found.where, f"its text holds a mark of audio, such as {AUDIO_MARKS[0]}")
     return {
         "id": row_id,
         "corpus": "instruct",
@@ -189,47 +201,59 @@ def _turns(chat: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield role and text of a chat's turns.
 
     Raises:
-        ValueError: it has none of the known forms.
+        ValueError: it has none of the known forms, or says more than a row can hold.
     """
-    turns = next((chat[name] for name in TURNS if chat.get(name) is not None), None)
+    if with_it := next((name for name in SOUNDS_AND_PICTURES if chat.get(name)), None):
+        raise ValueError(f"it has {with_it} beside its text")
+    system = _one(chat, SYSTEMS)
+    turns = _one(chat, TURNS)
     if turns is None:
-        prompt, response, more = (_first(chat, names) for names in (PROMPTS, RESPONSES, INPUTS))
-        if not isinstance(prompt, str) or not isinstance(response, str):
+        prompt, response, more = (_one(chat, names) for names in (PROMPTS, RESPONSES, INPUTS))
+        if prompt is None or response is None:
             raise ValueError(
                 f"it has neither {' nor '.join(TURNS)}, nor texts in one of {', '.join(PROMPTS)} and one of "
                 f"{', '.join(RESPONSES)}"
             )
         if chat.get("history"):
             raise ValueError("it has a history beside its prompt; write all turns into messages")
-        if chat.get("system"):
-            yield "system", _text(chat["system"])
-        yield "user", f"{prompt}\n\n{_text(more)}" if more else prompt
-        yield "assistant", response
-        return
+        prompt = _text(prompt) if more is None else f"{_text(prompt)}\n\n{_text(more)}"
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
     if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
         raise ValueError("its turns are not a list of objects")
+    if system is not None:
+        turns = [{"role": "system", "content": system}, *turns]
     for turn in turns:
         role = turn.get("role", turn.get("from"))
         if not isinstance(role, str) or role not in ROLES:
             raise ValueError(f"a turn's role is none of {', '.join(ROLES)}")
+        if turn.get("tool_calls"):
+            raise ValueError("a turn calls tools")
         yield ROLES[role], _text(turn.get("content", turn.get("value")))
 
 
-def _first(chat: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    """Return the first value that is there and not empty, or None."""
-    return next((chat[name] for name in names if chat.get(name)), None)
+def _one(chat: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    """Return the value of the one column that is there and holds something; None if there is none.
+
+    Raises:
+        ValueError: there are two.
+    """
+    there = [name for name in names if chat.get(name) not in (None, "")]
+    if len(there) > 1:
+        raise ValueError(f"it has both {there[0]} and {there[1]}")
+    return chat[there[0]] if there else None
 
 
 def _text(content: Any) -> str:
     """Return the text of a turn, which may be in parts.
 
     Raises:
-        ValueError: it holds something else.
+        ValueError: it holds something else, or half of a surrogate pair, which UTF-8 cannot write.
     """
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list):
-        texts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
-        if len(texts) == len(content) and all(isinstance(text, str) for text in texts):
-            return "".join(map(str, texts))
-    raise ValueError("a turn's content is not text")
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    texts = [part.get("text") for part in parts if isinstance(part, Mapping) and part.get("type") == "text"]
+    if len(texts) < len(parts) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("a turn's content is not text")
+    text = "".join(map(str, texts))
+    if _SURROGATE.search(text):
+        raise ValueError("its text holds half of a surrogate pair")
+    return text

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, cast
 
 from .sources.base import Reject
 
+_NOT_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 _BROKEN = re.compile("[\udc80-\udcff]")
 """Characters that stand for bytes that are not UTF-8, after decoding with the error handler surrogateescape."""
 
@@ -34,8 +35,12 @@ def lines(path: Path) -> Iterator[tuple[int, str | Reject]]:
                     yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
                 except UnicodeDecodeError:
                     yield number, Reject(f"{path}:{number}", "text is not UTF-8")
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} is not a whole gzip file: {error}; copy it again") from error
+    except _NOT_GZIP as error:
+        raise _not_gzip(path, error) from error
+
+
+def _not_gzip(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is not a whole gzip file: {error}; copy it again")
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -116,8 +121,11 @@ def records(file: Path) -> Iterator[tuple[int, dict[str, Any] | Reject]]:
         except pa.ArrowException as error:
             raise ValueError(f"{file}: {error}") from error
         return
-    with _opened(file) as opened:
-        first = opened.read(64).lstrip(b"\xef\xbb\xbf \r\n\t")[:1]
+    try:
+        with _opened(file) as opened:
+            first = opened.read(64).lstrip(b"\xef\xbb\xbf \r\n\t")[:1]
+    except _NOT_GZIP as error:
+        raise _not_gzip(file, error) from error
     if first != b"[":
         yield from json_lines(file)
         return
@@ -157,11 +165,13 @@ def _streamed(path: Path, parse: Callable[[BinaryIO], Iterator[Any]]) -> Iterato
     """Yield what ijson finds in a file, after a byte order mark; its errors name the file."""
     import ijson
 
-    with path.open("rb") as file:
-        if file.read(len(BOM_UTF8)) != BOM_UTF8:
-            file.seek(0)
+    with _opened(path) as file:
         try:
+            if file.read(len(BOM_UTF8)) != BOM_UTF8:
+                file.seek(0)
             yield from parse(file)
+        except _NOT_GZIP as error:
+            raise _not_gzip(path, error) from error
         except (ijson.JSONError, UnicodeDecodeError) as error:
             said = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error)
             raise ValueError(f"{path} is not JSON in UTF-8: {said}") from error

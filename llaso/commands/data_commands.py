@@ -116,9 +116,9 @@ def add_parser(commands) -> None:
         "in Alpaca. Training mixes them in to keep what the language model knew.",
     )
     chats.add_argument("chats", type=some_text, metavar="CHATS", help="a file, a folder, or a data set on the Hub")
-    chats.add_argument("--split", default="train", help="of a folder or a data set (default: %(default)s)")
-    chats.add_argument("--config", default="", help="of a folder or a data set (default: its only one)")
-    chats.add_argument("--revision", default="", help="of a data set on the Hub")
+    chats.add_argument("--split", help="of a folder or a data set (default: train)")
+    chats.add_argument("--config", help="of a folder or a data set (default: its only one)")
+    chats.add_argument("--revision", help="of a data set on the Hub")
     chats.add_argument("--limit", type=at_least_1, metavar="N", help="read only so many chats, from the beginning")
     chats.add_argument("--out", type=path, required=True, metavar="DIR")
     chats.add_argument("--overwrite", action="store_true", help="replace what is in the folder")

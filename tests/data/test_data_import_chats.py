@@ -17,6 +17,7 @@ from dataset_scripts.chat_import import import_chats
 from llaso.cli import main
 from llaso.training.recipe.recipe import DataChoice
 from llaso.training.rows.corpora import open_corpus
+from modeling_llaso.processing_llaso import AUDIO_TAGS, AUDIO_TOKEN
 
 TURNS = [("user", "Name a fruit."), ("assistant", "A pear."), ("user", "Another?"), ("assistant", "A fig.")]
 FORMS = [
@@ -39,7 +40,7 @@ def read(out: Path) -> list[dict]:
     return list(load_dataset(str(out), split="train"))
 
 
-@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz", ".json", ".parquet", "folder"])
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", "folder"])
 def test_every_form_in_every_kind_of_file_gives_the_same_rows(tmp_path, ending, capsys):
     if ending == ".parquet":
         # a table has the same columns in every row, and messages in one form
@@ -54,7 +55,7 @@ def test_every_form_in_every_kind_of_file_gives_the_same_rows(tmp_path, ending, 
         sources = [(str(tmp_path / "chats"), 1)]
     else:
         file, text = tmp_path / f"chats{ending}", "".join(json.dumps(form) + "\n" for form in FORMS)
-        if ending == ".json":
+        if ending.startswith(".json") and "jsonl" not in ending:
             text = json.dumps(FORMS)
         file.write_bytes(gzip.compress(text.encode()) if ending.endswith(".gz") else text.encode())
         sources = [(str(file), len(FORMS))]
@@ -72,12 +73,16 @@ def test_a_prompt_and_its_response_are_a_chat_of_one_turn(tmp_path):
         {"prompt": "Hello?", "response": "Hello!"},
         {"instruction": "Translate.", "input": "Birne", "output": "pear", "system": "Be brief."},
         {"question": "One and one?", "answer": "Two.", "input": ""},
+        {"instruction": "Sum up.", "context": "A long text.", "response": "Short."},
+        FORMS[2] | {"system_prompt": "Be a pirate."},
     ]
     import_chats(write(tmp_path / "chats.jsonl", chats), tmp_path / "out")
     assert [said(row) for row in read(tmp_path / "out")] == [
         [("user", "Hello?"), ("assistant", "Hello!")],
         [("system", "Be brief."), ("user", "Translate.\n\nBirne"), ("assistant", "pear")],
         [("user", "One and one?"), ("assistant", "Two.")],
+        [("user", "Sum up.\n\nA long text."), ("assistant", "Short.")],
+        [("system", "Be a pirate."), *TURNS],
     ]
 
 
@@ -98,8 +103,13 @@ def test_what_cannot_be_used_is_listed_with_its_place_and_reason(tmp_path):
         ("is not text", {"prompt": "One?", "input": {"a": 1}, "response": "Two."}),
         ("not a list of objects", {"messages": "hello"}),
         ("it has neither", {"text": "a story"}),
-        ("it has neither", {"prompt": "One?", "response": 2}),
+        ("is not text", {"prompt": "One?", "response": 2}),
         ("it has a history", {"instruction": "And now?", "output": "Yes.", "history": [["Hi", "Hello"]]}),
+        ("half of a surrogate pair", '{"prompt": "One \\ud83d", "response": "Two."}'),
+        ("a turn calls tools", {"messages": [{"role": "user", "content": "x", "tool_calls": [{"id": 1}]}]}),
+        ("it has images beside its text", {"prompt": "What is this?", "response": "A cat.", "images": ["a.png"]}),
+        ("it has both messages and conversations", FORMS[0] | FORMS[2]),
+        ("it has both prompt and instruction", {"prompt": "One?", "instruction": "Two?", "response": "Three."}),
         ("not JSON", "{"),
     ]
     file = write(tmp_path / "chats.jsonl", [FORMS[0], *(chat for _, chat in wrong), FORMS[1]])
@@ -138,10 +148,15 @@ def test_training_opens_the_rows_beside_a_corpus(tmp_path):
 
 @pytest.mark.parametrize(
     ("source", "message"),
-    [("chats.txt", r"a file of chats ends in \.jsonl"), ("nothing here", "no such file or folder")],
+    [
+        ("chats.txt", r"a file of chats ends in \.jsonl"),
+        ("nothing here", "no such file or folder"),
+        ("fake.jsonl.gz", r"fake\.jsonl\.gz is not a whole gzip file"),
+    ],
 )
 def test_a_source_that_is_no_file_of_chats_is_named(tmp_path, source, message):
-    (tmp_path / "chats.txt").write_text("hello")
+    for name in ("chats.txt", "fake.jsonl.gz"):
+        (tmp_path / name).write_text("hello")
     with pytest.raises(ValueError, match=message):
         import_chats(str(tmp_path / source), tmp_path / "out")
 
@@ -163,3 +178,19 @@ def test_a_data_set_that_is_not_there_is_named(tmp_path):
     write(tmp_path / "chats/train.jsonl", FORMS)
     with pytest.raises(ValueError, match="split other"):
         import_chats(str(tmp_path / "chats"), tmp_path / "out", split="other")
+
+
+def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for source in ("in/missing.jsonl", "./missing"):
+        with pytest.raises(ValueError, match="no such file or folder"):
+            import_chats(source, tmp_path / "out")
+
+
+def test_a_file_has_no_split(tmp_path):
+    with pytest.raises(ValueError, match="is a file, which has no split"):
+        import_chats(write(tmp_path / "chats.jsonl", FORMS), tmp_path / "out", split="test")
+
+
+def test_marks_of_audio_are_the_processors():
+    assert set(chat_import.AUDIO_MARKS) == {AUDIO_TOKEN, *AUDIO_TAGS}
