@@ -67,6 +67,7 @@ def world(run, tmp_path, monkeypatch) -> SimpleNamespace:
     rows = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
     ratings = "".join(f"{row['file']},{row['id']},{1 + number % 5}\n" for number, row in enumerate(rows))
     Path("ratings.csv").write_text(f"file,id,score\n{ratings}", encoding="utf-8")
+    Path("chats.jsonl").write_text('{"prompt": "Who?", "response": "They."}\n', encoding="utf-8")
     Path("holds").mkdir()
     Path("holds/something.txt").touch()
     Path("broken").mkdir()
@@ -103,6 +104,7 @@ def required(command: str, world, there: bool) -> dict[str, list[str]]:
         "data": run / "llaso-eval",
         "run_dir": run,
         "judge_model": run / "backbones" / "llama",
+        "chats": "chats.jsonl",
         "first": "ratings.csv",
         "second": "ratings.csv",
     }
