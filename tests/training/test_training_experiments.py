@@ -412,7 +412,8 @@ def test_corpora_are_compared_at_an_equal_number_of_steps(inputs, tmp_path):
         ("corpora", ["--corpus", "CORPUS"], "is not NAME=FOLDER"),
     ],
 )
-def test_corpora_that_cannot_be_compared_are_refused(inputs, tmp_path, capsys, name, options, message):
+def test_corpora_that_cannot_be_compared_are_refused(inputs, tmp_path, capsys, monkeypatch, name, options, message):
+    monkeypatch.chdir(tmp_path)  # an empty folder to name: the repository has tens of thousands of files
     options = [option.replace("CORPUS", str(inputs.instruct)) for option in options]
     command = ["experiment", name, "--quickstart", str(inputs.folder), "--out", str(tmp_path / "out"), *options]
     try:
