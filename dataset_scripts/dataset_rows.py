@@ -17,6 +17,7 @@ from typing import Any
 
 from llaso_common.atomic_write import atomic_path, write_atomically
 from llaso_common.hub_errors import plain_errors
+from llaso_common.open_corpus import loadable
 
 from .files import json_lines
 from .own_rows import FoundRow
@@ -205,7 +206,7 @@ def _builder(said: str, place: Path | None, config: str, revision: str) -> Any:
             if kind is None:
                 raise ValueError("no data set: a folder, a .parquet or a .tar file is one; for others say `manifest:`")
             return load_dataset_builder(kind, data_files={"train": str(place)})
-        return load_dataset_builder(str(place or said), config or None, revision=revision or None)
+        return load_dataset_builder(loadable(str(place or said)), config or None, revision=revision or None)
     except (DatasetsError, FileNotFoundError, RuntimeError, ValueError) as error:
         raise ValueError(f"dataset: {said}: {_first_line(error)}") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def open_split(
     cache = None if streaming else _cache_of(folder)
     try:
         return datasets.load_dataset(
-            path, config, split=split, streaming=streaming, revision=revision, cache_dir=cache
+            loadable(path), config, split=split, streaming=streaming, revision=revision, cache_dir=cache
         )
     except datasets.exceptions.DatasetNotFoundError as error:
         raise FileNotFoundError(f"no corpus {path}: neither a folder here nor a data set on the Hub") from error
@@ -73,7 +74,7 @@ def parquet_files(path: str, split: str, config: str | None = None, *, revision:
 
     _folder_or_id(path)
     try:
-        builder = datasets.load_dataset_builder(path, config, revision=revision)
+        builder = datasets.load_dataset_builder(loadable(path), config, revision=revision)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise FileNotFoundError(f"no corpus {path}: neither a folder here nor a data set on the Hub") from error
     except (FileNotFoundError, ValueError) as error:
@@ -99,6 +100,14 @@ def state_of(files: Sequence[str]) -> str:
             found = Path(file).stat()
             state.append([str(Path(file).resolve()), found.st_size, found.st_mtime_ns])
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
+
+
+def loadable(path: str) -> str:
+    """Return what `load_dataset` takes for a folder or an id.
+
+    A folder named `text`, `json` or `parquet` in the current folder needs `./`: datasets has loaders of these names.
+    """
+    return os.path.join(os.curdir, path) if os.sep not in path and os.path.isdir(path) else path
 
 
 def _folder_or_id(path: str) -> Path:

@@ -17,6 +17,7 @@ from dataset_scripts.chat_import import import_chats
 from llaso.cli import main
 from llaso.training.recipe.recipe import DataChoice
 from llaso.training.rows.corpora import open_corpus
+from llaso_common.open_corpus import open_split
 from modeling_llaso.processing_llaso import AUDIO_TAGS, AUDIO_TOKEN
 
 TURNS = [("user", "Name a fruit."), ("assistant", "A pear."), ("user", "Another?"), ("assistant", "A fig.")]
@@ -139,11 +140,17 @@ def test_many_chats_are_written_in_shards_up_to_a_limit(tmp_path, monkeypatch):
     assert import_chats(file, out, limit=3, overwrite=True)["rows"] == 3 == len(read(out))
 
 
-def test_training_opens_the_rows_beside_a_corpus(tmp_path):
+@pytest.mark.parametrize("name", ["chats", "text", "json", "./parquet"])
+def test_training_opens_the_rows_beside_a_corpus(tmp_path, monkeypatch, name):
+    """In a folder of any name, even one of a loader of datasets."""
+    monkeypatch.chdir(tmp_path)
     corpus = save_corpus(tmp_path / "corpus", {"train": [row(number) for number in range(3)]})
-    import_chats(write(tmp_path / "chats.jsonl", FORMS), tmp_path / "text")
-    opened = open_corpus(DataChoice(path=str(corpus), text_path=str(tmp_path / "text"), text_share=0.5))
+    import_chats(write(tmp_path / "chats.jsonl", FORMS), Path(name))
+    opened = open_corpus(DataChoice(path=str(corpus), text_path=name, text_share=0.5))
     assert opened.tasks() == {"ASR": 3, "TEXT": 3}
+    assert len(list(open_split(name, "train"))) == 3
+    again = import_chats(name, Path("again"))
+    assert again["rows"] == 3
 
 
 @pytest.mark.parametrize(
