@@ -50,7 +50,7 @@ COUNTS = (0, 1, 5, 20)
 LLASO, BEST_PATH, WHISPER = "LLaSO", "best path", "Whisper's own decoder"
 """Names of the programs in tables and files."""
 SHOWN = {"best": 0.0, "median": 0.5, "worst": 1.0}
-"""Clips that are shown, by their place in the order of the checkpoint's word error rates."""
+"""Clips that are shown, by their place in the order of the first program's word error rates."""
 
 
 @dataclass(frozen=True)

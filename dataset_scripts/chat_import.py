@@ -39,9 +39,9 @@ SYSTEMS = ("system", "system_prompt")
 SOUNDS_AND_PICTURES = ("audio", "audios", "image", "images", "video", "videos")
 """Names of columns without which the text of a chat may make no sense."""
 AUDIO_MARKS = ("<audio>", "<Audio>", "</Audio>", "<audio_start>", "<audio_end>")
-"""What the processor writes for a recording."""
+"""Marks that the processor writes around a recording and in its place; typed in a chat, they would look like one."""
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
-"""What the name of a file of chats ends in."""
+"""Endings of the names of files that hold chats."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 CARD = """---
 configs:

@@ -12,12 +12,12 @@ import re
 import zlib
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from .sources.base import Reject
 
-_NOT_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 _BROKEN = re.compile("[\udc80-\udcff]")
 """Characters that stand for bytes that are not UTF-8, after decoding with the error handler surrogateescape."""
 
@@ -28,24 +28,22 @@ def lines(path: Path) -> Iterator[tuple[int, str | Reject]]:
     Raises:
         ValueError: a file `.gz` is not compressed by gzip, or ends too early.
     """
-    try:
-        with _opened(path) as file:
-            for number, raw in enumerate(file, start=1):
-                try:
-                    yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-                except UnicodeDecodeError:
-                    yield number, Reject(f"{path}:{number}", "text is not UTF-8")
-    except _NOT_GZIP as error:
-        raise _not_gzip(path, error) from error
+    with _opened(path) as file:
+        for number, raw in enumerate(file, start=1):
+            try:
+                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError:
+                yield number, Reject(f"{path}:{number}", "text is not UTF-8")
 
 
-def _not_gzip(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} is not a whole gzip file: {error}; copy it again")
-
-
-def _opened(path: Path) -> BinaryIO:
-    """Open a file, decompressed if its name ends in `.gz`."""
-    return cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a file, decompressed if its name ends in `.gz`; an error of gzip within the block names the file."""
+    with cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb") as file:
+        try:
+            yield file
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"{path} is not a whole gzip file: {error}; copy it again") from error
 
 
 def table(
@@ -121,11 +119,8 @@ def records(file: Path) -> Iterator[tuple[int, dict[str, Any] | Reject]]:
         except pa.ArrowException as error:
             raise ValueError(f"{file}: {error}") from error
         return
-    try:
-        with _opened(file) as opened:
-            first = opened.read(64).lstrip(b"\xef\xbb\xbf \r\n\t")[:1]
-    except _NOT_GZIP as error:
-        raise _not_gzip(file, error) from error
+    with _opened(file) as opened:
+        first = opened.read(64).lstrip(b"\xef\xbb\xbf \r\n\t")[:1]
     if first != b"[":
         yield from json_lines(file)
         return
@@ -170,8 +165,6 @@ def _streamed(path: Path, parse: Callable[[BinaryIO], Iterator[Any]]) -> Iterato
             if file.read(len(BOM_UTF8)) != BOM_UTF8:
                 file.seek(0)
             yield from parse(file)
-        except _NOT_GZIP as error:
-            raise _not_gzip(path, error) from error
         except (ijson.JSONError, UnicodeDecodeError) as error:
             said = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error)
             raise ValueError(f"{path} is not JSON in UTF-8: {said}") from error

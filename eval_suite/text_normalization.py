@@ -22,8 +22,8 @@ NORMALIZATIONS = ("whisper_english", "none")
 _PLAIN_WORD = re.compile(r"([a-z]+)(?:[,;:!?]*|\.)")
 """Letters, perhaps with the punctuation that the normalizer drops without looking further."""
 _WHOLE_TEXT_RULES = re.compile(r"[()<>\[\]]|(?:^|\s)'|half|\s\s|[^\S ]")
-"""Where one of the normalizer's rules may reach over plain words or depends on the blanks between them: brackets, a
-lone apostrophe, "and a half", anything but single blanks."""
+"""Finds texts in which a rule of the normalizer may change plain words, or depends on the blanks between them:
+brackets, a lone apostrophe, "and a half", anything but single blanks."""
 _LONG_NUMBER = re.compile(r"\d{4300}(?=\d)")
 """Python reads no number of more than 4,300 digits, which a run-away output may hold: it is cut into such pieces."""
 _FENCE = "xylophone"

@@ -486,13 +486,13 @@ def without_placeholders(input_ids: torch.LongTensor, audio_token_id: int) -> to
     penalized.
 
     Args:
-        input_ids: `(rows, length)`.
+        input_ids: `(…, length)`.
         audio_token_id: the placeholder.
 
     Returns:
-        `(rows, length)`.
+        `(…, length)`.
     """
-    return torch.where(input_ids.eq(audio_token_id), input_ids[:, :1], input_ids)  # type: ignore[return-value]
+    return torch.where(input_ids.eq(audio_token_id), input_ids[..., :1], input_ids)  # type: ignore[return-value]
 
 
 class LlasoLogitsProcessorList(LogitsProcessorList):

@@ -25,7 +25,7 @@ from .short_pieces import ShortPieces
 NEVER = -1e6
 """Log-probability that stands for "impossible". It is finite, because the difference of two infinities is NaN."""
 PENALTY = -1e4
-"""What a hypothesis gains from CTC by a token that is impossible, if no other token is possible."""
+"""CTC's score of an impossible next token: finite, so that the language model decides if all are impossible."""
 CANDIDATES = 40
 """Next tokens of each hypothesis that CTC scores: the language model's likeliest."""
 

@@ -1,4 +1,4 @@
-"""What the commands of `llaso eval` share: JSON to a file or the screen, and values as people read them."""
+"""Writes JSON to a file or the screen, and values as people read them, for the commands of `llaso eval`."""
 
 from __future__ import annotations
 
