@@ -222,3 +222,23 @@ def test_a_reading_process_ends_with_a_killed_main_process():
     for one in left:
         one.kill()
     assert not left
+
+
+def test_each_epoch_draws_a_speed_for_every_recording_to_transcribe(tmp_path):
+    rows = [row(number) for number in range(8)] + [row(number, task="IP") for number in range(8, 12)]
+    corpus = open_corpus(DataChoice(str(save_corpus(tmp_path / "corpus", {"train": rows}))))
+    plan = Plan(corpus.row_groups, BatchRule(per_device=4), seed=1)
+    steps = 40 * plan.epoch_steps()
+
+    def speeds(start_step: int = 0) -> list[tuple[str, float | None]]:
+        batches = ReadAhead(corpus, plan, steps, start_step=start_step, speeds=(0.9, 1.0, 1.1))
+        return [(row["id"], row.get("speed")) for batch in batches for row in batch]
+
+    drawn = speeds()
+    assert {speed for name, speed in drawn if name.startswith("ip-")} == {None}
+    transcribed = [(name, speed) for name, speed in drawn if name.startswith("asr-")]
+    shares = Counter(speed for _, speed in transcribed)
+    assert set(shares) == {0.9, 1.0, 1.1}
+    assert all(0.2 < count / len(transcribed) < 0.5 for count in shares.values())
+    assert len(set(transcribed)) == 3 * 8  # each recording is played at each speed in the end
+    assert speeds(start_step=steps - 3) == drawn[-3 * 4 :]

@@ -28,6 +28,7 @@ RETIRED = {
 
 UP_TO_30 = Range(lambda value: 0 <= value <= 30, "between 0 and 30")
 UP_TO_50 = Range(lambda value: 0 <= value <= 50, "between 0 and 50")
+HALF_TO_DOUBLE = Range(lambda value: 0.5 <= value <= 2, "between 0.5 and 2")
 A_FRAME = Range(lambda value: value >= 0.01, "at least 0.01, which is a frame")
 AT_LEAST_0 = Range(lambda value: value >= 0, "at least 0")
 AT_LEAST_1 = Range(lambda value: value >= 1, "at least 1")
@@ -91,6 +92,8 @@ class DataChoice:
     without_tasks: tuple[str, ...] = ()  # all but these
     without_modalities: tuple[Modality, ...] = ()  # no row of these formats
     speech_share: Annotated[float, SHARE] = 1.0  # of the seconds of speech, in whole speakers
+    # recordings to transcribe are played at one of these, drawn anew in each epoch; 1 is their own
+    speeds: tuple[Annotated[float, HALF_TO_DOUBLE], ...] = (1.0,)
     text_path: str | None = None  # a corpus of rows without audio, mixed in
     text_revision: str | None = None  # of that corpus, likewise
     text_share: Annotated[float, BELOW_1] = 0.1  # of the rows, if text_path is named
@@ -275,6 +278,8 @@ class Recipe:
     def __post_init__(self) -> None:
         """Raise a ValueError, with the remedy, for settings that cannot be trained."""
         check_ranges(self, "recipe")
+        if not self.data.speeds:
+            raise ValueError("recipe: `data.speeds` is empty; [1.0] plays recordings as they are")
         if not self.train:
             raise ValueError("recipe: `train` names no part; choose among encoder, projector, llm")
         if self.model.checkpoint is None and not (self.model.encoder and self.model.llm):
@@ -289,6 +294,11 @@ class Recipe:
                 "recipe: `compute.encoder_cache_gb` keeps the encoder's output for recordings as they are, but "
                 "`spec_augment` hides other parts of them in each step; set compute.encoder_cache_gb=0, or "
                 "spec_augment.time_masks_per_second=0 and spec_augment.mel_masks=0"
+            )
+        if self.compute.encoder_cache_gb > 0 and set(self.data.speeds) != {1.0}:
+            raise ValueError(
+                "recipe: `compute.encoder_cache_gb` keeps the encoder's output for recordings as they are, but "
+                "`data.speeds` plays them at others; set compute.encoder_cache_gb=0, or data.speeds=[1.0]"
             )
         if self.compute.frozen_weights == "bf16" and self.compute.precision == "fp32":
             raise ValueError(

@@ -99,10 +99,12 @@ def check_ranges(settings: Any, where: str) -> None:
     """
     values = flatten(to_plain(dataclasses.asdict(settings)))
     for name, allowed in names_and_ranges(type(settings)):
-        value = values[name]
-        named = value is None or isinstance(value, str)  # a name in place of a number, such as `auto`
-        if allowed is not None and not named and not (math.isfinite(value) and allowed.allows(value)):
-            raise ValueError(f"{where}: `{name}` is {value}, but must be {allowed.words}")
+        if allowed is None:
+            continue
+        for value in values[name] if isinstance(values[name], list) else [values[name]]:
+            named = value is None or isinstance(value, str)  # a name in place of a number, such as `auto`
+            if not named and not (math.isfinite(value) and allowed.allows(value)):
+                raise ValueError(f"{where}: `{name}` is {value}, but must be {allowed.words}")
 
 
 def names_and_ranges(kind: type, prefix: str = "") -> Iterator[tuple[str, Range | None]]:

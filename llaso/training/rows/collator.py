@@ -7,6 +7,7 @@ and with several may share a batch.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -83,15 +84,20 @@ class RowEncoder:
     def __call__(self, row: Row) -> Example:
         """Return tokens, labels and audio of a row.
 
+        A row that cannot be learned from at its `speed`, since it is too long or too short then, keeps its own speed.
+
         Raises:
             ValueError: the row cannot be learned from; the message names it.
         """
+        if (speed := row.get("speed", 1.0)) != 1:
+            with contextlib.suppress(ValueError):
+                return self._encode(row, speed)
         try:
             return self._encode(row)
         except ValueError as error:
             raise ValueError(f"row {row['id']}: {error}") from error
 
-    def _encode(self, row: Row) -> Example:
+    def _encode(self, row: Row, speed: float = 1.0) -> Example:
         for name in ("id", "task"):
             if row[name] is None:
                 raise ValueError(f"its `{name}` is null")
@@ -115,7 +121,7 @@ class RowEncoder:
             raise ValueError(f"nothing of its answer is within data.max_length={self.max_length}")
 
         encoded = self.cache is not None and all(clip_key(clip_bytes(clip)) in self.cache for clip in clips)
-        windows_of_clips = self._encoded(clips) if encoded else log_mels(row, self.processor)
+        windows_of_clips = self._encoded(clips) if encoded else log_mels(row, self.processor, speed)
         repeats = torch.ones_like(input_ids)
         repeats[is_audio] = torch.tensor([count for count, _ in windows_of_clips], dtype=torch.long)
         labels = input_ids.masked_fill(~answer, IGNORED)

@@ -18,6 +18,7 @@ from typing import cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import soxr
 import torch
 
 from llaso_common.audio import read_audio
@@ -204,10 +205,18 @@ def decode_audio(row: Row, sampling_rate: int) -> list[np.ndarray]:
     ]
 
 
-def log_mels(row: Row, processor: LlasoProcessor) -> list[tuple[int, list[torch.Tensor]]]:
-    """Return, for each clip of a row, its number of audio tokens and its log-mel windows, `(mels, frames)` each."""
-    clips = []
-    for samples in decode_audio(row, processor.feature_extractor.sampling_rate):
+def log_mels(row: Row, processor: LlasoProcessor, speed: float = 1.0) -> list[tuple[int, list[torch.Tensor]]]:
+    """Return, for each clip of a row, its number of audio tokens and its log-mel windows, `(mels, frames)` each.
+
+    Args:
+        row: its audio still encoded.
+        processor: cuts the audio and makes the log-mels.
+        speed: to play the clips at, which changes their pitch as well.
+    """
+    clips, rate = [], processor.feature_extractor.sampling_rate
+    for samples in decode_audio(row, rate):
+        if speed != 1:
+            samples = soxr.resample(samples, speed * rate, rate, quality="HQ")
         mels = processor.log_mel(processor.window_samples(samples))
         clips.append((processor.count_audio_tokens(len(samples)), mels))
     return clips

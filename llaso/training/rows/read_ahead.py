@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
+from llaso.alignment.alignment import is_transcribed
 from llaso_common.schema import Row
 
-from .batch_plan import Plan
+from .batch_plan import Plan, seeded
 from .corpora import Corpus
 
 THREADS = 4
@@ -63,12 +64,21 @@ class ReadAhead(Sampler[list[Row]]):
         rank: this process.
         world: processes; each takes an equal run of neighbouring lanes of the plan.
         start_step: steps already trained.
+        speeds: one is drawn for each recording to transcribe, in each epoch anew.
     """
 
     def __init__(
-        self, corpus: Corpus, plan: Plan, steps: int, rank: int = 0, world: int = 1, start_step: int = 0
+        self,
+        corpus: Corpus,
+        plan: Plan,
+        steps: int,
+        rank: int = 0,
+        world: int = 1,
+        start_step: int = 0,
+        speeds: Sequence[float] = (1.0,),
     ) -> None:
         assert plan.rule.parallel % world == 0
+        self.speeds = speeds
         self.corpus, self.plan, self.steps, self.start_step = corpus, plan, steps, start_step
         lanes = plan.rule.parallel // world
         self.lanes = slice(rank * lanes, (rank + 1) * lanes)
@@ -127,6 +137,8 @@ class ReadAhead(Sampler[list[Row]]):
         of_group.due -= 1
         if not of_group.due:
             del held[epoch, group]
+        if is_transcribed(row["task"], row["modality"]):
+            row["speed"] = float(seeded(self.plan.seed, "speed", epoch, number).choice(self.speeds))
         return row
 
 

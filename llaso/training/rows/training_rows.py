@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 
 from llaso.alignment.short_pieces import ShortPieces
@@ -118,7 +119,9 @@ def plan_of(recipe: Recipe, corpus: Corpus, world: int) -> Plan:
         batch.accumulation * world,
         batch.packing,
     )
-    return Plan(corpus.row_groups, rule, recipe.seed)
+    slowest = min(1.0, *recipe.data.speeds)  # batches are planned for it, so that they stay within batch.max_tokens
+    lengths = np.ceil(corpus.lengths / slowest).astype(corpus.lengths.dtype)
+    return Plan(replace(corpus.row_groups, lengths=lengths), rule, recipe.seed)
 
 
 def count_steps(recipe: Recipe, plan: Plan) -> int:

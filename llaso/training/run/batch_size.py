@@ -152,6 +152,7 @@ class Probe:
             except ValueError:
                 continue  # training names it, or counts it as skipped
             self.row, self.length = corpus[number], int(corpus.lengths[number])
+            self.row["speed"] = min(recipe.data.speeds)
             break
         else:
             raise ValueError(f"batch.per_device: auto: none of the {LONGEST_TRIED} longest rows can be read")

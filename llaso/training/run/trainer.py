@@ -185,7 +185,13 @@ class LlasoTrainer(Trainer):
         """Return the loader of this process's micro-batches; it draws nothing from the training's random state."""
         args = self.args
         rows = ReadAhead(
-            self.rows.corpus, self.rows.plan, args.max_steps, args.process_index, args.world_size, self.start_step
+            self.rows.corpus,
+            self.rows.plan,
+            args.max_steps,
+            args.process_index,
+            args.world_size,
+            self.start_step,
+            self.recipe.data.speeds,
         )
         return DataLoader(
             RowsAsRead(),
