@@ -11,7 +11,17 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .option_types import at_least_0, at_least_1, error_rate, path, seed, some_text, workers
+from .option_types import (
+    add_output_file,
+    at_least_0,
+    at_least_1,
+    device,
+    error_rate,
+    path,
+    seed,
+    some_text,
+    workers,
+)
 
 if TYPE_CHECKING:
     from dataset_scripts.sources_file import SourcesFile
@@ -123,6 +133,21 @@ def add_parser(commands) -> None:
     chats.add_argument("--out", type=path, required=True, metavar="DIR")
     chats.add_argument("--overwrite", action="store_true", help="replace what is in the folder")
     chats.set_defaults(run=_import_chats)
+
+    writes = actions.add_parser(
+        "write-chats",
+        help="let a chat model write chats by itself, for import-chats",
+        description="Given the beginning of a user's turn, a chat model writes prompts, and then it answers them. "
+        "Mixed into training, they keep what it knew.",
+    )
+    writes.add_argument("llm", type=some_text, metavar="LLM", help="folder or Hub id of a chat model")
+    writes.add_argument(
+        "--chats", dest="wanted", type=at_least_1, default=1000, metavar="N", help="how many (default: 1000)"
+    )
+    writes.add_argument("--seed", type=seed, default=0, metavar="N")
+    writes.add_argument("--device", type=device, help="cpu, cuda, … (default: the GPU if there is one)")
+    add_output_file(writes, "file of JSON lines to write", required=True)
+    writes.set_defaults(run=_write_chats, goes_on=True)
 
     export = actions.add_parser("export-release", help="write a corpus as the authors' JSON files")
     export.add_argument("folder", type=path, metavar="DIR")
@@ -358,6 +383,23 @@ def _import_chats(arguments: argparse.Namespace) -> int:
     print(f"{arguments.out}: {made['rows']:,} rows; {sum(made['rejects'].values()):,} set aside in rejects.jsonl")
     for reason, count in made["rejects"].items():
         print(f"  {count:,} × {reason}")
+    return 0
+
+
+def _write_chats(arguments: argparse.Namespace) -> int:
+    from dataset_scripts.write_chats import write_chats
+
+    there = write_chats(
+        arguments.llm,
+        arguments.out,
+        arguments.wanted,
+        seed=arguments.seed,
+        device=arguments.device,
+        overwrite=arguments.overwrite,
+        progress=_Progress("written"),
+    )
+    before = f", {there:,} of them from before" if there else ""
+    print(f"{arguments.out}: {arguments.wanted:,} chats{before}; `llaso data import-chats` makes rows of them")
     return 0
 
 

@@ -115,6 +115,7 @@ def required(command: str, world, there: bool) -> dict[str, list[str]]:
         "limit": ["2"],
         "max_calls": ["2"],
         "resamples": ["20"],
+        "wanted": ["2"],
     }  # right values are carried out
     for action in COMMANDS[command]:
         if there and action.dest in small:

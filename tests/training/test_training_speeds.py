@@ -73,14 +73,16 @@ def test_speed_changes_the_audio_and_nothing_else(processor):
     assert (fast.input_ids == mark).sum() < (plain.input_ids == mark).sum()
 
 
-def test_a_row_that_cannot_be_aligned_at_its_speed_keeps_its_own(processor):
+@pytest.mark.parametrize("align", ["some", "all"])
+def test_a_row_that_cannot_be_aligned_at_its_speed_keeps_its_own(processor, align, caplog):
     """At double speed there are too few vectors for the transcript, at its own speed just enough."""
-    encode = RowEncoder(processor, 2048, align="all")
+    encode = RowEncoder(processor, 2048, align=align)
     rows = (tone(400, 1.0, words=number) for number in range(1, 200))
     tight = next(example for example in rows if fits(encode, example) and not fits(encode, example, 2.0))
     plain, fast = encode(tight), encode(tight | {"speed": 2.0})
     assert torch.equal(fast.windows[0], plain.windows[0])
     assert torch.equal(fast.transcript, plain.transcript)
+    assert not caplog.records
 
 
 def fits(encode: RowEncoder, example: dict, speed: float = 1.0) -> bool:

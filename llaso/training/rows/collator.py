@@ -133,18 +133,19 @@ class RowEncoder:
             labels=labels.repeat_interleave(repeats),
             windows=[window for _, windows in windows_of_clips for window in windows],
             encoded=encoded and bool(clips),
-            transcript=None if self.align == "no" else self._transcript(row, labels[answer], vectors),
+            transcript=self._transcript(row, labels[answer], vectors, speed) if self.align != "no" else None,
         )
 
-    def _transcript(self, row: Row, answer: torch.Tensor, vectors: int) -> torch.Tensor | None:
+    def _transcript(self, row: Row, answer: torch.Tensor, vectors: int, speed: float) -> torch.Tensor | None:
         """Return the tokens of a row's transcript, or their pieces; None if it cannot be aligned.
 
         Tokens that end the turn are left out, and so are line breaks, which are the blank. CTC needs a vector for each
         token, and one more between two equal ones.
 
         Raises:
-            ValueError: it cannot be aligned, but all rows have to be.
+            ValueError: it cannot be aligned, but all rows have to be, or it is not played at its own speed.
         """
+        must = self.align == "all" or speed != 1
         if not is_transcribed(row["task"], row["modality"]) or not vectors:
             reason = f"it is not the transcript of one recording (task {row['task']}, format {row['modality']})"
         else:
@@ -157,9 +158,9 @@ class RowEncoder:
                 f"its transcript needs {needed} audio tokens, but it has {vectors} (a smaller model.projector_stride "
                 "gives more, and a larger optimizer.ctc_merges needs fewer)"
             )
-            if self.align == "some":
+            if not must:
                 logger.warning("row %s is not aligned by CTC: %s", row["id"], reason)
-        if self.align == "all":
+        if must:
             raise ValueError(f"{reason}, so nothing is learned from it with optimizer.ctc_weight=1")
         return None
 

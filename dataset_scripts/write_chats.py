@@ -1,0 +1,200 @@
+"""Lets a chat model write chats by itself, for a corpus without audio where there are no chats at hand.
+
+Given the beginning of a user's turn alone, a chat model writes what a user might ask (Magpie, arXiv 2406.08464); then
+it answers. Trained on its own answers, a model keeps what it knew rather than learning something new. The output is a
+file for `llaso data import-chats`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from llaso_common.output_folder import refuse_existing_file
+
+TOGETHER = 64
+"""Chats that are begun together."""
+PROMPT_TOKENS, ANSWER_TOKENS = 40, 80
+"""Tokens at most of a prompt, which is dropped if it is longer, and of an answer, which then ends with a sentence."""
+PROMPTS = {"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 0}
+ANSWERS = {"do_sample": True, "temperature": 0.7, "top_p": 0.95, "top_k": 0}
+"""How each is drawn: prompts should differ, answers should be good."""
+FEWEST_CHARACTERS = 8
+"""Of a prompt."""
+FRUITLESS = 20
+"""Batches without a new chat after which the model is given up."""
+LINE = b'{"messages": '
+"""How each line begins, also one that was not written to its end."""
+MARK = "\u241f"
+"""Stands for a turn's content while the chat template is taken apart."""
+
+
+def write_chats(
+    llm: str,
+    out: Path,
+    chats: int,
+    *,
+    seed: int = 0,
+    device: str | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> int:
+    """Write chats of one prompt and one answer, as JSON lines with `messages`; goes on where an earlier call stopped.
+
+    Prompts and answers are drawn by `seed`. The same model, seed and library versions on the same device give the same
+    file, however often it was stopped.
+
+    Args:
+        llm: folder or Hub id of a causal language model with a chat template.
+        out: the `.jsonl` file to write.
+        chats: how many to write.
+        seed: of the drawing.
+        device: by default the GPU if there is one.
+        overwrite: begin anew if the file is there.
+        progress: called after each batch with the chats written and `chats`.
+
+    Returns:
+        The number of chats that were there already.
+
+    Raises:
+        ValueError: there is no such model, it has no chat template, it writes no chats, or `out` holds other chats.
+    """
+    refuse_existing_file(out, overwrite=True)  # of regular files, `_kept` decides
+    out.parent.mkdir(parents=True, exist_ok=True)
+    origin = {"llm": llm, "seed": seed}
+    rows = [] if overwrite else _kept(out, origin, chats)
+    there = len(rows)
+    progress(min(there, chats), chats)
+    if there >= chats:
+        return there
+    model = ChatModel(llm, device)
+    seen = {row["messages"][0]["content"] for row in rows}
+    batch, fruitless = rows[-1]["batch"] + 1 if rows else 0, 0
+    with out.open("w" if overwrite else "a", encoding="utf-8") as file:
+        while len(rows) < chats:
+            found = []
+            for prompt, answer in model.chats(seed, batch):
+                if prompt not in seen:
+                    seen.add(prompt)
+                    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+                    found.append({"messages": messages, "batch": batch, **origin})
+            fruitless = 0 if found else fruitless + 1
+            if fruitless == FRUITLESS:
+                raise ValueError(f"{llm}: {FRUITLESS * TOGETHER:,} attempts gave no new chat; is it a chat model?")
+            found = found[: chats - len(rows)]
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
+            file.flush()
+            rows += found
+            batch += 1
+            progress(len(rows), chats)
+    return there
+
+
+def _kept(out: Path, origin: dict[str, Any], chats: int) -> list[dict[str, Any]]:
+    """Return the chats of an earlier call; unless they are enough, drop its last batch, which may not be whole.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    if not out.exists():
+        return []
+    lines = out.read_bytes().splitlines(keepends=True)
+    torn = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
+    try:
+        rows = [json.loads(line) for line in lines]
+        batches = [row["batch"] for row in rows]
+        theirs = {name: rows[0][name] for name in origin} if rows else origin
+    except (ValueError, LookupError, TypeError):
+        theirs, batches = {}, []
+    if not torn.startswith(LINE[: len(torn)]):
+        theirs = {}
+    if theirs != origin:
+        raise ValueError(
+            f"{out} exists and is not from this model and seed. Choose another file, or replace it with --overwrite"
+        )
+    if len(rows) < chats:
+        lines = [line for line, batch in zip(lines, batches, strict=True) if batch < batches[-1]]
+        rows = rows[: len(lines)]
+        with out.open("r+b") as file:
+            file.truncate(sum(map(len, lines)))
+    return rows
+
+
+class ChatModel:
+    """A causal language model that writes both sides of a chat.
+
+    Args:
+        llm: its folder or Hub id.
+        device: by default the GPU if there is one.
+
+    Raises:
+        ValueError: there is no such model, or it has no chat template that says where a turn ends.
+    """
+
+    def __init__(self, llm: str, device: str | None = None) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        local = Path(llm).expanduser()
+        where = str(local) if local.is_dir() else llm
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(where, padding_side="left")
+            model: Any = AutoModelForCausalLM.from_pretrained(where, dtype="auto")
+        except (OSError, ValueError) as error:
+            said = str(error).strip().split("\n")[0]
+            raise ValueError(f"{llm}: no language model here nor one that can be fetched ({said})") from error
+        if self.tokenizer.chat_template is None:
+            raise ValueError(f"{llm}: its tokenizer has no chat template; name a chat model")
+        opened, _, rest = self._rendered(MARK).partition(MARK)
+        closing = self.tokenizer(rest, add_special_tokens=False)["input_ids"]
+        if not closing or closing[0] not in self.tokenizer.all_special_ids:
+            raise ValueError(f"{llm}: its chat template has no token that ends a user's turn")
+        self.opened, self.ends = opened, {closing[0], self.tokenizer.eos_token_id} - {None}
+        self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.convert_ids_to_tokens(closing[0])
+        self.model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+
+    def chats(self, seed: int, batch: int) -> list[tuple[str, str]]:
+        """Write prompts and their answers, drawn by the seed and the number of the batch."""
+        import torch
+
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.inference_mode():
+            torch.manual_seed(seed * 1_000_003 + batch)
+            prompts = [whole for whole, _ in self._continued([self.opened] * TOGETHER, PROMPT_TOKENS, PROMPTS)]
+            prompts = [text for text in prompts if text and len(text) >= FEWEST_CHARACTERS]
+            if not prompts:
+                return []
+            asked = [self._rendered(prompt, add_generation_prompt=True) for prompt in prompts]
+            answers = self._continued(asked, ANSWER_TOKENS, ANSWERS)
+        pairs = zip(prompts, (whole or _sentences(begun) for whole, begun in answers), strict=True)
+        return [(prompt, answer) for prompt, answer in pairs if answer]
+
+    def _rendered(self, prompt: str, add_generation_prompt: bool = False) -> str:
+        turn = [{"role": "user", "content": prompt}]
+        return self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=add_generation_prompt)
+
+    def _continued(self, texts: Sequence[str], tokens: int, how: dict[str, Any]) -> list[tuple[str, str]]:
+        """Continue each text; return each continuation twice: if its turn ends, and in any case."""
+        given = self.tokenizer(list(texts), add_special_tokens=False, padding=True, return_tensors="pt")
+        written = self.model.generate(
+            **given.to(self.model.device),
+            max_new_tokens=tokens,
+            eos_token_id=sorted(self.ends),
+            pad_token_id=self.tokenizer.pad_token_id,
+            **how,
+        )[:, given["input_ids"].shape[1] :].tolist()
+        return [self._read(one) for one in written]
+
+    def _read(self, ids: list[int]) -> tuple[str, str]:
+        places = [place for place, token in enumerate(ids) if token in self.ends]
+        text = self.tokenizer.decode(ids[: places[0]] if places else ids, skip_special_tokens=True).strip()
+        return (text if places else "", text)
+
+
+def _sentences(text: str) -> str:
+    """Return the whole sentences at the beginning of a text."""
+    ends = [found.end() for found in re.finditer(r"[.!?](?=\s|$)", text)]
+    return text[: ends[-1]] if ends else ""
