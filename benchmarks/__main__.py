@@ -19,6 +19,7 @@ SECTIONS = {
     "transcripts": "word error rates of a model and of a Whisper on a manifest, by source",
     "transcripts_plot": "a picture of what `transcripts` measured, several models in one",
     "hearing": "what a Whisper hears in trim against full",
+    "voice": "what a model's audio vectors keep of a voice, such as the speaker's gender",
     "packing": "training on unequal rows, padded and end to end",
     "exported": "what files for llama.cpp hear, by type of weights",
     "serving": "many clients at a server against one",

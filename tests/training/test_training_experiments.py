@@ -301,10 +301,32 @@ def test_a_run_is_taken_as_it_is_however_it_was_watched_unless_it_comes_to_somet
     otherwise = ("compute.workers=1", "watch.evaluate_every=2", "data.seconds_per_row=9", "data.text_tokens_per_row=9")
     run_experiment("more-tasks", inputs, tmp_path, overrides=(*SMALL, *otherwise), **common)
     assert names() == before and (folder / "results.json").read_bytes() == results
+    assert not list(folder.glob("results-*.json"))
     for changed in ("watch.final_rows=1", "batch.accumulation=2"):  # another word error rate, another step
         run_experiment("more-tasks", inputs, tmp_path, overrides=(*SMALL, changed), **common)
         assert len(names() - before) == 3
         before = names()
+
+
+def test_earlier_results_are_kept_unless_all_of_their_runs_come_again(inputs, tmp_path):
+    lines: list[str] = []
+
+    def results_of(*seeds: int) -> tuple[set[int], list[str]]:
+        folder = run_experiment(
+            "more-tasks", inputs, tmp_path, seeds=seeds, overrides=SMALL, stage2_steps=1, evaluate=scores_of,
+            report=lines.append,
+        )  # fmt: skip
+        runs = json.loads((folder / "results.json").read_text())["runs"]
+        return {run["seed"] for run in runs}, sorted(path.name for path in folder.glob("results-*.json"))
+
+    assert results_of(0) == ({0}, [])
+    before = (tmp_path / "more-tasks" / "results.json").read_bytes()
+    assert results_of(0, 1) == ({0, 1}, [])
+    assert results_of(1) == ({1}, ["results-1.json"])
+    kept = json.loads((tmp_path / "more-tasks" / "results-1.json").read_text())["runs"]
+    assert json.loads(before)["runs"] == [run for run in kept if run["seed"] == 0]
+    assert lines[-1].startswith("the earlier results, of other settings or seeds, are kept in ")
+    assert results_of(1) == ({1}, ["results-1.json"])
 
 
 def test_a_table_gives_mean_spread_and_what_every_seed_agrees_on():

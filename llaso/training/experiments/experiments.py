@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import multiprocessing
 import time
@@ -50,6 +51,8 @@ ROWS_AT_ONCE, ANSWER_TOKENS = 32, 64
 """Rows answered together, and tokens of an answer at most, as in the quickstart."""
 TRANSCRIPT_TOKENS = 256
 """Tokens at most of a transcript before an answer."""
+
+RESULTS = "results.json"
 
 Scores = dict[str, Any]
 Evaluate = Callable[[Path, Path, Path, int], Scores]
@@ -356,6 +359,8 @@ def run_experiment(
         return mine.run(variation, seed, stage2_steps if variation == reference else equal_steps[seed])
 
     folder = out / name
+    names = [variation.name for variation in variations]
+    earlier = _kept_aside(folder, report)
     records: dict[tuple[int, int], dict[str, Any]] = {}  # by seed and the variation's place
     waiting = [(seed, place) for seed in seeds for place in range(len(variations))]
     told = False
@@ -370,7 +375,6 @@ def run_experiment(
             told = False
             done = [record for _, record in sorted(records.items())]
             shown = sorted({name for one in done for name in one["scores"] if experiment.shows(name, held_out)})
-            names = [variation.name for variation in variations]
             results: dict[str, Any] = {
                 "name": name,
                 "claim": experiment.claim,
@@ -379,18 +383,38 @@ def run_experiment(
                 "runs": done,
             }
             if corpora:
-                results["corpora"] = {of: str(folder) for of, folder in corpora.items()}
+                results["corpora"] = {of: str(corpus) for of, corpus in corpora.items()}
             if answer_after:
                 results["answer_after"] = answer_after
             with one_at_a_time(folder, report):
-                write_atomically(folder / "results.json", json.dumps(results, indent=1) + "\n", durable=True)
+                write_atomically(folder / RESULTS, json.dumps(results, indent=1) + "\n", durable=True)
             break
         else:
             if not told:
                 report(f"experiment {name}: {len(waiting)} left, with other processes; waiting for them")
             told = True
             time.sleep(LOOK_AGAIN)
+    if earlier is not None:
+        _drop_if_repeated(earlier, [records[key] for key in sorted(records)], report)
     return folder
+
+
+def _kept_aside(folder: Path, report: Report) -> Path | None:
+    """Copy the results of an earlier command, which this one will replace; return the copy, or None without any."""
+    with one_at_a_time(folder, report):
+        if not (folder / RESULTS).exists():
+            return None
+        copy = next(one for number in itertools.count(1) if not (one := folder / f"results-{number}.json").exists())
+        write_atomically(copy, (folder / RESULTS).read_bytes(), durable=True)
+        return copy
+
+
+def _drop_if_repeated(earlier: Path, runs: Sequence[dict[str, Any]], report: Report) -> None:
+    """Delete a copy of earlier results if all its runs are among `runs`; otherwise say where it is."""
+    if all(run in runs for run in json.loads(earlier.read_text(encoding="utf-8"))["runs"]):
+        earlier.unlink()
+    else:
+        report(f"the earlier results, of other settings or seeds, are kept in {earlier}")
 
 
 def _titled(report: Report, title: str) -> Report:
