@@ -1,8 +1,8 @@
-"""Lets a chat model write chats by itself, for a corpus without audio where there are no chats at hand.
+"""Lets a chat model write chats, for a corpus of rows without audio where there are no chats at hand.
 
-Given the beginning of a user's turn alone, a chat model writes what a user might ask (Magpie, arXiv 2406.08464); then
-it answers. Trained on its own answers, a model keeps what it knew rather than learning something new. The output is a
-file for `llaso data import-chats`.
+Given only the beginning of a user's turn, a chat model writes what a user might ask (Magpie, arXiv 2406.08464); then
+it answers. Mixed into training, its own answers are to keep a language model as it is. The output is a file for
+`llaso data import-chats`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from llaso_common.folder_lock import one_at_a_time
 from llaso_common.output_folder import refuse_existing_file
 
 TOGETHER = 64
@@ -23,9 +24,9 @@ PROMPTS = {"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 0}
 ANSWERS = {"do_sample": True, "temperature": 0.7, "top_p": 0.95, "top_k": 0}
 """How each is drawn: prompts should differ, answers should be good."""
 FEWEST_CHARACTERS = 8
-"""Of a prompt."""
+"""Shortest prompt that is kept, in characters."""
 FRUITLESS = 20
-"""Batches without a new chat after which the model is given up."""
+"""Batches in a row without a new chat before an error."""
 LINE = b'{"messages": '
 """How each line begins, also one that was not written to its end."""
 MARK = "\u241f"
@@ -41,7 +42,8 @@ def write_chats(
     device: str | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> int:
+    report: Callable[[str], None] = lambda line: None,
+) -> tuple[int, int]:
     """Write chats of one prompt and one answer, as JSON lines with `messages`; goes on where an earlier call stopped.
 
     Prompts and answers are drawn by `seed`. The same model, seed and library versions on the same device give the same
@@ -55,25 +57,27 @@ def write_chats(
         device: by default the GPU if there is one.
         overwrite: begin anew if the file is there.
         progress: called after each batch with the chats written and `chats`.
+        report: takes a line if another process writes into the same folder and is waited for.
 
     Returns:
-        The number of chats that were there already.
+        The chats in the file, and how many of them are from an earlier call.
 
     Raises:
-        ValueError: there is no such model, it has no chat template, it writes no chats, or `out` holds other chats.
+        ValueError: there is no such model, it has no chat template, it writes no chats, or `out` holds something else.
     """
-    refuse_existing_file(out, overwrite=True)  # of regular files, `_kept` decides
-    out.parent.mkdir(parents=True, exist_ok=True)
+    refuse_existing_file(out, overwrite=True)  # only for folders and devices; `_kept` checks the content of a file
     origin = {"llm": llm, "seed": seed}
-    rows = [] if overwrite else _kept(out, origin, chats)
-    there = len(rows)
-    progress(min(there, chats), chats)
-    if there >= chats:
-        return there
-    model = ChatModel(llm, device)
-    seen = {row["messages"][0]["content"] for row in rows}
-    batch, fruitless = rows[-1]["batch"] + 1 if rows else 0, 0
-    with out.open("w" if overwrite else "a", encoding="utf-8") as file:
+    with one_at_a_time(out.parent, report):
+        rows = [] if overwrite else _kept(out, origin, chats)
+        there = len(rows)
+        progress(min(there, chats), chats)
+        if there >= chats:
+            return there, there
+        model = ChatModel(llm, device)
+        if overwrite:
+            out.unlink(missing_ok=True)
+        seen = {row["messages"][0]["content"] for row in rows}
+        batch, fruitless = rows[-1]["batch"] + 1 if rows else 0, 0
         while len(rows) < chats:
             found = []
             for prompt, answer in model.chats(seed, batch):
@@ -83,18 +87,24 @@ def write_chats(
                     found.append({"messages": messages, "batch": batch, **origin})
             fruitless = 0 if found else fruitless + 1
             if fruitless == FRUITLESS:
-                raise ValueError(f"{llm}: {FRUITLESS * TOGETHER:,} attempts gave no new chat; is it a chat model?")
+                raise ValueError(
+                    f"{llm}: {FRUITLESS * TOGETHER:,} attempts gave no new chat; try another --seed or a larger chat "
+                    "model"
+                )
             found = found[: chats - len(rows)]
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
-            file.flush()
+            if found:
+                with out.open("a", encoding="utf-8") as file:
+                    file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
             rows += found
             batch += 1
             progress(len(rows), chats)
-    return there
+        return len(rows), there
 
 
 def _kept(out: Path, origin: dict[str, Any], chats: int) -> list[dict[str, Any]]:
-    """Return the chats of an earlier call; unless they are enough, drop its last batch, which may not be whole.
+    """Return the chats of an earlier call, and cut off what is not whole.
+
+    That is a last line without its end and, unless there are enough chats, the last batch.
 
     Raises:
         ValueError: the file holds something else.
@@ -103,24 +113,27 @@ def _kept(out: Path, origin: dict[str, Any], chats: int) -> list[dict[str, Any]]
         return []
     lines = out.read_bytes().splitlines(keepends=True)
     torn = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
-    try:
-        rows = [json.loads(line) for line in lines]
-        batches = [row["batch"] for row in rows]
-        theirs = {name: rows[0][name] for name in origin} if rows else origin
-    except (ValueError, LookupError, TypeError):
-        theirs, batches = {}, []
-    if not torn.startswith(LINE[: len(torn)]):
-        theirs = {}
-    if theirs != origin:
+    rows = [_row(line, origin) for line in lines]
+    ours = [row for row in rows if row is not None]
+    if len(ours) < len(rows) or not torn.startswith(LINE[: len(torn)]):
         raise ValueError(
             f"{out} exists and is not from this model and seed. Choose another file, or replace it with --overwrite"
         )
-    if len(rows) < chats:
-        lines = [line for line, batch in zip(lines, batches, strict=True) if batch < batches[-1]]
-        rows = rows[: len(lines)]
-        with out.open("r+b") as file:
-            file.truncate(sum(map(len, lines)))
-    return rows
+    if len(ours) < chats:
+        ours = [row for row in ours if row["batch"] < ours[-1]["batch"]]
+    with out.open("r+b") as file:
+        file.truncate(sum(map(len, lines[: len(ours)])))
+    return ours
+
+
+def _row(line: bytes, origin: dict[str, Any]) -> dict[str, Any] | None:
+    """Read one line; return None if it is no chat of this model and seed."""
+    try:
+        row = json.loads(line)
+        is_ours = {name: row[name] for name in origin} == origin and isinstance(row["batch"], int)
+        return row if is_ours and isinstance(row["messages"][0]["content"], str) else None
+    except (ValueError, LookupError, TypeError):
+        return None
 
 
 class ChatModel:
@@ -145,14 +158,16 @@ class ChatModel:
             model: Any = AutoModelForCausalLM.from_pretrained(where, dtype="auto")
         except (OSError, ValueError) as error:
             said = str(error).strip().split("\n")[0]
-            raise ValueError(f"{llm}: no language model here nor one that can be fetched ({said})") from error
+            raise ValueError(
+                f"{llm}: neither a language model's folder here nor one that can be fetched ({said}); check the name"
+            ) from error
         if self.tokenizer.chat_template is None:
             raise ValueError(f"{llm}: its tokenizer has no chat template; name a chat model")
-        opened, _, rest = self._rendered(MARK).partition(MARK)
-        closing = self.tokenizer(rest, add_special_tokens=False)["input_ids"]
-        if not closing or closing[0] not in self.tokenizer.all_special_ids:
-            raise ValueError(f"{llm}: its chat template has no token that ends a user's turn")
-        self.opened, self.ends = opened, {closing[0], self.tokenizer.eos_token_id} - {None}
+        self.opened, _, rest = self._rendered(MARK).partition(MARK)
+        closing = self.tokenizer(rest, add_special_tokens=False)["input_ids"][:1]
+        if not set(closing) & set(self.tokenizer.added_tokens_decoder):
+            raise ValueError(f"{llm}: its chat template has no token that ends a user's turn; choose another model")
+        self.ends = {*closing, self.tokenizer.eos_token_id} - {None}
         self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.convert_ids_to_tokens(closing[0])
         self.model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
@@ -163,38 +178,38 @@ class ChatModel:
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices), torch.inference_mode():
             torch.manual_seed(seed * 1_000_003 + batch)
-            prompts = [whole for whole, _ in self._continued([self.opened] * TOGETHER, PROMPT_TOKENS, PROMPTS)]
-            prompts = [text for text in prompts if text and len(text) >= FEWEST_CHARACTERS]
+            written = self._continued([self.opened] * TOGETHER, PROMPT_TOKENS, PROMPTS)
+            prompts = [text for text, ended in written if ended and len(text) >= FEWEST_CHARACTERS]
             if not prompts:
                 return []
             asked = [self._rendered(prompt, add_generation_prompt=True) for prompt in prompts]
             answers = self._continued(asked, ANSWER_TOKENS, ANSWERS)
-        pairs = zip(prompts, (whole or _sentences(begun) for whole, begun in answers), strict=True)
+        pairs = zip(prompts, (text if ended else _sentences(text) for text, ended in answers), strict=True)
         return [(prompt, answer) for prompt, answer in pairs if answer]
 
     def _rendered(self, prompt: str, add_generation_prompt: bool = False) -> str:
         turn = [{"role": "user", "content": prompt}]
         return self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=add_generation_prompt)
 
-    def _continued(self, texts: Sequence[str], tokens: int, how: dict[str, Any]) -> list[tuple[str, str]]:
-        """Continue each text; return each continuation twice: if its turn ends, and in any case."""
+    def _continued(self, texts: Sequence[str], tokens: int, how: dict[str, Any]) -> list[tuple[str, bool]]:
+        """Continue each text; return what was written, and whether the model ended its turn."""
         given = self.tokenizer(list(texts), add_special_tokens=False, padding=True, return_tensors="pt")
         written = self.model.generate(
-            **given.to(self.model.device),
+            input_ids=given["input_ids"].to(self.model.device),
+            attention_mask=given["attention_mask"].to(self.model.device),
             max_new_tokens=tokens,
             eos_token_id=sorted(self.ends),
             pad_token_id=self.tokenizer.pad_token_id,
             **how,
         )[:, given["input_ids"].shape[1] :].tolist()
-        return [self._read(one) for one in written]
+        return [self._read(ids) for ids in written]
 
-    def _read(self, ids: list[int]) -> tuple[str, str]:
-        places = [place for place, token in enumerate(ids) if token in self.ends]
-        text = self.tokenizer.decode(ids[: places[0]] if places else ids, skip_special_tokens=True).strip()
-        return (text if places else "", text)
+    def _read(self, ids: list[int]) -> tuple[str, bool]:
+        end = next((place for place, token in enumerate(ids) if token in self.ends), None)
+        return self.tokenizer.decode(ids[:end], skip_special_tokens=True).strip(), end is not None
 
 
 def _sentences(text: str) -> str:
-    """Return the whole sentences at the beginning of a text."""
-    ends = [found.end() for found in re.finditer(r"[.!?](?=\s|$)", text)]
+    """Return the whole sentences at the beginning of a text; a number with a dot, as in a list, ends none."""
+    ends = [found.end() for found in re.finditer(r"(?<!\d)[.!?][\"'”’)]*(?=\s|$)|[。！？]", text)]
     return text[: ends[-1]] if ends else ""

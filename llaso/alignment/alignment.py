@@ -18,6 +18,8 @@ from modeling_llaso.processing_llaso import LlasoProcessor
 
 TRANSCRIBED = ("ASR",)
 """Tasks whose answer is what the recording says."""
+TRANSCRIBED_FORMAT = "text_audio"
+"""The format whose recording holds nothing else, such as a spoken instruction."""
 BLANK = "\n"
 """CTC's token for "nothing new". LLMs read it as a break between words, and its embedding differs from the others':
 the tags that LLaSO adds begin as the mean of all, and do not train as a blank."""
@@ -28,9 +30,9 @@ def is_transcribed(task: str, modality: str) -> bool:
 
     Args:
         task: the row's task.
-        modality: its format; with a spoken instruction, the recording holds that as well.
+        modality: its format.
     """
-    return task in TRANSCRIBED and modality == "text_audio"
+    return task in TRANSCRIBED and modality == TRANSCRIBED_FORMAT
 
 
 def blank_of(processor: LlasoProcessor) -> int:

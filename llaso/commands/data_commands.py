@@ -136,9 +136,9 @@ def add_parser(commands) -> None:
 
     writes = actions.add_parser(
         "write-chats",
-        help="let a chat model write chats by itself, for import-chats",
-        description="Given the beginning of a user's turn, a chat model writes prompts, and then it answers them. "
-        "Mixed into training, they keep what it knew.",
+        help="let a chat model write chats, for import-chats",
+        description="Given only the beginning of a user's turn, a chat model writes prompts, and then it answers "
+        "them. Mix the chats into training to help the language model keep its text skill.",
     )
     writes.add_argument("llm", type=some_text, metavar="LLM", help="folder or Hub id of a chat model")
     writes.add_argument(
@@ -147,7 +147,7 @@ def add_parser(commands) -> None:
     writes.add_argument("--seed", type=seed, default=0, metavar="N")
     writes.add_argument("--device", type=device, help="cpu, cuda, … (default: the GPU if there is one)")
     add_output_file(writes, "file of JSON lines to write", required=True)
-    writes.set_defaults(run=_write_chats, goes_on=True)
+    writes.set_defaults(run=_write_chats)
 
     export = actions.add_parser("export-release", help="write a corpus as the authors' JSON files")
     export.add_argument("folder", type=path, metavar="DIR")
@@ -389,7 +389,8 @@ def _import_chats(arguments: argparse.Namespace) -> int:
 def _write_chats(arguments: argparse.Namespace) -> int:
     from dataset_scripts.write_chats import write_chats
 
-    there = write_chats(
+    arguments.goes_on = not arguments.overwrite
+    total, there = write_chats(
         arguments.llm,
         arguments.out,
         arguments.wanted,
@@ -397,9 +398,10 @@ def _write_chats(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         overwrite=arguments.overwrite,
         progress=_Progress("written"),
+        report=lambda line: print(line, file=sys.stderr),
     )
-    before = f", {there:,} of them from before" if there else ""
-    print(f"{arguments.out}: {arguments.wanted:,} chats{before}; `llaso data import-chats` makes rows of them")
+    earlier = f", {there:,} of them from an earlier call" if there else ""
+    print(f"{arguments.out}: {total:,} chats{earlier}; `llaso data import-chats` makes rows of them")
     return 0
 
 

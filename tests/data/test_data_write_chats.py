@@ -71,12 +71,16 @@ def test_a_stopped_call_goes_on_to_the_same_chats(llm, tmp_path, torn):
     if torn:
         stopped.write_bytes(content[:-torn])  # killed in the middle of a line
     counts: list[int] = []
-    there = write_chats(llm, stopped, 40, progress=lambda done, total: counts.append(done))
-    assert 0 < there == counts[0] <= 25
+    total, there = write_chats(llm, stopped, 40, progress=lambda done, total: counts.append(done))
+    assert total == 40 and 0 < there == counts[0] <= 25
     assert counts[-1] == 40
     assert stopped.read_bytes() == whole.read_bytes()
-    assert write_chats(llm, stopped, 12) == 40  # there are enough: nothing is taken away
+    assert write_chats(llm, stopped, 12) == (40, 40)  # there are enough: nothing is taken away
     assert stopped.read_bytes() == whole.read_bytes()
+    with stopped.open("ab") as file:
+        file.write(b'{"messages": [{"ro')
+    assert write_chats(llm, stopped, 12) == (40, 40)
+    assert stopped.read_bytes() == whole.read_bytes()  # but for a line without its end
 
 
 def test_another_seed_gives_other_chats_and_the_random_state_is_left_alone(llm, tmp_path):
@@ -98,17 +102,26 @@ def test_a_file_of_something_else_is_left_alone(llm, tmp_path):
         with pytest.raises(ValueError, match="not from this model and seed. Choose another file, or replace it"):
             write_chats(llm, out, 5)
         assert out.read_text(encoding="utf-8") == content
-    with pytest.raises(ValueError, match="no language model here"):
+    with pytest.raises(ValueError, match="neither a language model's folder"):
         write_chats("missing", out, 5, overwrite=True)
     assert out.read_text(encoding="utf-8") == content
     write_chats(llm, out, 5, overwrite=True)
     with pytest.raises(ValueError, match="not from this model and seed"):
         write_chats(llm, out, 9, seed=1)
+    for strange in (b'{"messages": [], "batch": 1}\n', b'{"messages": [{"content": "x"}], "batch": "b"}\n'):
+        content = out.read_bytes() + strange
+        other = tmp_path / "other.jsonl"
+        other.write_bytes(content)
+        with pytest.raises(ValueError, match="not from this model and seed"):
+            write_chats(llm, other, 9)
+        assert other.read_bytes() == content
 
 
 def test_models_that_cannot_chat_are_refused(llm, tmp_path, monkeypatch):
     out = tmp_path / "chats.jsonl"
-    with pytest.raises(ValueError, match="missing: no language model here nor one that can be fetched"):
+    with pytest.raises(
+        ValueError, match="missing: neither a language model's folder here nor one that can be fetched"
+    ):
         write_chats(str(tmp_path / "missing"), out, 5)
     _, base = save_backbones(tmp_path)
     with pytest.raises(ValueError, match="no chat template; name a chat model"):
@@ -119,9 +132,9 @@ def test_models_that_cannot_chat_are_refused(llm, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no token that ends a user's turn"):
         write_chats(str(base), out, 5)
     monkeypatch.setattr(module.ChatModel, "chats", lambda self, seed, batch: [])
-    with pytest.raises(ValueError, match="480 attempts gave no new chat; is it a chat model"):
+    with pytest.raises(ValueError, match="480 attempts gave no new chat; try another --seed or a larger chat model"):
         write_chats(llm, out, 5)
-    assert not out.exists() or out.read_bytes() == b""
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
@@ -133,6 +146,10 @@ def test_models_that_cannot_chat_are_refused(llm, tmp_path, monkeypatch):
         ("", ""),
         ("It is 3.5 m. Then 2.5", "It is 3.5 m."),
         ("One 3.5", ""),
+        ("1. Mix the eggs", ""),
+        ("1. Mix.\n2. Bake", "1. Mix."),
+        ('He said "Yes." And', 'He said "Yes."'),
+        ("你好。再", "你好。"),
     ],
 )
 def test_an_answer_that_is_too_long_ends_with_a_sentence(text, kept):

@@ -107,6 +107,19 @@ def test_what_is_measured_is_what_a_step_of_so_many_rows_takes(root, tmp_path):
     assert peaks[12] == pytest.approx(peaks[1] + 11 * (peaks[2] - peaks[1]), rel=0.05)
 
 
+def test_a_transcript_is_measured_at_its_slowest_speed(root, tmp_path):
+    """So that no micro-batch is larger than what was measured."""
+    changes = recipe_for(root, tmp_path, {"per_device": 1})
+    changes["data"] = changes["data"] | {"speeds": [0.5, 1.0]}
+    recipe = load_recipe(changes)
+    model, processor = open_model(recipe)
+    probe = Probe(recipe, model, processor, set_up_parts(model, recipe))
+    taken = len(probe.collator.encode(probe.row).input_ids)
+    own = {name: value for name, value in probe.row.items() if name != "speed"}
+    assert probe.row["speed"] == 0.5
+    assert len(probe.collator.encode(own).input_ids) < taken <= probe.length
+
+
 def test_auto_trains_as_the_number_that_it_chose_and_resumes_with_it(root, tmp_path, monkeypatch):
     """Five rows fit when the run begins, and a hundred when it is resumed, which are not asked for."""
     lines: list[str] = []

@@ -18,6 +18,7 @@ from support.tiny_eval import corpus_row, write_corpus
 from support.tiny_training import row, save_backbones, save_corpus, tiny_recipe
 
 from llaso.cli import main
+from llaso.training.experiments import experiments
 from llaso.training.experiments.experiment_report import put_into_page, table, write_report
 from llaso.training.experiments.experiments import Inputs, _steps_of, evaluate_model, flat_scores, run_experiment
 from llaso.training.recipe.recipe import load_recipe
@@ -308,7 +309,10 @@ def test_a_run_is_taken_as_it_is_however_it_was_watched_unless_it_comes_to_somet
         before = names()
 
 
-def test_earlier_results_are_kept_unless_all_of_their_runs_come_again(inputs, tmp_path):
+def test_earlier_results_are_kept_unless_all_of_their_runs_come_again(inputs, tmp_path, monkeypatch):
+    def stopped(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
     lines: list[str] = []
 
     def results_of(*seeds: int) -> tuple[set[int], list[str]]:
@@ -327,6 +331,12 @@ def test_earlier_results_are_kept_unless_all_of_their_runs_come_again(inputs, tm
     assert json.loads(before)["runs"] == [run for run in kept if run["seed"] == 0]
     assert lines[-1].startswith("the earlier results, of other settings or seeds, are kept in ")
     assert results_of(1) == ({1}, ["results-1.json"])
+    for _ in range(2):  # stopped before its first run, twice
+        with monkeypatch.context() as patch:
+            patch.setattr(experiments, "train", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                results_of(2)
+    assert results_of(2) == ({2}, ["results-1.json", "results-2.json"])
 
 
 def test_a_table_gives_mean_spread_and_what_every_seed_agrees_on():

@@ -400,21 +400,29 @@ def run_experiment(
 
 
 def _kept_aside(folder: Path, report: Report) -> Path | None:
-    """Copy the results of an earlier command, which this one will replace; return the copy, or None without any."""
+    """Copy the results of an earlier command, which this one will replace; return the copy, or None without any.
+
+    A command that is repeated after it was stopped, or that runs in several processes, finds the copy again.
+    """
     with one_at_a_time(folder, report):
         if not (folder / RESULTS).exists():
             return None
-        copy = next(one for number in itertools.count(1) if not (one := folder / f"results-{number}.json").exists())
-        write_atomically(copy, (folder / RESULTS).read_bytes(), durable=True)
+        content = (folder / RESULTS).read_bytes()
+        copies = (folder / f"results-{number}.json" for number in itertools.count(1))
+        copy = next(one for one in copies if not one.exists() or one.read_bytes() == content)
+        write_atomically(copy, content, durable=True)
         return copy
 
 
 def _drop_if_repeated(earlier: Path, runs: Sequence[dict[str, Any]], report: Report) -> None:
     """Delete a copy of earlier results if all its runs are among `runs`; otherwise say where it is."""
-    if all(run in runs for run in json.loads(earlier.read_text(encoding="utf-8"))["runs"]):
-        earlier.unlink()
-    else:
-        report(f"the earlier results, of other settings or seeds, are kept in {earlier}")
+    with one_at_a_time(earlier.parent, report):
+        if not earlier.exists():  # another process of the same command has dropped it
+            return
+        if all(run in runs for run in json.loads(earlier.read_text(encoding="utf-8"))["runs"]):
+            earlier.unlink()
+        else:
+            report(f"the earlier results, of other settings or seeds, are kept in {earlier}")
 
 
 def _titled(report: Report, title: str) -> Report:

@@ -103,6 +103,11 @@ class DataChoice:
     seconds_per_row: Annotated[float, AT_LEAST_0] = 0.0  # likewise, the mean of its audio
     text_tokens_per_row: Annotated[int, AT_LEAST_0] = 0  # likewise, the mean of what is not audio
 
+    @property
+    def slowest_speed(self) -> float:
+        """The smallest of `speeds`, or 1 if all are larger: a recording may keep its own; see `RowEncoder`."""
+        return min(1.0, *self.speeds)
+
 
 @dataclass(frozen=True)
 class BatchChoice:

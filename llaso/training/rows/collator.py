@@ -84,13 +84,13 @@ class RowEncoder:
     def __call__(self, row: Row) -> Example:
         """Return tokens, labels and audio of a row.
 
-        A row that cannot be learned from at its `speed`, since it is too long or too short then, keeps its own speed.
+        A row that is too long at its `speed`, or too short to be aligned, is played as it is.
 
         Raises:
             ValueError: the row cannot be learned from; the message names it.
         """
         if (speed := row.get("speed", 1.0)) != 1:
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError):  # what is not due to the speed is raised below
                 return self._encode(row, speed)
         try:
             return self._encode(row)
@@ -133,19 +133,20 @@ class RowEncoder:
             labels=labels.repeat_interleave(repeats),
             windows=[window for _, windows in windows_of_clips for window in windows],
             encoded=encoded and bool(clips),
-            transcript=self._transcript(row, labels[answer], vectors, speed) if self.align != "no" else None,
+            transcript=None
+            if self.align == "no"
+            else self._transcript(row, labels[answer], vectors, required=self.align == "all" or speed != 1),
         )
 
-    def _transcript(self, row: Row, answer: torch.Tensor, vectors: int, speed: float) -> torch.Tensor | None:
+    def _transcript(self, row: Row, answer: torch.Tensor, vectors: int, required: bool) -> torch.Tensor | None:
         """Return the tokens of a row's transcript, or their pieces; None if it cannot be aligned.
 
         Tokens that end the turn are left out, and so are line breaks, which are the blank. CTC needs a vector for each
         token, and one more between two equal ones.
 
         Raises:
-            ValueError: it cannot be aligned, but all rows have to be, or it is not played at its own speed.
+            ValueError: it cannot be aligned, and `required` is set.
         """
-        must = self.align == "all" or speed != 1
         if not is_transcribed(row["task"], row["modality"]) or not vectors:
             reason = f"it is not the transcript of one recording (task {row['task']}, format {row['modality']})"
         else:
@@ -158,9 +159,9 @@ class RowEncoder:
                 f"its transcript needs {needed} audio tokens, but it has {vectors} (a smaller model.projector_stride "
                 "gives more, and a larger optimizer.ctc_merges needs fewer)"
             )
-            if not must:
+            if not required:
                 logger.warning("row %s is not aligned by CTC: %s", row["id"], reason)
-        if must:
+        if required:
             raise ValueError(f"{reason}, so nothing is learned from it with optimizer.ctc_weight=1")
         return None
 

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import soxr
 import torch
 
+from llaso.alignment.alignment import TRANSCRIBED, TRANSCRIBED_FORMAT
 from llaso_common.audio import read_audio
 from llaso_common.open_corpus import NoSuchSplit
 from llaso_common.schema import Row, clip_bytes
@@ -129,6 +130,10 @@ class Corpus:
     def seconds(self) -> np.ndarray:
         """Return the seconds of audio of every row, `(rows,)`; 0 where the corpus does not say."""
         return np.concatenate([part.index.known["duration"].to_numpy()[part.rows] for part in self.parts])
+
+    def transcribed(self) -> np.ndarray:
+        """Return of which rows the answer is the transcript, `(rows,)`; see `is_transcribed`."""
+        return np.concatenate([_is_transcribed(part.index)[part.rows] for part in self.parts])
 
     def tasks(self) -> Counter[str]:
         """Count the rows of each task."""
@@ -253,6 +258,10 @@ def _digest(name: str) -> bytes:
 def _among(column: pa.ChunkedArray, names: Iterable[str]) -> np.ndarray:
     """Return which values of a dictionary-encoded column are among some names, `(rows,)`."""
     return pc.is_in(column.cast(pa.string()), pa.array(names, pa.string())).to_numpy()
+
+
+def _is_transcribed(index: CorpusIndex) -> np.ndarray:
+    return _among(index.known["task"], TRANSCRIBED) & _among(index.known["modality"], (TRANSCRIBED_FORMAT,))
 
 
 def _admitted(index: CorpusIndex, choice: DataChoice) -> np.ndarray:

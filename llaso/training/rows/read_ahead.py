@@ -129,7 +129,7 @@ class ReadAhead(Sampler[list[Row]]):
             held[key] = Held(pool.submit(self.corpus.read_group, key[1]), due)
 
     def _take(self, held: dict[Key, Held], epoch: int, number: int) -> Row:
-        """Return a row, which no one else takes in this epoch."""
+        """Return a row, which is taken once in an epoch; one to transcribe has its `speed`, unless that is 1."""
         group = int(self.corpus.groups_of(np.array([number]))[0])
         of_group = held[epoch, group]
         rows, place = of_group.rows.result(), number - int(self.corpus.row_groups.starts[group])
@@ -137,7 +137,7 @@ class ReadAhead(Sampler[list[Row]]):
         of_group.due -= 1
         if not of_group.due:
             del held[epoch, group]
-        if is_transcribed(row["task"], row["modality"]):
+        if set(self.speeds) != {1.0} and is_transcribed(row["task"], row["modality"]):
             row["speed"] = float(seeded(self.plan.seed, "speed", epoch, number).choice(self.speeds))
         return row
 

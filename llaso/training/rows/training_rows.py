@@ -119,8 +119,9 @@ def plan_of(recipe: Recipe, corpus: Corpus, world: int) -> Plan:
         batch.accumulation * world,
         batch.packing,
     )
-    slowest = min(1.0, *recipe.data.speeds)  # batches are planned for it, so that they stay within batch.max_tokens
-    lengths = np.ceil(corpus.lengths / slowest).astype(corpus.lengths.dtype)
+    # Transcripts are planned at their slowest speed, so that micro-batches stay within batch.max_tokens.
+    slowed = np.ceil(corpus.lengths / recipe.data.slowest_speed).astype(corpus.lengths.dtype)
+    lengths = np.where(corpus.transcribed(), slowed, corpus.lengths)
     return Plan(replace(corpus.row_groups, lengths=lengths), rule, recipe.seed)
 
 

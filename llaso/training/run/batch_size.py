@@ -19,6 +19,7 @@ import psutil
 import torch
 from torch import nn
 
+from llaso.alignment.alignment import is_transcribed
 from llaso.progress import Report
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor
@@ -138,21 +139,25 @@ class Probe:
     ) -> None:
         corpus = open_corpus(recipe.data, processor, recipe.compute.workers)
         self.collator = collator_for(recipe, processor, cache=None)
-        rows = TrainingRows(corpus, plan_of(recipe, corpus, world=1), [], 1, self.collator, None)
+        plan = plan_of(recipe, corpus, world=1)
+        rows = TrainingRows(corpus, plan, [], 1, self.collator, None)
         history = History(Path(recipe.out) / HISTORY, write=False)
         self.trainer = LlasoTrainer(model, recipe, processor, rows, frozen, history)
         if self.trainer.shards:
             raise ValueError("batch.per_device: auto cannot measure sharded weights; name a number")
         self.device = self.trainer.args.device
         self.model = model
-        self.mean_length = float(np.mean(corpus.lengths))
-        for number in np.argsort(corpus.lengths)[::-1][:LONGEST_TRIED].tolist():
+        lengths = plan.groups.lengths
+        self.mean_length = float(np.mean(lengths))
+        for number in np.argsort(lengths)[::-1][:LONGEST_TRIED].tolist():
+            row = corpus[number]
+            if is_transcribed(row["task"], row["modality"]):
+                row["speed"] = recipe.data.slowest_speed
             try:
-                self.collator.encode(corpus[number])
+                self.collator.encode(row)
             except ValueError:
                 continue  # training names it, or counts it as skipped
-            self.row, self.length = corpus[number], int(corpus.lengths[number])
-            self.row["speed"] = min(recipe.data.speeds)
+            self.row, self.length = row, int(lengths[number])
             break
         else:
             raise ValueError(f"batch.per_device: auto: none of the {LONGEST_TRIED} longest rows can be read")
