@@ -7,6 +7,7 @@ it answers. Mixed into training, its own answers are to keep a language model as
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -27,8 +28,8 @@ FEWEST_CHARACTERS = 8
 """Shortest prompt that is kept, in characters."""
 FRUITLESS = 20
 """Batches in a row without a new chat before an error."""
-LINE = b'{"messages": '
-"""How each line begins, also one that was not written to its end."""
+SURE = len('{"llm": "x')
+"""Bytes of a line that was not written to its end by which it is known."""
 MARK = "\u241f"
 """Stands for a turn's content while the chat template is taken apart."""
 
@@ -65,8 +66,10 @@ def write_chats(
     Raises:
         ValueError: there is no such model, it has no chat template, it writes no chats, or `out` holds something else.
     """
-    refuse_existing_file(out, overwrite=True)  # only for folders and devices; `_kept` checks the content of a file
-    origin = {"llm": llm, "seed": seed}
+    local = Path(llm).expanduser()
+    # Only for folders, devices and the model's own files: `_kept` checks the content of others.
+    refuse_existing_file(out, overwrite=True, inputs=local.iterdir() if local.is_dir() else ())
+    origin = {"llm": str(local) if local.is_dir() else llm, "seed": seed}
     with one_at_a_time(out.parent, report):
         rows = [] if overwrite else _kept(out, origin, chats)
         there = len(rows)
@@ -74,8 +77,7 @@ def write_chats(
         if there >= chats:
             return there, there
         model = ChatModel(llm, device)
-        if overwrite:
-            out.unlink(missing_ok=True)
+        mode = "w" if overwrite else "a"
         seen = {row["messages"][0]["content"] for row in rows}
         batch, fruitless = rows[-1]["batch"] + 1 if rows else 0, 0
         while len(rows) < chats:
@@ -84,7 +86,7 @@ def write_chats(
                 if prompt not in seen:
                     seen.add(prompt)
                     messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-                    found.append({"messages": messages, "batch": batch, **origin})
+                    found.append({**origin, "batch": batch, "messages": messages})
             fruitless = 0 if found else fruitless + 1
             if fruitless == FRUITLESS:
                 raise ValueError(
@@ -93,8 +95,9 @@ def write_chats(
                 )
             found = found[: chats - len(rows)]
             if found:
-                with out.open("a", encoding="utf-8") as file:
+                with out.open(mode, encoding="utf-8") as file:
                     file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
+                mode = "a"
             rows += found
             batch += 1
             progress(len(rows), chats)
@@ -115,7 +118,9 @@ def _kept(out: Path, origin: dict[str, Any], chats: int) -> list[dict[str, Any]]
     torn = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
     rows = [_row(line, origin) for line in lines]
     ours = [row for row in rows if row is not None]
-    if len(ours) < len(rows) or not torn.startswith(LINE[: len(torn)]):
+    in_order = all(one["batch"] <= next_["batch"] for one, next_ in itertools.pairwise(ours))
+    begins = json.dumps(origin, ensure_ascii=False)[:-1].encode()  # how each line does, also a torn one
+    if len(ours) < len(rows) or not in_order or torn[: len(begins)] != begins[: len(torn)] or 0 < len(torn) < SURE:
         raise ValueError(
             f"{out} exists and is not from this model and seed. Choose another file, or replace it with --overwrite"
         )
@@ -132,7 +137,7 @@ def _row(line: bytes, origin: dict[str, Any]) -> dict[str, Any] | None:
         row = json.loads(line)
         is_ours = {name: row[name] for name in origin} == origin and isinstance(row["batch"], int)
         return row if is_ours and isinstance(row["messages"][0]["content"], str) else None
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return None
 
 
@@ -189,7 +194,8 @@ class ChatModel:
 
     def _rendered(self, prompt: str, add_generation_prompt: bool = False) -> str:
         turn = [{"role": "user", "content": prompt}]
-        return self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=add_generation_prompt)
+        how = {"add_generation_prompt": add_generation_prompt, "enable_thinking": False}  # the latter for Qwen 3
+        return self.tokenizer.apply_chat_template(turn, tokenize=False, **how)
 
     def _continued(self, texts: Sequence[str], tokens: int, how: dict[str, Any]) -> list[tuple[str, bool]]:
         """Continue each text; return what was written, and whether the model ended its turn."""

@@ -78,7 +78,7 @@ def test_a_stopped_call_goes_on_to_the_same_chats(llm, tmp_path, torn):
     assert write_chats(llm, stopped, 12) == (40, 40)  # there are enough: nothing is taken away
     assert stopped.read_bytes() == whole.read_bytes()
     with stopped.open("ab") as file:
-        file.write(b'{"messages": [{"ro')
+        file.write(content.splitlines()[0][:60])
     assert write_chats(llm, stopped, 12) == (40, 40)
     assert stopped.read_bytes() == whole.read_bytes()  # but for a line without its end
 
@@ -97,7 +97,7 @@ def test_another_seed_gives_other_chats_and_the_random_state_is_left_alone(llm, 
 
 def test_a_file_of_something_else_is_left_alone(llm, tmp_path):
     out = tmp_path / "chats.jsonl"
-    for content in ('{"messages": []}\n', "no JSON\n", "[1]\n", "mine", '{"messages"\nmine'):
+    for content in ('{"messages": []}\n', "no JSON\n", "[1]\n", "mine", "{", '{"messages": [{"role": "user"'):
         out.write_text(content, encoding="utf-8")
         with pytest.raises(ValueError, match="not from this model and seed. Choose another file, or replace it"):
             write_chats(llm, out, 5)
@@ -108,8 +108,14 @@ def test_a_file_of_something_else_is_left_alone(llm, tmp_path):
     write_chats(llm, out, 5, overwrite=True)
     with pytest.raises(ValueError, match="not from this model and seed"):
         write_chats(llm, out, 9, seed=1)
-    for strange in (b'{"messages": [], "batch": 1}\n', b'{"messages": [{"content": "x"}], "batch": "b"}\n'):
-        content = out.read_bytes() + strange
+    lines = out.read_bytes().splitlines(keepends=True)
+    strange = [
+        b'{"messages": [], "batch": 1}\n',
+        lines[0].replace(b'"batch": 0', b'"batch": "x"'),
+        b"[" * 100_000 + b"\n",
+    ]
+    later = lines[0].replace(b'"batch": 0', b'"batch": 5')
+    for content in (*(b"".join([*lines, one]) for one in strange), b"".join([later, *lines])):
         other = tmp_path / "other.jsonl"
         other.write_bytes(content)
         with pytest.raises(ValueError, match="not from this model and seed"):

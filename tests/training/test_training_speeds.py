@@ -126,12 +126,26 @@ def test_micro_batches_stay_within_max_tokens_at_the_slowest_speed(root, process
     recipe = load_recipe(tiny_recipe(root, "unused", data__speeds=[0.5, 1.0], **changes))
     corpus = open_corpus(recipe.data, processor)
     plan, encode = plan_of(recipe, corpus, world=1), RowEncoder(processor, 2048)
+    natural = open_corpus(DataChoice(str(root / "corpus")), processor).lengths
+    assert all(natural < corpus.lengths)
     several = 0
     for (batch,) in plan.steps(0, 0):
         longest = max(len(encode(corpus[number] | {"speed": 0.5}).input_ids) for number in batch)
         assert len(batch) == 1 or longest * len(batch) <= tokens
         several += len(batch) > 1
     assert several > 0
+
+
+def test_a_slower_recording_that_needs_another_window_is_planned_with_it(root, tmp_path):
+    """In `full`, 29 seconds are one window, and at 0.9 of the speed they are two; 600 seconds stay as they are."""
+    processor = new_processor(root / "encoder", root / "llm", audio_padding="full")
+    processor.max_audio_len = 600
+    rows = [row(number) | {"duration": seconds} for number, seconds in enumerate((10.0, 29.0, 600.0))]
+    folder = str(save_corpus(tmp_path / "corpus", {"train": rows}))
+    natural = open_corpus(DataChoice(folder), processor).lengths
+    slowed = open_corpus(DataChoice(folder, speeds=(0.9, 1.0)), processor).lengths
+    window = processor.count_audio_tokens(16_000)
+    assert (slowed - natural).tolist() == [0, window, 0]
 
 
 @pytest.mark.parametrize(

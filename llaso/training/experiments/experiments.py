@@ -395,7 +395,7 @@ def run_experiment(
             told = True
             time.sleep(LOOK_AGAIN)
     if earlier is not None:
-        _drop_if_repeated(earlier, [records[key] for key in sorted(records)], report)
+        _drop_repeated(folder, earlier, [records[key] for key in sorted(records)], report)
     return folder
 
 
@@ -414,14 +414,15 @@ def _kept_aside(folder: Path, report: Report) -> Path | None:
         return copy
 
 
-def _drop_if_repeated(earlier: Path, runs: Sequence[dict[str, Any]], report: Report) -> None:
-    """Delete a copy of earlier results if all its runs are among `runs`; otherwise say where it is."""
-    with one_at_a_time(earlier.parent, report):
-        if not earlier.exists():  # another process of the same command has dropped it
-            return
-        if all(run in runs for run in json.loads(earlier.read_text(encoding="utf-8"))["runs"]):
-            earlier.unlink()
-        else:
+def _drop_repeated(folder: Path, earlier: Path, runs: Sequence[dict[str, Any]], report: Report) -> None:
+    """Delete copies of earlier results whose runs are all among `runs`; say where `earlier` is if it stays."""
+    there = {json.dumps(run) for run in runs}  # as text, in which NaN equals itself
+    with one_at_a_time(folder, report):
+        for copy in folder.glob("results-*.json"):
+            with contextlib.suppress(ValueError, LookupError, TypeError):  # a file of something else stays
+                if all(json.dumps(run) in there for run in json.loads(copy.read_text(encoding="utf-8"))["runs"]):
+                    copy.unlink()
+        if earlier.exists():
             report(f"the earlier results, of other settings or seeds, are kept in {earlier}")
 
 

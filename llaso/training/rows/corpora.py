@@ -6,13 +6,15 @@ encoded, with the expanded length of each, so that batches are planned before an
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -43,7 +45,7 @@ class CorpusPart:
         rows: `(rows,)`, the numbers in the index of those admitted, in their order.
         groups: `(groups,)`, row groups that have any.
         starts: `(groups + 1,)`, where the rows of each begin among those admitted.
-        lengths: `(rows,)`, tokens after audio expansion.
+        lengths: `(rows,)`, tokens after audio expansion; of transcripts, at the slowest speed of the recipe.
     """
 
     index: CorpusIndex
@@ -131,10 +133,6 @@ class Corpus:
         """Return the seconds of audio of every row, `(rows,)`; 0 where the corpus does not say."""
         return np.concatenate([part.index.known["duration"].to_numpy()[part.rows] for part in self.parts])
 
-    def transcribed(self) -> np.ndarray:
-        """Return of which rows the answer is the transcript, `(rows,)`; see `is_transcribed`."""
-        return np.concatenate([_is_transcribed(part.index)[part.rows] for part in self.parts])
-
     def tasks(self) -> Counter[str]:
         """Count the rows of each task."""
         counts = Counter[str]()
@@ -165,7 +163,8 @@ def open_corpus(choice: DataChoice, processor: LlasoProcessor | None = None, wor
         FileNotFoundError: no such corpus.
     """
     index = open_index(choice.path, choice.split, choice.config, choice.revision)
-    parts, drawn = [_part(index, _admitted(index, choice), processor, choice.path, workers)], 0
+    part = _part(index, _admitted(index, choice), processor, choice.path, workers)
+    parts, drawn = [_at_slowest_speed(part, choice, processor)], 0
     if choice.text_path:
         text = open_index(choice.text_path, choice.split, "default", choice.text_revision)
         parts.append(_part(text, np.arange(len(text.known)), processor, choice.text_path, workers))
@@ -260,8 +259,28 @@ def _among(column: pa.ChunkedArray, names: Iterable[str]) -> np.ndarray:
     return pc.is_in(column.cast(pa.string()), pa.array(names, pa.string())).to_numpy()
 
 
-def _is_transcribed(index: CorpusIndex) -> np.ndarray:
-    return _among(index.known["task"], TRANSCRIBED) & _among(index.known["modality"], (TRANSCRIBED_FORMAT,))
+def _at_slowest_speed(part: CorpusPart, choice: DataChoice, processor: LlasoProcessor | None) -> CorpusPart:
+    """Return a part whose transcripts have the lengths of their slowest speed, so that planned batches are no smaller.
+
+    A recording that would be longer than the processor takes keeps its own speed.
+    """
+    if (slowest := choice.slowest_speed) == 1:
+        return part
+
+    def slowed(length: int, seconds: float) -> int:
+        if processor is None or not 0 < seconds < math.inf:
+            return math.ceil(length / slowest)
+        rate, count = processor.feature_extractor.sampling_rate, processor.count_audio_tokens
+        with contextlib.suppress(ValueError):
+            length += count(math.ceil(seconds * rate / slowest) + 1) - count(round(seconds * rate))
+        return length
+
+    known, lengths = part.index.known, part.lengths.copy()
+    transcribed = _among(known["task"], TRANSCRIBED) & _among(known["modality"], (TRANSCRIBED_FORMAT,))
+    places = np.flatnonzero(transcribed[part.rows])
+    seconds = known["duration"].to_numpy()[part.rows[places]]
+    lengths[places] = list(map(slowed, lengths[places].tolist(), seconds.tolist()))
+    return replace(part, lengths=lengths)
 
 
 def _admitted(index: CorpusIndex, choice: DataChoice) -> np.ndarray:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 
 from llaso.alignment.short_pieces import ShortPieces
@@ -119,10 +118,7 @@ def plan_of(recipe: Recipe, corpus: Corpus, world: int) -> Plan:
         batch.accumulation * world,
         batch.packing,
     )
-    # Transcripts are planned at their slowest speed, so that micro-batches stay within batch.max_tokens.
-    slowed = np.ceil(corpus.lengths / recipe.data.slowest_speed).astype(corpus.lengths.dtype)
-    lengths = np.where(corpus.transcribed(), slowed, corpus.lengths)
-    return Plan(replace(corpus.row_groups, lengths=lengths), rule, recipe.seed)
+    return Plan(corpus.row_groups, rule, recipe.seed)
 
 
 def count_steps(recipe: Recipe, plan: Plan) -> int:

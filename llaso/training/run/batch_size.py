@@ -139,17 +139,15 @@ class Probe:
     ) -> None:
         corpus = open_corpus(recipe.data, processor, recipe.compute.workers)
         self.collator = collator_for(recipe, processor, cache=None)
-        plan = plan_of(recipe, corpus, world=1)
-        rows = TrainingRows(corpus, plan, [], 1, self.collator, None)
+        rows = TrainingRows(corpus, plan_of(recipe, corpus, world=1), [], 1, self.collator, None)
         history = History(Path(recipe.out) / HISTORY, write=False)
         self.trainer = LlasoTrainer(model, recipe, processor, rows, frozen, history)
         if self.trainer.shards:
             raise ValueError("batch.per_device: auto cannot measure sharded weights; name a number")
         self.device = self.trainer.args.device
         self.model = model
-        lengths = plan.groups.lengths
-        self.mean_length = float(np.mean(lengths))
-        for number in np.argsort(lengths)[::-1][:LONGEST_TRIED].tolist():
+        self.mean_length = float(np.mean(corpus.lengths))
+        for number in np.argsort(corpus.lengths)[::-1][:LONGEST_TRIED].tolist():
             row = corpus[number]
             if is_transcribed(row["task"], row["modality"]):
                 row["speed"] = recipe.data.slowest_speed
@@ -157,7 +155,7 @@ class Probe:
                 self.collator.encode(row)
             except ValueError:
                 continue  # training names it, or counts it as skipped
-            self.row, self.length = row, int(lengths[number])
+            self.row, self.length = row, int(corpus.lengths[number])
             break
         else:
             raise ValueError(f"batch.per_device: auto: none of the {LONGEST_TRIED} longest rows can be read")
