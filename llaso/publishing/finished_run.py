@@ -50,13 +50,18 @@ class TrainingStage:
         folder: its output folder.
         recipe: content of its recipe.yaml.
         result: content of its training.json.
-        corpora: its training corpora.
+        corpus: what it was trained on.
     """
 
     folder: Path
     recipe: Mapping[str, Any]
     result: Mapping[str, Any]
-    corpora: tuple[CorpusRecord, ...]
+    corpus: CorpusRecord
+
+    @property
+    def chats(self) -> str:
+        """Hub id, or the name of the folder, of the rows without audio that were mixed in; empty without any."""
+        return public_name(self.recipe["data"]["text_path"] or "")
 
     def portable_recipe(self) -> dict[str, Any]:
         """Return the recipe with names instead of this machine's paths."""
@@ -65,8 +70,8 @@ class TrainingStage:
             if recipe["model"][key]:
                 recipe["model"][key] = public_name(recipe["model"][key])
         recipe["compute"]["encoder_cache"] = None
-        for key, corpus in zip(("path", "text_path"), self.corpora, strict=False):
-            recipe["data"][key] = corpus.repo_id or corpus.name
+        recipe["data"]["path"] = self.corpus.repo_id or self.corpus.name
+        recipe["data"]["text_path"] = self.chats or None
         recipe["out"] = Path(recipe["out"]).name
         return recipe
 
@@ -104,7 +109,7 @@ class FinishedRun:
     @property
     def corpora(self) -> list[CorpusRecord]:
         """Return all corpora, each once: those of the stages in order, then the evaluation corpus."""
-        every = [corpus for stage in self.stages for corpus in stage.corpora] + [self.evaluation]
+        every = [stage.corpus for stage in self.stages] + [self.evaluation]
         return list({corpus.name: corpus for corpus in every}.values())
 
 
@@ -158,10 +163,8 @@ def _read_stages(folder: Path) -> tuple[TrainingStage, ...]:
         )
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
     data, checkpoint = recipe["data"], recipe["model"]["checkpoint"]
-    corpora = [read_corpus(data["path"], near=folder.parent, revision=data["revision"])]
-    if data["text_path"]:
-        corpora.append(read_corpus(data["text_path"], near=folder.parent))
-    stage = TrainingStage(folder, recipe, read_json(folder / "training.json"), tuple(corpora))
+    corpus = read_corpus(data["path"], near=folder.parent, revision=data["revision"])
+    stage = TrainingStage(folder, recipe, read_json(folder / "training.json"), corpus)
     before = _local(checkpoint, folder.parent) if checkpoint else None
     return (*(_read_stages(before) if before else ()), stage)
 

@@ -96,7 +96,7 @@ def _metadata(run: FinishedRun, name: str, license: str | dict[str, str] | None)
     if license is None and run.stand_ins:
         license = "apache-2.0"
     terms = {"license": license} if isinstance(license, str) else license or {}
-    datasets = list(dict.fromkeys(c.repo_id for stage in run.stages for c in stage.corpora if c.repo_id))
+    datasets = list(dict.fromkeys(stage.corpus.repo_id for stage in run.stages if stage.corpus.repo_id))
     return {
         "library_name": "transformers",
         **terms,
@@ -181,7 +181,7 @@ def _leakage(run: FinishedRun) -> str:
     """Return the result of the leakage check, or that a corpus was not checked."""
     leakage = run.evaluation.leakage
     compared = {entry["fingerprint"]: entry for entry in leakage.get("compared", {}).values()}
-    trained = [corpus for stage in run.stages for corpus in stage.corpora]
+    trained = [stage.corpus for stage in run.stages]
     if not all(corpus.built["fingerprint"] in compared for corpus in trained):
         return "Training and evaluation were not compared for shared rows."
     if not leakage["clean"]:
@@ -217,7 +217,7 @@ def _stage(number: int, stage: TrainingStage) -> Iterator[str]:
     recipe, result = stage.recipe, stage.result
     yield f"{number}: {stage.folder.name}"
     yield _trained(recipe)
-    yield ", ".join(corpus.name for corpus in stage.corpora)
+    yield stage.corpus.name + (f", and {stage.chats} (text alone)" if stage.chats else "")
     yield f"{result['steps']:,}"
     yield _rates(recipe)
     yield f"{result['loss']:.3f}"

@@ -69,6 +69,22 @@ def test_the_cards_figures_are_those_of_the_report(run: Path):
         assert row[1] == f"{built['rows']:,}" and row[3] == f"`{built['fingerprint'][:12]}`"
 
 
+def test_chats_that_were_mixed_in_are_named_and_need_no_record_of_building(run: Path):
+    """`llaso data import-chats` leaves none; nor are they among the corpora that are compared with the evaluation."""
+    before = write_card(run)
+    file = run / "llaso-tiny" / "recipe.yaml"
+    recipe = yaml.safe_load(file.read_text())
+    recipe["data"]["text_path"] = str(run / "own-chats")
+    file.write_text(yaml.safe_dump(recipe))
+    card = write_card(run)
+    assert [row[2] for row in rows_of(card, "Training")] == [
+        "llaso-align",
+        "llaso-instruct, and own-chats (text alone)",
+    ]
+    assert card.replace(", and own-chats (text alone)", "") == before
+    assert read_run(run).stages[-1].portable_recipe()["data"]["text_path"] == "own-chats"
+
+
 def test_the_cards_figures_change_with_the_report(run: Path):
     """Nothing in the card outlives the number it came from."""
     file = run / "report" / "report.json"
