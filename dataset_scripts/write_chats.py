@@ -29,7 +29,7 @@ FEWEST_CHARACTERS = 8
 FRUITLESS = 20
 """Batches in a row without a new chat before an error."""
 SURE = len('{"llm": "x')
-"""Bytes of a line that was not written to its end by which it is known."""
+"""Fewest bytes by which a last line without its end is known as one of this command."""
 MARK = "\u241f"
 """Stands for a turn's content while the chat template is taken apart."""
 

@@ -104,7 +104,6 @@ class Row(TypedDict, total=False):
     length: int
     license: str
     sha256: str
-    speed: float  # to play the audio at; not a column: training draws it
 
 
 def clean_messages(row: Row) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -22,7 +22,7 @@ from llaso.alignment.short_pieces import ShortPieces
 from llaso_common.schema import Clip, Row, clean_messages, clip_bytes
 from modeling_llaso.processing_llaso import LlasoProcessor, stack_windows
 
-from .corpora import log_mels
+from .corpora import TrainingRow, log_mels
 from .encoder_cache import EncoderCache, audio_tokens_of, clip_key, kept_audio
 from .packing import Packed, end_to_end, shifted
 from .shared_prefix import shared_prefix_of
@@ -89,7 +89,7 @@ class RowEncoder:
         Raises:
             ValueError: the row cannot be learned from; the message names it.
         """
-        if (speed := row.get("speed", 1.0)) != 1:
+        if (speed := cast(TrainingRow, row).get("speed", 1.0)) != 1:
             with contextlib.suppress(ValueError):  # what is not due to the speed is raised below
                 return self._encode(row, speed)
         try:

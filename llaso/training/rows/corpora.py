@@ -36,6 +36,12 @@ from .corpus_index import CorpusIndex, open_index
 logger = logging.getLogger(__name__)
 
 
+class TrainingRow(Row, total=False):
+    """A row with the speed at which training plays its audio; without one, it is played as it is."""
+
+    speed: float
+
+
 @dataclass(frozen=True)
 class CorpusPart:
     """The rows of one split that a recipe admits.

@@ -21,7 +21,7 @@ from llaso.alignment.alignment import is_transcribed
 from llaso_common.schema import Row
 
 from .batch_plan import Plan, seeded
-from .corpora import Corpus
+from .corpora import Corpus, TrainingRow
 
 THREADS = 4
 """Row groups that are read at the same time."""
@@ -128,8 +128,8 @@ class ReadAhead(Sampler[list[Row]]):
         for key, due in wanted:
             held[key] = Held(pool.submit(self.corpus.read_group, key[1]), due)
 
-    def _take(self, held: dict[Key, Held], epoch: int, number: int) -> Row:
-        """Return a row, which is taken once in an epoch; one to transcribe has its `speed`, unless that is 1."""
+    def _take(self, held: dict[Key, Held], epoch: int, number: int) -> TrainingRow:
+        """Return a row, which is taken once in an epoch; one to transcribe has a `speed` if there are several."""
         group = int(self.corpus.groups_of(np.array([number]))[0])
         of_group = held[epoch, group]
         rows, place = of_group.rows.result(), number - int(self.corpus.row_groups.starts[group])

@@ -13,6 +13,7 @@ import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import psutil
@@ -25,7 +26,7 @@ from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor
 
 from ..recipe.recipe import BatchChoice, Recipe
-from ..rows.corpora import open_corpus
+from ..rows.corpora import TrainingRow, open_corpus
 from ..rows.training_rows import TrainingRows, collator_for, plan_of
 from .distributed import gathered
 from .history import HISTORY, History
@@ -148,7 +149,7 @@ class Probe:
         self.model = model
         self.mean_length = float(np.mean(corpus.lengths))
         for number in np.argsort(corpus.lengths)[::-1][:LONGEST_TRIED].tolist():
-            row = corpus[number]
+            row = cast(TrainingRow, corpus[number])
             if is_transcribed(row["task"], row["modality"]):
                 row["speed"] = recipe.data.slowest_speed
             try:
