@@ -266,7 +266,7 @@ def _among(column: pa.ChunkedArray, names: Iterable[str]) -> np.ndarray:
 
 
 def _at_slowest_speed(part: CorpusPart, choice: DataChoice, processor: LlasoProcessor | None) -> CorpusPart:
-    """Return a part whose transcripts have the lengths of their slowest speed, so that planned batches are no smaller.
+    """Return a part with the lengths of its transcripts at their slowest speed, so that no batch is longer than planned.
 
     A recording that would be longer than the processor takes keeps its own speed.
     """
