@@ -266,7 +266,7 @@ def _among(column: pa.ChunkedArray, names: Iterable[str]) -> np.ndarray:
 
 
 def _at_slowest_speed(part: CorpusPart, choice: DataChoice, processor: LlasoProcessor | None) -> CorpusPart:
-    """Return a part with the lengths of its transcripts at their slowest speed, so that no batch is longer than planned.
+    """Return a part with the lengths of its transcripts at the slowest speed, so that no batch exceeds its plan.
 
     A recording that would be longer than the processor takes keeps its own speed.
     """
