@@ -90,7 +90,7 @@ class DemoModel:
         self.model, self.processor, self.max_new_tokens = model, processor, max_new_tokens
         self.rate: int = processor.feature_extractor.sampling_rate
         self.lock = threading.Lock()
-        """Held by whoever generates."""
+        """Held while an answer is generated."""
 
     @property
     def max_audio_seconds(self) -> float:

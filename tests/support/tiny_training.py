@@ -5,15 +5,18 @@ Words are tones, so that a projector and a small LLM can learn to read them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import soundfile
 import torch
 from datasets import Audio, Features, List, Value
@@ -26,6 +29,8 @@ from transformers import (
     WhisperFeatureExtractor,
     WhisperModel,
 )
+
+from llaso.training.run.history import History
 
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 MARKS = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
@@ -173,6 +178,21 @@ def tiny_recipe(root: Path, out: str, **changes: Any) -> dict[str, Any]:
         else:
             recipe[section] = value
     return recipe
+
+
+@contextlib.contextmanager
+def interrupted_after(step: int) -> Iterator[None]:
+    """Interrupt a training run in this block as soon as it has recorded a step, and expect that it ends with that."""
+    add = History.add
+
+    def then_interrupt(self: History, record: dict[str, Any]) -> None:
+        add(self, record)
+        if record["kind"] == "step" and record["step"] == step:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(History, "add", then_interrupt)
+        yield
 
 
 def curve(out: Path) -> list[tuple[Any, ...]]:

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.tiny_training import curve, row, save_backbones, save_corpus, tiny_recipe
+from support.tiny_training import curve, interrupted_after, row, save_backbones, save_corpus, tiny_recipe
 
 from llaso.training.recipe.recipe import load_recipe
 from llaso.training.run.compilation import should_compile
-from llaso.training.run.history import History
 from llaso.training.run.train import train
 from llaso.training.run.trainer import LlasoTrainer
 
@@ -70,22 +69,13 @@ def assert_same_learning(root: Path, tmp_path: Path, gradients: list[Any], setti
 
 
 @pytest.mark.slow
-def test_compiled_layers_learn_the_same_and_a_killed_run_goes_on(root, tmp_path, monkeypatch, gradients):
+def test_compiled_layers_learn_the_same_and_a_killed_run_goes_on(root, tmp_path, gradients):
     assert_same_learning(root, tmp_path, gradients, {})
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2  # a layer of the encoder, and one of the LLM
-    add = History.add
-
-    def killed(self, record):
-        add(self, record)
-        if record["kind"] == "step" and record["step"] == STEPS:
-            raise KeyboardInterrupt
-
     out = tmp_path / "killed"
     recipe = tiny_recipe(root, "unused", train=["projector", "llm"], optimizer__max_steps=STEPS) | {"out": str(out)}
-    monkeypatch.setattr(History, "add", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_after(STEPS):
         train(recipe, {"compute.compile": True})
-    monkeypatch.undo()
     lines: list[str] = []
     train(recipe, {"compute.compile": True}, lines.append)
     assert any("going on from step 2" in line for line in lines)

@@ -8,10 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.tiny_training import curve, row, save_backbones, save_corpus, tiny_recipe
+from support.tiny_training import curve, interrupted_after, row, save_backbones, save_corpus, tiny_recipe
 
 from llaso.training.recipe.recipe import SpecAugmentChoice, load_recipe
-from llaso.training.run.history import History
 from llaso.training.run.spec_augment import hide_stretches
 from llaso.training.run.train import train
 
@@ -67,20 +66,11 @@ def test_the_share_of_time_that_is_hidden_is_the_mean_of_the_widths():
     assert 0.04 < hidden < 0.055  # five stretches of 0.1 s in the mean in ten seconds, some of which overlap
 
 
-def test_a_run_hides_and_a_resumed_one_hides_the_same(root, tmp_path, monkeypatch):
+def test_a_run_hides_and_a_resumed_one_hides_the_same(root, tmp_path):
     plain, hidden = run(root, tmp_path / "plain"), run(root, tmp_path / "hidden", spec_augment=HIDDEN)
     assert [step[1] for step in plain] != [step[1] for step in hidden]
-    add = History.add
-
-    def killed(self, record):
-        add(self, record)
-        if record["kind"] == "step" and record["step"] == 4:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(History, "add", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run(root, tmp_path / "resumed", spec_augment=HIDDEN)
+    with interrupted_after(4):
+        run(root, tmp_path / "resumed", spec_augment=HIDDEN)
     assert run(root, tmp_path / "resumed", spec_augment=HIDDEN) == hidden
 
 

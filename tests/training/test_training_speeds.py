@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from support.tiny_training import curve, row, save_backbones, save_corpus, tiny_recipe
+from support.tiny_training import curve, interrupted_after, row, save_backbones, save_corpus, tiny_recipe
 
 from llaso.training.recipe.recipe import DataChoice, load_recipe
 from llaso.training.rows.collator import RowEncoder
 from llaso.training.rows.corpora import log_mels, open_corpus
 from llaso.training.rows.training_rows import plan_of
-from llaso.training.run.history import History
 from llaso.training.run.train import train
 from modeling_llaso.conversion import new_processor
 from modeling_llaso.processing_llaso import LlasoProcessor
@@ -99,24 +98,15 @@ def test_a_row_that_cannot_be_read_at_any_speed_is_named(processor):
         RowEncoder(processor, 2048)(broken)
 
 
-def test_a_resumed_run_plays_the_same_speeds(root, tmp_path, monkeypatch):
+def test_a_resumed_run_plays_the_same_speeds(root, tmp_path):
     def run(out: Path, **changes) -> list:
         train(tiny_recipe(root, "unused", **changes) | {"out": str(out)})
         return curve(out)
 
     plain, played = run(tmp_path / "plain"), run(tmp_path / "played", data__speeds=SPEEDS)
     assert [step[1] for step in plain] != [step[1] for step in played]
-    add = History.add
-
-    def killed(self, record):
-        add(self, record)
-        if record["kind"] == "step" and record["step"] == 4:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(History, "add", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "resumed", data__speeds=SPEEDS)
+    with interrupted_after(4):
+        run(tmp_path / "resumed", data__speeds=SPEEDS)
     assert run(tmp_path / "resumed", data__speeds=SPEEDS) == played
 
 
