@@ -22,7 +22,7 @@ from .sources.base import Acoustics, Fact, Item, Note, Recording, Sound, Source,
 from .task_forms import format_weights
 
 RATES, PITCHES = (145, 190), (35, 65)
-"""Words a minute and pitches that spoken instructions are drawn from."""
+"""Words a minute and pitches that are drawn from for what the build speaks."""
 LETTERS_PER_SECOND = 14.0
 """Letters that espeak-ng speaks in a second at 165 words a minute."""
 MAX_SECONDS = 30.0
@@ -114,11 +114,15 @@ def write(
     choices = draw.shuffled(seed, id, "choices", fact.offered) if fact.offered else []
     instruction = fact.instruction or template.text.replace("{choices}", enumerate_choices(choices))
     voice = draw.pick(seed, id, "voice", voices) if voices else ""
-    sound = tuple(_voiced(part, voice) for part in item.sound)
 
     def spoken(text: str) -> Speech:
         rate = round(draw.between(seed, id, "rate", *RATES))
         return Speech(text, voice, rate, round(draw.between(seed, id, "pitch", *PITCHES)))
+
+    sound = tuple(
+        replace(spoken(part.text), acoustics=part.acoustics) if isinstance(part, Speech) and not part.voice else part
+        for part in item.sound
+    )
 
     user: list[dict[str, str | None]]
     heard: tuple[Sound, ...]
@@ -229,11 +233,6 @@ _AUDIO: dict[str, str | None] = {"type": "audio", "text": None}
 
 def _text(text: str) -> dict[str, str | None]:
     return {"type": "text", "text": text}
-
-
-def _voiced(sound: Sound, voice: str) -> Sound:
-    """Give the row's voice to speech that has none."""
-    return replace(sound, voice=voice) if isinstance(sound, Speech) and not sound.voice else sound
 
 
 def _template(corpus: str, fact: Fact, seed: int, id: str) -> Template:

@@ -160,7 +160,8 @@ def _unknown(
     if not tasks:
         yield f"the tasks: say which column answers which, as `tasks: {{ASR: column}}`; found: {', '.join(paths)}"
     if "audio" not in columns and tasks.get("AQA") is None:
-        yield "the audio: no column names recordings"
+        spoken = "; with `spoken: true` the build speaks the texts" if "text" in columns else ""
+        yield f"the audio: no column names recordings{spoken}"
     if "speaker" not in columns:
         yield "the speaker: without one, rows are held out by sentence, and a voice can be in training and evaluation"
     for path in paths:

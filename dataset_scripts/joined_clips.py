@@ -1,4 +1,4 @@
-"""Makes longer clips of short ones: recordings of one speaker laid end to end, with their transcripts.
+"""Makes longer clips of short ones, laid end to end with their transcripts: of one speaker, or spoken by the build.
 
 Models that were trained on short clips alone repeated themselves on long ones. The short clips stay rows of their own.
 """
@@ -14,7 +14,7 @@ from llaso_common.audio import PAUSE_S
 from . import draw
 from .row_items import transcript_of
 from .size_estimate import seconds
-from .sources.base import Fact, Item, Recording
+from .sources.base import Fact, Item, Recording, Speech
 
 LONGEST_S = 25.0
 """Seconds that a joined clip has at most, which leaves a margin below the 30 seconds of an encoder's window."""
@@ -47,12 +47,17 @@ class Joiner:
     _waiting: dict[tuple[str, str], _Group] = field(default_factory=dict)
 
     def add(self, item: Item) -> Iterator[Item]:
-        """Take a clip, and yield a joined one if it completes one; what has no transcript or speaker is not joined."""
-        if not transcript_of(item.facts) or not item.speaker or len(item.sound) != 1:
+        """Take a clip, and yield a joined one if it completes one.
+
+        Not joined are clips without a transcript, recordings without a speaker, and speech that has a voice: the plan
+        draws one voice for all of a joined clip.
+        """
+        if not transcript_of(item.facts) or len(item.sound) != 1 or draw.unit(0, item.id, "joined") >= self.share:
             return
-        if draw.unit(0, item.id, "joined") >= self.share or not isinstance(item.sound[0], Recording):
+        sound = item.sound[0]
+        if not (item.speaker if isinstance(sound, Recording) else isinstance(sound, Speech) and not sound.voice):
             return
-        length = seconds(item.sound[0])
+        length = seconds(sound)
         if not 0 < length <= LONGEST_S:  # 0: it cannot be read, which the clip's own row tells
             return
         key = (item.split, item.speaker)

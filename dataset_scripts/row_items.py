@@ -22,7 +22,7 @@ from llaso_common.tasks import TASKS, Task
 from . import labels
 from .own_rows import FoundRow
 from .release import ROLES, parts_of
-from .sources.base import Fact, Item, Recording, Reject, nearest
+from .sources.base import Fact, Item, Recording, Reject, Sound, Speech, nearest
 from .task_forms import GRANULARITIES
 
 USUAL = {
@@ -62,6 +62,7 @@ class RowMapping:
         audio_root: folder that relative paths of audio begin in; None for that of the row's file.
         lowercase: write transcripts in lower case.
         people: the collection that speakers are numbered in, if several sources share it; "" for the source's own.
+        spoken: there are no recordings; the build speaks the `text` of each row.
     """
 
     columns: Mapping[str, str]
@@ -70,14 +71,17 @@ class RowMapping:
     audio_root: Path | None = None
     lowercase: bool = False
     people: str = ""
+    spoken: bool = False
 
     def named(self) -> dict[str, str]:
         """Return the columns that have to be there, by what they are; those of `USUAL` that are not named need not."""
         found = {**self.columns, **{name: self.columns.get(name, name) for name in self.tasks.values()}}
         if any(code == "AQA" and not self._is_chat(name) for code, name in self.tasks.items()):
             found.setdefault("question", "question")
-        elif not all(self._is_chat(name) for name in self.tasks.values()):
+        elif not self.spoken and not all(self._is_chat(name) for name in self.tasks.values()):
             found.setdefault("audio", "audio")
+        if self.spoken:
+            found.setdefault("text", "text")
         return found
 
     def missing(self, rows: Iterable[Mapping[str, Any]]) -> str:
@@ -96,19 +100,20 @@ class RowMapping:
         if not seen:
             return ""
         name, column = next(iter(missing.items()))
-        return f"no column {column!r} (for {name}); {nearest(column, seen)}there are {', '.join(seen)}"
+        spoken = "; for texts without recordings say `spoken: true`" if name == "audio" else ""
+        return f"no column {column!r} (for {name}); {nearest(column, seen)}there are {', '.join(seen)}{spoken}"
 
     def items(self, found: FoundRow) -> Iterator[Item | Reject]:
         """Yield the item of a row, if any task can be asked of it; and a `Reject` for each that cannot."""
         row, where = found.values, found.where
         try:
             split = found.split or self._split(row)
-            sound = self._sound(row, found.base)
             speaker, text = (_text(self._value(row, name)) for name in ("speaker", "text"))
+            sound = self._speech(row, text) if self.spoken else self._sound(row, found.base)
         except ValueError as error:
             yield _reject(where, error)
             return
-        facts = list[tuple[Fact, tuple[Recording, ...]]]()
+        facts = list[tuple[Fact, tuple[Sound, ...]]]()
         for code, name in self.tasks.items():
             try:
                 fact, sound_of_task = self._fact(code, name, found, sound)
@@ -158,6 +163,19 @@ class RowMapping:
             raise ValueError(f"split is none of {', '.join(SPLITS)}: say which under `values: {{split: …}}`", split)
         return split
 
+    def _speech(self, row: Mapping[str, Any], text: str) -> tuple[Speech]:
+        """Return a row's text to be spoken by the build, in a voice that the plan draws.
+
+        Raises:
+            ValueError: it has no text, or what belongs to a recording.
+        """
+        for name in ("audio", "speaker", "start", "end", "duration"):
+            if self._value(row, name) not in (None, "", []):
+                raise ValueError(f"{name} of a text that is to be spoken: write such rows in a block without `spoken`")
+        if not text:
+            raise ValueError("no text")
+        return (Speech(text),)
+
     def _sound(self, row: Mapping[str, Any], base: Path) -> tuple[Recording, ...]:
         """Return the recordings of a row, cut to the segment it names; none if it has no audio column.
 
@@ -196,9 +214,7 @@ class RowMapping:
             raise ValueError("no such file", path)
         return Recording(file, name=name or "")
 
-    def _fact(
-        self, code: str, name: str, found: FoundRow, sound: tuple[Recording, ...]
-    ) -> tuple[Fact, tuple[Recording, ...]]:
+    def _fact(self, code: str, name: str, found: FoundRow, sound: tuple[Sound, ...]) -> tuple[Fact, tuple[Sound, ...]]:
         """Return the fact of one task, and what is heard.
 
         Raises:
@@ -245,8 +261,8 @@ class RowMapping:
         return name == "messages" or name in USUAL["messages"]
 
     def _conversation(
-        self, turns: Any, sound: tuple[Recording, ...], base: Path
-    ) -> tuple[tuple[tuple[str, tuple[str | None, ...]], ...], tuple[Recording, ...]]:
+        self, turns: Any, sound: tuple[Sound, ...], base: Path
+    ) -> tuple[tuple[tuple[str, tuple[str | None, ...]], ...], tuple[Sound, ...]]:
         """Return the messages of a conversation, and its clips in the order of their places.
 
         A turn is `{role, content}` (or ShareGPT's `{from, value}`); its content is a text, in which `<audio>` stands
@@ -255,7 +271,7 @@ class RowMapping:
         """
         if not _is_conversation(turns):
             raise ValueError("messages are no list of {role, content}")
-        left, heard = list(sound), list[Recording]()
+        left, heard = list(sound), list[Sound]()
         messages = list[tuple[str, list[str | None]]]()
         for turn in turns:
             role, content = (
@@ -296,7 +312,7 @@ class RowMapping:
             raise ValueError("messages have a turn that says nothing, no question, or an answer that is not one text")
         return tuple((role, tuple(parts)) for role, parts in messages), tuple(heard + left)
 
-    def _id(self, found: FoundRow, sound: Sequence[Recording]) -> str:
+    def _id(self, found: FoundRow, sound: Sequence[Sound]) -> str:
         """Return an id that does not depend on where the row stands: its own, or its recording's name and a hash."""
         said = _text(self._value(found.values, "id"))
         if said:
@@ -304,7 +320,8 @@ class RowMapping:
             mark = sha256(said.encode(errors="surrogatepass")).hexdigest()[:10]
             return plain if plain == said else f"{plain}-{mark}"  # ids that differ in other signs alone stay apart
         content = json.dumps(found.values, sort_keys=True, default=str).encode(errors="surrogatepass")
-        stem = found.name or (Path(sound[0].path).stem if sound else "row")
+        recorded = next((Path(part.path).stem for part in sound if isinstance(part, Recording)), "row")
+        stem = found.name or recorded
         return re.sub(r"[^\w.\-/]", "_", f"{stem[:80]}-{sha256(content).hexdigest()[:10]}", flags=re.ASCII)
 
 

@@ -28,7 +28,7 @@ OPTIONS: dict[str, Any] = {
     "columns": dict, "tasks": dict, "values": dict, "license": str, "title": str, "homepage": str, "shared": list,
     "eval_share": float, "audio_root": str, "config": str, "splits": dict, "revision": str, "unpack": str,
     "lowercase": bool, "speakers_of": str, "questions": (list, dict), "in_instruct": dict,
-    "joined": float,
+    "joined": float, "spoken": bool,
 }  # fmt: skip
 """The other options of a block, with the type of each."""
 UNKNOWN_LICENSE = "unknown"
@@ -68,6 +68,7 @@ def source_of(name: str, block: Mapping[str, Any], base: Path) -> Source:
         read=_read,
         shared=tuple(block.get("shared", ())),
         eval_share=float(block.get("eval_share", Source.eval_share)),
+        synthetic=bool(block.get("spoken")),
         root=base.absolute(),
         options=_plain(block),
     )
@@ -232,9 +233,8 @@ def _mapping_of(block: Mapping[str, Any], base: Path) -> RowMapping:
         block = {"audio_root": block["dataset"], **block}
     root = base / Path(block["audio_root"]).expanduser() if block.get("audio_root") else None
     people = block.get("speakers_of", "")
-    return RowMapping(
-        dict(block.get("columns", {})), _tasks_of(block), values, root, bool(block.get("lowercase")), people
-    )
+    lowercase, spoken = bool(block.get("lowercase")), bool(block.get("spoken"))
+    return RowMapping(dict(block.get("columns", {})), _tasks_of(block), values, root, lowercase, people, spoken)
 
 
 def _tasks_of(block: Mapping[str, Any]) -> dict[str, str]:
@@ -288,6 +288,7 @@ def _check_options(block: Mapping[str, Any]) -> None:
     if not 0 < float(block.get("eval_share", Source.eval_share)) < 1:
         raise ValueError(f"eval_share: {block['eval_share']} is not between 0 and 1")
     _check_tasks(block)
+    _check_spoken(block)
     _check_questions(block)
     if not 0 <= block.get("joined", 0) <= 1:
         raise ValueError(f"joined: {block['joined']} is no share; give a number between 0 and 1")
@@ -298,6 +299,18 @@ def _check_options(block: Mapping[str, Any]) -> None:
             raise ValueError(f"in_instruct: {code!r} is none of the tasks {', '.join(_tasks_of(block))}")
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
             raise ValueError(f"in_instruct: {code}: {share!r} is no share; give a number between 0 and 1")
+
+
+def _check_spoken(block: Mapping[str, Any]) -> None:
+    """Raise ValueError if a block whose texts the build speaks says something of recordings or of voices."""
+    if not block.get("spoken"):
+        return
+    if "folder" in block:
+        raise ValueError("spoken: a `folder:` holds recordings; write the texts in a manifest")
+    if option := next((name for name in ("audio_root", "speakers_of") if name in block), ""):
+        raise ValueError(f"{option}: texts that are to be spoken have no recordings and no speakers; omit it")
+    if code := next((code for code in _tasks_of(block) if task_of(code)[0].category == "paralinguistic"), ""):
+        raise ValueError(f"tasks: {code} asks about a voice, and a text that is to be spoken has none; omit it")
 
 
 def _check_questions(block: Mapping[str, Any]) -> None:

@@ -1,1 +1,1 @@
-"""What people do with LLaSO: the `llaso` command, the quickstart, training, serving, the demo and publishing."""
+"""Holds the `llaso` command and what it runs: the quickstart, training, serving, the demo and publishing."""

@@ -66,7 +66,8 @@ class Speech:
 
     Args:
         text: what is said.
-        voice: a voice of the synthesizer, e.g. "en-us+f3"; "" lets the plan draw one of the split's voices.
+        voice: a voice of the synthesizer, e.g. "en-us+f3"; "" lets the plan draw one of the split's voices, and with
+            it the rate and the pitch.
         rate: words per minute.
         pitch: 0 to 99, 50 being the voice's own.
         acoustics: the room and the noise.

@@ -1,4 +1,4 @@
-"""What options may hold: `type=` functions for argparse, which refuse a wrong value in one line and exit code 2."""
+"""Checks the values of options: `type=` functions for argparse, which refuse a wrong one, with exit code 2."""
 
 from __future__ import annotations
 

@@ -69,8 +69,8 @@ def run_serve(arguments: argparse.Namespace) -> None:
     with bound_socket(arguments.host, arguments.port) as bound:
         if api_key is None and not is_loopback(arguments.host):
             _warn(
-                f"{arguments.host} is open to other machines, and there is no API key: whoever reaches it can use the "
-                "model. Set one with --api-key-env or --api-key-file"
+                f"{arguments.host} is open to other machines, and there is no API key: anyone who reaches it can use "
+                "the model. Set one with --api-key-env or --api-key-file"
             )
         model, processor = load(arguments.model, arguments.device)
         if ignored := unsupported_generation_fields(model.generation_config):

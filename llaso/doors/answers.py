@@ -1,4 +1,4 @@
-"""Shared by the doors: a row's facts as plain data, and the strict metrics of answered rows."""
+"""Turns rows into facts as plain data, and answered rows into strict metrics, for every program of this folder."""
 
 from __future__ import annotations
 

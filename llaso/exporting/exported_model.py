@@ -1,4 +1,4 @@
-"""What exported parts have in common, whatever runs them: prompts, greedy answers, and how audio is cut."""
+"""Runs any exported model: writes its prompts, cuts its audio, and answers greedily."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from support.tiny_corpus import VOICES
 from dataset_scripts import joined_clips, sources_file
 from dataset_scripts.build import build
 from dataset_scripts.corpus_plan import corpora_of, keys_of, sentence_key
-from dataset_scripts.sources.base import Item, Recording, Reject, Source
+from dataset_scripts.sources.base import Item, Recording, Reject, Source, Speech
 from dataset_scripts.validate import validate
 from llaso.cli import main
 from llaso_common.audio import PAUSE_S
@@ -487,6 +487,17 @@ def test_kaldi_lhotse_and_folders_that_do_not_fit_together(tmp_path: Path):
         ({"manifest": "rows.jsonl", "in_instruct": {"SGC": 1}}, "in_instruct: 'SGC' is none of the tasks ASR"),
         ({"manifest": "rows.jsonl", "joined": 2}, "joined: 2 is no share; give a number between 0 and 1"),
         ({"manifest": "rows.jsonl", "joined": 0.5, "tasks": {"SGC": "gender"}}, "joined: clips are joined with their"),
+        ({"manifest": "rows.jsonl", "spoken": 1}, "spoken: 1 is not true or false"),
+        ({"folder": "a", "spoken": True}, "spoken: a `folder:` holds recordings; write the texts in a manifest"),
+        (
+            {"manifest": "rows.jsonl", "spoken": True, "audio_root": "a"},
+            "audio_root: texts that are to be spoken have",
+        ),
+        (
+            {"manifest": "rows.jsonl", "spoken": True, "tasks": {"SGC": "gender"}},
+            "tasks: SGC asks about a voice, and a text that is to be spoken has none",
+        ),
+        ({"manifest": "rows.jsonl", "spoken": True, "columns": {"text": "txt"}}, "no column 'txt' .for text."),
         ({"manifest": "rows.jsonl", "folder": "."}, "manifest and folder: a block reads one of them"),
         ({"manifest": {"dev": "rows.jsonl"}}, "manifest: no split 'dev'"),
         ({"manifest": {3: "rows.jsonl"}}, "manifest: no split 3; there are train"),
@@ -569,9 +580,9 @@ ROWS = st.one_of(
 
 @pytest.fixture(scope="module")
 def heard(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Recordings good and bad."""
+    """Recordings good and bad; the last good one is for a row that every build has, and drawn for no other."""
     folder = tmp_path_factory.mktemp("heard")
-    clips(folder, 2)
+    clips(folder, 3)
     soundfile.write(folder / "short.flac", np.zeros(0), 16_000)
     soundfile.write(folder / "silent.flac", np.zeros(1600), 16_000)
     (folder / "text.flac").write_text("no audio")
@@ -583,7 +594,7 @@ def heard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_row_of_a_manifest_is_accounted_for(heard: Path, tmp_path_factory, rows, eval_rows, limit):
     """Offered = built + rejected + dropped + held back (+ left out by the limit), whatever the manifest holds."""
     folder = tmp_path_factory.mktemp("rows")
-    good = {"audio": "000.flac", "text": "always here", "speaker": "zed", "gender": "f", "split": "train"}
+    good = {"audio": "002.flac", "text": "always here", "speaker": "zed", "gender": "f", "split": "train"}
     manifest = str(json_lines(folder / "rows.jsonl", [*rows, good]))
     block = {"manifest": manifest, "audio_root": str(heard), "tasks": {"ASR": "text", "SGC": "gender"}}
     chosen = sources(folder, own=block)
@@ -649,3 +660,42 @@ def test_a_joined_clip_is_its_recordings_with_short_pauses(tmp_path: Path):
     assert np.array_equal(heard[: len(first)], first) and np.array_equal(heard[-len(last) :], last)
     pause = heard[len(first) : len(first) + round(PAUSE_S * 16_000)]
     assert len(pause) and not pause.any()
+
+
+def test_the_build_speaks_texts_that_have_no_recording(tmp_path: Path):
+    """In a voice, a rate and a pitch that are drawn by row; the transcript may be another column than the text."""
+    rows = [{"text": f"{word.title()}, {n}!", "said": f"{word} {n}"} for n, word in enumerate(WORDS[:8] * 3)]
+    json_lines(tmp_path / "texts.jsonl", [*rows, {"said": "no text"}, {"text": "Hi", "audio": "a.wav", "said": "hi"}])
+    block = {"manifest": {"train": "texts.jsonl"}, "spoken": True, "tasks": {"ASR": "said"}, "joined": 1.0}
+    source = only(tmp_path, **block)
+    items, rejects = found(source)
+    assert reasons(rejects, tmp_path) == {
+        "texts.jsonl:25": "no text",
+        "texts.jsonl:26": "audio of a text that is to be spoken: write such rows in a block without `spoken`",
+    }
+    joined = [item for item in items if len(item.sound) > 1]
+    assert [sound for item in items[:1] for sound in item.sound] == [Speech("Amber, 0!")] and joined
+    settings: dict[str, Any] = {"voices": {"train": ["en-us+f1", "en+m2"]}, "eval_rows": 0, "validation_rows": 0}
+    out = build("align", [source], tmp_path / "out", **settings)
+    assert not validate(out)["bad"] and json.loads((out / "build.json").read_text())["sources"]["own"]["synthetic"]
+    built = built_rows(out)
+    assert len(built) == len(items)
+    assert {row["target"] for row in built} >= {row["said"] for row in rows}
+    assert {row["voice"] for row in built} == {"en-us+f1", "en+m2"} and {row["speaker"] for row in built} == {""}
+    assert len({len(row["audio"][0]["bytes"]) for row in built}) > len(rows) / 2
+    long = next(row for row in built if "-joined-" in row["id"])
+    (item,) = [item for item in joined if item.id in long["id"]]
+    assert " ".join(sorted(long["target"].split())) == " ".join(
+        sorted(" ".join(sound.text.lower() for sound in item.sound if isinstance(sound, Speech)).replace(",", "")
+               .replace("!", "").split())
+    )  # fmt: skip
+    again = build("align", [only(tmp_path, **block)], tmp_path / "again", **settings)
+    assert built_rows(again) == built
+
+
+def test_texts_without_recordings_are_told_how_to_be_spoken(tmp_path: Path, capsys):
+    json_lines(tmp_path / "texts.jsonl", [{"text": "her spirits rose"}])
+    with pytest.raises(ValueError, match="no column 'audio' .*; for texts without recordings say `spoken: true`"):
+        only(tmp_path, manifest="texts.jsonl")
+    assert main(["data", "sources", "--inspect", str(tmp_path / "texts.jsonl")]) == 0
+    assert "no column names recordings; with `spoken: true` the build speaks the texts" in capsys.readouterr().out
