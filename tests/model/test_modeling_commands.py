@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -276,3 +277,30 @@ def test_faults_of_the_program_end_in_one_line_and_exit_code_3(capsys, monkeypat
     assert said == "llaso: unexpected KeyError: 'a fault'; `llaso --debug new …` shows where it was raised\n"
     with pytest.raises(KeyError):
         main(["--debug", *command])
+
+
+def test_errors_of_the_operating_system_name_the_path_and_the_remedy(capsys, monkeypatch, tmp_path):
+    """Not the system's own "[Errno 20] Not a directory"."""
+    file = tmp_path / "file"
+    file.write_text("")
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device", str(file))
+
+    def denied(*arguments, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))
+
+    below = f"{file} is a file, and a folder is needed there; choose another path"
+    for fails, message in (
+        (lambda *_, **__: (file / "below" / "deep").mkdir(parents=True), below),
+        (lambda *_, **__: (file / "below").write_text(""), below),
+        (lambda *_, **__: file.mkdir(), below),
+        (lambda *_, **__: tmp_path.read_text(), f"{tmp_path} is a folder, and a file is needed there; "),
+        (lambda *_, **__: (tmp_path / "none").read_text(), f"no such file or folder: {tmp_path / 'none'}\n"),
+        (denied, f"no permission for {file}; change its permissions or choose another path"),
+        (full, f"no space left on the disk of {file}; free some or choose another path"),
+    ):
+        monkeypatch.setattr("modeling_llaso.conversion.new_model", fails)
+        assert main(["new", "--encoder", "e", "--llm", "l", "--out", "nowhere"]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"llaso: error: {message}") and said.count("\n") == 1

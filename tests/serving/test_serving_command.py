@@ -100,7 +100,7 @@ def test_bad_options_end_in_one_line(checkpoint, tmp_path, capsys, monkeypatch):
         for options, message in (
             (["--api-key-env", "NO_SUCH_KEY"], "the variable NO_SUCH_KEY holds no API key"),
             (["--api-key-file", str(tmp_path / "empty")], "empty holds no API key"),
-            (["--api-key-file", str(tmp_path / "missing")], "No such file"),
+            (["--api-key-file", str(tmp_path / "missing")], f"no such file or folder: {tmp_path / 'missing'}"),
             (["--batch-rows", "0"], "batch_rows is 0; it must be at least 1"),
             (["--port", port], f"cannot serve on 127.0.0.1, port {port}"),
             (["--port", "70000"], "--port: '70000' is not a port"),
