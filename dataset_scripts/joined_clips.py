@@ -49,13 +49,14 @@ class Joiner:
     def add(self, item: Item) -> Iterator[Item]:
         """Take a clip, and yield a joined one if it completes one.
 
-        Not joined are clips without a transcript, recordings without a speaker, and speech that has a voice: the plan
-        draws one voice for all of a joined clip.
+        Not joined are clips without a transcript, recordings without a speaker, speech that has a voice, since the
+        plan draws one voice for all of a joined clip, and speech without a split, since each text may get another.
         """
         if not transcript_of(item.facts) or len(item.sound) != 1 or draw.unit(0, item.id, "joined") >= self.share:
             return
         sound = item.sound[0]
-        if not (item.speaker if isinstance(sound, Recording) else isinstance(sound, Speech) and not sound.voice):
+        drawn_voice = isinstance(sound, Speech) and not sound.voice and item.split
+        if not (item.speaker if isinstance(sound, Recording) else drawn_voice):
             return
         length = seconds(sound)
         if not 0 < length <= LONGEST_S:  # 0: it cannot be read, which the clip's own row tells

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llaso_common.schema import SPLITS
+from llaso_common.tasks import PAPER_TASKS
 
 from . import draw, made_questions
 from .corpus_plan import ASR_IN_INSTRUCT
@@ -31,6 +32,8 @@ OPTIONS: dict[str, Any] = {
     "joined": float, "spoken": bool,
 }  # fmt: skip
 """The other options of a block, with the type of each."""
+TASKS_OF_WORDS = frozenset(("ASR", "AQA", "SCR", "IP", "EE"))
+"""The paper's tasks that ask what is said, and not who says it or how: those that spoken texts can have."""
 UNKNOWN_LICENSE = "unknown"
 _LICENSES = {license.casefold(): license for license in OPEN_LICENSES}
 
@@ -309,8 +312,11 @@ def _check_spoken(block: Mapping[str, Any]) -> None:
         raise ValueError("spoken: a `folder:` holds recordings; write the texts in a manifest")
     if option := next((name for name in ("audio_root", "speakers_of") if name in block), ""):
         raise ValueError(f"{option}: texts that are to be spoken have no recordings and no speakers; omit it")
-    if code := next((code for code in _tasks_of(block) if task_of(code)[0].category == "paralinguistic"), ""):
-        raise ValueError(f"tasks: {code} asks about a voice, and a text that is to be spoken has none; omit it")
+    about_sound = PAPER_TASKS.keys() - TASKS_OF_WORDS
+    if code := next((code for code in _tasks_of(block) if task_of(code)[0].code in about_sound), ""):
+        raise ValueError(
+            f"tasks: {code} asks about a voice or a sound, and a text that is to be spoken has none; omit it"
+        )
 
 
 def _check_questions(block: Mapping[str, Any]) -> None:

@@ -212,8 +212,8 @@ class TextToAudio:
     Args:
         model: Hub id or folder.
 
-    A voice is the number of a speaker of the model ("0", "1", ...) or "" for a model with one. Rate is applied through
-    the model's `speaking_rate` if it has one (165 words a minute being its own); pitch is the voice's own.
+    A voice is the number of a speaker of the model ("0", "1", ...) or "" for a model with one. Rate and pitch are the
+    model's own, whatever `Speech` says.
 
     Raises:
         ValueError: there is no such model, or it does not speak.

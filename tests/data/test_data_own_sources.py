@@ -495,7 +495,7 @@ def test_kaldi_lhotse_and_folders_that_do_not_fit_together(tmp_path: Path):
         ),
         (
             {"manifest": "rows.jsonl", "spoken": True, "tasks": {"SGC": "gender"}},
-            "tasks: SGC asks about a voice, and a text that is to be spoken has none",
+            "tasks: SGC asks about a voice or a sound, and a text that is to be spoken has none",
         ),
         ({"manifest": "rows.jsonl", "spoken": True, "columns": {"text": "txt"}}, "no column 'txt' .for text."),
         ({"manifest": "rows.jsonl", "folder": "."}, "manifest and folder: a block reads one of them"),
@@ -667,6 +667,8 @@ def test_the_build_speaks_texts_that_have_no_recording(tmp_path: Path):
     rows = [{"text": f"{word.title()}, {n}!", "said": f"{word} {n}"} for n, word in enumerate(WORDS[:8] * 3)]
     json_lines(tmp_path / "texts.jsonl", [*rows, {"said": "no text"}, {"text": "Hi", "audio": "a.wav", "said": "hi"}])
     block = {"manifest": {"train": "texts.jsonl"}, "spoken": True, "tasks": {"ASR": "said"}, "joined": 1.0}
+    undivided = only(tmp_path, **block | {"manifest": "texts.jsonl"})
+    assert not [item for item in found(undivided)[0] if len(item.sound) > 1]  # each text may get another split
     source = only(tmp_path, **block)
     items, rejects = found(source)
     assert reasons(rejects, tmp_path) == {
@@ -691,6 +693,19 @@ def test_the_build_speaks_texts_that_have_no_recording(tmp_path: Path):
     )  # fmt: skip
     again = build("align", [only(tmp_path, **block)], tmp_path / "again", **settings)
     assert built_rows(again) == built
+
+
+def test_spoken_texts_can_have_tasks_about_their_words(tmp_path: Path):
+    """An intent, and a closed task of one's own, which counts as paralinguistic unless it says otherwise."""
+    json_lines(tmp_path / "texts.jsonl", [{"text": "call me at once", "intent": "call", "urgency": "high"}])
+    (tmp_path / "urgency.txt").write_text("How urgent is it, {choices}?\n")
+    urgency = {"kind": "closed", "labels": ["low", "high"], "instructions": "urgency.txt"}
+    tasks = {"IP": "intent", "URGENCY": "urgency"}
+    block = {"manifest": {"train": "texts.jsonl"}, "spoken": True, "tasks": tasks}
+    source = sources(tmp_path, {"tasks": {"URGENCY": urgency}}, own=block).sources[0]
+    (item,) = found(source)[0]
+    assert [(fact.task, fact.target) for fact in item.facts] == [("IP", "call"), ("URGENCY", "high")]
+    assert item.sound == (Speech("call me at once"),)
 
 
 def test_texts_without_recordings_are_told_how_to_be_spoken(tmp_path: Path, capsys):
