@@ -194,7 +194,7 @@ def _leakage(run: FinishedRun) -> str:
 
 
 def _stages(run: FinishedRun) -> str:
-    head = ("stage", "trains", "on", "steps", "learning rate", "final loss", "WER (held-out words)", "gate")
+    head = ("stage", "trains", "on", "steps", "learning rate", "final loss", "WER (validation words)", "gate")
     return _table(head, [tuple(_stage(number, stage)) for number, stage in enumerate(run.stages, 1)])
 
 
@@ -245,9 +245,7 @@ def _unproven(run: FinishedRun) -> Iterator[str]:
     """Yield a sentence about tasks that are not clearly better than their baseline."""
     behind = [f"{result.name} ({result.task})" for result in results_of(run) if result.verdict != "above"]
     if behind:
-        yield (
-            "Not shown to be better than its baseline, the interval not being clear of it: " + ", ".join(behind) + "."
-        )
+        yield ("Not shown to beat its baseline, since the interval is not above it: " + ", ".join(behind) + ".")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
