@@ -103,10 +103,10 @@ def _plain(error: Exception) -> str:
     """Return what an error says; one that the operating system gave, in words that name the path and the remedy."""
     if not isinstance(error, OSError) or error.filename is None or not str(error).startswith("[Errno"):
         return str(error)
-    path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else Path(str(error.filename))
+    path = Path(str(error.filename))
     if isinstance(error, NotADirectoryError | FileExistsError):
-        file = next((place for place in (*reversed(path.parents), path) if place.is_file()), path)
-        return f"{file} is a file, and a folder is needed there; choose another path"
+        file = next((place for place in (*reversed(path.parents), path) if place.is_file()), None)
+        return f"{file or path} {'is a file, and a folder is needed there' if file else 'exists'}; choose another path"
     if isinstance(error, IsADirectoryError):
         return f"{path} is a folder, and a file is needed there; choose another path"
     if isinstance(error, FileNotFoundError):

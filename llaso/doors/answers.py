@@ -13,7 +13,7 @@ from llaso_common.schema import TASK_DEFINITION
 from llaso_common.tasks import TASKS, defined_tasks
 
 FACTS = ("file", "id", "task", "modality", "source", "reference", "choices", "cluster", "instruction")
-"""What scoring needs to know of a row beside its answer."""
+"""Names of the facts about a row that scoring needs in addition to the answer."""
 
 
 def facts_of(question: Question) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class ExportedLlaso(ABC):
     description_file: str
     """The file that says how the parts fit together."""
     command: str
-    """What writes the files."""
+    """The command that writes the files."""
 
     def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)

@@ -49,7 +49,7 @@ MOST_ENDS = 3
 
 @dataclass(frozen=True)
 class GgufVocabulary:
-    """What a GGUF file says of a tokenizer.
+    """Holds the fields of a GGUF file that describe a tokenizer.
 
     Attributes:
         pre: llama.cpp's name of the pre-tokenizer.
@@ -169,7 +169,7 @@ def _step(step: dict[str, Any]) -> tuple:
 
 
 def _merges_reach_all(state: dict[str, Any]) -> bool:
-    """Whether merging alone makes every word of the vocabulary its own token."""
+    """Tell whether every word of the vocabulary can be reached by merges alone."""
     model = state["model"]
     merges: Any = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
     bpe = BPE(vocab=model["vocab"], merges=merges)

@@ -60,7 +60,7 @@ class ClipComparison:
 
     @property
     def equal(self) -> bool:
-        """Whether prompt lengths and answers are the same."""
+        """True if prompt lengths and answers are the same."""
         lengths, ends = self.prompt_tokens, self.ended
         return lengths[0] == lengths[1] and self.ours == self.theirs and ends[0] == ends[1]
 
@@ -256,7 +256,7 @@ def read_clips(files: Sequence[str | Path]) -> list[np.ndarray]:
 
 
 def is_quiet(processor: LlasoProcessor, clip: np.ndarray) -> bool:
-    """Whether llama.cpp's log-mel of a clip ends at its floor, above where ours does, so that silence differs."""
+    """Tell whether silence in a clip has another log-mel in llama.cpp, whose lower bound is then above ours."""
     loudest = 4.0 * processor.log_mel([clip])[0].max().item() - 4.0  # undoes Whisper's scaling
     return loudest - MEL_RANGE < math.log10(LLAMA_CPP_MEL_FLOOR)
 

@@ -245,7 +245,7 @@ def _unproven(run: FinishedRun) -> Iterator[str]:
     """Yield a sentence about tasks that are not clearly better than their baseline."""
     behind = [f"{result.name} ({result.task})" for result in results_of(run) if result.verdict != "above"]
     if behind:
-        yield ("Not shown to beat its baseline, since the interval is not above it: " + ", ".join(behind) + ".")
+        yield f"Not shown to beat its baseline, since the interval is not above it: {', '.join(behind)}."
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

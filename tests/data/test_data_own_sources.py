@@ -687,10 +687,8 @@ def test_the_build_speaks_texts_that_have_no_recording(tmp_path: Path):
     assert len({len(row["audio"][0]["bytes"]) for row in built}) > len(rows) / 2
     long = next(row for row in built if "-joined-" in row["id"])
     (item,) = [item for item in joined if item.id in long["id"]]
-    assert " ".join(sorted(long["target"].split())) == " ".join(
-        sorted(" ".join(sound.text.lower() for sound in item.sound if isinstance(sound, Speech)).replace(",", "")
-               .replace("!", "").split())
-    )  # fmt: skip
+    said = " ".join(sound.text.lower() for sound in item.sound if isinstance(sound, Speech))
+    assert long["target"].split() == re.findall(r"\w+", said)
     again = build("align", [only(tmp_path, **block)], tmp_path / "again", **settings)
     assert built_rows(again) == built
 

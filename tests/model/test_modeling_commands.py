@@ -295,6 +295,7 @@ def test_errors_of_the_operating_system_name_the_path_and_the_remedy(capsys, mon
         (lambda *_, **__: (file / "below" / "deep").mkdir(parents=True), below),
         (lambda *_, **__: (file / "below").write_text(""), below),
         (lambda *_, **__: file.mkdir(), below),
+        (lambda *_, **__: tmp_path.mkdir(), f"{tmp_path} exists; choose another path"),
         (lambda *_, **__: tmp_path.read_text(), f"{tmp_path} is a folder, and a file is needed there; "),
         (lambda *_, **__: (tmp_path / "none").read_text(), f"no such file or folder: {tmp_path / 'none'}\n"),
         (denied, f"no permission for {file}; change its permissions or choose another path"),
