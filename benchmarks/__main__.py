@@ -9,6 +9,8 @@ import argparse
 import runpy
 import sys
 
+from llaso_common.plain_message import plain_message
+
 SECTIONS = {
     "model": "training step and generation: LLaSO, the released way and transformers' own peers",
     "profile": "which operators one model's time goes to",
@@ -45,7 +47,7 @@ def main() -> None:
     try:
         runpy.run_module(f"benchmarks.{chosen.section}", run_name="__main__", alter_sys=True)
     except (ValueError, OSError) as error:
-        raise SystemExit(f"benchmarks {chosen.section}: error: {error}") from error
+        raise SystemExit(f"benchmarks {chosen.section}: error: {plain_message(error)}") from error
 
 
 if __name__ == "__main__":

@@ -10,16 +10,15 @@ both.
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib
 import logging
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
 from llaso_common import __version__
+from llaso_common.plain_message import plain_message
 
 COMMANDS = (
     "llaso.commands.quickstart_commands",
@@ -82,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         if arguments.debug:
             raise
-        print(f"llaso: error: {_plain(error)}", file=sys.stderr)
+        print(f"llaso: error: {plain_message(error)}", file=sys.stderr)
         return 2
     except Exception as error:
         if arguments.debug:
@@ -97,25 +96,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         goes_on = "; the same command goes on from here" if arguments.goes_on else ""
         print(f"llaso: interrupted{goes_on}", file=sys.stderr)
         return 130
-
-
-def _plain(error: Exception) -> str:
-    """Return what an error says; one that the operating system gave, in words that name the path and the remedy."""
-    if not isinstance(error, OSError) or error.filename is None or not str(error).startswith("[Errno"):
-        return str(error)
-    path = Path(str(error.filename))
-    if isinstance(error, NotADirectoryError | FileExistsError):
-        file = next((place for place in (*reversed(path.parents), path) if place.is_file()), None)
-        return f"{file or path} {'is a file, and a folder is needed there' if file else 'exists'}; choose another path"
-    if isinstance(error, IsADirectoryError):
-        return f"{path} is a folder, and a file is needed there; choose another path"
-    if isinstance(error, FileNotFoundError):
-        return f"no such file or folder: {path}"
-    if isinstance(error, PermissionError):
-        return f"no permission for {path}; change its permissions or choose another path"
-    if error.errno == errno.ENOSPC:
-        return f"no space left on the disk of {path}; free some or choose another path"
-    return str(error)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from benchmarks import __main__ as benchmarks_command
 from benchmarks.measure import loss_of, run
 from benchmarks.model import compare, ratios
 from benchmarks.profile import shares
@@ -75,3 +76,10 @@ def test_the_command_writes_table_json_and_picture(tmp_path):
     table = (tmp_path / "bench.md").read_text().splitlines()
     assert len(table) == 2 + 4 and len({line.count("|") for line in table}) == 1
     assert (tmp_path / "bench.png").stat().st_size > 5_000
+
+
+def test_errors_of_the_operating_system_are_one_plain_line(monkeypatch, tmp_path):
+    arguments = ["benchmarks", "voice", "model", "--speech", str(tmp_path), "--out", str(tmp_path / "voice.json")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit, match=r"^benchmarks voice: error: .* is a folder, and a file is needed there"):
+        benchmarks_command.main()
