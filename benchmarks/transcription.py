@@ -180,6 +180,8 @@ async def live(model: str, made: Recording, seconds: float) -> dict[str, Any]:
                     event = await asyncio.wait_for(connection.recv(), 5)
                 except TimeoutError:
                     continue
+                if event.type == "error" or event.type.endswith(".failed"):
+                    raise RuntimeError(f"the server answered {event}")
                 if event.type == "input_audio_buffer.speech_started":
                     begun[event.item_id] = event.audio_start_ms / 1000
                 elif event.type == "input_audio_buffer.speech_stopped":

@@ -22,11 +22,13 @@ from typing import Any
 
 import numpy as np
 from rapidfuzz.distance import Levenshtein
+from transformers import AutoConfig
 
 from benchmarks.hearing import WhisperBaseline
 from benchmarks.manifests import evenly, read_manifest
 from eval_suite.intervals import Resampler
 from llaso.alignment.alignment import best_paths, saved_alignment
+from llaso.commands.option_types import at_least_1, path
 from llaso.training.recipe.recipe import DataChoice, Recipe
 from llaso.training.rows.corpora import open_corpus
 from llaso.training.rows.training_rows import pieces_of
@@ -34,7 +36,9 @@ from llaso.training.run.ctc_loss import alignment_with, transcripts_of
 from llaso.training.run.held_out import normalize, word_errors
 from llaso.training.run.resume import RECIPE, recipe_of
 from llaso.transcription.transcriber import Transcriber
+from llaso_common.atomic_write import write_atomically
 from llaso_common.audio import SAMPLE_RATE, read_audio
+from llaso_common.output_folder import refuse_existing_file
 from modeling_llaso.configuration_llaso import AUDIO_PADDINGS, LlasoConfig
 from modeling_llaso.loading import load
 
@@ -158,6 +162,16 @@ def by_best_path(
         heard += best_paths(alignment, model, processor, inputs)
         done(len(heard))
     return heard
+
+
+def check_whisper(whisper: str) -> None:
+    """Raise a ValueError, before an hour of transcription, if there is no Whisper by this name."""
+    try:
+        kind = AutoConfig.from_pretrained(whisper).model_type
+    except (OSError, ValueError):
+        kind = ""
+    if kind != "whisper":
+        raise ValueError(f"--whisper {whisper}: there is no Whisper in such a folder or on the Hub; name another")
 
 
 def by_whisper(whisper: str, clips: Sequence[ManifestClip], done: Callable[[int], None]) -> list[str]:
@@ -345,14 +359,21 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument(
         "--audio-padding", choices=AUDIO_PADDINGS, help="pad audio in this way, however the checkpoints were trained"
     )
-    parser.add_argument("--clips", type=int, default=0, help="of each source at most (default: all)")
-    parser.add_argument("--out", type=Path, default=Path("runs/transcripts"), help="for .json and .md")
+    parser.add_argument("--clips", type=at_least_1, help="of each source at most (default: all)")
+    parser.add_argument("--out", type=path, default=Path("runs/transcripts"), help="folder for .json and .md")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier transcripts.json there")
     chosen = parser.parse_args(None if arguments is None else list(arguments))
     if chosen.best_path_only and not chosen.ctc_corpus:
         parser.error("--best-path-only needs --ctc-corpus")
     if chosen.best_path_only and (chosen.aligned or chosen.ctc_weight is not None):
         parser.error("--best-path-only reads MODEL without its LLM; omit --aligned and --ctc-weight")
-    clips = read_clips(chosen.speech, chosen.clips)
+    record_file = chosen.out / "transcripts.json"
+    refuse_existing_file(record_file, chosen.overwrite)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    clips = read_clips(chosen.speech, chosen.clips or 0)
+    trained = words_of(chosen.ctc_corpus) if chosen.ctc_corpus else None
+    if chosen.whisper:
+        check_whisper(chosen.whisper)
     padding = chosen.audio_padding
     programs: dict[str, Callable[[Callable[[int], None]], list[str]]] = {}
     if not chosen.best_path_only:
@@ -368,8 +389,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     mine, *others = transcripts
     compared = {name: differences(clips, transcripts[mine], transcripts[name]) for name in others}
     counted: dict[str, dict[str, list[tuple[int, int]]]] = {}
-    if chosen.ctc_corpus:
-        trained = words_of(chosen.ctc_corpus)
+    if trained is not None:
         counted = {name: wrong_by_count(clips, heard, trained) for name, heard in transcripts.items()}
     tables = [
         table(found),
@@ -378,15 +398,14 @@ def main(arguments: Iterable[str] | None = None) -> None:
         shown(clips, transcripts, mine),
     ]
     text = "\n\n".join(tables) + "\n"
-    chosen.out.mkdir(parents=True, exist_ok=True)
     rows = [
         {"audio": str(clip.audio), "source": clip.source, "speaker": clip.speaker, "text": clip.text}
         | {name: heard[n] for name, heard in transcripts.items()}
         for n, clip in enumerate(clips)
     ]
     record = {"rates": found, "differences": compared, "wrong_by_count": counted, "clips": rows}
-    (chosen.out / "transcripts.json").write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
-    (chosen.out / "transcripts.md").write_text(text, encoding="utf-8")
+    write_atomically(record_file, json.dumps(record, indent=1, ensure_ascii=False))
+    write_atomically(chosen.out / "transcripts.md", text)
     print(f"\n{text}\nwrote {chosen.out}")
 
 

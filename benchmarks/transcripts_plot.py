@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.transcripts import BEST_PATH, LLASO, WHISPER
-from llaso.commands.option_types import named_folder
+from llaso.commands.option_types import add_output_file, named_folder
+from llaso_common.output_folder import refuse_existing_file
 
 MARKS = {LLASO: ("o", "C0", 0.0), BEST_PATH: ("d", "0.6", 0.25)}
 """The mark of a program, its colour and how far below the model's line it lies."""
@@ -30,12 +32,19 @@ def read_rates(folder: Path) -> Rates:
     """Read the rates that `benchmarks transcripts` wrote into a folder.
 
     Raises:
-        ValueError: it wrote none there.
+        ValueError: it wrote none there, or not all that it writes.
     """
     file = folder / "transcripts.json"
     if not file.is_file():
         raise ValueError(f"{file} is missing; name a folder that `python -m benchmarks transcripts --out` has written")
-    return json.loads(file.read_text(encoding="utf-8"))["rates"]
+    try:
+        rates: Rates = json.loads(file.read_text(encoding="utf-8"))["rates"]
+        measured = [(one["wer"], *one["interval"], one["clips"]) for by in rates.values() for one in by.values()]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        measured = []
+    if not measured:
+        raise ValueError(f"{file} has no rates; measure again with `python -m benchmarks transcripts`")
+    return rates
 
 
 def draw(models: Mapping[str, Rates], targets: Mapping[str, float] | None = None) -> Figure:
@@ -103,9 +112,13 @@ def _clips_of(models: Mapping[str, Rates]) -> dict[str, int]:
 def _target(text: str) -> tuple[str, float]:
     """Return the source and the factor of `SOURCE=FACTOR`."""
     source, _, factor = text.rpartition("=")
-    if not source:
-        raise argparse.ArgumentTypeError(f"{text!r} is not SOURCE=FACTOR")
-    return source, float(factor)
+    try:
+        times = float(factor)
+    except ValueError:
+        times = 0.0
+    if not source or not 0 < times < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not SOURCE=FACTOR with a factor above 0, as speech=2.5")
+    return source, times
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
@@ -124,9 +137,13 @@ def main(arguments: Iterable[str] | None = None) -> None:
         metavar="SOURCE=FACTOR",
         help="a dotted line at FACTOR times Whisper's rate, for a source; may be repeated",
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/transcripts.png"), help="the picture")
+    add_output_file(parser, "the picture, as rates.png", required=True)
     chosen = parser.parse_args(None if arguments is None else list(arguments))
-    figure = draw({name: read_rates(folder) for name, folder in chosen.models}, dict(chosen.target))
+    refuse_existing_file(chosen.out, chosen.overwrite)
+    models = {name: read_rates(folder) for name, folder in chosen.models}
+    if len(models) < len(chosen.models):
+        raise ValueError("two folders have the same name; give each NAME=FOLDER a name of its own")
+    figure = draw(models, dict(chosen.target))
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(chosen.out, dpi=120)
     print(f"wrote {chosen.out}")

@@ -56,6 +56,8 @@ def labelled_clips(manifests: Sequence[Path], label: str, clips_per_speaker: int
     for manifest in manifests:
         for source, rows in read_manifest(manifest).items():
             for row in rows:
+                if not isinstance(row.get(label), str | int | None):
+                    raise ValueError(f"{manifest}: `{label}` of {row['audio']} is {row[label]!r}, which is no label")
                 if not {row.get("speaker"), row.get(label)} & {None, ""} and _is_old_enough(row, min_age, manifest):
                     clip = {"audio": manifest.parent / row["audio"], "source": source, "label": str(row[label])}
                     of_speakers.setdefault(f"{source}/{row['speaker']}", []).append(clip)
@@ -78,7 +80,7 @@ def _is_old_enough(row: dict[str, Any], min_age: int, manifest: Path) -> bool:
     age = row.get("age")
     if not min_age or age is None:
         return True
-    if isinstance(age, bool) or not isinstance(age, int | float):
+    if isinstance(age, bool) or not isinstance(age, int | float) or age != age:  # NaN, which JSON of Python can hold
         raise ValueError(f"{manifest}: the age of {row['audio']} is {age!r}, which is no number; omit --min-age")
     return age >= min_age
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import logging
 import shutil
-import socket
 import threading
 import time
 from collections import Counter, defaultdict
@@ -25,7 +25,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llaso_common.atomic_write import part_of, write_atomically
+from llaso_common.atomic_write import part_of, this_machine, write_atomically
 from llaso_common.folder_lock import alone_in
 from llaso_common.schema import CORPORA, FEATURES, FEATURES_WITH_OWN_TASKS
 
@@ -81,8 +81,7 @@ def build(
         against: corpora already built that the leakage report is to be checked against.
         planning: called now and then with the items read, before anything is built.
         progress: called now and then with the rows done and the rows there are.
-        **settings: further fields of `plan.Settings`: seed, eval_rows, validation_rows, limit, rows_per_shard,
-            speech, voices, max_seconds, processor, tasks.
+        **settings: further fields of `corpus_plan.Settings`, such as seed, limit and voices.
 
     Returns:
         The folder `out`.
@@ -159,7 +158,7 @@ def _build_shards(
 
 def _sweep(out: Path, anybodys: bool) -> None:
     """Remove half-written files: those of processes of this machine that have ended; all of them if `anybodys`."""
-    here = socket.gethostname()[:40]
+    here = this_machine()
     for folder in (out, *out.glob("data/*"), out / ".build" / "plan", out / ".build" / "shards"):
         for part in folder.glob(".*.part"):
             host, _, thread = part.name.split(".")[-2].rpartition("-")
@@ -208,7 +207,7 @@ class ShardJob:
         """Tell whether a shard is whole: its record exists, and its file is as large as the record says."""
         try:
             stated = json.loads(self.record(name).read_text())["bytes"]
-            return shard_file(Path(self.out), name).stat().st_size == stated
+            return corpus_folder.shard_file(Path(self.out), name).stat().st_size == stated
         except FileNotFoundError:
             return False
 
@@ -284,18 +283,12 @@ _Spares = defaultdict[tuple[str, ...], list[PlannedRow]]
 """Spares of a shard by stratum, the next one first."""
 
 
-def shard_file(out: Path, name: str) -> Path:
-    """Return the path of a shard: "audio.train-semantic-…" is data/audio/train-semantic-….parquet."""
-    modality, rest = name.split(".", 1)
-    return out / "data" / modality / f"{rest}.parquet"
-
-
 class _Shard:
     """Writes one Parquet file and keeps its record."""
 
     def __init__(self, out: Path, name: str, roots: Mapping[str, str], own_tasks: bool = False) -> None:
         self._schema = (FEATURES_WITH_OWN_TASKS if own_tasks else FEATURES).arrow_schema
-        self.file = shard_file(out, name)
+        self.file = corpus_folder.shard_file(out, name)
         self.name = name
         self.seen: set[str] = set()
         self._part = part_of(self.file)
@@ -323,7 +316,7 @@ class _Shard:
 
     def count(self, row: PlannedRow, content: Mapping[str, Any]) -> None:
         """Count a built row in the record."""
-        name = "/".join((row.source, row.task, row.modality, row.split))
+        name = row.group
         self._rows[name] += 1
         self._seconds[name] += content["duration"]
         self._key_rows.append({"id": row.id, "split": row.split, "sha256": content["sha256"], **row.keys})
@@ -331,7 +324,7 @@ class _Shard:
     def set_aside(self, row: PlannedRow, reason: str, sounds: Sequence[Sound]) -> None:
         """Record a row that could not be built, with its reason and file."""
         logger.warning("%s set aside: %s", row.id, reason)
-        self._rejects.append(reject_line(row.source, row.id, reason, sounds, self._roots[row.source]))
+        self._rejects.append(reject_line(row.source, row.where or row.id, reason, sounds, self._roots[row.source]))
 
     def stand_in(self, failed: Sequence[PlannedRow], spares: _Spares) -> list[PlannedRow]:
         """Return spares of the same strata for rows that could not be built; record those without a spare."""
@@ -373,14 +366,10 @@ class _Shard:
         self._part.unlink(missing_ok=True)
 
 
-_STORES: dict[tuple[str, str], ClipStore] = {}
-
-
+@functools.cache
 def _store(clips: str, speech: str) -> ClipStore:
     """Return this process's clip store: a speech model is loaded once, not once for each shard."""
-    if (clips, speech) not in _STORES:
-        _STORES[clips, speech] = ClipStore(clips, speech)
-    return _STORES[clips, speech]
+    return ClipStore(clips, speech)
 
 
 @contextlib.contextmanager

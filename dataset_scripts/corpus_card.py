@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 
 from llaso_common.schema import SPLITS
-from llaso_common.tasks import MODALITIES, PAPER_TASKS, Task
+from llaso_common.tasks import CATEGORIES, MODALITIES, PAPER_TASKS, Task
 
 from .corpus_folder import content_of
+from .leakage import shared_by_nature
 from .own_tasks import told_styles
 
 TITLES = {"align": "LLaSO-Align", "instruct": "LLaSO-Instruct", "eval": "LLaSO-Eval"}
@@ -204,14 +205,10 @@ def _apart(leaks: Mapping[str, Any]) -> str:
     """Say which corpora the held-out rows were compared with."""
     if not leaks["rows_checked"]:
         return "The held-out rows have been compared with no training corpus."
-    by_nature = ", ".join(
-        f"{source} its {' and '.join(kinds)}s" for source, kinds in leaks["shared_by_nature"].items()
-    )
     names = ", ".join(f"`{name}`" for name, entry in leaks["compared"].items() if entry["rows_checked"])
     return (
         f"The held-out rows share no audio, speaker, synthetic voice, sentence or recording with the "
-        f"{leaks['rows_checked']:,} training rows of {names} (`leakage.json`)"
-        + (f", but for what these share by nature: {by_nature}." if by_nature else ".")
+        f"{leaks['rows_checked']:,} training rows of {names} (`leakage.json`){shared_by_nature(leaks)}."
     )
 
 
@@ -225,8 +222,7 @@ def _configs(rows: Mapping[str, Mapping[str, int]], shards: Mapping[str, Mapping
     content = content_of(shards)
     globs = {"default": "data/*/{split}-*.parquet"}
     globs |= {modality: f"data/{modality}/{{split}}-*.parquet" for modality in MODALITIES}
-    categories = sorted({task.category for task in PAPER_TASKS.values()})
-    globs |= {category: f"data/*/{{split}}-{category}-*.parquet" for category in categories}
+    globs |= {category: f"data/*/{{split}}-{category}-*.parquet" for category in sorted(CATEGORIES)}
     configs = []
     for name, pattern in globs.items():
         files = [

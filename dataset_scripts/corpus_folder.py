@@ -35,10 +35,16 @@ def shard_files(folder: Path) -> list[Path]:
             )
         if missing := sorted(set(named) - set(there)):
             raise ValueError(
-                f"{folder / 'data' / missing[0].replace('.', '/', 1)}.parquet is missing, which build.json names: "
+                f"{shard_file(folder, missing[0])} is missing, which build.json names: "
                 "copy the corpus whole, or build it again"
             )
     return files
+
+
+def shard_file(folder: Path, name: str) -> Path:
+    """Return the path of a shard: "audio.train-semantic-…" is data/audio/train-semantic-….parquet."""
+    modality, rest = name.split(".", 1)
+    return folder / "data" / modality / f"{rest}.parquet"
 
 
 def shard_name(file: Path) -> str:

@@ -16,7 +16,7 @@ import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,6 +27,7 @@ from llaso_common.tasks import TASKS, Task
 from . import conversations, draw
 from .interleaved import MIX, Interleaver
 from .quotas import allocate
+from .release import PLACEHOLDER
 from .size_estimate import FLAC_BYTES_PER_SECOND, Estimate, unfit
 from .sources.base import Fact, Item, Recording, Reject, Sound, Source
 from .synthesize import voices
@@ -184,6 +185,7 @@ def make_plan(
     """
     TASKS.declare(settings.tasks, "the build's settings")
     fingerprint = settings.fingerprint(sources)
+    listed = {str(path): _digest(path) for source in sources for path in source.manifests}
     done = folder / "plan.json"
     if done.exists():
         plan = json.loads(done.read_text())
@@ -192,25 +194,40 @@ def make_plan(
                 f"{folder} holds another build ({_difference(plan.get('stated', {}), settings.stated(sources))}): "
                 "choose another output folder or delete this one"
             )
+        for path, digest in plan.get("manifests", {}).items():
+            if listed.get(path) != digest:
+                raise ValueError(
+                    f"{path} is not as it was when {folder} was planned: choose another output folder or delete this "
+                    "one"
+                )
         return plan
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     plan = {
         "fingerprint": fingerprint,
         "stated": settings.stated(sources),
+        "manifests": listed,
         **_Planner(settings, sources, folder, progress).run(),
     }
     write_atomically(done, json.dumps(plan, indent=1))
     return plan
 
 
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
 def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """Describe how the settings of two plans differ."""
-    differing = [name for name in here if there.get(name) != here[name]]
+    differing = [name for name in {**there, **here} if there.get(name) != here.get(name)]
     if not there or not differing:
         return "planned by another version of this program"
     return ", ".join(
-        name if isinstance(here[name], dict) else f"{name} {there.get(name)}, not {here[name]}" for name in differing
+        name
+        if isinstance(here.get(name, there.get(name)), dict)
+        else f"{name} {there.get(name)}, not {here.get(name)}"
+        for name in differing
     )
 
 
@@ -240,7 +257,8 @@ class PlannedRow:
     """Holds a row to be built, as JSON (see `conversations.write`), and what planning and checking need to know of it.
 
     `keys` names what it must not share with rows of another part: speakers and voices, sentences, recordings. A
-    `spare` is built only if a drawn row of its stratum cannot be.
+    `spare` is built only if a drawn row of its stratum cannot be. `where` is the file and line that it was read from,
+    if that is known.
     """
 
     id: str
@@ -252,12 +270,14 @@ class PlannedRow:
     split: str
     keys: dict[str, list[str]]
     spare: bool
+    where: str
     json: str
 
     @classmethod
-    def of(cls, row: dict[str, Any], keys: dict[str, list[str]]) -> PlannedRow:
+    def of(cls, row: dict[str, Any], keys: dict[str, list[str]], where: str) -> PlannedRow:
         same = {name: row[name] for name in ("id", "source", "task", "modality", "category", "split")}
-        return cls(**same, label=row["target"] if row["choices"] else "", keys=keys, spare=False, json=json.dumps(row))
+        label = row["target"] if row["choices"] else ""
+        return cls(**same, label=label, keys=keys, spare=False, where=where, json=json.dumps(row))
 
     @property
     def stratum(self) -> tuple[str, str, str, str]:
@@ -423,6 +443,7 @@ class _Planner:
         self.roots = {source.name: str(source.root or "") for source in sources}
         self.offered = self.items = self.beyond_limit = 0
         self.groups: set[tuple[str, str]] = set()
+        self.first_reject = ""
         self.spooled, self.found, self.without_facts = Counter[tuple[str, str, str]](), Counter[str](), Counter[str]()
         self.held_back, self.rejects, self.dropped = Counter[str](), Counter[str](), Counter[str]()
 
@@ -445,8 +466,8 @@ class _Planner:
         names = ", ".join(source.name for source in self.sources)
         if not dealt["rows"]:
             raise ValueError(
-                f"nothing to build: no row of {names} goes into {settings.corpus}; "
-                f"{sum(self.rejects.values())} rejected: {dict(self.rejects.most_common(3))}"
+                f"nothing to build: no row of {names} goes into {settings.corpus}"
+                + (f"; {self.rejects.total():,} rejected, the first at {self.first_reject}" if self.rejects else "")
                 + (f"; {read_under(settings.limit)}" if settings.limit else "")
             )
         left_out = (self.held_back, self.dropped, self.rejects)
@@ -501,7 +522,7 @@ class _Planner:
                 read += 1
                 if reason := _not_text(item):
                     self.offered += 1
-                    self._reject(source.name, ascii(item.where or item.id), reason, item.sound)
+                    self._reject(source.name, item.where or item.id, reason, item.sound)
                     continue
                 if self.progress and (self.items + read) % PROGRESS_EVERY == 0:
                     self.progress(self.items + read)
@@ -573,14 +594,14 @@ class _Planner:
         seed, voices = self.settings.seed, self.voices[split]
         first = self.settings.transcript_first if split == "train" else 0.0
         row = conversations.write(corpus, source, item, fact, split, seed, voices, self.settings.max_seconds, first)
-        return PlannedRow.of(row, keys_of(source, item, row["voice"]))
+        return PlannedRow.of(row, keys_of(source, item, row["voice"]), item.where)
 
     def _draw_validation(self, held: _Keys) -> Drawn:
         """Draw from the validation rows that share nothing with what is held."""
         for row, _ in self._spooled("validation"):
             if not held.clash(row.keys) and (reason := self.validation.offer(row)):
                 self.held_back[row.held_group] -= 1
-                self._reject(row.source, row.id, reason, row.sounds())
+                self._reject(row.source, row.where or row.id, reason, row.sounds())
         return self.validation.take(self.groups)
 
     def _spooled(self, split: str) -> Iterator[tuple[PlannedRow, bytes]]:
@@ -590,6 +611,7 @@ class _Planner:
                 yield PlannedRow.parse(line), line
 
     def _reject(self, source: str, where: str, reason: str, sounds: Sequence[Sound] = ()) -> None:
+        self.first_reject = self.first_reject or f"{where}: {reason}"
         self.rejects[f"{source}: {reason}"] += 1
         self.reject_file.write(reject_line(source, where, reason, sounds, self.roots[source]))
 
@@ -688,12 +710,15 @@ class _Buckets:
 
 
 def _not_text(item: Item) -> str:
-    """Say why an item cannot be written to a file, or "": JSON can hold lone surrogates, which UTF-8 cannot."""
-    of_facts = (text for fact in item.facts for text in (fact.target, fact.instruction, fact.input))
+    """Say why an item's text cannot stand in a row, or ""."""
+    of_facts = [text for fact in item.facts for text in (fact.target, fact.instruction, fact.input)]
+    of_facts += [part for fact in item.facts for _, parts in fact.messages for part in parts if part is not None]
     try:
         "".join((item.id, item.speaker, item.sentence, *of_facts)).encode()
-    except UnicodeEncodeError:
+    except UnicodeEncodeError:  # JSON can hold lone surrogates, which UTF-8 cannot
         return "text is not Unicode"
+    if any(PLACEHOLDER in text for text in of_facts):
+        return f"text holds {PLACEHOLDER}, which stands for a recording"
     return ""
 
 

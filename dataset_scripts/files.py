@@ -108,7 +108,10 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict | Reject]]:
 
 
 def records(file: Path) -> Iterator[tuple[int, dict[str, Any] | Reject]]:
-    """Yield numbered rows of a Parquet, JSON-lines or JSON-list file; JSON is told apart by its first bytes."""
+    """Yield numbered rows of a Parquet, JSON-lines or JSON-list file.
+
+    A name that ends in `.jsonl` (or `.jsonl.gz`) says what it is; other JSON is told apart by its first bytes.
+    """
     if file.suffix == ".parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -121,7 +124,7 @@ def records(file: Path) -> Iterator[tuple[int, dict[str, Any] | Reject]]:
         return
     with _opened(file) as opened:
         first = opened.read(64).lstrip(b"\xef\xbb\xbf \r\n\t")[:1]
-    if first != b"[":
+    if first != b"[" or ".jsonl" in file.suffixes[-2:]:
         yield from json_lines(file)
         return
     for number, row in enumerate(stream_json(file, "item"), start=1):
@@ -167,4 +170,4 @@ def _streamed(path: Path, parse: Callable[[BinaryIO], Iterator[Any]]) -> Iterato
             yield from parse(file)
         except (ijson.JSONError, UnicodeDecodeError) as error:
             said = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error)
-            raise ValueError(f"{path} is not JSON in UTF-8: {said}") from error
+            raise ValueError(f"{path} is not JSON in UTF-8: {said.splitlines()[0]}") from error

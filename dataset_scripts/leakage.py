@@ -97,3 +97,10 @@ def _keys(corpus: Path) -> Iterator[tuple[str, dict[str, Sequence[str]]]]:
         for batch in file.iter_batches():
             for key in batch.to_pylist():
                 yield key["split"], {**key, "sha256": [key["sha256"]]}
+
+
+def shared_by_nature(leakage: Mapping[str, Any]) -> str:
+    """Return ", but for …" with what the rows of some corpora share by nature and is not compared; "" if nothing."""
+    kinds = leakage.get("shared_by_nature", {}).items()
+    named = ", ".join(f"{source} its {' and '.join(shared)}s" for source, shared in kinds)
+    return f", but for what these share by nature: {named}" if named else ""

@@ -139,7 +139,8 @@ def spot_word(id: str, text: str, words: Sequence[str], known: Vocabulary) -> Fa
 
 def word_after(id: str, text: str, words: Sequence[str], known: Vocabulary) -> Fact | None:
     """Ask for the word after one that is said once."""
-    places = [place for place, word in enumerate(words[:-1]) if word in asked_words(words) and words.count(word) == 1]
+    asked, counts = set(asked_words(words)), Counter(words)
+    places = [place for place, word in enumerate(words[:-1]) if word in asked and counts[word] == 1]
     if not places:
         return None
     place = draw.pick(0, id, "after", places)

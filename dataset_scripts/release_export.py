@@ -107,6 +107,6 @@ def _own_rows(shards: Sequence[Path], audio: Path) -> Iterator[tuple[str, str, d
                         "id": row["id"],
                         "voice": voices,
                         "conversations": conversations_of(row["messages"]),
-                        "metadata": {name: row[name] for name in (*OURS, "duration")},
+                        "metadata": {name: row[name] for name in (*OURS, "duration", "target")},
                     },
                 )

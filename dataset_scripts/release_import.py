@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from llaso_common.atomic_write import write_atomically
 from llaso_common.folder_lock import alone_in
-from llaso_common.schema import CORPORA, SPLITS
+from llaso_common.schema import CORPORA, SPLITS, gives_answer
 from llaso_common.tasks import PAPER_TASKS
 
 from . import corpus_card, corpus_folder, token_counts
@@ -286,6 +286,8 @@ class _Reader:
         except ValueError as error:
             return str(error)
         folder = PurePosixPath(name).parent.name
+        answer = turns[-1]["value"]
+        stated = released["metadata"].get("target") if own else None  # the answer alone, if it follows a transcript
         return {
             "id": f"{PurePosixPath(name).with_suffix('')}/{number:08d}",
             "corpus": self.corpus,
@@ -294,7 +296,7 @@ class _Reader:
             "split": "test" if self.corpus == "eval" or PurePosixPath(name).stem.endswith("_test") else "train",
             "messages": messages,
             "audio": clips,
-            "target": turns[-1]["value"],
+            "target": stated if isinstance(stated, str) and gives_answer(answer, stated) else answer,
             "choices": [],
             "template_id": "",
             "style": "",

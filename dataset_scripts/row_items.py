@@ -130,7 +130,11 @@ class RowMapping:
             sentence = text or next((f.target for f in of_these if TASKS[f.task].answer == "transcript"), "")
             if not heard and not sentence:
                 sentence = f"{of_these[0].instruction} {of_these[0].input}".strip()
-            id = self._id(found, heard)
+            try:
+                id = self._id(found, heard)
+            except ValueError as error:
+                yield Reject(where, f"id: {error}")
+                continue
             yield Item(id, of_these, heard, speaker, sentence, split, where, apart=len(heard) > 1)
 
     def transcripts(self, found: Iterable[FoundRow | Reject]) -> Iterator[str]:

@@ -44,7 +44,7 @@ class KeyReader:
         self._beside: dict[str, dict[str, list[str]]] = {}
 
     def keys_of(self, shard: str, row: Mapping[str, Any]) -> Keys:
-        """Return the keys of a row of a shard; rows of a shard must be asked for in order."""
+        """Return the keys of a row of a shard; ask for all rows of one shard before those of the next."""
         if shard != self._shard:
             self._shard, self._beside = shard, self._read_beside(shard)
         beside = self._beside.get(row["id"], {})

@@ -74,6 +74,7 @@ def source_of(name: str, block: Mapping[str, Any], base: Path) -> Source:
         synthetic=bool(block.get("spoken")),
         root=base.absolute(),
         options=_plain(block),
+        manifests=tuple(_files_of(block, base)),
     )
     for path in _paths(block, base) if "dataset" not in block else ():
         fault = manifest_fault(path) if "manifest" in block else "" if path.is_dir() else f"no such folder: {path}"
@@ -109,18 +110,38 @@ def _read(root: Path, **block: Any) -> Iterator[Item | Reject]:
     shares = made_questions.shares_of(block.get("questions", ()))
     in_instruct = {task_of(code)[0].code: share for code, share in block.get("in_instruct", {}).items()}
     known = made_questions.Vocabulary.of(mapping.transcripts(_rows(block, root)) if shares else ())
+    seen = set[int]()
     joiner = Joiner(block.get("joined", 0.0), in_instruct.get("ASR", ASR_IN_INSTRUCT))
     for row in _rows(block, root):
         if isinstance(row, Reject):
             yield row
             continue
         for item in mapping.items(row):
+            if isinstance(item, Item) and (again := _seen_before(item, seen)):
+                yield Reject(item.where, "duplicate id")
+                item = replace(item, facts=tuple(fact for fact in item.facts if fact not in again))
+                if not item.facts:
+                    continue
             if isinstance(item, Item) and (text := transcript_of(item.facts)):
                 item = replace(item, facts=(*item.facts, *made_questions.made(item.id, text, shares, known)))
             if isinstance(item, Item):
                 yield from joiner.add(item)
             yield _placed(item, in_instruct) if isinstance(item, Item) and in_instruct else item
     yield from joiner.rest()
+
+
+def _seen_before(item: Item, seen: set[int]) -> list[Fact]:
+    """Return the facts of an item whose task an earlier item of the same id has, and remember the others.
+
+    Hashes are remembered instead of ids, which of millions of rows would take gigabytes.
+    """
+    again = []
+    for fact in item.facts:
+        key = hash((item.id, fact.task))
+        if key in seen:
+            again.append(fact)
+        seen.add(key)
+    return again
 
 
 def _placed(item: Item, in_instruct: Mapping[str, float]) -> Item:
@@ -220,6 +241,12 @@ def _paths(block: Mapping[str, Any], base: Path) -> list[Path]:
     return [base / Path(path).expanduser() for paths in _by_split(block[_kind(block)]).values() for path in paths]
 
 
+def _files_of(block: Mapping[str, Any], base: Path) -> Iterator[Path]:
+    """Yield the files of a block's manifests; a Kaldi folder is a manifest of several."""
+    for path in _paths(block, base) if "manifest" in block else ():
+        yield from filter(Path.is_file, sorted(path.iterdir()) if path.is_dir() else [path])
+
+
 def _kind(block: Mapping[str, Any]) -> str:
     return next(kind for kind in KINDS if kind in block)
 
@@ -260,7 +287,8 @@ def _check_options(block: Mapping[str, Any]) -> None:
                 f"unknown option {option}; {nearest(str(option), known)}there are {', '.join(sorted(known))}"
             )
         wanted = OPTIONS.get(option)
-        if wanted and not isinstance(value, (float, int) if wanted is float else wanted):
+        numeric = wanted is float and isinstance(value, int) and not isinstance(value, bool)
+        if wanted and not numeric and not isinstance(value, wanted):
             what = {
                 dict: "a mapping, as `{name: value}`",
                 list: "a list",

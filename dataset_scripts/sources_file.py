@@ -2,7 +2,7 @@
 
 A source is a name and a folder, or a name and a mapping of its folder (`path`) and options, or a name and a block that
 says where rows of one's own lie (`source_blocks`). Paths are relative to the file. `tasks` defines tasks beside the
-paper's (`own_tasks`). The other keys are those of `plan.Settings`, and `slurm` and `ray` for the executors.
+paper's (`own_tasks`). The other keys are those of `corpus_plan.Settings`, and `slurm` and `ray` for the executors.
 """
 
 from __future__ import annotations

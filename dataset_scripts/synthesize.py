@@ -23,6 +23,7 @@ import soxr
 
 from llaso_common.audio import SAMPLE_RATE
 
+from . import draw
 from .sources.base import Speech
 
 ACCENTS = {
@@ -240,8 +241,6 @@ class TextToAudio:
     def _speak(self, speech: Speech) -> np.ndarray:
         import torch
         from transformers import set_seed
-
-        from . import draw
 
         if (tokenizer := self._pipeline.tokenizer) is not None:
             silent = {tokenizer.pad_token_id, tokenizer.unk_token_id}

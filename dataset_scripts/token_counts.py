@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from llaso_common.schema import Message, Row, clean_messages
 
 
 class TokenCounter:
@@ -51,17 +53,9 @@ class TokenCounter:
         """
         if self._processor is None:
             self._processor = self._class.from_pretrained(self.name)
-        return self._processor.expanded_length([_plain(message) for message in messages], durations)
+        row: Row = {"messages": cast("list[Message]", messages)}
+        return self._processor.expanded_length(clean_messages(row), durations)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is pickled for workers: not the processor itself."""
         return {**self.__dict__, "_processor": None}
-
-
-def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a message without the empty fields of a table's row."""
-    parts = [
-        {"type": "audio"} if part["type"] == "audio" else {"type": "text", "text": part["text"]}
-        for part in message["content"]
-    ]
-    return {"role": message["role"], "content": parts}

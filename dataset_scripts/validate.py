@@ -181,7 +181,7 @@ def _validate(
 
 
 def _look_through(folder: Path, against: Sequence[Path]) -> separation.Separation:
-    """Yield all rows of the corpus and of others, without their audio."""
+    """Return what the rows of the corpus share with one another and with those of other corpora."""
     apart = separation.Separation()
     for each, found in _keyed(folder):
         apart.note(each, found)
@@ -279,7 +279,7 @@ class _Listing:
         self._write(entry)
 
     def close(self) -> None:
-        """Finish the examples: no more rows come."""
+        """Close the list."""
         self._file.close()
 
     def _write(self, entry: Mapping[str, Any]) -> None:

@@ -30,8 +30,6 @@ from .endpoint import ChatEndpoint, RequestRefusedError
 
 logger = logging.getLogger(__name__)
 
-"""Hz; what servers and Python functions are given. A transformers model gets the rate of its processor."""
-
 
 @dataclass(frozen=True)
 class GenerationSettings:
@@ -233,7 +231,6 @@ class TransformersBackend:
 
     def load(self) -> None:
         """Open processor and weights; the processor pads on the left, the model is in evaluation mode."""
-        import torch
         from transformers import AutoProcessor
 
         processor = AutoProcessor.from_pretrained(self.name, **self._from)
@@ -250,7 +247,7 @@ class TransformersBackend:
         model = self._auto_class().from_pretrained(self.name, **self._from, **self._weights)
         if hasattr(model, "thinker"):
             model = model.thinker  # an omni model: the half that writes text; the half that speaks is not needed
-        model = model.to(self._device or own_device(torch)).eval()
+        model = model.to(self._device or own_device()).eval()
         self.model = in_fp32_if_faster(model) if self._weights["dtype"] == "auto" else model
 
     def _auto_class(self) -> Any:
@@ -347,7 +344,8 @@ class TransformersBackend:
     def peak_memory(self) -> int | None:
         import torch
 
-        return torch.cuda.max_memory_allocated() if self.model.device.type == "cuda" else process_memory()
+        device = self.model.device
+        return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else process_memory()
 
     def _generation_arguments(self) -> dict[str, Any]:
         settings = self.settings
@@ -397,8 +395,10 @@ def process_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def own_device(torch: Any) -> str:
+def own_device() -> str:
     """Return the accelerator of this process, as `accelerate launch` assigns them, else the CPU."""
+    import torch
+
     if torch.cuda.is_available():
         return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     return "mps" if torch.backends.mps.is_available() else "cpu"

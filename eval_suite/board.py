@@ -167,14 +167,15 @@ def _mean_view(
     if not shared or len(skills) < 2:
         return None
     found = {name: overall({task: one[task] for task in shared}) for name, one in skills.items()}
+    panels = {name: other[name]["normalized"]["panel"]["tasks"] for name in skills if name in other}
+    common = [task for task in shared if all(task in one for one in panels.values())] if modality is None else []
     entries = _ranked(found, "higher")
     for entry in entries:
         tasks = [groups[entry["system"]][task] for task in shared]
         n = sum(one.n for one in tasks)
         entry |= {"n": n, "coverage": sum(one.coverage * one.n for one in tasks) / n}
-        content = other.get(entry["system"])
-        panel = content["normalized"]["panel"] if content and modality is None else None
-        values = [panel["tasks"][task]["value"] for task in shared if task in panel["tasks"]] if panel else []
+        panel = panels.get(entry["system"])
+        values = [panel[task]["value"] for task in common] if panel else []
         entry["paper"] = (
             {"metric": "panel", "value": sum(values) / len(values), "direction": "higher"} if values else None
         )

@@ -210,6 +210,7 @@ def write_radar_png(path: Path, axes: Sequence[str], series: Sequence[tuple[str,
             plot.text(place, level, f"{level:g}", fontsize=8, color="#888888", ha="center", va="center", bbox=halo)
         plot.grid(color="#dddddd", linewidth=0.7)
         plot.spines["polar"].set_color("#bbbbbb")
+        plot.set_ylim(0, 1)
     else:
         plot = figure.add_subplot()
         height = 0.8 / max(1, len(series))
@@ -218,7 +219,6 @@ def write_radar_png(path: Path, axes: Sequence[str], series: Sequence[tuple[str,
             plot.barh(places, [value or 0.0 for value in values], height, color=colour(number), label=name)
         plot.set_yticks(range(len(axes)), axes)
         plot.set_xlim(0, 1)
-    plot.set_ylim(0, 1) if len(axes) >= 3 else None
     if series:
         figure.legend(loc="outside lower center", ncols=min(4, len(series)), frameon=False, fontsize=10)
     figure.savefig(path, metadata={"Software": None})

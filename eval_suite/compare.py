@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .intervals import Array, BootstrapEstimate
+from .intervals import LEVEL, Array, BootstrapEstimate
 from .metrics import METRICS, PROTOCOLS, FileMetrics, ranking_metrics
 from .panel import Panel, load_panel
 from .power import detectable
@@ -318,11 +318,11 @@ def compare(
     systems = scored_systems(paths, protocol=protocol, normalization=normalization)
     protocol = systems[0].protocol
     frozen = load_panel(protocol, panel)
-    settings = {"resamples": resamples, "seed": seed, "level": 0.95, "normalization": normalization}
+    used = systems[0].content["settings"].get("normalization", normalization)
     return {
         "schema": 1,
         "protocol": protocol,
-        "settings": settings | {"normalization": systems[0].content["settings"].get("normalization", normalization)},
+        "settings": {"resamples": resamples, "seed": seed, "level": LEVEL, "normalization": used},
         "pairs": [
             compare_pair(a, b, resamples=resamples, seed=seed, panel=frozen)
             for a, b in itertools.combinations(systems, 2)

@@ -110,6 +110,7 @@ class EvalCorpus:
         tasks.TASKS.declare(own, self.data)
         self.own_tasks = {task.code: task.record() for task in own}
         self.rows = self._read_rows()
+        self._by_id = {row.id: row for row in self.rows}
 
     def _read_rows(self) -> list[Question]:
         light = self._table.remove_columns("audio").with_format("arrow")
@@ -174,6 +175,14 @@ class EvalCorpus:
             for wording in [one for one in ordered if one != row.attributes.get("wording")][: wordings - 1]:
                 asked.append(_reworded(row, wording, known[wording]))
         return [_repeat(row, sample) for row in asked for sample in range(samples)]
+
+    def row_of(self, answer_id: str) -> Question | None:
+        """Return the row that an answer is about, by its id; `id#1` is a repeat of it, `id~wording` a reworded one.
+
+        None if the data has no such row.
+        """
+        first = answer_id.rpartition("#")[0] or answer_id
+        return next(filter(None, map(self._by_id.get, (answer_id, first, first.rpartition("~")[0]))), None)
 
     def clips(self, index: int) -> list[bytes]:
         """Return the encoded clips of the row at `index` of the data, in reading order."""

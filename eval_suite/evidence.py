@@ -31,7 +31,7 @@ FOLDER = "evidence"
 AUDIO = "audio"
 AUDIO_BYTES = 1_000_000_000
 """Bytes of recordings that are copied beside the pages unless more are asked for."""
-SUFFIXES = {"WAV": "wav", "WAVEX": "wav", "FLAC": "flac", "OGG": "ogg", "MPEG": "mp3"}
+SUFFIXES = {"WAV": "wav", "WAVEX": "wav", "FLAC": "flac", "OGG": "ogg", "MP3": "mp3"}
 """Formats of libsndfile that browsers play, and how their files are called."""
 
 Rows = dict[tuple[str, str], dict[tuple[str, str], ScoredRow]]
@@ -110,7 +110,10 @@ def write_evidence(
     recordings = Recordings(corpus, folder / AUDIO, audio_bytes) if corpus is not None else None
     if recordings is not None:
         recordings.copy(row_id for rows in tasks.values() for _, row_id in rows)
-    known = {where: found for each in scored for where, found in attributes(each).items()}
+    known: dict[tuple[str, str], dict[str, str]] = {}
+    for each in scored:
+        for place, found in attributes(each).items():  # under the protocol paper, labels are not known
+            known[place] = known.get(place, {}) | found
     shown = []
     for task in (code for code in TASKS if code in tasks):
         content = {
@@ -231,25 +234,19 @@ class Recordings:
 
     def __init__(self, corpus: EvalCorpus, folder: Path, budget: int):
         self._corpus, self._folder, self._left = corpus, folder, budget
-        self._rows = {row.id: row.index for row in corpus.rows}
         self._made: dict[str, dict[str, Any]] = {}
         self.names: set[str] = set()
 
     def copy(self, row_ids: Iterable[str]) -> None:
         """Copy the recordings of rows, in an order drawn by their ids, so that a small budget serves every task."""
-        known = {own for row_id in row_ids if (own := self._own_id(row_id)) is not None}
-        for own in sorted(known, key=digest):
-            self._made[own] = self._copied(self._corpus.clips(self._rows[own]))
+        known = {row.id: row for row_id in row_ids if (row := self._corpus.row_of(row_id)) is not None}
+        for row_id in sorted(known, key=digest):
+            self._made[row_id] = self._copied(self._corpus.clips(known[row_id].index))
 
     def of(self, row_id: str) -> dict[str, Any]:
         """Return the files of a row in `audio`, and why some are missing in `silent`."""
-        own = self._own_id(row_id)
-        return {"silent": "the row is not in the data"} if own is None else self._made[own]
-
-    def _own_id(self, row_id: str) -> str | None:
-        """Return the id in the corpus of a row that may be a repeat, `id#1`, or reworded, `id~wording`."""
-        first = row_id.rpartition("#")[0] or row_id
-        return next((one for one in (row_id, first, first.rpartition("~")[0]) if one in self._rows), None)
+        row = self._corpus.row_of(row_id)
+        return {"silent": "the row is not in the data"} if row is None else self._made[row.id]
 
     def _copied(self, clips: Sequence[bytes]) -> dict[str, Any]:
         names, silent = [], None

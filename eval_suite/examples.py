@@ -90,23 +90,21 @@ def _whole(value: Any) -> Any:
 
 
 class Sounds:
-    """Gives clips of a corpus as data URIs, within a budget.
+    """Gives clips of a corpus as data URIs, up to `AUDIO_BYTES` before base64.
 
     Args:
         corpus: the data the predictions were made from.
-        budget: bytes of audio to hand out, before base64.
     """
 
-    def __init__(self, corpus: EvalCorpus, budget: int = AUDIO_BYTES):
+    def __init__(self, corpus: EvalCorpus):
         self._corpus = corpus
-        self._rows = {row.id: row for row in corpus.rows}
-        self._left = budget
+        self._left = AUDIO_BYTES
         self._made: dict[str, list[str]] = {}
 
     def of(self, row_id: str) -> list[str]:
         """Return the row's clips as `data:` addresses; none if it is unknown or unreadable or the budget is spent."""
         if row_id not in self._made:
-            row = self._rows.get(row_id)
+            row = self._corpus.row_of(row_id)
             self._made[row_id] = self._encode(row.index) if row else []
         return self._made[row_id]
 

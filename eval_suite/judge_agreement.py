@@ -53,7 +53,7 @@ def read_ratings(path: Path) -> Ratings:
             if not isinstance(record, dict):
                 continue
             score = readers.judge_score(record["score"] if "score" in record else record.get("evaluation"))
-            if score is not None:
+            if score is not None and score.is_integer():
                 scores[file.stem, str(record.get("id", record.get("index")))] = int(score)
     if not scores:
         raise ValueError(f"{path}: no judgement here; expected the <file>.jsonl of a judge or gpt_result folder")

@@ -16,6 +16,7 @@ from typing import Any
 from llaso_common.atomic_write import write_atomically
 
 from . import judge, judge_pairs
+from .intervals import LEVEL
 from .judge_models import (
     PROMPTS,
     Judge,
@@ -138,7 +139,7 @@ def measure_bias(
         "measures": measures,
         "missing": sum(error is not None for error in errors),
         "reasons": missing_reasons(errors),
-        "settings": {"resamples": resamples, "seed": seed, "level": 0.95},
+        "settings": {"resamples": resamples, "seed": seed, "level": LEVEL},
     }
     write_atomically(Path(out) / "bias.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     return summary | {"asked": replies.asked}

@@ -213,7 +213,6 @@ class LocalJudge:
         return self._own_revision
 
     def _load(self) -> tuple[Any, Any]:
-        import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         from .backends import own_device
@@ -224,7 +223,7 @@ class LocalJudge:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         model: Any = AutoModelForCausalLM.from_pretrained(self.name, revision=self._hub_revision, dtype=self._dtype)
-        return tokenizer, model.to(self._device or own_device(torch)).eval()
+        return tokenizer, model.to(self._device or own_device()).eval()
 
     def replies(self, questions: Sequence[JudgeQuestion]) -> Iterator[tuple[JudgeQuestion, Reply]]:
         self._loaded = self._loaded or self._load()

@@ -18,7 +18,7 @@ from llaso_common.atomic_write import write_atomically
 from . import readers
 from .answer_records import Reply
 from .corpus import digest
-from .intervals import BootstrapEstimate, Resampler, mean
+from .intervals import LEVEL, BootstrapEstimate, Resampler, mean
 from .judge_models import (
     Judge,
     JudgePrompt,
@@ -194,7 +194,7 @@ def judge_pairs(
         "tasks": {task: entry(estimate) for task, estimate in estimates.items()},
         "first_preferred": entry(first),
         "longer_preferred": entry(longer),
-        "settings": {"resamples": resamples, "seed": seed, "level": 0.95},
+        "settings": {"resamples": resamples, "seed": seed, "level": LEVEL},
     }
     _write(folder, pairs, points, judged, summary)
     return summary | {"asked": replies.asked}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import paper, strict
-from .intervals import BootstrapEstimate, Resampler, mean, total
+from .intervals import LEVEL, BootstrapEstimate, Resampler, mean, total
 from .metrics import METRICS, PROTOCOLS, FileMetrics, Labels, Quantities, ranking_metrics
 from .panel import Panel, load_panel
 from .parsing import ANSWERED, OUTCOMES
@@ -345,7 +345,7 @@ def score_rows(
     drawn = resamples if intervals else 0
     rows = {file: read_rows(answered, protocol, normalization) for file, answered in answers.files.items()}
     measured = measure(rows, protocol, resamples=drawn, seed=seed)
-    settings: dict[str, Any] = {"resamples": drawn, "seed": seed, "level": 0.95}
+    settings: dict[str, Any] = {"resamples": drawn, "seed": seed, "level": LEVEL}
     if protocol == "strict":
         settings["normalization"] = normalization
     if answer_after:

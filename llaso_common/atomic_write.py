@@ -55,4 +55,9 @@ def part_of(path: Path) -> Path:
     Its name ends in host and thread, so that two writers of one file never share it and those left by a killed process
     can be told apart.
     """
-    return path.with_name(f".{path.name[:40]}.{socket.gethostname()[:40]}-{threading.get_native_id()}.part")
+    return path.with_name(f".{path.name[:40]}.{this_machine()}-{threading.get_native_id()}.part")
+
+
+def this_machine() -> str:
+    """Return this machine's name for the names of half-written files: without dots, which separate their parts."""
+    return socket.gethostname().replace(".", "_")[:40]

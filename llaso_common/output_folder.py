@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -69,7 +68,7 @@ def replaced_folder(path: str | Path) -> Iterator[Path]:
     Raises:
         ValueError: the path is the current folder.
     """
-    path = Path(path).absolute()
+    path = Path(path).resolve()
     if path == Path.cwd():
         raise ValueError(f"{path} is the current folder, which cannot be replaced; name one in it")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,11 +76,14 @@ def replaced_folder(path: str | Path) -> Iterator[Path]:
         new, old = Path(temporary, "new"), Path(temporary, "old")
         new.mkdir()
         yield new
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
-        if old.exists():
-            shutil.rmtree(old)
+        try:
+            if path.exists():
+                path.rename(old)
+            new.rename(path)
+        except BaseException:
+            if old.exists() and not path.exists():
+                old.rename(path)
+            raise
 
 
 @contextmanager

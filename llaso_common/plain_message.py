@@ -22,4 +22,6 @@ def plain_message(error: Exception) -> str:
         return f"no permission for {path}; change its permissions or choose another path"
     if error.errno == errno.ENOSPC:
         return f"no space left on the disk of {path}; free some or choose another path"
+    if error.errno == errno.ENAMETOOLONG:
+        return f"the name is too long: {path}; choose a shorter one"
     return str(error)

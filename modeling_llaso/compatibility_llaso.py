@@ -65,7 +65,7 @@ def since(*numbers: int) -> bool:
 CACHE_SINCE_5_24 = "cache" if since(5, 24) else "past_key_values"
 """What transformers calls the keys and values kept between steps, in signatures and in outputs."""
 CHECKPOINTING_SINCE_5_23 = "activation_checkpointing" if since(5, 23) else "gradient_checkpointing"
-"""What `TrainingArguments` calls computing activations again in the backward pass."""
+"""What computing activations again in the backward pass is called: in `TrainingArguments`, and in models' methods."""
 CHUNKS_PREFILL_SINCE_5_23 = since(5, 23)
 """Whether `generate(prefill_chunk_size=…)` gives a left-padded prompt with audio the answers it has without chunks."""
 SANITIZES_SINCE_5_23 = since(5, 23)

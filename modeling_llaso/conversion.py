@@ -271,8 +271,8 @@ def to_official(model: LlasoForConditionalGeneration, processor: LlasoProcessor,
     The alignment by CTC has no place in it; a warning says so.
 
     Raises:
-        ValueError: the released format cannot express the model: another language model, a projector stride, a
-            norm behind the projector, or `trim`.
+        ValueError: the released format cannot express the model: another language model or size of its heads, a
+            projector stride, a norm behind the projector or another activation in it, or `trim`.
     """
     config, text = model.config, model.config.text_config
     wrong = []
@@ -282,6 +282,10 @@ def to_official(model: LlasoForConditionalGeneration, processor: LlasoProcessor,
         wrong.append(f"projector_stride={config.projector_stride}")
     if config.projector_norm:
         wrong.append("projector_norm")
+    if config.projector_hidden_act != "gelu":
+        wrong.append(f"projector_hidden_act={config.projector_hidden_act!r}")
+    if text.model_type == "llama" and text.head_dim != text.hidden_size // text.num_attention_heads:
+        wrong.append(f"head_dim={text.head_dim}")
     if config.audio_padding != "full":
         wrong.append(f"audio_padding={config.audio_padding!r}")
     if wrong:

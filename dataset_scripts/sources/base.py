@@ -101,7 +101,7 @@ class Fact:
     """Holds one known fact about an item: the answer to one task. Each fact becomes one row.
 
     Args:
-        task: code of `tasks.TASKS`.
+        task: code of `llaso_common.tasks.TASKS`.
         target: the reference answer; for a closed set, one of `choices`.
         choices: the closed set, in its natural order; empty for open answers, and for the labels of the task itself
             if it has any.
@@ -111,7 +111,7 @@ class Fact:
         input: the text to work on: what the spoken question is about (AQA), or the sentence of the recording if
             the task can also be asked of text. It makes the format `audio_text` possible.
         modality: the only format this fact may take; "" draws one of those possible.
-        corpora: the corpora it goes into; empty follows the rule in `plan.corpora_of`.
+        corpora: the corpora it goes into; empty follows the rule in `corpus_plan.corpora_of`.
         messages: a whole conversation, as (role, parts), each part a text or None for the item's next sound; its last
             part is `target`. Empty asks one question.
     """
@@ -218,6 +218,7 @@ class Source:
         eval_share: the part of the speakers held out for evaluation if the corpus names no test split.
         synthetic: True if the source itself is made by synthesis.
         root: the folder it lies in; set by `at`.
+        manifests: files that list its rows, of people's own data: a build does not go on from other contents.
     """
 
     name: str
@@ -235,6 +236,7 @@ class Source:
     eval_share: float = 0.05
     synthetic: bool = False
     root: Path | None = None
+    manifests: tuple[Path, ...] = ()
 
     def at(self, root: str | Path, **options: Any) -> Source:
         """Return the same source, reading the folder `root` with further arguments for `read`."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from llaso_common.output_folder import refuse_existing, refuse_existing_file
 
-from .eval_output import add_page_folder, estimate_text, short_text, write_json
+from .eval_output import add_output_folder, estimate_text, short_text, write_json
 from .option_types import add_output_file, at_least_1, path, resamples, seed, share
 
 
@@ -214,7 +214,7 @@ def _add_board(steps) -> None:
         "such folders) are scored under both protocols first.",
     )
     parser.add_argument("systems", type=path, nargs="+", metavar="DIR", help="scores.json, or folders of answers")
-    add_page_folder(parser)
+    add_output_folder(parser)
     parser.add_argument("--title", default="LLaSO-Eval", help="heading of the page (default: %(default)s)")
     parser.add_argument("--resamples", type=resamples, default=1000, help="bootstrap resamples (default: %(default)s)")
     parser.add_argument("--seed", type=seed, default=0, help="of the bootstrap (default: %(default)s)")

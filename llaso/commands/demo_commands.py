@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from .option_types import at_least_1, device, port, some_text
+from .serve_commands import model_name
 
 LOOPBACK = "127.0.0.1"
 
@@ -70,7 +71,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     from ..demo.page import build_page, launch
     from ..demo.question import DemoModel
 
-    _check_port(arguments.port)
+    _check_port(arguments.host, arguments.port)
     model, processor = load(arguments.model, arguments.device)
     with tempfile.TemporaryDirectory(prefix="llaso-demo-") as folder:
         menu = build_menu(arguments.model, Path(folder))
@@ -78,16 +79,11 @@ def _serve(arguments: argparse.Namespace) -> None:
         launch(page, server_name=arguments.host, server_port=arguments.port)
 
 
-def _check_port(port: int) -> None:
-    """Refuse a port that is taken before a model is loaded."""
-    with socket.socket() as probe:
+def _check_port(host: str, port: int) -> None:
+    """Refuse an address that cannot be served, or a port that is taken, before a model is loaded."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((LOOPBACK, port))
+            probe.bind((host, port))
         except (OSError, OverflowError) as error:
-            raise ValueError(f"--port {port}: {error}; name another") from None
-
-
-def model_name(model: str) -> str:
-    """Return the name of a model on its page: its Hub id, or the name of its folder."""
-    return Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else model
+            raise ValueError(f"--host {host} --port {port}: {error}; name another") from None

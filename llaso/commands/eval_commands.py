@@ -15,10 +15,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from llaso_common.atomic_write import write_atomically
 from llaso_common.output_folder import refuse_existing, refuse_existing_file
 
 from . import compare_commands, judge_commands
-from .eval_output import add_page_folder, write_json
+from .eval_output import add_output_folder, write_json
 from .option_types import (
     DTYPES,
     add_answer_after,
@@ -83,8 +84,7 @@ def _score(arguments: argparse.Namespace) -> None:
         print(f"wrote {scored.write(arguments.out, arguments.rows)}")
         return
     if arguments.rows is not None:
-        arguments.rows.parent.mkdir(parents=True, exist_ok=True)
-        arguments.rows.write_text(rows_text(scored.rows), encoding="utf-8", errors="surrogatepass")
+        write_atomically(arguments.rows, rows_text(scored.rows))
     sys.stdout.write(scores_text(scored.content))
 
 
@@ -277,7 +277,7 @@ def _add_report(steps) -> None:
         "first, so that one command goes from answers to the page.",
     )
     parser.add_argument("scores", type=path, nargs="+", help="scores.json files, or folders of answers")
-    add_page_folder(parser)
+    add_output_folder(parser)
     parser.add_argument(
         "--no-examples", action="store_true", help="show no single rows, neither on the page nor in evidence/"
     )
@@ -323,7 +323,7 @@ def _add_lmms_tasks(steps) -> None:
     parser.add_argument("data", type=some_text, help="corpus folder or Hub id, in the row schema")
     parser.add_argument("--config", help="config of the data; its default one by default")
     parser.add_argument("--split", default="test", help="split of the data (default: %(default)s)")
-    add_page_folder(parser)
+    add_output_folder(parser)
     parser.set_defaults(run=_lmms_tasks)
 
 
@@ -357,8 +357,7 @@ def _hub_yaml(arguments: argparse.Namespace) -> None:
     if arguments.out is None:
         sys.stdout.write(text)
     else:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text, encoding="utf-8")
+        write_atomically(arguments.out, text)
         print(f"wrote {arguments.out}")
 
 

@@ -7,6 +7,8 @@ import json
 import sys
 from pathlib import Path
 
+from llaso_common.atomic_write import write_atomically
+
 from .option_types import path
 
 
@@ -16,13 +18,12 @@ def write_json(content: dict, out: Path | None) -> None:
     if out is None:
         sys.stdout.write(text)
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
+    write_atomically(out, text)
     print(f"wrote {out}")
 
 
-def add_page_folder(parser: argparse.ArgumentParser) -> None:
-    """Add --out and --overwrite of a command that writes a folder of pages."""
+def add_output_folder(parser: argparse.ArgumentParser) -> None:
+    """Add --out and --overwrite of a command that writes a folder."""
     parser.add_argument("--out", type=path, required=True, help="the folder to write")
     parser.add_argument("--overwrite", action="store_true", help="write to a folder that is not empty")
 

@@ -212,6 +212,10 @@ def run_ask(arguments: argparse.Namespace) -> int:
     if not arguments.question.strip():
         raise ValueError("the question is empty")
     refuse_existing_file(arguments.out, arguments.overwrite, arguments.files)
+    if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    elif sys.stdout is None:
+        raise ValueError("the standard output is closed, and the answers would be lost; name a file with --out")
     message = {"role": "user", "content": [{"type": "text", "text": arguments.question}, {"type": "audio"}]}
     options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
     model: Any = None

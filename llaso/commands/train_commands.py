@@ -108,27 +108,29 @@ def _add_overrides(parser: argparse.ArgumentParser, help: str) -> None:
 
 def run_train(arguments: argparse.Namespace) -> int:
     """Run `llaso train`."""
-    from ..training.run.trainer import TrainingDiverged
-
     if arguments.dry_run:
         from ..training.cost.dry_run import dry_run
 
         print("\n".join(dry_run(arguments.recipe, arguments.overrides).lines()))
         return 0
     from ..training.run.train import train
+    from ..training.run.trainer import TrainingDiverged
 
+    speaks = int(os.environ.get("RANK", 0)) == 0  # every process has the same result
     try:
         result = train(
             arguments.recipe, arguments.overrides, report=lambda line: print(line, flush=True), change=arguments.change
         )
     except TrainingDiverged as error:
-        if int(os.environ.get("RANK", 0)) == 0:  # every process has the same message
+        if speaks:
             print(f"llaso: training diverged: {error}", file=sys.stderr)
         return 1
-    if result.wer is not None:
+    if speaks and result.wer is not None:
         print(f"held-out word error rate {result.wer:.3f} on {result.wer_words:,} words")
     if result.gate_passed is False:
-        print(f"the gate is {result.gate_wer:.2f}: train longer, or see where transcriptions go wrong, before Stage 2")
+        if speaks:
+            gate = f"the gate is {result.gate_wer:.2f}"
+            print(f"{gate}: train longer, or see where transcriptions go wrong, before Stage 2")
         return 1
     return 0
 
@@ -171,8 +173,6 @@ def run_experiment(arguments: argparse.Namespace) -> None:
         answer_after=arguments.answer_after,
         report=lambda line: print(line, flush=True),
     )
-    table, _ = write_report(folder)
-    if arguments.page is not None:
-        put_into_page(folder, arguments.page)
+    table, _ = write_report(folder) if arguments.page is None else put_into_page(folder, arguments.page)
     print(table.read_text(encoding="utf-8"))
     print(f"table, plot and numbers: {folder}")

@@ -14,7 +14,7 @@ TOKENIZER_FILE, TEMPLATE_FILE, MEL_FILTERS_FILE = "tokenizer.json", "chat_templa
 
 
 def write_record(folder: Path, model: str, weights: str) -> None:
-    """Write what an export was made of: the model as it was named, the type of the weights, and this version."""
+    """Write what an export was made of: the model as it was named, the type of weights or files, and this version."""
     record = {"model": model, "type": weights, "llaso": __version__}
     (folder / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 

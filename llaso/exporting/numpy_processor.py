@@ -47,8 +47,8 @@ class NumpyProcessor:
     """Prompts and audio windows for exported files.
 
     Args:
-        folder: what `llaso export onnx` wrote.
-        description: what its `llaso_onnx.json` says.
+        folder: what `llaso export onnx` or `llaso export executorch` wrote.
+        description: what its description file, such as `llaso_onnx.json`, says.
     """
 
     def __init__(self, folder: Path, description: dict[str, Any]):

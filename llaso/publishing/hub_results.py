@@ -27,7 +27,8 @@ class TaskResult:
         low: lower end of its confidence interval, if there is one.
         high: upper end likewise.
         baseline: score of a constant answer.
-        verdict: "above" if the whole interval is better than the baseline; "below" if worse; otherwise "around".
+        verdict: "above" if the whole interval is better than the baseline; "below" if worse; otherwise "unclear", or
+            "unknown" without an interval.
         n: number of rows.
     """
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from dataset_scripts.leakage import shared_by_nature
 from modeling_llaso import TRIED_TRANSFORMERS
 
 from .finished_run import FinishedRun, TrainingStage, public_name, read_run
@@ -186,10 +187,11 @@ def _leakage(run: FinishedRun) -> str:
         return "Training and evaluation were not compared for shared rows."
     if not leakage["clean"]:
         return f"**Training and evaluation share rows**: see `leakage.json` of {run.evaluation.name}."
+    by_nature = shared_by_nature(leakage)
     rows = sum(compared[fingerprint]["rows_checked"] for fingerprint in {c.built["fingerprint"] for c in trained})
     return (
         f"The evaluation shares no recording, speaker or sentence with training: {rows:,} rows were compared\n"
-        f"(`leakage.json` of {run.evaluation.name})."
+        f"(`leakage.json` of {run.evaluation.name}){by_nature}."
     )
 
 

@@ -16,7 +16,7 @@ import yaml
 import eval_suite
 from llaso_common.hub_errors import plain_errors
 
-from .finished_run import FinishedRun, read_json, read_run
+from .finished_run import FinishedRun, is_hub_id, read_json, read_run
 from .hub_results import eval_results
 from .hub_upload import Destination, UploadResult, upload
 from .model_card import write_card
@@ -143,8 +143,9 @@ def _license(run: FinishedRun, given: str | None, token: str | None) -> str | di
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    if run.base_models:
-        language_model = run.base_models[-1]
+    start = run.stages[0].recipe["model"]
+    language_model = start["checkpoint"] or start["llm"]
+    if is_hub_id(language_model):
         try:
             card = HfApi(token=token).model_info(language_model).card_data
         except RepositoryNotFoundError:

@@ -324,9 +324,15 @@ class _Pipeline:
         ]
 
     def held_out_recording(self) -> dict[str, str]:
-        """Pick one transcribed recording of the evaluation, preferably of a person, and write its audio to a file."""
+        """Pick one transcribed recording of the evaluation, preferably of a person, and write its audio to a file.
+
+        Returns:
+            The file, its transcript, what the model heard and the speaker; empty if the evaluation has no transcripts.
+        """
         rows = rows_of(self.corpus("eval"), "test", ("id", "task", "target", "speaker", "audio"))
         spoken = [row for row in rows if row["task"] == "ASR"]
+        if not spoken:
+            return {}
         chosen = min(spoken, key=lambda row: (not row["speaker"], row["id"]))
         file = self.out / "held-out.flac"
         file.write_bytes(chosen["audio"][0]["bytes"])
@@ -345,7 +351,15 @@ class _Pipeline:
         """Return the closing lines: the folders, one transcription, and how to load the model."""
         done, size = self.record["done"], self.record.get("peak_memory_mb", 0)
         heard = done["report"]["held_out"]
-        whose = f"speaker {heard['speaker']}" if heard["speaker"] else "a synthetic voice"
+        held_out = []
+        if heard:
+            whose = f"speaker {heard['speaker']}" if heard["speaker"] else "a synthetic voice"
+            held_out = [
+                "",
+                f"held out, {whose}: {heard['file']}",
+                f"  said   {heard['said']}",
+                f"  heard  {heard['heard']}",
+            ]
         seconds = sum(stage["seconds"] for stage in done.values())
         real = [f"real speech {line}" for line in done["report"]["real_speech"]]
         real += [f"text skill  {line}" for line in done["report"].get("text_skill", ())]
@@ -359,10 +373,7 @@ class _Pipeline:
                 f"time        {time_in_words(seconds)} of work; {size:,} MB of memory at most in one process",
                 self.stage_1_line(),
                 *real,
-                "",
-                f"held out, {whose}: {heard['file']}",
-                f"  said   {heard['said']}",
-                f"  heard  {heard['heard']}",
+                *held_out,
                 "",
                 "Load it:",
                 "  import modeling_llaso",

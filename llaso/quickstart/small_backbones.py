@@ -33,6 +33,7 @@ from transformers import (
 
 from llaso.progress import Report, time_in_words
 from llaso_common.atomic_write import atomic_path
+from llaso_common.output_folder import replaced_folder
 from modeling_llaso.configuration_llaso import count_audio_tokens
 from modeling_llaso.modeling_llaso import LlasoEncoder
 from modeling_llaso.processing_llaso import (
@@ -246,8 +247,9 @@ def train_encoder(clips: Sequence[HeardClip], out: Path, report: Report, *, sche
     trained = PhonemeEncoder(encoder, len(inventory))
     _fit("encoder", trained, batches, loss, schedule, out, report)
     whisper.encoder.load_state_dict(encoder.state_dict())
-    extractor.save_pretrained(out)
-    whisper.save_pretrained(out)
+    with replaced_folder(out) as finished:
+        extractor.save_pretrained(finished)
+        whisper.save_pretrained(finished)
 
 
 # --- the language model ---------------------------------------------------------------------------------------------
@@ -363,8 +365,9 @@ def train_language_model(
         return functional.cross_entropy(logits, ids[learned])
 
     _fit("language model", model, batches, loss, schedule, out, report)
-    tokenizer.save_pretrained(out)
-    model.save_pretrained(out)
+    with replaced_folder(out) as finished:
+        tokenizer.save_pretrained(finished)
+        model.save_pretrained(finished)
 
 
 RANDOM_WORDS = 0.3
@@ -394,7 +397,7 @@ def _fit(
     out: Path,
     report: Report,
 ) -> None:
-    """Train for `schedule.steps`, from the state in `out` if there is one; it is removed at the end."""
+    """Train for `schedule.steps`, from the state in `out` if there is one, which the finished model replaces."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     state, step = out / "state.pt", 0
     out.mkdir(parents=True, exist_ok=True)
@@ -428,7 +431,6 @@ def _fit(
             told = time.perf_counter()
             left = time_in_words((told - started) / (step - first) * (schedule.steps - step))
             report(f"{name}: step {step:,}/{schedule.steps:,}  loss {mean:.3f}  {left} left")
-    state.unlink(missing_ok=True)
 
 
 def _forever(batches: Callable[[int], Iterator[Batch]]) -> Iterator[Batch]:

@@ -14,8 +14,10 @@ from typing import Any
 import yaml
 
 from dataset_scripts import draw, inspect_source
+from dataset_scripts.files import json_lines
 from dataset_scripts.own_rows import MANIFESTS
 from dataset_scripts.row_items import SPLIT_OF
+from dataset_scripts.sources.base import Reject
 from llaso_common.atomic_write import write_atomically
 
 SOURCES, AGE_FILE, AGE = "sources.yaml", "age.txt", "AGE"
@@ -59,9 +61,11 @@ def speech_sources(said: str, out: Path) -> Path:
     ((name, block),) = guess["sources"].items()
     if "text" not in block.get("tasks", {}).values():
         raise ValueError(f"{said}: no column with transcripts was found; write a sources file, and name that")
+    columns = block.get("columns", {})
+    speaker, text = columns.get("speaker", "speaker"), columns.get("text", "text")
     if manifests:
         if "test" not in manifests and "validation" in manifests:
-            manifests |= _halved(manifests["validation"], out)
+            manifests |= _halved(manifests["validation"], out, speaker, text)
         name = place.name.replace(".", "_")
         block |= {
             "manifest": {split: str(path) for split, path in manifests.items()},
@@ -70,8 +74,8 @@ def speech_sources(said: str, out: Path) -> Path:
     rows = _first_rows(block)
     if any(isinstance(row.get("age"), int | float) for row in rows):
         block["tasks"][AGE] = "age"
-    texts = [str(row["text"]) for row in rows if row.get("text")]
-    if texts and sum(text == text.lower() for text in texts) > len(texts) / 2:
+    texts = [str(row[text]) for row in rows if row.get(text)]
+    if texts and sum(each == each.lower() for each in texts) > len(texts) / 2:
         block["lowercase"] = True
     block["in_instruct"] = {code: share for code, share in IN_INSTRUCT.items() if code in block["tasks"]}
     block |= {"questions": dict(QUESTIONS), "joined": JOINED}
@@ -94,8 +98,13 @@ def _manifests(place: Path) -> dict[str, Path]:
     return {split: file.absolute() for split, file in named if split is not None}
 
 
-def _halved(file: Path, out: Path) -> dict[str, Path]:
-    """Write the two halves of a development part, by speaker: one to watch training by, one for the report.
+def _halved(file: Path, out: Path, speaker: str, text: str) -> dict[str, Path]:
+    """Write the two halves of a development part: one to watch training by, one for the report.
+
+    Args:
+        file: the manifest.
+        out: folder for the halves.
+        speaker, text: columns; rows of one speaker stay together, or of one text if the speaker is unknown.
 
     Raises:
         ValueError: it is not JSON lines.
@@ -103,10 +112,11 @@ def _halved(file: Path, out: Path) -> dict[str, Path]:
     if not file.name.endswith(".jsonl"):
         raise ValueError(f"{file}: without a test part it has to be JSON lines, which are halved by speaker")
     halves: dict[str, list[str]] = {"validation": [], "test": []}
-    for line in filter(None, file.read_text(encoding="utf-8").splitlines()):
-        row = json.loads(line)
-        speaker = str(row.get("speaker") or row.get("text"))
-        halves["test" if draw.unit(0, speaker, "half") < 0.5 else "validation"].append(line)
+    for number, row in json_lines(file):
+        if isinstance(row, Reject):
+            raise ValueError(f"{row.where}: {row.reason}; mend or remove the line")
+        key = next((str(row[name]) for name in (speaker, text) if row.get(name)), f"line {number}")
+        halves["test" if draw.unit(0, key, "half") < 0.5 else "validation"].append(json.dumps(row))
     written = {}
     for split, lines in halves.items():
         written[split] = (out / f"{split}.jsonl").absolute()
@@ -122,6 +132,5 @@ def _first_rows(block: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.name.endswith(".jsonl") else []
-    step = max(1, len(lines) // SEEN)
-    yield from (row for line in lines[::step] if line and isinstance(row := json.loads(line), dict))
+    rows = [row for _, row in json_lines(path) if isinstance(row, dict)] if path.name.endswith(".jsonl") else []
+    yield from rows[:: max(1, len(rows) // SEEN)]

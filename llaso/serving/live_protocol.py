@@ -60,9 +60,15 @@ class SessionSettings(RequestModel):
 
     def updated(self, other: SessionSettings) -> SessionSettings:
         """Return these settings with the fields that another object sets."""
-        mine, theirs = self.audio.input, other.audio.input
-        changed = {name: getattr(theirs, name) for name in theirs.model_fields_set}
-        return SessionSettings(audio=LiveAudio(input=mine.model_copy(update=changed)))
+        return SessionSettings(audio=LiveAudio(input=_updated(self.audio.input, other.audio.input)))
+
+
+def _updated(old: Any, new: Any) -> Any:
+    """Return an object with the fields that another of its kind sets, at any depth; of another kind, the new one."""
+    if not isinstance(new, RequestModel) or type(old) is not type(new):
+        return new
+    changed = {name: _updated(getattr(old, name), getattr(new, name)) for name in new.model_fields_set}
+    return old.model_copy(update=changed)
 
 
 class SessionUpdate(RequestModel):

@@ -6,11 +6,13 @@ that was checked; redirects are not followed; size and time are limited.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import ipaddress
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
@@ -88,6 +90,7 @@ def fetch(url: str, allowed: AllowedHosts, max_bytes: int, seconds: float) -> by
     address = allowed.resolve(parts.hostname, port)
     connection = http.client.HTTPConnection(parts.hostname, port)
     late = threading.Event()
+    started = time.monotonic()
     # Connected to the checked address: resolving the name again could give another one.
     connected = socket.create_connection((address, port), timeout=seconds)
     if parts.scheme == "https":
@@ -97,10 +100,11 @@ def fetch(url: str, allowed: AllowedHosts, max_bytes: int, seconds: float) -> by
 
     def give_up() -> None:
         late.set()
-        connected.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # the other side has closed it
+            connected.shutdown(socket.SHUT_RDWR)
 
     with connected:
-        timer = threading.Timer(seconds, give_up)
+        timer = threading.Timer(max(0.0, seconds - (time.monotonic() - started)), give_up)
         timer.start()
         try:
             if isinstance(connected, ssl.SSLSocket):

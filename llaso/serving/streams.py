@@ -132,7 +132,6 @@ class EventStreamResponse(Response):
         self.status_code = 200
         self.background = None
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **(headers or {})})
-        del self.headers["content-length"]
         self._answer = answer
         self._events = events
         self._metrics = metrics

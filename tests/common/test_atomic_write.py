@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
 
-from llaso_common.atomic_write import atomic_path, part_of, write_atomically
+from llaso_common.atomic_write import atomic_path, part_of, this_machine, write_atomically
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -50,3 +51,9 @@ def test_files_have_the_mode_that_the_user_asks_for(tmp_path: Path, mask: int):
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o666 & ~mask
+
+
+def test_a_half_written_file_tells_its_machine_and_thread_whatever_the_machine_is_called(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "node1.cluster.local")
+    host, _, thread = part_of(tmp_path / "shard.parquet").name.split(".")[-2].rpartition("-")
+    assert host == this_machine() and thread == str(threading.get_native_id())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -35,3 +36,27 @@ def test_the_current_folder_is_refused_before_any_work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="is the current folder"), replaced_folder("."):
         pytest.fail("begun")
+
+
+def test_a_link_stays_a_link_to_the_new_folder(tmp_path):
+    (tmp_path / "disk" / "here").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "here")
+    with replaced_folder(tmp_path / "out") as folder:
+        (folder / "new").touch()
+    assert (tmp_path / "out").is_symlink() and os.listdir(tmp_path / "disk" / "here") == ["new"]
+
+
+def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    with replaced_folder(tmp_path / "out") as folder:
+        (folder / "old").touch()
+    rename = Path.rename
+
+    def fail_for_new(path, target):
+        if path.name == "new":
+            raise OSError("no space left")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail_for_new)
+    with pytest.raises(OSError, match="no space"), replaced_folder(tmp_path / "out") as folder:
+        (folder / "new").touch()
+    assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["old"]

@@ -613,6 +613,9 @@ def test_settings_out_of_range_are_refused(tmp_path: Path):
     out = build("align", [source], tmp_path / "out", **SETTINGS)
     with pytest.raises(ValueError, match="holds another build .seed 0, not 1, eval_rows 30, not 9"):
         build("align", [source], out, seed=1, **{**SETTINGS, "eval_rows": 9})
+    told = build("instruct", [source], tmp_path / "told", transcript_first=0.5, **SETTINGS)
+    with pytest.raises(ValueError, match="holds another build .transcript_first 0.5, not None"):
+        build("instruct", [source], told, **SETTINGS)
     with pytest.raises(ValueError, match="holds another build .sources"):
         build("align", [replace(source, options={"recordings": 3})], out, **SETTINGS)
     (tmp_path / "project").mkdir()

@@ -32,6 +32,7 @@ from dataset_scripts.sources.base import Item, Recording, Reject, Source, Speech
 from dataset_scripts.validate import validate
 from llaso.cli import main
 from llaso_common.audio import PAUSE_S
+from llaso_common.schema import SPLITS
 
 WORDS = "amber birch cedar delta ember fjord grove haven inlet jetty knoll lagoon".split()
 SPEAKERS = 6
@@ -390,6 +391,7 @@ def test_rows_that_cannot_be_used_are_rejects_with_file_and_line(tmp_path: Path)
         rows[0] | {"text": " "}, rows[0] | {"audio": "no.flac"}, rows[0] | {"audio": "https://x.org/a.wav"},
         rows[0] | {"audio": None}, rows[0] | {"gender": "robot"}, rows[0] | {"text": ["a"]}, {"audio": 3, "text": "x"},
         rows[0] | {"gender": None}, rows[0] | {"text": math.nan}, rows[0] | {"audio": {"stored": 3}},
+        rows[0] | {"id": [1]}, rows[0] | {"id": "x"}, rows[1] | {"id": "x"},
     )]  # fmt: skip
     raw = b"\n".join([*(text.encode() if isinstance(text, str) else text for text in broken), *lines])
     (tmp_path / "rows.jsonl").write_bytes(raw)
@@ -410,6 +412,8 @@ def test_rows_that_cannot_be_used_are_rejects_with_file_and_line(tmp_path: Path)
         "rows.jsonl:11": "SGC: no label",
         "rows.jsonl:12": "ASR: no transcript",
         "rows.jsonl:13": "audio is no path",
+        "rows.jsonl:14": "id: a value that should be text is a list or has columns of its own",
+        "rows.jsonl:16": "duplicate id",
         "rows.tsv:3": "not as many cells as the header has",
         "rows.tsv:5": "ASR: no transcript",
     }
@@ -418,6 +422,7 @@ def test_rows_that_cannot_be_used_are_rejects_with_file_and_line(tmp_path: Path)
         ["ASR"],
         ["ASR"],
         ["SGC"],
+        ["ASR", "SGC"],
         ["ASR", "SGC"],
         ["SGC"],
     ]
@@ -712,3 +717,50 @@ def test_texts_without_recordings_are_told_how_to_be_spoken(tmp_path: Path, caps
         only(tmp_path, manifest="texts.jsonl")
     assert main(["data", "sources", "--inspect", str(tmp_path / "texts.jsonl")]) == 0
     assert "no column names recordings; with `spoken: true` the build speaks the texts" in capsys.readouterr().out
+
+
+def test_texts_that_cannot_be_built_are_listed_by_file_and_line(tmp_path: Path):
+    """Those that only building shows, too: a text that is spoken too long, or in which nothing is said."""
+    texts = ["one sentence", "<audio> is a mark", "\ud800", "on and on " * 200, "...", "another sentence"]
+    rows = [{"text": text} for text in texts] + [{"text": "twice", "id": "k", "split": split} for split in SPLITS]
+    json_lines(tmp_path / "texts.jsonl", rows)
+    source = only(tmp_path, manifest="texts.jsonl", spoken=True, joined=1.0)
+    voices = {"train": ["en-us+f1"], "validation": ["en+m2"], "test": ["en+m3"]}
+    settings: dict[str, Any] = {"voices": voices, "eval_rows": 0, "validation_rows": 0}
+    out = build("align", [source], tmp_path / "out", **settings)
+    listed = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
+    assert {one["where"]: one["reason"] for one in listed} == {
+        "texts.jsonl:2": "text holds <audio>, which stands for a recording",
+        "texts.jsonl:3": "text is not Unicode",
+        "texts.jsonl:4": "longer than 30 s",
+        "texts.jsonl:5": "the recording is silent",
+        "texts.jsonl:8": "duplicate id",
+        "texts.jsonl:9": "duplicate id",
+    }
+    assert not validate(out)["bad"]
+
+
+def test_a_build_whose_rows_are_all_bad_names_the_first(tmp_path: Path):
+    json_lines(tmp_path / "texts.jsonl", [{"text": "hi", "speaker": "p"}] * 2)
+    source = only(tmp_path, manifest="texts.jsonl", spoken=True)
+    with pytest.raises(ValueError, match=r"; 2 rejected, the first at .*texts\.jsonl:1: speaker of a text"):
+        build("align", [source], tmp_path / "out", voices={"train": ["en-us+f1"]})
+
+
+def test_a_manifest_that_has_changed_is_not_built_into_the_same_folder(tmp_path: Path):
+    """Its new rows would be left out in silence, and the three corpora could differ."""
+    rows = [{"text": f"{word} spoke"} for word in WORDS[:4]]
+    json_lines(tmp_path / "texts.jsonl", rows)
+    block: dict[str, Any] = {"manifest": {"train": "texts.jsonl"}, "spoken": True}
+    settings: dict[str, Any] = {"voices": {"train": ["en-us+f1"]}, "eval_rows": 0, "validation_rows": 0}
+    out = build("align", [only(tmp_path, **block)], tmp_path / "out", **settings)
+    assert build("align", [only(tmp_path, **block)], tmp_path / "out", **settings) == out
+    json_lines(tmp_path / "texts.jsonl", [*rows, {"text": "one more"}])
+    with pytest.raises(ValueError, match=r"texts\.jsonl is not as it was when .* was planned: choose another"):
+        build("align", [only(tmp_path, **block)], tmp_path / "out", **settings)
+
+
+def test_json_lines_may_begin_with_a_list(tmp_path: Path):
+    rows = clips(tmp_path, 1)
+    items, rejects = found(only(tmp_path, manifest=str(json_lines(tmp_path / "rows.jsonl", ["[1]", *rows]))))
+    assert len(items) == 1 and reasons(rejects, tmp_path) == {"rows.jsonl:1": "not a JSON object"}

@@ -15,6 +15,8 @@ from support.tiny_corpus import SOURCE, VOICES, write_recordings
 from dataset_scripts.build import build
 from dataset_scripts.corpus_plan import PlannedRow, Settings, keys_of, make_plan, sentence_key
 from dataset_scripts.interleaved import ASKED, MIX, SENTENCES, Interleaver
+from dataset_scripts.release_export import export_release
+from dataset_scripts.release_import import import_release
 from dataset_scripts.size_estimate import seconds
 from dataset_scripts.sources import quickstart
 from dataset_scripts.sources.base import Item, Source
@@ -157,6 +159,24 @@ def test_a_built_corpus_with_both_is_valid(tmp_path):
     assert mixed and all(
         len(row["audio"]) == sum(p["type"] == "audio" for p in row["messages"][0]["content"]) for row in mixed
     )
+
+
+def test_an_answer_after_a_transcript_is_still_the_target_after_export_and_import(tmp_path):
+    source = replace(SOURCE, root=write_recordings(tmp_path / "recordings"))
+    chosen = {"eval_rows": 12, "validation_rows": 4, "voices": VOICES}
+    out = build("instruct", [source], tmp_path / "out", transcript_first=1.0, **chosen)
+    export_release(out, tmp_path / "released")
+    import_release(tmp_path / "released", tmp_path / "back", audio_root=tmp_path / "released")
+    assert validate(tmp_path / "back")["bad"] == 0
+    there, back = (
+        Counter(
+            (row["target"], row["messages"][-1]["content"][0]["text"])
+            for file in parquet_files(str(folder), "train")
+            for row in pq.read_table(file).to_pylist()
+        )
+        for folder in (out, tmp_path / "back")
+    )
+    assert there == back and any(target != said for target, said in there)
 
 
 @pytest.mark.parametrize("name", ["transcript_first", "interleaved"])

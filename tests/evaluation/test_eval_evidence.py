@@ -51,6 +51,11 @@ def test_every_row_of_every_system_is_there_with_all_that_was_read(made):
                 assert (made["report"] / "evidence" / "audio" / row["audio"][0]).is_file()
 
 
+def test_labels_are_attributes_of_a_row_whichever_protocol_comes_last(made):
+    page = embedded(made["report"] / "evidence" / page_name("SGC"))
+    assert all(row["attributes"].get("gender") for row in page["rows"])
+
+
 def matching(page: dict, wanted: dict[str, str]) -> int:
     """How many rows of a page a link's filters keep, by their definition."""
     kept = 0

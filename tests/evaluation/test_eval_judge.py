@@ -362,6 +362,12 @@ def values(found: dict) -> dict:
     return {name: one["value"] for name, one in found.items() if isinstance(one, dict)}
 
 
+def test_a_score_between_two_numbers_is_left_out_of_agreement(tmp_path):
+    lines = [{"id": str(n), "score": score} for n, score in enumerate((3, 3.9, 4.0))]
+    (tmp_path / "AQA.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_ratings(tmp_path) == {("AQA", "0"): 3, ("AQA", "2"): 4}
+
+
 def test_agreement_of_two_judges():
     perfect = values(agreement(rated([1, 3, 5]), rated([1, 3, 5]), alone(3)))
     assert (perfect["equal"], perfect["within_one"]) == (1.0, 1.0)

@@ -167,6 +167,10 @@ def test_models_that_the_released_format_cannot_hold_are_refused(tmp_path):
     normed, processor = tiny_llaso("full", projector_norm=True)
     with pytest.raises(ValueError, match="cannot express projector_norm"):
         to_official(normed, processor, tmp_path)
+    other, processor = tiny_llaso("full")
+    other.config.projector_hidden_act, other.config.text_config.head_dim = "silu", 3
+    with pytest.raises(ValueError, match="cannot express projector_hidden_act='silu' or head_dim=3"):
+        to_official(other, processor, tmp_path)
     qwen, processor = tiny_llaso("full", family="qwen2")
     with pytest.raises(ValueError, match="a qwen2 language model"):
         to_official(qwen, processor, tmp_path)

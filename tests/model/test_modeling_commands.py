@@ -83,6 +83,9 @@ def test_transcribe_and_ask(checkpoint, answers, tmp_path, capsys):
     assert main(["ask", files[1], "How many speak?", *model]) == 0
     inputs = ask(processor, [question("How many speak?")], [clips["three.wav"]])
     assert capsys.readouterr().out == f"{answer(inputs)}\n"
+    answered = tmp_path / "new" / "answer.txt"
+    assert main(["ask", files[1], "How many speak?", "--out", str(answered), *model]) == 0
+    assert answered.read_text() == f"{answer(inputs)}\n"
 
 
 def test_bad_files_end_in_one_line_and_exit_code_2(checkpoint, tmp_path, capsys):

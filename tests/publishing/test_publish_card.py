@@ -152,6 +152,8 @@ def test_shared_rows_and_missing_comparisons_are_said(run: Path):
     file = run / "llaso-eval" / "leakage.json"
     leakage = json.loads(file.read_text())
     assert "shares no recording, speaker or sentence" in write_card(run)
+    file.write_text(json.dumps({**leakage, "shared_by_nature": {"vctk": ["sentence"], "meld": ["speaker"]}}))
+    assert "but for what these share by nature: vctk its sentences, meld its speakers." in write_card(run)
     file.write_text(json.dumps({**leakage, "clean": False}))
     assert "**Training and evaluation share rows**" in write_card(run)
     file.write_text(json.dumps({**leakage, "compared": {}}))
@@ -175,6 +177,20 @@ def test_a_training_folder_needs_its_report_and_a_licence(run: Path):
     )
     with pytest.raises(ValueError, match="about a, b; none of them is called llaso-tiny"):
         read_run(model, **known)
+
+
+def test_the_licence_is_never_that_of_another_part(run: Path, monkeypatch):
+    """An encoder from the Hub does not lend its licence to a language model from a folder."""
+    (run / "quickstart.json").unlink()
+    recipe = run / "stage1" / "recipe.yaml"
+    content = yaml.safe_load(recipe.read_text())
+    content["model"]["encoder"] = "openai/whisper-base"
+    recipe.write_text(yaml.safe_dump(content))
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_: pytest.fail("asked for the encoder's licence"))
+    known = {"report": run / "report", "evaluated_on": run / "llaso-eval"}
+    assert read_run(run / "llaso-tiny", **known).base_models == ("openai/whisper-base",)
+    with pytest.raises(ValueError, match="under which licence.*--license"):
+        publish(run / "llaso-tiny", TO, **known)
 
 
 def test_what_is_missing_is_named(run: Path):

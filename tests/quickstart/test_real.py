@@ -144,6 +144,28 @@ def test_a_development_part_alone_is_halved_by_speaker(tmp_path):
     assert speech_sources(str(file), tmp_path / "other") == file
 
 
+def test_a_development_part_with_other_columns_is_halved_by_its_speakers(tmp_path):
+    """Also if a text holds a line separator that is no line break of JSON lines."""
+    speech = write_speech(tmp_path / "speech")
+    for file in speech.glob("*.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        renamed = (
+            {"path": row["audio"], "sentence": f"a\u2028{row['text']}", "client_id": row["speaker"]} for row in rows
+        )
+        file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in renamed), encoding="utf-8")
+    block = yaml.safe_load(speech_sources(str(speech), tmp_path / "out").read_text())["sources"]["speech"]
+    assert block["lowercase"] is True
+    halves = [
+        {json.loads(line)["client_id"] for line in (tmp_path / "out" / f"{half}.jsonl").read_text().splitlines()}
+        for half in ("validation", "test")
+    ]
+    assert all(halves) and not halves[0] & halves[1] and len(set.union(*halves)) == 4
+    broken = speech / "dev.jsonl"
+    broken.write_text(broken.read_text() + "{\n")
+    with pytest.raises(ValueError, match=r"dev\.jsonl:\d+: not JSON"):
+        speech_sources(str(speech), tmp_path / "other")
+
+
 def test_speech_without_transcripts_is_refused(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"audio": "a.wav", "mood": "glad"}) + "\n")
     with pytest.raises(ValueError, match="no column with transcripts was found"):

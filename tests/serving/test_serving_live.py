@@ -17,6 +17,7 @@ from support.tiny_llaso import RATE, tiny_llaso, tone
 from support.tiny_server import NAME, Served, served, until
 
 from llaso.serving.limits import Limits
+from llaso.serving.live_protocol import SessionSettings
 
 connect = pytest.importorskip(
     "websockets.sync.client", reason="websockets is not installed: pip install 'llaso[serve]'"
@@ -311,3 +312,17 @@ def test_the_key_is_asked_for_and_a_client_that_leaves_frees_its_place(tiny):
             client.say(np.concatenate([silence(1), tone(0.5), silence(1)]))
             client.events("input_audio_buffer.committed")
         until(lambda: running.metric("llaso_live_sessions") == 0 and running.idle())
+
+
+def test_a_setting_that_an_update_leaves_out_keeps_its_value_at_any_depth():
+    def update(**given) -> SessionSettings:
+        return SessionSettings.model_validate({"type": "transcription", "audio": {"input": given}})
+
+    vad = {"type": "server_vad"}
+    first = SessionSettings().updated(
+        update(transcription={"prompt": "names"}, turn_detection=vad | {"silence_duration_ms": 900})
+    )
+    second = first.updated(update(transcription={"language": "en"}, turn_detection=vad | {"prefix_padding_ms": 100}))
+    assert (second.audio.input.transcription.prompt, second.audio.input.transcription.language) == ("names", "en")
+    assert second.audio.input.turn_detection.silence_duration_ms == 900
+    assert second.updated(update(turn_detection=None)).audio.input.turn_detection is None

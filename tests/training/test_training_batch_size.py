@@ -120,6 +120,17 @@ def test_a_transcript_is_measured_at_its_slowest_speed(root, tmp_path):
     assert len(probe.collator.encode(own).input_ids) < taken <= probe.length
 
 
+def test_a_probe_leaves_no_hook_on_the_model(root, tmp_path):
+    """Of packing neither, whose hook would measure the run's encoder in the probe's place."""
+    recipe = load_recipe(recipe_for(root, tmp_path, {"per_device": 1, "packing": True}))
+    model, processor = open_model(recipe)
+    hooks = [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules()]
+    probe = Probe(recipe, model, processor, set_up_parts(model, recipe))
+    assert model.model._forward_pre_hooks
+    probe.trainer.detach()
+    assert [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules()] == hooks
+
+
 def test_auto_trains_as_the_number_that_it_chose_and_resumes_with_it(root, tmp_path, monkeypatch):
     """Five rows fit when the run begins, and a hundred when it is resumed, which are not asked for."""
     lines: list[str] = []

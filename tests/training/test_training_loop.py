@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from support.tiny_training import WORDS, row, save_backbones, save_corpus, tiny_
 from llaso.training.recipe.recipe import DataChoice, load_recipe
 from llaso.training.rows.collator import IGNORED, Collator, RowEncoder, TeacherCollator
 from llaso.training.rows.corpora import decode_audio, open_corpus
-from llaso.training.rows.encoder_cache import EncoderCache, clip_key, encode_windows, kept_audio
+from llaso.training.rows.encoder_cache import EncoderCache, clip_key, encode_windows, fill, kept_audio
 from llaso.training.rows.training_rows import TrainingRows, plan_of
 from llaso.training.run.distillation import Teacher
 from llaso.training.run.held_out import HeldOut, normalize, word_errors
@@ -524,6 +525,18 @@ def test_case_and_punctuation_are_no_errors():
     assert word_errors("Two, THREE.", "two three") == (0, 2)
     assert normalize("It's  a  test!").split() == ["it", "s", "a", "test"]
     assert word_errors("", "two three") == (2, 2)
+
+
+def test_a_clip_of_several_rows_is_kept_once(pair, tmp_path):
+    model, processor = pair
+    cache = EncoderCache(tmp_path, "x", 24, 10**6)
+    single, double, other = row(0), row(1, task="IP", clips=2), row(2, task="IP", clips=2)
+    double["audio"][0] = other["audio"][0] = single["audio"][0]
+    rows = [single, double, other]
+    fill(cache, model, processor, rows, nullcontext, torch.device("cpu"), lambda done: None, lambda line: None)
+    keys = {clip_key(clip["bytes"]) for one in rows for clip in one["audio"]}
+    assert len(keys) == 3 and all(key in cache for key in keys)
+    assert len((cache.folder / "index.jsonl").read_text().splitlines()) == 3
 
 
 def test_transcriptions_are_the_same_from_the_cache_and_split_over_processes(pair, tmp_path):

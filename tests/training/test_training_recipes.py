@@ -189,6 +189,9 @@ def test_odd_recipe_files_are_read_or_refused_with_their_place(tmp_path: Path):
     path.write_text("base: stage1_align.yaml\nseed: 1\nseed: 2\n")
     with pytest.raises(ValueError, match=r"mine.yaml: .*`seed` comes twice.*line 3"):
         load_recipe(path)
+    path.write_text("? [a, b]\n: 1\n")
+    with pytest.raises(ValueError, match=r"mine.yaml: .*a key is a list or a mapping.*line 1"):
+        load_recipe(path)
     path.write_bytes("seed: Größe\n".encode("latin-1"))
     with pytest.raises(ValueError, match="mine.yaml: not YAML"):
         load_recipe(path)

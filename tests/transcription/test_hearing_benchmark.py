@@ -72,14 +72,26 @@ def test_rows_are_taken_evenly(count, most, taken):
     [
         ("", "there are no rows"),
         ('{"audio": "a.wav", "text": "a"}\n{', r"manifest\.jsonl:2: not JSON"),
-        ("[1]", r"manifest\.jsonl:1: a row is an object"),
+        ("[1]", r"manifest\.jsonl:1: not a JSON object"),
+        ("[" * 5000, r"manifest\.jsonl:1: JSON that is too large"),
         ('{"audio": "a.wav", "text": "?!"}', r"manifest\.jsonl:1: a row is an object"),
+        ('{"audio": "a.wav", "text": ["a", "b"]}', r"manifest\.jsonl:1: a row is an object"),
+        ('{"audio": 5, "text": "a"}', r"manifest\.jsonl:1: a row is an object"),
+        ('{"audio": "a.wav", "text": "a", "source": ["x"]}', r"manifest\.jsonl:1: `source` is \['x'\]"),
+        ('{"audio": "a.wav", "text": "a", "speaker": {}}', r"manifest\.jsonl:1: `speaker` is \{\}"),
+        (
+            '{"audio": "a.wav", "text": "a"}\n{"audio": "no.wav", "text": "a"}',
+            r"jsonl:2: no such file: .*no\.wav; mend",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_manifest_is_named(lines, message, tmp_path):
     manifest = tmp_path / "manifest.jsonl"
+    (tmp_path / "a.wav").touch()
+    with pytest.raises(ValueError, match=r"manifest\.jsonl: no such file; name a manifest"):
+        read_manifest(manifest)
     manifest.write_text(lines, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         read_manifest(manifest)
-    manifest.write_text('{"audio": "a.wav", "text": "a"}\n\n', encoding="utf-8")
-    assert read_manifest(manifest) == {"speech": [{"audio": "a.wav", "text": "a"}]}
+    manifest.write_text('{"audio": "a.wav", "text": "a\u2028b"}\n\n', encoding="utf-8")
+    assert read_manifest(manifest) == {"speech": [{"audio": "a.wav", "text": "a\u2028b"}]}

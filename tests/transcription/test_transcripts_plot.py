@@ -48,8 +48,19 @@ def test_the_command_writes_a_picture_and_refuses_folders_that_cannot_be_drawn(t
     picture = tmp_path / "new/rates.png"
     transcripts_plot.main([f"first={tmp_path / 'one'}", "--out", str(picture)])
     assert picture.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match=r"rates\.png exists. .*--overwrite"):
+        transcripts_plot.main([f"first={tmp_path / 'one'}", "--out", str(picture)])
+    picture = tmp_path / "other.png"
     with pytest.raises(ValueError, match=r"none.transcripts\.json is missing"):
         transcripts_plot.main([f"first={tmp_path / 'none'}", "--out", str(picture)])
+    with pytest.raises(ValueError, match="two folders have the same name"):
+        transcripts_plot.main([*[f"first={tmp_path / 'one'}"] * 2, "--out", str(picture)])
+    with pytest.raises(SystemExit):
+        transcripts_plot.main([f"first={tmp_path / 'one'}", "--target", "readers=x", "--out", str(picture)])
+    for content in ("{", "[]", "{}", '{"rates": {}}', '{"rates": {"LLaSO": {"talkers": 1}}}'):
+        (tmp_path / "transcripts.json").write_text(content)
+        with pytest.raises(ValueError, match=r"transcripts\.json has no rates; measure again"):
+            transcripts_plot.main([f"bad={tmp_path}", "--out", str(picture)])
     with pytest.raises(ValueError, match="a target needs Whisper's own decoder"):
         transcripts_plot.main([f"first={tmp_path / 'one'}", "--target", "readers=2", "--out", str(picture)])
     with pytest.raises(ValueError, match="a target is for singers, but the sources are readers, talkers"):

@@ -152,6 +152,26 @@ def test_the_best_the_median_and_the_worst_clip_are_shown(root):
 
 
 def test_a_row_without_a_transcript_is_named(tmp_path):
+    (tmp_path / "a.wav").touch()
     (tmp_path / "rows.jsonl").write_text('{"audio": "a.wav", "text": "a"}\n{"audio": "b.wav"}\n')
     with pytest.raises(ValueError, match=r"rows.jsonl:2: a row is an object with `audio`"):
         transcripts.read_clips(tmp_path / "rows.jsonl")
+
+
+def test_mistakes_are_told_before_anything_is_transcribed(root, tmp_path, monkeypatch):
+    """And earlier results are not replaced unasked."""
+    monkeypatch.setattr(transcripts, "by_model", lambda *_: pytest.fail("transcribed"))
+    arguments = ["a-model", "--speech", str(root / "dev.jsonl"), "--out"]
+    (tmp_path / "file").touch()
+    for options, message in (
+        ([str(tmp_path / "file")], "File exists|is a file"),
+        ([str(tmp_path / "new"), "--whisper", "nowhere"], "--whisper nowhere: there is no Whisper"),
+        ([str(tmp_path / "new"), "--ctc-corpus", str(tmp_path / "none")], "none"),
+    ):
+        with pytest.raises((ValueError, OSError), match=message):
+            transcripts.main([*arguments, *options])
+    (tmp_path / "transcripts.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"transcripts\.json exists. .*--overwrite"):
+        transcripts.main([*arguments, str(tmp_path)])
+    with pytest.raises(SystemExit):
+        transcripts.main([*arguments, str(tmp_path / "new"), "--clips", "-1"])

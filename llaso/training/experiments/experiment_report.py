@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llaso_common.atomic_write import write_atomically
 from llaso_common.folder_lock import one_at_a_time
 
 logger = logging.getLogger(__name__)
@@ -37,10 +38,13 @@ def write_report(folder: Path) -> tuple[Path, Path]:
     return table_file, plot_file
 
 
-def put_into_page(folder: Path, page: Path) -> None:
+def put_into_page(folder: Path, page: Path) -> tuple[Path, Path]:
     """Replace an experiment's table in a page, and its plot in the page's `images` folder.
 
     The text between the lines `<!-- NAME -->` and `<!-- end of NAME -->` is replaced.
+
+    Returns:
+        The files of the table and of the plot, as `write_report` does.
 
     Raises:
         ValueError: the page has no such lines.
@@ -48,6 +52,7 @@ def put_into_page(folder: Path, page: Path) -> None:
     table_file, plot_file = write_report(folder)
     with one_at_a_time(page.parent, logger.info):
         _renew(page, folder.name, table_file, plot_file)
+    return table_file, plot_file
 
 
 def check_page(page: Path, name: str) -> None:
@@ -72,7 +77,7 @@ def _renew(page: Path, name: str, table_file: Path, plot_file: Path) -> None:
     image.write_bytes(plot_file.read_bytes())
     figure = f"![{name}: every run]({os.path.relpath(image, page.parent)})\n"
     table_text = table_file.read_text(encoding="utf-8")
-    page.write_text(f"{before}{table_text}\n{figure}{after}", encoding="utf-8")
+    write_atomically(page, f"{before}{table_text}\n{figure}{after}")
 
 
 def table(results: Results) -> str:

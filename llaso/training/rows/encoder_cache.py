@@ -207,7 +207,8 @@ def fill(
                 try:
                     keys = [clip_key(clip_bytes(clip)) for clip in row["audio"] or []]
                     if any(key not in cache and key not in waiting for key in keys):
-                        waiting |= dict(zip(keys, (windows for _, windows in log_mels(row, processor)), strict=True))
+                        read = zip(keys, log_mels(row, processor), strict=True)
+                        waiting |= {key: windows for key, (_, windows) in read if key not in cache}
                 except ValueError as error:
                     logger.debug("row %s not kept: %s", row["id"], error)
                 if sum(map(len, waiting.values())) >= WINDOWS_AT_ONCE:

@@ -58,7 +58,8 @@ def count_lengths(
     else:
         lengths = index.known["length"].to_numpy().clip(min=0).astype(np.int32)
         given = np.flatnonzero(lengths)
-        if processor is not None and (foreign := _foreign(index, given[:: max(1, len(given) // COMPARED)], processor)):
+        compared = given[:: max(1, -(-len(given) // COMPARED))]
+        if processor is not None and (foreign := _foreign(index, compared, processor)):
             _warn_of_foreign(*foreign, where)
             lengths[:] = 0
     missing = np.flatnonzero(lengths == 0) if wanted is None else wanted[lengths[wanted] == 0]

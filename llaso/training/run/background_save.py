@@ -95,6 +95,11 @@ class WaitForSave(TrainerCallback):
         self.writer.wait()
 
 
-def on_host(tree: Any) -> Any:
-    """Return nested containers with their tensors where a thread can write them: on the CPU as they are, or copied."""
-    return tree_map_only(torch.Tensor, lambda tensor: tensor.detach().cpu().contiguous(), tree)
+def on_host(tree: Any, copies: bool) -> Any:
+    """Return nested containers with their tensors on the CPU, where a thread can write them.
+
+    Args:
+        tree: the containers.
+        copies: copy tensors that are on the CPU already, too: training goes on while they are written.
+    """
+    return tree_map_only(torch.Tensor, lambda tensor: tensor.detach().to("cpu", copy=copies).contiguous(), tree)

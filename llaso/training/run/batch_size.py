@@ -26,6 +26,7 @@ from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration
 from modeling_llaso.processing_llaso import LlasoProcessor
 
 from ..recipe.recipe import BatchChoice, Recipe
+from ..rows.collator import IGNORED
 from ..rows.corpora import TrainingRow, open_corpus
 from ..rows.training_rows import TrainingRows, collator_for, plan_of
 from .distributed import gathered
@@ -85,7 +86,7 @@ def measured_batch(
     probe = Probe(dataclasses.replace(recipe, batch=one_row, compute=compute), model, processor, frozen)
     most = share if batch.rows else max(1, share // probe.length)
     found = probe.on_gpu(most) if probe.device.type == "cuda" else probe.on_cpu(most)
-    probe.trainer.timer.unwatch()
+    probe.trainer.detach()
     rows = min(gathered(found.rows))
     if not rows:
         raise ValueError(
@@ -167,7 +168,8 @@ class Probe:
         batch = self.trainer._prepare_inputs(self.collator([self.row] * rows))
         checkpoint_layers(self.model, self.trainer.recipe.compute.gradient_checkpointing)
         self.model.train()
-        count = self.trainer._get_num_items_in_batch([batch], self.device)
+        # Counted here alone: the trainer would ask the other processes, which may try other numbers of rows.
+        count = (batch["shift_labels"] != IGNORED).sum().clamp(min=1)
         devices = [self.device] if self.device.type == "cuda" else []
         try:
             with torch.random.fork_rng(devices), self.trainer.accelerator.autocast():

@@ -26,7 +26,6 @@ class TrimHeap(TrainerCallback):
         self.process = psutil.Process()
         self.footprint = 0
         self.trimmed = True
-        self.count = 0
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         if self.trim is None:
@@ -37,4 +36,3 @@ class TrimHeap(TrainerCallback):
         elif now > GROWTH * self.footprint:
             self.trim(0)
             self.trimmed = True
-            self.count += 1

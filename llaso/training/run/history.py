@@ -161,7 +161,7 @@ def draw_curve(out: Path, title: str) -> None:
     """Draw the history's curve; a failure is only logged, so that it does not hide how the run ended."""
     try:
         plot_history(read_history(out / HISTORY), out / CURVE, title)
-    except OSError as error:
+    except (OSError, ImportError, ValueError) as error:  # no matplotlib, or a damaged history
         logger.warning("%s could not be drawn: %s", out / CURVE, error)
 
 

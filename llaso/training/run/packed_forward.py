@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from modeling_llaso.modeling_llaso import LlasoForConditionalGeneration, LlasoModel
@@ -21,12 +22,15 @@ from .packed_encoder import encode_packed, for_projector, vectors_of
 
 def use_packing(
     model: LlasoForConditionalGeneration, encoding: Callable[[], AbstractContextManager] = nullcontext
-) -> None:
+) -> RemovableHandle:
     """Have a model take `packed=…` beside `input_ids` `(1, tokens)`, in place; without it, it reads as before.
 
     Args:
         model: its attention must have a packed form.
         encoding: returns a context in which the encoder runs, to measure it.
+
+    Returns:
+        A handle whose `remove` takes this back.
 
     Raises:
         ValueError: the model's rows cannot be kept apart; the message names what does not allow it.
@@ -47,7 +51,7 @@ def use_packing(
             kwargs["mm_encoder_outputs"] = {"audio": audio}
         return args, kwargs
 
-    model.model.register_forward_pre_hook(unpack, with_kwargs=True)
+    return model.model.register_forward_pre_hook(unpack, with_kwargs=True)
 
 
 def packed_audio(model: LlasoModel, packed: Packed) -> Any:

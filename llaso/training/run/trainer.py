@@ -126,8 +126,7 @@ class LlasoTrainer(Trainer):
         self.steps_without_rows = 0
         self.timer = StepTimer(self.args.device.type == "cuda")
         self.timer.watch(model.model.audio_tower, ENCODER)
-        if recipe.batch.packing:
-            use_packing(model, lambda: self.timer.measure(ENCODER))
+        self.packing = use_packing(model, lambda: self.timer.measure(ENCODER)) if recipe.batch.packing else None
         self.shares_prefix = recipe.compute.share_prefix and recipe.optimizer.ctc_weight < 1
         if self.shares_prefix:
             if self.shards:
@@ -138,7 +137,8 @@ class LlasoTrainer(Trainer):
             share_prefixes(model.model.language_model)
         self.writer = BackgroundSave()
         self.to_write: list[Callable[[], None]] = []  # what is left to write of the checkpoint that is being saved
-        self.add_callback(WaitForSave(self.writer, self.args.device.type != "cpu", self.timer))
+        self.writes_beside = self.args.device.type != "cpu"  # a copy is written while training goes on
+        self.add_callback(WaitForSave(self.writer, self.writes_beside, self.timer))
         self.add_callback(OptimizerTime(self.timer))
         if self.args.device.type == "cpu":
             self.add_callback(TrimHeap())
@@ -521,6 +521,12 @@ class LlasoTrainer(Trainer):
         if checkpoint is not None and not self.is_deepspeed_enabled:
             set_learning_rates(self.optimizer, self.lr_scheduler, rates)
 
+    def detach(self) -> None:
+        """Take this trainer's hooks off the model."""
+        self.timer.unwatch()
+        if self.packing is not None:
+            self.packing.remove()
+
     # ---- Checkpoints ----
 
     @functools.cached_property
@@ -535,7 +541,8 @@ class LlasoTrainer(Trainer):
             assert output_dir is not None
             folder = Path(output_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            learned = on_host({name: p for name, p in self.unwrapped.named_parameters() if name in self.learned})
+            learned = {name: p for name, p in self.unwrapped.named_parameters() if name in self.learned}
+            learned = on_host(learned, copies=self.writes_beside)
             self.to_write.append(lambda: save_trainable(learned, folder, self.frozen_digests, self.sources))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -543,7 +550,7 @@ class LlasoTrainer(Trainer):
             super()._save_optimizer_and_scheduler(output_dir)
         elif self.args.should_save:
             assert self.optimizer is not None and self.lr_scheduler is not None
-            state = on_host(self.optimizer.state_dict())
+            state = on_host(self.optimizer.state_dict(), copies=self.writes_beside)
             self.to_write.append(lambda: torch.save(state, os.path.join(output_dir, OPTIMIZER_NAME)))
             torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
 
