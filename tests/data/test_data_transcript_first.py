@@ -166,7 +166,7 @@ def test_an_answer_after_a_transcript_is_still_the_target_after_export_and_impor
     chosen = {"eval_rows": 12, "validation_rows": 4, "voices": VOICES}
     out = build("instruct", [source], tmp_path / "out", transcript_first=1.0, **chosen)
     export_release(out, tmp_path / "released")
-    import_release(tmp_path / "released", tmp_path / "back", audio_root=tmp_path / "released")
+    import_release(tmp_path / "released", tmp_path / "back", audio_root=tmp_path / "released" / "audio")
     assert validate(tmp_path / "back")["bad"] == 0
     there, back = (
         Counter(

@@ -149,10 +149,10 @@ def test_a_development_part_with_other_columns_is_halved_by_its_speakers(tmp_pat
     speech = write_speech(tmp_path / "speech")
     for file in speech.glob("*.jsonl"):
         rows = [json.loads(line) for line in file.read_text().splitlines()]
-        renamed = (
-            {"path": row["audio"], "sentence": f"a\u2028{row['text']}", "client_id": row["speaker"]} for row in rows
-        )
-        file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in renamed), encoding="utf-8")
+        with file.open("w", encoding="utf-8") as out:
+            for row in rows:
+                renamed = {"path": row["audio"], "sentence": f"a\u2028{row['text']}", "client_id": row["speaker"]}
+                out.write(json.dumps(renamed, ensure_ascii=False) + "\n")
     block = yaml.safe_load(speech_sources(str(speech), tmp_path / "out").read_text())["sources"]["speech"]
     assert block["lowercase"] is True
     halves = [

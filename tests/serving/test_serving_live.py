@@ -319,9 +319,8 @@ def test_a_setting_that_an_update_leaves_out_keeps_its_value_at_any_depth():
         return SessionSettings.model_validate({"type": "transcription", "audio": {"input": given}})
 
     vad = {"type": "server_vad"}
-    first = SessionSettings().updated(
-        update(transcription={"prompt": "names"}, turn_detection=vad | {"silence_duration_ms": 900})
-    )
+    slow = vad | {"silence_duration_ms": 900}
+    first = SessionSettings().updated(update(transcription={"prompt": "names"}, turn_detection=slow))
     second = first.updated(update(transcription={"language": "en"}, turn_detection=vad | {"prefix_padding_ms": 100}))
     assert (second.audio.input.transcription.prompt, second.audio.input.transcription.language) == ("names", "en")
     assert second.audio.input.turn_detection.silence_duration_ms == 900
