@@ -11,13 +11,13 @@ import argparse
 import json
 import multiprocessing
 import resource
-import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.spread import spread
 from dataset_scripts import corpus_plan
 from dataset_scripts.build import build
 from dataset_scripts.sources.base import Fact, Item, Source, Speech
@@ -94,19 +94,14 @@ def tables(plans: Sequence[Planned], rounds: Sequence[tuple[Built, Built]]) -> s
         )
     lines += ["", "| workers | rows a second | processor ms a row | MB an hour of audio |", "|---|---|---|---|"]
     for number, runs in enumerate(zip(*rounds, strict=True), start=1):
-        speed = _spread([run.rows / run.seconds for run in runs], ".1f")
-        cpu = _spread([1000 * run.cpu_seconds / run.rows for run in runs], ".1f")
-        size = _spread([run.bytes / run.hours / 1e6 for run in runs], ".1f")
+        speed = spread([run.rows / run.seconds for run in runs], ".1f")
+        cpu = spread([1000 * run.cpu_seconds / run.rows for run in runs], ".1f")
+        size = spread([run.bytes / run.hours / 1e6 for run in runs], ".1f")
         lines.append(f"| {number} | {speed} | {cpu} | {size} |")
-    gains = _spread([one.seconds / two.seconds for one, two in rounds], ".2f")
-    share = _spread([one.seconds / two.seconds / 2 for one, two in rounds], ".2f")
+    gains = spread([one.seconds / two.seconds for one, two in rounds], ".2f")
+    share = spread([one.seconds / two.seconds / 2 for one, two in rounds], ".2f")
     lines += ["", f"Two workers are {gains} times as fast as one: {share} of ideal."]
     return "\n".join(lines)
-
-
-def _spread(values: Sequence[float], form: str) -> str:
-    low, high = min(values), max(values)
-    return f"{statistics.median(values):{form}} ({low:{form}}–{high:{form}})"
 
 
 def main() -> None:

@@ -13,12 +13,11 @@ import io
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from transformers import (
     WhisperModel,
 )
 
+from benchmarks.spread import spread
 from llaso.training.rows.row_lengths import row_length
 from llaso_common.schema import FEATURES
 from modeling_llaso.conversion import new_processor
@@ -303,7 +303,7 @@ def tables(short: int = 1_000_000, spoken: int = 2_000, rounds: int = 3, old: st
                     rows = spoken // 2 if not setting else min(spoken // 2, COLLATED)
                     found[loader][place].append(bench.measure(loader, corpus, rows, **setting)["rows_per_second"])
         for loader, figures in found.items():
-            yield f"| {loader} | {' | '.join(_spread(one) for one in figures)} |"
+            yield f"| {loader} | {' | '.join(spread(one, ',.0f') for one in figures)} |"
         epoch = spoken // (PER_DEVICE * PARALLEL) * PER_DEVICE * PARALLEL
         yield f"\nAn epoch of them on {WORLD} processes: bytes that each asks of the system, in parts of the corpus\n"
         yield f"| loader | {' | '.join(f'process {rank}' for rank in range(WORLD))} | one process |"
@@ -362,10 +362,6 @@ def save_backbones(folder: Path) -> tuple[Path, Path]:
 
 def _bytes_in(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):,.0f} ({min(values):,.0f}–{max(values):,.0f})"
 
 
 def main() -> None:

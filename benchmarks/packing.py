@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.padding import TOKENS_PER_SECOND
+from benchmarks.padding import TOKENS_PER_SECOND, realistic_seconds
 from benchmarks.subjects import IGNORED, SIZES, Size, llaso
 from llaso.training.rows.batch_plan import BatchRule
 from llaso.training.rows.collator import Example, pack, pad
@@ -72,9 +72,7 @@ def random_rows(model: LlasoForConditionalGeneration, size: Size, count: int, sc
         scale: of the seconds, so that a small machine is done sooner.
     """
     random = np.random.default_rng(0)
-    sentences = round(0.6 * count)
-    seconds = np.concatenate([random.lognormal(2.3, 0.55, sentences), random.lognormal(0.3, 0.4, count - sentences)])
-    frames = (seconds.clip(0.5, 30) * scale * MEL_FRAMES_PER_SECOND).astype(int)
+    frames = (realistic_seconds(random, count) * scale * MEL_FRAMES_PER_SECOND).astype(int)
     draw = torch.Generator().manual_seed(0)
     rows = []
     for number in random.permutation(count):

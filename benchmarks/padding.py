@@ -22,12 +22,18 @@ RULES = {
 }
 
 
+def realistic_seconds(random: np.random.Generator, rows: int) -> np.ndarray:
+    """Draw lengths of audio, `(rows,)`: 60 % sentences as long as LibriSpeech's, 40 % commands (lognormal)."""
+    sentences = round(0.6 * rows)
+    drawn = [random.lognormal(2.3, 0.55, sentences), random.lognormal(0.3, 0.4, rows - sentences)]
+    return np.concatenate(drawn).clip(0.5, 30)
+
+
 def realistic_lengths(rows: int = ROWS) -> list[int]:
-    """Draw tokens of rows: 60 % sentences as long as LibriSpeech's, 40 % commands (lognormal), 60 to 140 of text."""
+    """Draw tokens of rows: those of realistic audio, and 60 to 140 of text."""
     random = np.random.default_rng(0)
-    sentences, commands = round(0.6 * rows), rows - round(0.6 * rows)
-    seconds = np.concatenate([random.lognormal(2.3, 0.55, sentences), random.lognormal(0.3, 0.4, commands)])
-    return (seconds.clip(0.5, 30) * TOKENS_PER_SECOND + random.integers(60, 140, rows)).astype(int).tolist()
+    seconds = realistic_seconds(random, rows)
+    return (seconds * TOKENS_PER_SECOND + random.integers(60, 140, rows)).astype(int).tolist()
 
 
 def shares(lengths: list[int], seed: int = 0) -> dict[str, float]:

@@ -19,7 +19,7 @@ import resource
 import runpy
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from statistics import median
@@ -30,6 +30,7 @@ import torch
 from transformers import WhisperFeatureExtractor
 
 from benchmarks.measure import loss_of
+from benchmarks.spread import spread
 from benchmarks.subjects import SIZES, SUBJECTS, batch_of
 from llaso.training.recipe.recipe import Checkpointing, load_recipe
 from llaso.training.run.compilation import compile_layers
@@ -97,11 +98,6 @@ def transforms(seconds: float, rounds: int, repeats: int) -> list[str]:
         times = processor_seconds(work, rounds, repeats)
         lines.append(f"| log-mel of {mels} | {spread([seconds / one for one in times], ',.0f')} |")
     return lines
-
-
-def spread(values: Sequence[float], form: str) -> str:
-    """Return median, least and most."""
-    return f"{median(values):{form}} ({min(values):{form}}–{max(values):{form}})"
 
 
 # ---- Checkpoints ----

@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from .compare import holm, two_sided_p
+from .compare import SIGNIFICANCE, holm, two_sided_p
 from .intervals import BootstrapEstimate
 from .metrics import METRICS, ranking_metrics
 from .score import entry, estimate, file_metrics
@@ -139,13 +139,13 @@ def _metric(scored: Scored, task: str) -> str | None:
     return next((metric.name for metric in ranking_metrics(TASKS[task].kind, scored.protocol)), None)
 
 
-def worst_groups(content: dict[str, Any], level: float = 0.05) -> list[str]:
+def worst_groups(content: dict[str, Any]) -> list[str]:
     """Return the sure gaps in words, largest share of the better value first."""
     said = []
     for attribute, one in content.items():
         for task, found in one["tasks"].items():
             gap = found["gap"]
-            if gap.get("p_holm") is not None and gap["p_holm"] < level:
+            if gap.get("p_holm") is not None and gap["p_holm"] < SIGNIFICANCE:
                 name = METRICS[found["metric"]].title or found["metric"]
                 best, worst = found["groups"][gap["best"]]["value"], found["groups"][gap["worst"]]["value"]
                 said.append(

@@ -199,9 +199,9 @@ def _reply(completion: Completion) -> Reply:
 class LocalJudge:
     """A judge run here: any text model of transformers with a chat template."""
 
-    def __init__(self, model: str, *, revision: str | None = None, dtype: str = "auto", device: str | None = None):
+    def __init__(self, model: str, *, revision: str | None = None):
         self.name = model
-        self._hub_revision, self._dtype, self._device = revision, dtype, device
+        self._hub_revision = revision
         self._own_revision: str | None = None
         self._loaded: tuple[Any, Any] | None = None
 
@@ -222,8 +222,8 @@ class LocalJudge:
             raise ValueError(f"{self.name}: its tokenizer has no chat template, so it cannot be asked to judge")
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        model: Any = AutoModelForCausalLM.from_pretrained(self.name, revision=self._hub_revision, dtype=self._dtype)
-        return tokenizer, model.to(self._device or own_device()).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(self.name, revision=self._hub_revision, dtype="auto")
+        return tokenizer, model.to(own_device()).eval()
 
     def replies(self, questions: Sequence[JudgeQuestion]) -> Iterator[tuple[JudgeQuestion, Reply]]:
         self._loaded = self._loaded or self._load()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,11 +60,17 @@ def refuse_other_models(name: str) -> None:
 
 @contextmanager
 def readable_weights(where: str | Path) -> Iterator[None]:
-    """Turn what a cut-off or foreign weights file raises into a `ValueError` that names the checkpoint, `where`."""
+    """Turn what a cut-off or foreign weights file raises into a `ValueError` that names the checkpoint, `where`.
+
+    Raises:
+        PermissionError: a weights file may not be read, which safetensors reports as missing.
+    """
     from pickle import UnpicklingError
 
     from safetensors import SafetensorError
 
+    if closed := next((file for file in Path(where).glob("*.safetensors") if not os.access(file, os.R_OK)), None):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(closed))
     try:
         yield
     except (SafetensorError, UnpicklingError, EOFError) as error:

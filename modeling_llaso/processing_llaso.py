@@ -5,6 +5,7 @@ arithmetic is here: windows, frames, tokens. This file travels with checkpoints,
 """
 
 import io
+import itertools
 import math
 import os
 import re
@@ -656,24 +657,16 @@ class LlasoProcessor(ProcessorMixin):
         self, conversations: list[list[dict[str, Any]]], transformers_loads: bool
     ) -> list[list[dict[str, Any]]]:
         """Read the recordings of audio parts into samples; a part without one stays as it is."""
-        rate, read, clips = self.feature_extractor.sampling_rate, [], 0
-        for conversation in conversations:
-            messages = []
-            for message in conversation:
-                content = message["content"]
-                if not isinstance(content, str):
-                    parts = []
-                    for part in content:
-                        source = next((part[key] for key in AUDIO_KEYS if part.get(key) is not None), None)
-                        if part["type"] == "audio" and source is not None:
-                            clip = read_clip(source, rate, f"audio {clips}", self.read_file, transformers_loads)
-                            part = {"type": "audio", "audio": clip}
-                            clips += 1
-                        parts.append(part)
-                    content = parts
-                messages.append({**message, "content": content})
-            read.append(messages)
-        return read
+        rate, numbers = self.feature_extractor.sampling_rate, itertools.count()
+
+        def read(part: dict[str, Any]) -> dict[str, Any]:
+            source = next((part[key] for key in AUDIO_KEYS if part.get(key) is not None), None)
+            if part["type"] != "audio" or source is None:
+                return part
+            clip = read_clip(source, rate, f"audio {next(numbers)}", self.read_file, transformers_loads)
+            return {"type": "audio", "audio": clip}
+
+        return _with_parts(conversations, read)
 
     def _add_assistant_masks(
         self,
@@ -911,24 +904,33 @@ def _as_dict(message: Any) -> Any:
     return message
 
 
+def _with_parts(
+    conversations: list[list[dict[str, Any]]], change: Callable[[dict[str, Any]], dict[str, Any]]
+) -> list[list[dict[str, Any]]]:
+    """Return conversations with `change` of every part, in reading order; a content that is one text stays."""
+    return [
+        [
+            message
+            if isinstance(message["content"], str)
+            else {**message, "content": [change(part) for part in message["content"]]}
+            for message in conversation
+        ]
+        for conversation in conversations
+    ]
+
+
 def _with_audio(conversations: list[list[dict[str, Any]]], audio: Sequence[Any]) -> list[list[dict[str, Any]]]:
     """Put `audio` into the empty audio parts of conversations, in reading order."""
-    clips = iter(audio)
-    filled, needed = [], 0
-    for conversation in conversations:
-        messages = []
-        for message in conversation:
-            content = message["content"]
-            if not isinstance(content, str):
-                parts = []
-                for part in content:
-                    if part["type"] == "audio" and all(part.get(key) is None for key in AUDIO_KEYS):
-                        needed += 1
-                        part = {"type": "audio", "audio": next(clips, None)}
-                    parts.append(part)
-                content = parts
-            messages.append({**message, "content": content})
-        filled.append(messages)
+    clips, needed = iter(audio), 0
+
+    def fill(part: dict[str, Any]) -> dict[str, Any]:
+        nonlocal needed
+        if part["type"] != "audio" or any(part.get(key) is not None for key in AUDIO_KEYS):
+            return part
+        needed += 1
+        return {"type": "audio", "audio": next(clips, None)}
+
+    filled = _with_parts(conversations, fill)
     if needed != len(audio):
         raise ValueError(
             f"the conversations have {needed} audio parts without a recording, but {len(audio)} recordings were passed"

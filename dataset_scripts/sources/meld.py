@@ -45,10 +45,9 @@ def read(root: Path) -> Iterator[Item | Reject]:
                 yield row
                 continue
             clip = f"dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
-            file = _find(folders, clip, (".wav", ".flac"))
+            file = _find(folders, clip, (".wav", ".flac")) or _find(folders, clip, (".mp4",))
             if not file:
-                film = _find(folders, clip, (".mp4",))
-                yield Reject(where, "only a film: ffmpeg -i CLIP.mp4 -ac 1 -ar 16000 CLIP.wav" if film else "no clip")
+                yield Reject(where, "no clip")
                 continue
             facts = [
                 Fact("ER", EMOTIONS.get(row["Emotion"], row["Emotion"]), tuple(EMOTIONS.values())),
@@ -75,8 +74,8 @@ SOURCE = Source(
     homepage="https://affective-meld.github.io",
     tasks=("ER", "EIE", "SV"),
     layout="{train,dev,test}_sent_emo.csv, or {part}/{part}_sent_emo.csv\n"
-    "wav/{train,dev,test}/dia{d}_utt{u}.wav: the sound of the released .mp4 files; or beside these, in\n"
-    "[train/]train_splits, [dev/]dev_splits_complete, [test/]output_repeated_splits_test",
+    "dia{d}_utt{u}.mp4 (needs the extra `formats`), or its sound as .wav or .flac, in [train/]train_splits,\n"
+    "[dev/]dev_splits_complete and [test/]output_repeated_splits_test; or the sound in wav/{train,dev,test}",
     needs=("train_sent_emo.csv|train/train_sent_emo.csv", "wav/train|train_splits|train/train_splits"),
     read=read,
     expected={"ER": 13_708, "EIE": 13_708},

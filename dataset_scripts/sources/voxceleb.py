@@ -13,6 +13,9 @@ CLIPS = ("wav", "aac", "*/wav", "*/aac", "*/*/wav", "*/*/aac")
 """Folders that hold one folder for each speaker: wav/ in VoxCeleb1, aac/ in VoxCeleb2, at the top or in up to two
 folders, such as dev/ or test/."""
 
+DECODED = (".wav", ".flac")
+"""What stands in the place of an .m4a of the same name: it needs no extra."""
+
 
 def read(root: Path) -> Iterator[Item | Reject]:
     """Yield one item for each clip of each speaker in the tables."""
@@ -45,10 +48,8 @@ def read(root: Path) -> Iterator[Item | Reject]:
             found = False
             for folder in folders:
                 for clip in sorted((folder / speaker).glob("*/*")):
-                    if clip.suffix == ".m4a":
-                        if not any(clip.with_suffix(kind).exists() for kind in (".wav", ".flac")):
-                            yield Reject(str(clip), "no decoder for .m4a: put a .wav or .flac of the same name beside")
-                    elif clip.suffix in (".wav", ".flac"):
+                    converted = clip.suffix == ".m4a" and any(clip.with_suffix(kind).exists() for kind in DECODED)
+                    if clip.suffix in (*DECODED, ".m4a") and not converted:
                         id = f"{speaker}/{clip.parent.name}/{clip.stem}"
                         split = "test" if cells[part] == "test" else ""
                         yield Item(id, facts, (Recording(str(clip)),), speaker=speaker, split=split, where=where)
@@ -67,7 +68,7 @@ SOURCE = Source(
     homepage="https://www.robots.ox.ac.uk/~vgg/data/voxceleb/",
     tasks=("SGC",),
     layout="vox1_meta.csv, vox2_meta.csv\n"
-    "[{vox1,vox2}/][{dev,test}/]{wav,aac}/{speaker}/{video}/{number}.{wav,flac} (.m4a has to be converted)",
+    "[{vox1,vox2}/][{dev,test}/]{wav,aac}/{speaker}/{video}/{number}.{wav,flac,m4a} (.m4a needs the extra `formats`)",
     needs=("vox[12]_meta.csv", "|".join(CLIPS)),
     read=read,
     expected={"SGC": 153_516},

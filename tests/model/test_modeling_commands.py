@@ -155,6 +155,15 @@ def named(said: str) -> list[str]:
     return [line.split(": ")[2] for line in said.splitlines() if line.startswith("llaso: error: ")]
 
 
+def test_weights_that_may_not_be_read_are_not_called_missing(checkpoint, tmp_path, capsys, monkeypatch):
+    """As safetensors calls them. Tests may run as root, to whom no file is closed."""
+    soundfile.write(tmp_path / "clip.wav", tone(0.5), 16_000)
+    monkeypatch.setattr("modeling_llaso.loading.os.access", lambda file, mode: file.suffix != ".safetensors")
+    assert main(["transcribe", str(tmp_path / "clip.wav"), "--model", str(checkpoint)]) == 2
+    said = capsys.readouterr().err
+    assert f"no permission for {checkpoint}/model.safetensors; change its permissions or choose another path" in said
+
+
 def test_one_bad_file_of_many_is_named_and_the_others_are_written(checkpoint, answers, tmp_path, capsys, monkeypatch):
     answer, processor = answers
     clips = {name: tone(seconds, seed=len(name)) for name, seconds in (("one.wav", 0.4), ("three.wav", 1.1))}

@@ -31,7 +31,16 @@ from ..recipe.recipe import BatchChoice, ModelChoice, Recipe, load_recipe
 from ..rows.batch_plan import padding_share
 from ..rows.corpora import open_corpus
 from ..rows.training_rows import plan_of
-from ..run.model_setup import NORM_IN_FP32, PartReport, describe_parts, keep_frozen, report_parts, set_up_parts
+from ..run.model_setup import (
+    BYTES_GRADIENT,
+    BYTES_MOMENTS,
+    NORM_IN_FP32,
+    PartReport,
+    describe_parts,
+    keep_frozen,
+    report_parts,
+    set_up_parts,
+)
 from ..run.packed_attention import set_packed_attention
 from ..run.recomputation import checkpoint_layers
 from .flops import ENCODER, BatchShape, OperatorCounter, count_micro_batch
@@ -71,8 +80,6 @@ KNOWN_LLMS = {
 
 ANSWER_SHARE = 0.4
 """Share of a row's text that is the answer, for which logits are computed."""
-BYTES_GRADIENT, BYTES_ADAM = 4, 8
-"""Bytes per trainable parameter: 4 for its float32 gradient, 8 for Adam's two float32 moments."""
 GIB = 2**30
 
 
@@ -199,7 +206,7 @@ def dry_run(recipe: str | Path | Recipe, overrides: Iterable[str] = ()) -> RunCo
         memory={
             "weights": sum(part.weight_bytes for part in parts),
             "gradients": BYTES_GRADIENT * trainable,
-            "Adam's moments": BYTES_ADAM * trainable,
+            "Adam's moments": BYTES_MOMENTS * trainable,
             "the teacher's weights": teacher_width * llm.parameters if teaches else 0,
             **counter.peak,
         },

@@ -31,6 +31,7 @@ from ..rows.corpora import TrainingRow, open_corpus
 from ..rows.training_rows import TrainingRows, collator_for, plan_of
 from .distributed import gathered
 from .history import HISTORY, History
+from .model_setup import BYTES_GRADIENT, BYTES_MOMENTS
 from .operator_counter import OperatorCounter
 from .recomputation import checkpoint_layers
 from .trainer import LlasoTrainer
@@ -41,8 +42,6 @@ HEAP_SHARE = 1.3
 """Bytes that the C library's heap holds for each byte of live tensors, at the peak, when shapes vary."""
 SPARE_SHARE = 0.05
 """Share of a GPU's memory left for fragments."""
-BYTES_MOMENTS, BYTES_GRADIENT = 8, 4
-"""Bytes of a trainable parameter: Adam's two moments, and its gradient."""
 LONGEST_TRIED = 16
 """Rows looked at for one that can be read."""
 

@@ -31,6 +31,8 @@ LARGE_PART, LARGE_RATE = 50_000_000, 5e-4
 """Parameters from which a part has surely been pretrained, and a learning rate that ruins such weights."""
 NORM_IN_FP32 = "Mismatch dtype between input and weight"
 """Begins torch's warning of an RMSNorm whose weight is kept in fp32 while its input is bf16, which is wanted here."""
+BYTES_GRADIENT, BYTES_MOMENTS = 4, 8
+"""Bytes of a trainable parameter: its float32 gradient, and Adam's two moments."""
 PARTS: tuple[Part, ...] = ("encoder", "projector", "llm")
 
 
