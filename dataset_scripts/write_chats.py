@@ -66,8 +66,6 @@ def write_chats(
     Raises:
         ValueError: there is no such model, it has no chat template, it writes no chats, or `out` holds something else.
     """
-    if out.suffix != ".jsonl":  # as `import-chats` expects
-        raise ValueError(f"{out}: chats are JSON lines; name a file that ends in .jsonl")
     local = Path(llm).expanduser()
     # Only for folders, devices and the model's own files: `_kept` checks the content of others.
     refuse_existing_file(out, overwrite=True, inputs=local.iterdir() if local.is_dir() else ())
@@ -78,6 +76,8 @@ def write_chats(
         progress(min(there, chats), chats)
         if there >= chats:
             return there, there
+        if out.suffix != ".jsonl":  # as `import-chats` expects
+            raise ValueError(f"{out} is to hold chats as JSON lines; name a file that ends in .jsonl")
         model = ChatModel(llm, device)
         mode = "w" if overwrite else "a"
         seen = {row["messages"][0]["content"] for row in rows}

@@ -123,6 +123,14 @@ def test_a_file_of_something_else_is_left_alone(llm, tmp_path):
         assert other.read_bytes() == content
 
 
+def test_a_file_that_import_chats_would_not_take_is_refused_before_the_model_is_loaded(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"chats\.txt is to hold chats as JSON lines; name a file that ends in \.jsonl"
+    ):
+        write_chats("no-model", tmp_path / "chats.txt", 3)
+    assert not (tmp_path / "chats.txt").exists()
+
+
 def test_models_that_cannot_chat_are_refused(llm, tmp_path, monkeypatch):
     out = tmp_path / "chats.jsonl"
     with pytest.raises(

@@ -79,7 +79,8 @@ def test_the_command_writes_table_json_and_picture(tmp_path):
 
 
 def test_errors_of_the_operating_system_are_one_plain_line(monkeypatch, tmp_path):
-    arguments = ["benchmarks", "voice", "model", "--speech", str(tmp_path), "--out", str(tmp_path / "voice.json")]
-    monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(SystemExit, match=r"^benchmarks voice: error: .* is a folder, and a file is needed there"):
+    (tmp_path / "file").touch()
+    arguments = ["transcripts", "model", "--speech", "speech.jsonl", "--out", str(tmp_path / "file" / "below")]
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
+    with pytest.raises(SystemExit, match=r"^benchmarks transcripts: error: .*file is a file, and a folder is needed"):
         benchmarks_command.main()
