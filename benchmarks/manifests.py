@@ -14,8 +14,9 @@ def read_manifest(manifest: Path) -> dict[str, list[dict[str, Any]]]:
     """Read a manifest: its rows by source.
 
     Raises:
-        ValueError: there is no such file, or no row; or one is no JSON object, lacks audio or spoken words, or names a
-            recording that is not there. The message has its line.
+        ValueError: there is no such file, or it has no rows; or a row is no JSON object, lacks audio or spoken words,
+            names a recording that is not there, or has a source or speaker that is no name. The message says which
+            line.
     """
     if not manifest.is_file():
         raise ValueError(f"{manifest}: no such file; name a manifest of JSON lines")

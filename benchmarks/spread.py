@@ -1,4 +1,4 @@
-"""Writes repeated measurements as they stand in tables."""
+"""How repeated measurements are written in tables."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from statistics import median
 
 
 def spread(values: Sequence[float], form: str) -> str:
-    """Write the median, the least and the most of values in a format such as ".1f"."""
+    """Return the median of values, and the least and greatest in brackets, each in a format such as ".1f"."""
     return f"{median(values):{form}} ({min(values):{form}}–{max(values):{form}})"

@@ -171,7 +171,7 @@ def check_whisper(whisper: str) -> None:
     except (OSError, ValueError):
         kind = ""
     if kind != "whisper":
-        raise ValueError(f"--whisper {whisper}: there is no Whisper in such a folder or on the Hub; name another")
+        raise ValueError(f"--whisper {whisper}: no Whisper was found in such a folder or on the Hub; check the name")
 
 
 def by_whisper(whisper: str, clips: Sequence[ManifestClip], done: Callable[[int], None]) -> list[str]:

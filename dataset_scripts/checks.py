@@ -18,14 +18,14 @@ from llaso_common.audio import SAMPLE_RATE, AudioError, SilentAudio, audio_block
 from llaso_common.schema import FEATURES, SPLITS, gives_answer
 from llaso_common.tasks import MODALITIES, task_of
 
+from .release import PLACEHOLDER
+
 CLIPPED_SHARE = 0.001
 """A clip is clipped when more of its samples than this lie at full scale."""
 FULL_SCALE = 1 - 2 / 32768
 """Amplitude from which a sample is at full scale."""
 LENGTH_TOLERANCE = 0.01
 """Seconds by which a row's stated duration may differ from its audio."""
-PLACEHOLDER = "<audio>"
-"""Placeholder of a clip in a prompt; a text that contains it would break the prompt."""
 
 
 def faults_of(

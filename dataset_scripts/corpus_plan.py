@@ -38,7 +38,7 @@ VALIDATION_ROWS = 2_000
 ROWS_PER_SHARD = 2_000
 ASR_IN_INSTRUCT = 0.1
 """The part of the transcribed recordings that LLaSO-Instruct repeats."""
-VERSION = 3
+VERSION = 4
 """Version of the plan: to be increased by any change that makes the same sources and seed give other rows."""
 READ_PER_LIMITED_ROW = 40
 """Under a limit, so many items of each source are read for each row allowed, should it need them."""
@@ -180,8 +180,8 @@ def make_plan(
         bytes.
 
     Raises:
-        ValueError: the folder holds another plan, a source folder is laid out otherwise, this process knows a task
-            with another definition, or nothing is left to build.
+        ValueError: the folder holds another plan, a manifest has changed since it was planned, a source folder is laid
+            out otherwise, this process knows a task with another definition, or nothing is left to build.
     """
     TASKS.declare(settings.tasks, "the build's settings")
     fingerprint = settings.fingerprint(sources)
@@ -194,12 +194,12 @@ def make_plan(
                 f"{folder} holds another build ({_difference(plan.get('stated', {}), settings.stated(sources))}): "
                 "choose another output folder or delete this one"
             )
-        for path, digest in plan.get("manifests", {}).items():
-            if listed.get(path) != digest:
-                raise ValueError(
-                    f"{path} is not as it was when {folder} was planned: choose another output folder or delete this "
-                    "one"
-                )
+        planned = plan["manifests"]
+        if changed := [path for path in {**planned, **listed} if planned.get(path) != listed.get(path)]:
+            raise ValueError(
+                f"{changed[0]} is not as it was when {folder} was planned: choose another output folder or delete "
+                "this one"
+            )
         return plan
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -520,7 +520,7 @@ class _Planner:
                     self._reject(source.name, item.where, item.reason)
                     continue
                 read += 1
-                if reason := _not_text(item):
+                if reason := _text_fault(item):
                     self.offered += 1
                     self._reject(source.name, item.where or item.id, reason, item.sound)
                     continue
@@ -709,7 +709,7 @@ class _Buckets:
         self.flush()
 
 
-def _not_text(item: Item) -> str:
+def _text_fault(item: Item) -> str:
     """Say why an item's text cannot stand in a row, or ""."""
     of_facts = [text for fact in item.facts for text in (fact.target, fact.instruction, fact.input)]
     of_facts += [part for fact in item.facts for _, parts in fact.messages for part in parts if part is not None]

@@ -102,5 +102,5 @@ def _keys(corpus: Path) -> Iterator[tuple[str, dict[str, Sequence[str]]]]:
 def shared_by_nature(leakage: Mapping[str, Any]) -> str:
     """Return ", but for …" with what the rows of some corpora share by nature and is not compared; "" if nothing."""
     kinds = leakage.get("shared_by_nature", {}).items()
-    named = ", ".join(f"{source} its {' and '.join(shared)}s" for source, shared in kinds)
-    return f", but for what these share by nature: {named}" if named else ""
+    named = "; ".join(f"the {' and '.join(f'{kind}s' for kind in shared)} of {source}" for source, shared in kinds)
+    return f", but for what sources share by their nature: {named}" if named else ""

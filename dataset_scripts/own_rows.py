@@ -24,6 +24,8 @@ MANIFESTS = (".jsonl", ".json", ".csv", ".tsv", ".jsonl.gz", ".json.gz")
 
 _CUTS = ("MonoCut", "MultiCut", "MixedCut", "PaddingCut")
 """Values of `type` by which a manifest's row is known to be a cut of lhotse's."""
+KALDI_TABLES = ("wav.scp", "segments", "utt2spk", "spk2gender")
+"""Files of a Kaldi folder that are read beside its `text`; all but the first may be missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +144,7 @@ def _kaldi_rows(folder: Path, split: str) -> Iterator[FoundRow | Reject]:
     Source: https://kaldi-asr.org/doc/data_prep.html
     """
     tables: dict[str, dict[str, str]] = {}
-    for name in ("wav.scp", "segments", "utt2spk", "spk2gender"):
+    for name in KALDI_TABLES:
         tables[name] = {}
         for where, key, value in _kaldi_table(folder / name):
             if isinstance(key, Reject):

@@ -21,6 +21,7 @@ RELEASE_FEATURES = Features({**FEATURES, "release": Value("string")})
 FOLDERS = {"text_audio": "text_audio", "audio_text": "audio_text", "pure_audio": "audio"}
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 PLACEHOLDER = "<audio>"
+"""Placeholder of a clip in a prompt; a text that contains it would break the prompt."""
 ROWS_AT_ONCE = 100
 OURS = ("task", "source", "split", "choices", "template_id", "style", "voice", "speaker", "license")
 """Columns that a released row has no field for: in the metadata of the rows that we export."""

@@ -19,7 +19,7 @@ from . import draw, made_questions
 from .corpus_plan import ASR_IN_INSTRUCT
 from .dataset_rows import UnpackedDataset
 from .joined_clips import Joiner
-from .own_rows import FoundRow, folder_rows, manifest_fault, manifest_rows
+from .own_rows import KALDI_TABLES, FoundRow, folder_rows, manifest_fault, manifest_rows
 from .row_items import SPLIT_OF, USUAL, RowMapping, task_of, transcript_of
 from .sources.base import OPEN_LICENSES, Fact, Item, Reject, Source, nearest
 
@@ -117,27 +117,29 @@ def _read(root: Path, **block: Any) -> Iterator[Item | Reject]:
             yield row
             continue
         for item in mapping.items(row):
-            if isinstance(item, Item) and (again := _seen_before(item, seen)):
+            if isinstance(item, Reject):
+                yield item
+                continue
+            if again := _seen_before(item, seen):
                 yield Reject(item.where, "duplicate id")
                 item = replace(item, facts=tuple(fact for fact in item.facts if fact not in again))
                 if not item.facts:
                     continue
-            if isinstance(item, Item) and (text := transcript_of(item.facts)):
+            if text := transcript_of(item.facts):
                 item = replace(item, facts=(*item.facts, *made_questions.made(item.id, text, shares, known)))
-            if isinstance(item, Item):
-                yield from joiner.add(item)
-            yield _placed(item, in_instruct) if isinstance(item, Item) and in_instruct else item
+            yield from joiner.add(item)
+            yield _placed(item, in_instruct) if in_instruct else item
     yield from joiner.rest()
 
 
 def _seen_before(item: Item, seen: set[int]) -> list[Fact]:
-    """Return the facts of an item whose task an earlier item of the same id has, and remember the others.
+    """Return the facts of an item that an earlier item of the same id has as well, and remember the others.
 
-    Hashes are remembered instead of ids, which of millions of rows would take gigabytes.
+    Hashes are remembered, since the ids of millions of rows would take gigabytes.
     """
     again = []
     for fact in item.facts:
-        key = hash((item.id, fact.task))
+        key = hash((item.id, fact.task, fact.granularity))
         if key in seen:
             again.append(fact)
         seen.add(key)
@@ -244,7 +246,8 @@ def _paths(block: Mapping[str, Any], base: Path) -> list[Path]:
 def _files_of(block: Mapping[str, Any], base: Path) -> Iterator[Path]:
     """Yield the files of a block's manifests; a Kaldi folder is a manifest of several."""
     for path in _paths(block, base) if "manifest" in block else ():
-        yield from filter(Path.is_file, sorted(path.iterdir()) if path.is_dir() else [path])
+        files = [path / name for name in (*KALDI_TABLES, "text")] if path.is_dir() else [path]
+        yield from filter(Path.is_file, files)
 
 
 def _kind(block: Mapping[str, Any]) -> str:

@@ -64,7 +64,8 @@ def write_chats(
         The chats in the file, and how many of them are from an earlier call.
 
     Raises:
-        ValueError: there is no such model, it has no chat template, it writes no chats, or `out` holds something else.
+        ValueError: there is no such model, it has no chat template, it writes no chats, or `out` has another
+            ending or holds something else.
     """
     local = Path(llm).expanduser()
     # Only for folders, devices and the model's own files: `_kept` checks the content of others.
@@ -76,7 +77,7 @@ def write_chats(
         progress(min(there, chats), chats)
         if there >= chats:
             return there, there
-        if out.suffix != ".jsonl":  # as `import-chats` expects
+        if out.suffix not in (".jsonl", ".json"):  # `import-chats` knows JSON lines in both
             raise ValueError(f"{out} is to hold chats as JSON lines; name a file that ends in .jsonl")
         model = ChatModel(llm, device)
         mode = "w" if overwrite else "a"

@@ -179,7 +179,8 @@ class EvalCorpus:
     def row_of(self, answer_id: str) -> Question | None:
         """Return the row that an answer is about, by its id; `id#1` is a repeat of it, `id~wording` a reworded one.
 
-        None if the data has no such row.
+        Returns:
+            None if the data has no such row.
         """
         first = answer_id.rpartition("#")[0] or answer_id
         return next(filter(None, map(self._by_id.get, (answer_id, first, first.rpartition("~")[0]))), None)

@@ -907,7 +907,7 @@ def _as_dict(message: Any) -> Any:
 def _with_parts(
     conversations: list[list[dict[str, Any]]], change: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> list[list[dict[str, Any]]]:
-    """Return conversations with `change` of every part, in reading order; a content that is one text stays."""
+    """Return conversations with each part replaced by `change` of it, in order; a content that is a string stays."""
     return [
         [
             message

@@ -218,7 +218,8 @@ class Source:
         eval_share: the part of the speakers held out for evaluation if the corpus names no test split.
         synthetic: True if the source itself is made by synthesis.
         root: the folder it lies in; set by `at`.
-        manifests: files that list its rows, of people's own data: a build does not go on from other contents.
+        manifests: the files that list its rows, of a block of the user's own data; a build does not go on once their
+            contents have changed.
     """
 
     name: str

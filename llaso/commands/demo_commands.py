@@ -86,4 +86,4 @@ def _check_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except (OSError, OverflowError) as error:
-            raise ValueError(f"--host {host} --port {port}: {error}; name another") from None
+            raise ValueError(f"--host {host} --port {port}: {error}; choose another address or port") from None

@@ -82,7 +82,7 @@ def run_serve(arguments: argparse.Namespace) -> None:
 
 
 def model_name(model: str) -> str:
-    """Return the name of a model in requests: its Hub id, or the name of its folder."""
+    """Return the name of a model in requests and on the demo's page: its Hub id, or the name of its folder."""
     path = Path(model).expanduser()
     return path.resolve().name if path.exists() else model
 

@@ -16,7 +16,7 @@ import yaml
 from dataset_scripts import draw, inspect_source
 from dataset_scripts.files import json_lines
 from dataset_scripts.own_rows import MANIFESTS
-from dataset_scripts.row_items import SPLIT_OF
+from dataset_scripts.row_items import SPLIT_OF, pick
 from dataset_scripts.sources.base import Reject
 from llaso_common.atomic_write import write_atomically
 
@@ -74,7 +74,7 @@ def speech_sources(said: str, out: Path) -> Path:
     rows = _first_rows(block)
     if any(isinstance(row.get("age"), int | float) for row in rows):
         block["tasks"][AGE] = "age"
-    texts = [str(row[text]) for row in rows if row.get(text)]
+    texts = [value for row in rows if isinstance(value := pick(row, text), str) and value]
     if texts and sum(each == each.lower() for each in texts) > len(texts) / 2:
         block["lowercase"] = True
     block["in_instruct"] = {code: share for code, share in IN_INSTRUCT.items() if code in block["tasks"]}
@@ -115,7 +115,8 @@ def _halved(file: Path, out: Path, speaker: str, text: str) -> dict[str, Path]:
     for number, row in json_lines(file):
         if isinstance(row, Reject):
             raise ValueError(f"{row.where}: {row.reason}; mend or remove the line")
-        key = next((str(row[name]) for name in (speaker, text) if row.get(name)), f"line {number}")
+        said = [value for name in (speaker, text) if isinstance(value := pick(row, name), str | int | float)]
+        key = next((str(value) for value in said if str(value).strip()), f"line {number}")
         halves["test" if draw.unit(0, key, "half") < 0.5 else "validation"].append(json.dumps(row))
     written = {}
     for split, lines in halves.items():

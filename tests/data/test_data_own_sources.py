@@ -760,6 +760,28 @@ def test_a_manifest_that_has_changed_is_not_built_into_the_same_folder(tmp_path:
         build("align", [only(tmp_path, **block)], tmp_path / "out", **settings)
 
 
+def test_two_variants_of_one_task_in_a_row_are_no_duplicates(tmp_path: Path):
+    rows = [row | {"accent": "Telugu", "region": "South Asia"} for row in clips(tmp_path, 2)]
+    tasks = {"AC.fine": "accent", "AC.coarse": "region"}
+    values = {"accent": ["Telugu", "Tamil"], "region": ["South Asia", "East Asia"]}
+    manifest = str(json_lines(tmp_path / "rows.jsonl", rows))
+    items, rejects = found(only(tmp_path, manifest=manifest, tasks=tasks, values=values))
+    assert not rejects and [{fact.granularity for fact in item.facts} for item in items] == [{"fine", "coarse"}] * 2
+
+
+def test_the_tables_of_a_kaldi_folder_are_its_manifests_and_other_files_are_not(tmp_path: Path):
+    rows = clips(tmp_path / "audio", 4)
+    block = as_kaldi(tmp_path, tmp_path / "audio", rows)
+    folder = tmp_path / str(block["manifest"])
+    listed = {path.name for path in only(tmp_path, **block).manifests}
+    assert {"wav.scp", "text"} <= listed
+    (folder / "notes.txt").write_text("mine")
+    assert {path.name for path in only(tmp_path, **block).manifests} == listed
+    (folder / "spk2gender").unlink()
+    fewer = only(tmp_path, **block | {"tasks": {"ASR": "text"}})
+    assert {path.name for path in fewer.manifests} == listed - {"spk2gender"}
+
+
 def test_json_lines_may_begin_with_a_list(tmp_path: Path):
     rows = clips(tmp_path, 1)
     items, rejects = found(only(tmp_path, manifest=str(json_lines(tmp_path / "rows.jsonl", ["[1]", *rows]))))

@@ -153,7 +153,8 @@ def test_shared_rows_and_missing_comparisons_are_said(run: Path):
     leakage = json.loads(file.read_text())
     assert "shares no recording, speaker or sentence" in write_card(run)
     file.write_text(json.dumps({**leakage, "shared_by_nature": {"vctk": ["sentence"], "meld": ["speaker"]}}))
-    assert "but for what these share by nature: vctk its sentences, meld its speakers." in write_card(run)
+    shared = "but for what sources share by their nature: the sentences of vctk; the speakers of meld."
+    assert shared in write_card(run)
     file.write_text(json.dumps({**leakage, "clean": False}))
     assert "**Training and evaluation share rows**" in write_card(run)
     file.write_text(json.dumps({**leakage, "compared": {}}))

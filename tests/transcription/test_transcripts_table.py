@@ -165,7 +165,7 @@ def test_mistakes_are_told_before_anything_is_transcribed(root, tmp_path, monkey
     (tmp_path / "file").touch()
     for options, message in (
         ([str(tmp_path / "file")], "File exists|is a file"),
-        ([str(tmp_path / "new"), "--whisper", "nowhere"], "--whisper nowhere: there is no Whisper"),
+        ([str(tmp_path / "new"), "--whisper", "nowhere"], "--whisper nowhere: no Whisper was found"),
         ([str(tmp_path / "new"), "--ctc-corpus", str(tmp_path / "none")], "none"),
     ):
         with pytest.raises((ValueError, OSError), match=message):

@@ -93,5 +93,5 @@ def is_peer_lost(error: BaseException) -> bool:
     """Return whether an error means that another process of the group has gone, rather than a failure here."""
     if isinstance(error, torch.distributed.DistError):
         return True
-    alone = not torch.distributed.is_initialized()
-    return not alone and isinstance(error, RuntimeError) and any(mark in str(error) for mark in PEER_MARKS)
+    together = torch.distributed.is_initialized()
+    return together and isinstance(error, RuntimeError) and any(mark in str(error) for mark in PEER_MARKS)
