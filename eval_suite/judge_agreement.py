@@ -53,8 +53,11 @@ def read_ratings(path: Path) -> Ratings:
             if not isinstance(record, dict):
                 continue
             score = readers.judge_score(record["score"] if "score" in record else record.get("evaluation"))
+            name = str(record.get("id", record.get("index")))
             if score is not None and score.is_integer():
-                scores[file.stem, str(record.get("id", record.get("index")))] = int(score)
+                scores[file.stem, name] = int(score)
+            elif score is not None:
+                logger.warning("%s: the score %g of %s is no whole number and is left out", file, score, name)
     if not scores:
         raise ValueError(f"{path}: no judgement here; expected the <file>.jsonl of a judge or gpt_result folder")
     return scores

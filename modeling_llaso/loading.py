@@ -119,7 +119,7 @@ def load(name: str, device: str | None = None) -> tuple[Any, Any]:
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} cannot be used: {_first_line(error)}") from error
     refuse_other_models(folder)
     processor = AutoProcessor.from_pretrained(folder)

@@ -13,8 +13,8 @@ CLIPS = ("wav", "aac", "*/wav", "*/aac", "*/*/wav", "*/*/aac")
 """Folders that hold one folder for each speaker: wav/ in VoxCeleb1, aac/ in VoxCeleb2, at the top or in up to two
 folders, such as dev/ or test/."""
 
-DECODED = (".wav", ".flac")
-"""What stands in the place of an .m4a of the same name: it needs no extra."""
+WITHOUT_EXTRA = (".wav", ".flac")
+"""Endings of clips that need no extra; such a clip is taken in place of an .m4a of the same name."""
 
 
 def read(root: Path) -> Iterator[Item | Reject]:
@@ -48,8 +48,10 @@ def read(root: Path) -> Iterator[Item | Reject]:
             found = False
             for folder in folders:
                 for clip in sorted((folder / speaker).glob("*/*")):
-                    converted = clip.suffix == ".m4a" and any(clip.with_suffix(kind).exists() for kind in DECODED)
-                    if clip.suffix in (*DECODED, ".m4a") and not converted:
+                    converted = clip.suffix == ".m4a" and any(
+                        clip.with_suffix(kind).exists() for kind in WITHOUT_EXTRA
+                    )
+                    if clip.suffix in (*WITHOUT_EXTRA, ".m4a") and not converted:
                         id = f"{speaker}/{clip.parent.name}/{clip.stem}"
                         split = "test" if cells[part] == "test" else ""
                         yield Item(id, facts, (Recording(str(clip)),), speaker=speaker, split=split, where=where)

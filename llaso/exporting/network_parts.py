@@ -1,9 +1,9 @@
 """The three parts of a model that other runtimes run, each a module that `torch.export` takes, with open lengths.
 
 `audio` turns log-mel windows into audio embeddings, `embed` token ids into text embeddings, and `decoder` embeddings,
-with the keys and values of what came before, into logits. Whoever runs them puts the audio embeddings in the place of
-the placeholders, and feeds the keys and values back. Names of inputs and outputs are those that transformers.js and
-optimum use.
+with the keys and values of what came before, into logits. The program that runs them puts the audio embeddings in the
+place of the placeholders, and feeds the keys and values back. Names of inputs and outputs are those that
+transformers.js and optimum use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What LlasoProcessor does, by NumPy, Jinja and tokenizers alone: for a program that runs exported files.
+"""Prepares inputs as LlasoProcessor does, by NumPy, Jinja and tokenizers alone, for programs that run exports.
 
 Conversations and recordings go in; token ids with a placeholder for each audio token and Whisper's log-mel come out,
 the same as the processor's (tests hold them against each other).

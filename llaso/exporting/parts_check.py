@@ -34,7 +34,7 @@ class PartsComparison:
 
     @property
     def equal(self) -> bool:
-        """Whether the ids are the same and the logits close."""
+        """Return whether the ids are the same and the logits close."""
         return self.ours == self.theirs and self.gap <= CLOSE
 
     def described(self) -> str:

@@ -8,7 +8,7 @@ from llaso.progress import Report
 from llaso_common.hub_errors import plain_errors
 
 ENCODER, LLM = "openai/whisper-base", "HuggingFaceTB/SmolLM2-135M-Instruct"
-"""What is fetched unless folders or other ids are named: 72.6 M and 134.5 M parameters."""
+"""The default parts, of 72.6 M and 134.5 M parameters; the command may name folders or other ids instead."""
 WANTED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 """Files that are fetched; other forms of the same weights are left on the Hub."""
 

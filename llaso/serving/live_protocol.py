@@ -39,7 +39,7 @@ class ServerVad(RequestModel):
 
 
 class LiveInput(RequestModel):
-    """What is sent and how it is cut; `turn_detection: null` leaves the cutting to the client's commits."""
+    """What audio a client sends and how it is cut; with `turn_detection: null` only the client's commits cut it."""
 
     nullable: ClassVar[frozenset[str]] = frozenset({"turn_detection"})
 

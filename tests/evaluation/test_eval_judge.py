@@ -362,10 +362,11 @@ def values(found: dict) -> dict:
     return {name: one["value"] for name, one in found.items() if isinstance(one, dict)}
 
 
-def test_a_score_between_two_numbers_is_left_out_of_agreement(tmp_path):
+def test_a_score_between_two_numbers_is_left_out_of_agreement(tmp_path, caplog):
     lines = [{"id": str(n), "score": score} for n, score in enumerate((3, 3.9, 4.0))]
     (tmp_path / "AQA.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert read_ratings(tmp_path) == {("AQA", "0"): 3, ("AQA", "2"): 4}
+    assert "the score 3.9 of 1 is no whole number and is left out" in caplog.text
 
 
 def test_agreement_of_two_judges():
